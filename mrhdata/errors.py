@@ -1,0 +1,25 @@
+"""The exceptions that users can catch. All derive from :class:`MrhdataError`."""
+
+
+class MrhdataError(Exception):
+    """Something the user can put right; its message says how."""
+
+
+class FormatError(MrhdataError, OSError):
+    """A file is missing, damaged, of an unknown format, or may not be written."""
+
+
+class GridError(MrhdataError, ValueError):
+    """Shapes, spacings, affines or world spaces do not fit together."""
+
+
+class DataError(MrhdataError, ValueError):
+    """Values that cannot be used: not finite, an empty mask, too few rows."""
+
+
+class CatalogError(MrhdataError, ValueError):
+    """A catalogue is malformed, unsafe, or has no such entry."""
+
+
+class ModelError(MrhdataError, ValueError):
+    """A model is unknown, damaged, or does not fit the inputs it is given."""

@@ -1,0 +1,39 @@
+"""Shared fixtures: volumes that every test may use, and the real data where there are any."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from mrhdata.volume import from_array
+
+SHARED = Path(os.environ.get("MRHDATA_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+
+#: `make check` runs random tests at full counts.
+FULL = bool(os.environ.get("MRHDATA_FULL"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of small real volumes; the tests that need it are skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real volumes are not at {SHARED}")
+    return SHARED
+
+
+def oblique_affine(angles=(10, -20, 15), spacing=(0.1, 0.2, 0.3), flip=(1, 1, 1), origin=(1.0, -2.0, 3.0)):
+    """Affine of a rotated, anisotropic grid in file order (first axis nearest R where `angles` are small)."""
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = turn @ np.diag(np.multiply(spacing, flip))
+    affine[:3, 3] = origin
+    return affine
+
+
+@pytest.fixture
+def oblique():
+    """An oblique, anisotropic uint16 volume stored in R, A, S order, 5 x 6 x 7 voxels."""
+    values = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype(np.uint16)
+    return from_array(values, affine=oblique_affine(), name="t2w", modality="mri")
