@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from mrhdata import errors, volume
 
 if TYPE_CHECKING:
-    from mrhdata import phantom
+    from mrhdata import models, phantom
+    from mrhdata.catalog import open_catalog
+    from mrhdata.contrasts import sensitivity
     from mrhdata.conversion import convert
     from mrhdata.formats import read, write
     from mrhdata.patching import patches
+    from mrhdata.prediction import predict
+    from mrhdata.training import fit
 
 __version__ = "0.1.0"
 
@@ -24,17 +28,27 @@ _HOME = {
     "read": "formats",
     "write": "formats",
     "convert": "conversion",
+    "open_catalog": "catalog",
     "phantom": "phantom",
     "patches": "patching",
+    "models": "models",
+    "fit": "training",
+    "predict": "prediction",
+    "sensitivity": "contrasts",
 }
 
 __all__ = [
     "__version__",
     "convert",
     "errors",
+    "fit",
+    "models",
+    "open_catalog",
     "patches",
     "phantom",
+    "predict",
     "read",
+    "sensitivity",
     "volume",
     "write",
 ]

@@ -1,0 +1,171 @@
+"""What a network is and was trained on, and both on disk: ``model.safetensors`` and ``config.json``.
+
+Nothing in a model folder is code: the network is named from a table, the weights are plain numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrhdata.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Offset and factor of each channel: ``(value - offset) / factor`` is what the network sees."""
+
+    offset: tuple[float, ...]
+    factor: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A network and what it was trained on.
+
+    Attributes
+    ----------
+    name, config
+        As given to :func:`mrhdata.models.create`.
+    channels : tuple of str
+        Inputs in order.
+    patch : tuple of int or None
+        z, y, x of the training patches.
+    axis : int or None
+        For a 2D network, the axis (0 z, 1 y, 2 x) its planes are stacked along.
+    spacing_mm : tuple of float or None
+        Of the training inputs.
+    inputs, target : Scale or None
+        Intensity scales, fixed at training: prediction never measures its own.
+    """
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    patch: tuple[int, int, int] | None = None
+    axis: int | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    inputs: Scale | None = None
+    target: Scale | None = None
+
+
+def physical(model: nn.Module, x: Tensor) -> Tensor:
+    """Run a trained network on raw patches (B, C, z, y, x); the result has the target's units.
+
+    Scales are applied, and for a 2D network the fixed axis is taken away and put back.
+    """
+    spec: Spec = model.spec  # type: ignore[assignment]
+    if spec.inputs is None or spec.target is None:
+        raise ModelError(f"{spec.name} has no intensity scales: train it with mrhdata.fit, or load a trained one")
+    return _scaled(network_on(model, scaled(x, spec.inputs)), spec.target)
+
+
+def network_on(model: nn.Module, x: Tensor) -> Tensor:
+    """Run a network on (B, C, z, y, x), whether it takes 2 or 3 spatial axes."""
+    spec: Spec = model.spec  # type: ignore[assignment]
+    if model.ndim == 3:
+        return model(x)
+    axis = 2 + (spec.axis or 0)
+    if x.shape[axis] != 1:
+        raise ModelError(
+            f"{spec.name} works on planes, but axis {axis - 2} of the patch is {x.shape[axis]} long; use 1"
+        )
+    return model(x.squeeze(axis)).unsqueeze(axis)
+
+
+def scaled(x: Tensor, scale: Scale) -> Tensor:
+    """Raw values (B, C, z, y, x) as the network sees them."""
+    return (x - _per_channel(x, scale.offset)) / _per_channel(x, scale.factor)
+
+
+def _scaled(x: Tensor, scale: Scale) -> Tensor:
+    return x * _per_channel(x, scale.factor) + _per_channel(x, scale.offset)
+
+
+def _per_channel(x: Tensor, values: tuple[float, ...]) -> Tensor:
+    return x.new_tensor(values).reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write a network to a folder, which appears when it is complete and replaces an older one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Made by :func:`mrhdata.models.create`.
+    folder : path
+
+    Examples
+    --------
+    >>> import tempfile, mrhdata
+    >>> model = mrhdata.models.create("mrhnet", in_channels=5, blocks=1)
+    >>> folder = tempfile.mkdtemp() + "/net"
+    >>> save(model, folder)
+    >>> load(folder).spec == model.spec
+    True
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    draft = target.with_name(f".{uuid.uuid4().hex[:8]}.partial.{target.name}")
+    draft.mkdir(parents=True)
+    try:
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(state, draft / "model.safetensors")
+        (draft / "config.json").write_text(json.dumps(asdict(model.spec), indent=2) + "\n", encoding="utf-8")  # type: ignore[call-overload]
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def load(folder: str | os.PathLike[str]) -> nn.Module:
+    """Read a network from a folder.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or damaged, or the weights do not fit the network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from mrhdata import models
+
+    path = Path(folder)
+    try:
+        spec = _spec(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        state = load_file(path / "model.safetensors")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is no model folder: {error.filename or error} is missing") from error
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); save the model again") from error
+    model = models.create(spec.name, **spec.config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: the weights do not fit {spec.name} with {spec.config}; save the model again"
+        ) from error
+    model.spec = spec  # type: ignore[assignment]
+    return model.eval()
+
+
+def _spec(content: dict[str, Any]) -> Spec:
+    unknown = set(content) - {f.name for f in fields(Spec)}
+    if unknown:
+        raise ValueError(f"unknown keys {sorted(unknown)}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    for key in ("inputs", "target"):
+        if values.get(key) is not None:
+            values[key] = Scale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
+    return Spec(**values)

@@ -1,0 +1,1 @@
+"""Steps from volume to volume before training: ``maps`` makes parameter maps of raw MRI signals."""
