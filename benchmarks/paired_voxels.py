@@ -63,9 +63,7 @@ def main(path):
     result = sensitivity(table, target, threshold=THRESHOLD, blocks=blocks, train=train, predictions=maps)
     print(f"\nin-sample, all {rows} rows")
     print(in_sample.table.round(5).to_string())
-    print(
-        f"\ntest on the last {result.rows} rows, AF < {THRESHOLD} in {result.positives}, {result.blocks} blocks of 50 rows"
-    )
+    print(f"\ntest: the last {result.rows} rows, AF < {THRESHOLD} in {result.positives}, {result.blocks} blocks")
     print(result.table.round(4).to_string())
     seeds = result.table[result.table.contrast.str.fullmatch(r"mrhnet \d")]
     print(f"mean of {len(seeds)} seeds: R2 {seeds.r2.mean():.4f}, AUC {seeds.auc.mean():.4f}")

@@ -232,7 +232,8 @@ def sensitivity(
         table, truth, guesses, fitting = _rows_of_volumes(contrasts, histology, predictions, train, where, edge)
     testing = ~fitting if train is not None else fitting
     features = table.drop(columns=[c for c in PLACE if c in table])
-    _check_finite(features.assign(histology=truth, **guesses))
+    _check_finite(features.assign(histology=truth))
+    _check_finite(pd.DataFrame({name: values[testing] for name, values in guesses.items()}))
     candidates = _candidates(features, truth, guesses, fits, fitting, testing)
     truth = truth[testing]
     block = np.unique(table["block"].to_numpy()[testing], return_inverse=True)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,7 +248,7 @@ class _Run:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-        except (RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(f"{path} is no checkpoint of this training; remove it to start anew") from error

@@ -37,3 +37,29 @@ def oblique():
     """An oblique, anisotropic uint16 volume stored in R, A, S order, 5 x 6 x 7 voxels."""
     values = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype(np.uint16)
     return from_array(values, affine=oblique_affine(), name="t2w", modality="mri")
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A small trained MRH-Net, its history, its inputs (two contrasts) and its target, on one oblique grid."""
+    import mrhdata
+    from mrhdata.training import Training
+
+    rng = np.random.default_rng(0)
+    affine = oblique_affine()[:, [2, 1, 0, 3]]
+    a, b = (from_array(rng.random((12, 10, 14)).astype(np.float32), affine=affine) for _ in range(2))
+    target = from_array((300 + 100 * a.values - 50 * b.values).astype(np.float32), affine=affine)
+    inputs = {"a": a, "b": b}
+    train = mrhdata.patches(
+        {k: v.isel(y=slice(0, 6)) for k, v in inputs.items()},
+        target.isel(y=slice(0, 6)),
+        shape=3,
+        stride=1,
+        plane="coronal",
+    )
+    held = mrhdata.patches(
+        {k: v.isel(y=slice(7, 10)) for k, v in inputs.items()}, target.isel(y=slice(7, 10)), shape=3, plane="coronal"
+    )
+    model = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)
+    history = mrhdata.fit(model, train, held, Training(epochs=6, batch_size=32, learning_rate=3e-3), progress=False)
+    return model, history, inputs, target

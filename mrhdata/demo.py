@@ -1,0 +1,366 @@
+"""The main job from end to end: raw files to a scored map of histology, and a report.
+
+On the phantom: files, OME-Zarr and a catalogue, patches, training, a whole-brain map, and how sensitive
+every contrast is. With ``data``: the same on real volumes and on the published voxel pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from mrhdata import catalog, conversion, formats, models, phantom
+from mrhdata.contrasts import Fit, Sensitivity, row_blocks, sensitivity, voxel_table
+from mrhdata.errors import FormatError
+from mrhdata.methods import mrhnet
+from mrhdata.patching import patches
+from mrhdata.prediction import predict, predict_rows
+from mrhdata.prepare import maps
+from mrhdata.reporting import Section, readable, write_page
+from mrhdata.training import fit
+from mrhdata.viewing import roc_curves, slices
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Group = Mapping[str, xr.DataArray]
+
+#: Volume of the phantom -> ending of the raw file it is written to, as labs keep them.
+RAW = {
+    "t2w": ".nii.gz",
+    "mt_off": ".mnc",
+    "mt_on": ".mnc",
+    "dwi2000": ".nii.gz",
+    "dwi5000": ".nii.gz",
+    "af": ".nrrd",
+    "af_clean": ".nrrd",
+    "mask": ".mha",
+}
+INPUTS = ("dwi2000", "dwi5000", "t2w", "mt_off", "mt_on")
+TRAIN, VALIDATION, TEST = ("01", "02"), "03", "04"
+
+#: Positive are voxels below this percentile of the training subjects' autofluorescence.
+PERCENTILE = 20
+
+#: Coronal blocks of the real brain in planes, their roles from back to front, and the gap left at the start
+#: of each: three planes, as wide as a patch.
+BLOCK_PLANES, GAP_PLANES = 11, 3
+ROLES = ("train", "test", "train", "validation", "train", "test")
+
+
+def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None, seed: int = 0) -> Path:
+    """Run the main job and write the report.
+
+    Parameters
+    ----------
+    folder : path
+        Everything is written here; results of an earlier run are replaced.
+    data : path, optional
+        Folder of real volumes; the same path then runs on ``mouse-mri-histology`` and ``mrhnet`` in it.
+    seed : int
+        Of the subjects, the networks' weights and the order of patches.
+
+    Returns
+    -------
+    report : Path
+        The HTML page.
+
+    Raises
+    ------
+    mrhdata.errors.FormatError
+        A real volume is missing; the message says where to get it.
+    """
+    start = time.perf_counter()
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    jobs: list[Callable[[], list[Section]]] = [lambda: _on_phantom(out / "phantom", seed, say)]
+    if data is not None:
+        mouse, pairs = _find(Path(data), "mouse-mri-histology"), _find(Path(data), "mrhnet/paired_voxels.csv.gz")
+        jobs = [lambda: _on_mouse(out / "mouse", mouse, seed, say), lambda: _on_pairs(out / "pairs", pairs, seed, say)]
+    sections = [section for job in jobs for section in job()]
+    report = out / "report.html"
+    write_page(report, "From MRI to virtual histology", sections)
+    say(f"{time.perf_counter() - start:.0f} s. Report: {report}")
+    return report
+
+
+def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+    """Phantom brains, from raw files to scores."""
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"1/5 four digital mouse brains as raw files, converted to OME-Zarr, in {out}")
+    cat = _phantom_catalogue(out, seed)
+    subjects = {s: cat.select(subject=s) for s in (*TRAIN, VALIDATION, TEST)}
+    say("2/5 patches of 3 x 3 voxels and 67 channels")
+    train = _planned([subjects[s] for s in TRAIN], stride=(2, 1, 2))
+    validation = _planned([subjects[VALIDATION]], stride=(4, 3, 4))
+    say(f"    training {train}\n    validation {validation}")
+    say("3/5 training MRH-Net, 4 loop blocks")
+    model = models.create("mrhnet", in_channels=len(train.channels), blocks=4, seed=seed)
+    history = fit(model, train, validation, replace(mrhnet.CORRECTED, seed=seed))
+    models.save(model, out / "mrhnet")
+    say(f"4/5 map of the whole brain of subject {TEST}")
+    test = subjects[TEST]
+    mapped = predict(
+        model, _inputs(test), out / "virtual-af.zarr", where=test["mask"], name="virtual_af", overwrite=True
+    )
+    say("5/5 sensitivity of every contrast, of fits, of the map, and of the true tissue as the ceiling")
+    result, raw = _phantom_scores(subjects, mapped)
+    result.table.to_csv(out / "sensitivity.csv", index=False)
+    singles = result.table[result.table["model"] == "single"]["contrast"].tolist()
+    fits = [name for name in result.table["contrast"] if name.startswith(("linear", "quadratic"))]
+    named = ["MRH-Net", "true tissue", *fits, *_shown(singles, raw)]
+    differences = [(singles[0], "best single contrast"), (fits[0], "best per-voxel fit")]
+    _say_scores(say, result, named)
+    shown = {"T2w": test["t2w"], "AF histology": test["af"], "MRH-Net": mapped, "true tissue": test["af_clean"]}
+    return [
+        Section(
+            "Phantom: virtual autofluorescence of a brain never seen",
+            [
+                f"MRH-Net was trained on {len(train)} patches of subjects {' and '.join(TRAIN)} in "
+                f"{history.seconds:.0f} s, kept the weights of epoch {history.best_epoch + 1} by subject "
+                f"{VALIDATION}, and was mapped over subject {TEST}. Fits were made on the training subjects.",
+                f"Positive: autofluorescence below {result.threshold:.3f} (percentile {PERCENTILE} of the training "
+                f"subjects), {result.positives} of {result.rows} voxels. Intervals: {result.level:.0%}, block "
+                f"bootstrap over {result.blocks} cubes of 8 voxels.",
+                *(_difference(result, "MRH-Net", name, label) for name, label in differences),
+                f"All {len(singles)} single contrasts stand in {out / 'sensitivity.csv'}; below, the best raw images.",
+            ],
+            readable(result, named),
+            [
+                (roc_curves(result, ["true tissue", "MRH-Net", fits[0], singles[0]]), "ROC curves on the test subject"),
+                (slices(shown), "Slices of the test subject: input, histology, prediction, true tissue"),
+            ],
+        )
+    ]
+
+
+def _phantom_catalogue(out: Path, seed: int) -> catalog.Catalog:
+    """Write raw files of four subjects, convert each to OME-Zarr, list them."""
+    entries: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, subject in enumerate(tqdm((*TRAIN, VALIDATION, TEST), desc="subjects", unit="brain")):
+        brain = phantom.mouse_brain(seed=1000 * seed + number)
+        folder = out / f"sub-{subject}"
+        (folder / "raw").mkdir(parents=True, exist_ok=True)
+        for name, ending in RAW.items():
+            raw, store = folder / "raw" / (name + ending), folder / f"{name}.zarr"
+            formats.write(brain[name], raw, overwrite=True)
+            held = {key: brain[name].attrs[key] for key in ("kind", "modality", "units")}
+            conversion.convert(raw, store, overwrite=True, space="phantom", name=name, **held)
+            relative = store.relative_to(out).as_posix()
+            entries[f"sub-{subject}_{name}"] = (
+                relative,
+                {"subject": subject, "role": name, **held, "space": "phantom"},
+            )
+    catalog.write(out / "catalog.yaml", "Phantom mouse brains", entries, licence="MIT")
+    return catalog.open_catalog(out / "catalog.yaml")
+
+
+def _inputs(subject: Group) -> dict[str, xr.DataArray]:
+    return {name: subject[name] for name in INPUTS}
+
+
+def _planned(subjects: Sequence[Group], stride: tuple[int, int, int]) -> Any:
+    return patches(
+        [_inputs(s) for s in subjects],
+        [s["af"] for s in subjects],
+        shape=mrhnet.PATCH,
+        stride=stride,
+        plane="coronal",
+        where=[s["mask"] for s in subjects],
+    )
+
+
+def _phantom_scores(subjects: Mapping[str, Group], mapped: xr.DataArray) -> tuple[Sensitivity, list[str]]:
+    """Rows of the training subjects to fit on and of the test subject to score, and the raw images' names."""
+    tables, raw = [], []
+    for subject in (*TRAIN, TEST):
+        brain = subjects[subject]
+        guesses = {"MRH-Net": mapped} if subject == TEST else {}
+        columns = {**_maps(brain), **_inputs(brain), "AF": brain["af"], "true tissue": brain["af_clean"], **guesses}
+        table = voxel_table({k: v for k, v in columns.items() if k != "t2w"}, brain["mask"])
+        tables.append(table.assign(subject=subject))
+        raw = [str(c) for c in table if ":" in str(c)] + ["mt_off", "mt_on", "T2w"]
+    table = pd.concat(tables, ignore_index=True)
+    train = table.pop("subject").to_numpy() != TEST
+    truth = table.pop("AF").to_numpy()
+    fits = [
+        Fit("linear, 5 maps", 1, list(_maps(subjects[TEST]))),
+        Fit("quadratic, 5 maps", 2, list(_maps(subjects[TEST]))),
+        Fit("linear, 67 images", 1, raw),
+    ]
+    guessed = {name: table.pop(name).to_numpy() for name in ("MRH-Net", "true tissue")}
+    threshold = float(np.percentile(truth[train], PERCENTILE))
+    return sensitivity(table, truth, threshold=threshold, fits=fits, predictions=guessed, train=train), raw
+
+
+def _maps(brain: Group) -> dict[str, xr.DataArray]:
+    """The five parameter maps that stand for single markers."""
+    return {
+        "T2w": brain["t2w"],
+        "MTR": maps.mtr(brain["mt_off"], brain["mt_on"]),
+        "D2000": maps.diffusivity(brain["dwi2000"], b0s=2, b=2.0),
+        "D5000": maps.diffusivity(brain["dwi5000"], b0s=2, b=5.0),
+        "anisotropy": maps.anisotropy(brain["dwi2000"], b0s=2),
+    }
+
+
+def _shown(singles: list[str], raw: list[str]) -> list[str]:
+    """The maps, and of the raw images the best three."""
+    return [s for s in singles if s not in raw or s == "T2w"] + [s for s in singles if s in raw and s != "T2w"][:3]
+
+
+def _on_mouse(out: Path, source: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+    """DSURQE T2w to the CCF autofluorescence template, split by coronal blocks."""
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"real volumes: MINC to OME-Zarr, in {out}")
+    files = {
+        "t2w": ("DSURQE_CCFv3_average_200um.mnc", "image", "mri"),
+        "af": ("average_template_200um.mnc", "image", "histology"),
+        "mri_mask": ("DSURQE_CCFv3_mask_200um.mnc", "mask", "mri"),
+        "af_mask": ("average_template_200um_mask.mnc", "mask", "histology"),
+    }
+    entries: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, (file, kind, modality) in files.items():
+        store = out / f"{name}.zarr"
+        conversion.convert(source / file, store, overwrite=True, kind=kind, modality=modality, space="CCFv3", name=name)
+        entries[name] = (store.name, {"role": name, "modality": modality, "kind": kind, "space": "CCFv3"})
+    catalog.write(out / "catalog.yaml", "DSURQE MRI and CCFv3 template", entries, licence="cite, non-commercial")
+    brain = catalog.open_catalog(out / "catalog.yaml").select(space="CCFv3")
+    mask = (brain["mri_mask"] * brain["af_mask"].mrh.like(brain["mri_mask"])).rename("mask")
+    mask = mask.assign_attrs(brain["mri_mask"].attrs)
+    regions = _coronal_blocks(mask.sizes["y"])
+    model, planned = _trained_on_blocks(brain, mask, regions, seed)
+    models.save(model, out / "mrhnet")
+    mapped = predict(model, brain["t2w"], out / "virtual-af.zarr", where=mask, name="virtual_af", overwrite=True)
+    table = voxel_table({"T2w": brain["t2w"], "AF": brain["af"], "MRH-Net": mapped}, mask)
+    role = np.full(mask.sizes["y"], "gap", dtype=object)
+    for name, low, high in regions:
+        role[low:high] = name
+    roles = role[table["y"].to_numpy()]
+    table = table[np.isin(roles, ["train", "test"])].reset_index(drop=True)
+    train = roles[np.isin(roles, ["train", "test"])] == "train"
+    truth, guess = table.pop("AF").to_numpy(), table.pop("MRH-Net").to_numpy()
+    correlation = float(np.corrcoef(voxel_table({"a": brain["t2w"], "b": brain["af"]}, mask)[["a", "b"]].T)[0, 1])
+    threshold = float(np.percentile(truth[train], PERCENTILE))
+    fits = [Fit("quadratic in T2w", 2), Fit("cubic in T2w", 3)]
+    result = sensitivity(table, truth, threshold=threshold, fits=fits, predictions={"MRH-Net": guess}, train=train)
+    result.table.to_csv(out / "sensitivity.csv", index=False)
+    _say_scores(say, result, list(result.table["contrast"]))
+    shown = {"DSURQE T2w": brain["t2w"], "CCFv3 AF": brain["af"], "MRH-Net": mapped}
+    tested = "; ".join(f"{low} to {high - 1}" for name, low, high in regions if name == "test")
+    return [
+        Section(
+            "Real mouse brain: DSURQE T2w to CCFv3 autofluorescence",
+            [
+                f"Both are population averages at 0.2 mm. Over all {int(mask.sum())} voxels of both masks T2w and "
+                f"autofluorescence correlate with r = {correlation:.2f}.",
+                f"Trained on {planned} patches; tested on the coronal planes {tested}, "
+                f"{GAP_PLANES} planes from any plane that was trained on. Left and right are mirror images in the "
+                "template, so both stand in the same block.",
+                f"Positive: autofluorescence below {result.threshold:.1f} (percentile {PERCENTILE} of the training "
+                f"blocks), {result.positives} of {result.rows} voxels, {result.blocks} blocks.",
+                _difference(result, "MRH-Net", "cubic in T2w", "cubic in T2w", "r2"),
+            ],
+            readable(result),
+            [
+                (roc_curves(result, list(result.table["contrast"])), "ROC curves on the held-out coronal blocks"),
+                (slices(shown), "T2w, autofluorescence template and prediction (trained blocks included)"),
+            ],
+        )
+    ]
+
+
+def _coronal_blocks(planes: int) -> list[tuple[str, int, int]]:
+    """Role, first plane and end of each block, gaps left out; the last block takes what is left."""
+    regions = []
+    for i, role in enumerate(ROLES):
+        low = i * BLOCK_PLANES + (GAP_PLANES if i else 0)
+        high = planes if i == len(ROLES) - 1 else (i + 1) * BLOCK_PLANES
+        regions.append((role, low, high))
+    return regions
+
+
+def _trained_on_blocks(
+    brain: Group, mask: xr.DataArray, regions: Sequence[tuple[str, int, int]], seed: int
+) -> tuple[nn.Module, int]:
+    planned = {}
+    for wanted in ("train", "validation"):
+        cuts = [slice(low, high) for role, low, high in regions if role == wanted]
+        planned[wanted] = patches(
+            [brain["t2w"].isel(y=c) for c in cuts],
+            [brain["af"].isel(y=c) for c in cuts],
+            shape=mrhnet.PATCH,
+            stride=1,
+            plane="coronal",
+            where=[mask.isel(y=c) for c in cuts],
+        )
+    model = models.create("mrhnet", in_channels=1, blocks=4, seed=seed)
+    fit(model, planned["train"], planned["validation"], replace(mrhnet.CORRECTED, seed=seed))
+    return model, len(planned["train"])
+
+
+def _on_pairs(out: Path, source: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+    """The published voxel pairs: linear, quadratic and MRH-Net, tested on the last fifth of the rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"published voxel pairs: five networks on the first 80 % of {source.name}")
+    table = pd.read_csv(source)
+    truth = table.pop("AF").to_numpy()
+    train = np.arange(len(table)) < int(0.8 * len(table))
+    settings = replace(mrhnet.VOXELWISE, seed=5 * seed)
+    networks = mrhnet.fold_ensemble(table[train], truth[train], settings)
+    guesses = {f"MRH-Net {i + 1}": predict_rows(n, np.asarray(table)) for i, n in enumerate(networks)}
+    guesses["MRH-Net ensemble"] = np.mean(list(guesses.values()), axis=0)
+    blocks = row_blocks(len(table), 50)
+    result = sensitivity(table, truth, threshold=0.4, blocks=blocks, train=train, predictions=guesses)
+    result.table.to_csv(out / "sensitivity.csv", index=False)
+    names = [n for n in result.table["contrast"] if n not in {f"MRH-Net {i + 1}" for i in range(5)}]
+    _say_scores(say, result, names)
+    single = result.table[result.table["contrast"].str.fullmatch(r"MRH-Net \d")]
+    return [
+        Section(
+            "Published voxel pairs: five MRI parameters and autofluorescence",
+            [
+                f"{len(table)} voxels of the MRH-Net paper. Fitted and trained on the first 80 % of the rows, "
+                f"which are in raster order, tested on the last {result.rows}. Five networks, each stopping on a "
+                f"fifth of the training rows of its own: R2 {single['r2'].mean():.3f}, AUC "
+                f"{single['auc'].mean():.3f} on average.",
+                f"Positive: autofluorescence below {result.threshold}, {result.positives} voxels; intervals over "
+                f"{result.blocks} blocks of 50 rows.",
+                _difference(result, "MRH-Net ensemble", "quadratic", "quadratic fit"),
+                _difference(result, "MRH-Net ensemble", "quadratic", "quadratic fit", "r2"),
+            ],
+            readable(result),
+            [(roc_curves(result, names), "ROC curves on the last fifth of the rows")],
+        )
+    ]
+
+
+def _difference(result: Sensitivity, first: str, second: str, label: str, score: str = "auc") -> str:
+    found = result.difference(first, second, score)
+    return f"{score.upper()} of {first} less that of {second} ({label}): {found}, paired over blocks."
+
+
+def _say_scores(say: Callable[[str], None], result: Sensitivity, names: Sequence[str]) -> None:
+    say(readable(result, names).to_string(index=False))
+
+
+def _find(data: Path, name: str) -> Path:
+    path = data / name
+    if not path.exists():
+        raise FormatError(
+            f"{path} is missing; mouse-mri-histology (DSURQE and CCFv3 at 0.2 mm) is in AMBA/data/imaging of "
+            "github.com/abeaucha/MouseHumanTranscriptomicSimilarity, and mrhnet/paired_voxels.csv.gz is the Data "
+            "table of network/linear_model_MK_normed_tabled_goodsubjs.mat of github.com/liangzifei/MRH-Net"
+        )
+    return path

@@ -1,0 +1,123 @@
+"""The command line: what it prints, and that mistakes end in one sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mrhdata
+from mrhdata.volume import describe, from_array
+
+from .conftest import oblique_affine
+
+COMMAND = Path(sys.executable).with_name("mrhdata")
+
+
+def run(*words):
+    """Exit code, stdout, stderr of a command."""
+    done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A contrast that follows histology, the histology, and a mask, as files."""
+    rng = np.random.default_rng(0)
+    histology = rng.random((20, 20, 20))
+    made = {"t2": 100 * histology + rng.normal(0, 20, histology.shape), "af": histology, "mask": histology > -1}
+    for name, values in made.items():
+        mrhdata.write(from_array(values.astype(np.float32), affine=oblique_affine()), tmp_path / f"{name}.nii")
+    return tmp_path
+
+
+def test_info_and_convert(files):
+    """A file described, converted, and described again with the same geometry."""
+    code, out, _ = run("info", files / "t2.nii", "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert first["shape"] == {"z": 20, "y": 20, "x": 20}
+    assert first["orientation"] == "SAR"
+    code, out, _ = run("convert", files / "t2.nii", files / "t2.zarr", "--space", "CCFv3", "--modality", "mri")
+    assert code == 0
+    second = json.loads(run("info", files / "t2.zarr", "--json")[1])
+    assert second["space"] == "CCFv3"
+    assert second["corner_mm"] == first["corner_mm"]
+    assert run("convert", files / "t2.zarr", files / "back.mnc")[0] == 0
+    assert "spacing_mm" in run("info", files / "back.mnc")[1]
+
+
+def test_sensitivity(files):
+    """Contrasts scored from files."""
+    code, out, _ = run(
+        "sensitivity", files / "af.nii", files / "t2.nii", "--threshold", "0.3", "--mask", files / "mask.nii", "--json"
+    )
+    assert code == 0
+    rows = {row["contrast"]: row for row in json.loads(out)}
+    assert 0.8 < rows["t2.nii"]["auc_low"] < rows["t2.nii"]["auc"] < 1
+
+
+def damaged(files, kind):
+    """Words of a command that must fail, and what its sentence must say."""
+    score = ["sensitivity", files / "af.nii", files / "t2.nii", "--threshold", "0.3"]
+    t2 = mrhdata.read(files / "t2.nii").compute()
+    bad = files / "bad.nii"
+    if kind == "missing":
+        return ["info", files / "gone.nii"], "does not exist"
+    if kind == "truncated":
+        bad.write_bytes((files / "t2.nii").read_bytes()[:1000])
+        return ["convert", bad, files / "out.zarr"], "truncated"
+    if kind == "unknown format":
+        return ["info", files / "a.xyz"], "no ending that is known"
+    if kind == "shapes":
+        mrhdata.write(t2.isel(x=slice(5)), bad)
+        return [*score, "--mask", bad], "shapes differ"
+    if kind == "spaces":
+        mrhdata.write(describe(t2, space="MNI152"), bad)
+        return ["sensitivity", files / "af.nii", bad, "--threshold", "0.3"], "lies in space"
+    if kind == "NaN":
+        mrhdata.write(t2.where(t2 > 10), bad)
+        return ["sensitivity", files / "af.nii", bad, "--threshold", "0.3"], "not finite"
+    if kind == "empty mask":
+        mrhdata.write((t2 * 0).assign_attrs(t2.attrs), bad)
+        return [*score, "--mask", bad], "mask is empty"
+    if kind == "no real data":
+        return ["demo", "--data", files, "--out", files / "out.zarr"], "is missing; mouse-mri-histology"
+    return ["catalog-check", files / "gone.yaml"], "does not exist"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "truncated", "unknown format", "shapes", "spaces", "NaN", "empty mask", "catalogue"],
+)
+def test_mistakes_end_in_one_sentence(files, kind):
+    """Exit code 2, one line on stderr, no traceback, nothing half-written."""
+    words, sentence = damaged(files, kind)
+    before = sorted(files.rglob("*"))
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    assert sentence in err
+    lines = err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("mrhdata: ")
+    assert sorted(files.rglob("*")) == before
+
+
+def test_demo_says_where_missing_data_are(files):
+    """Before anything is computed."""
+    words, sentence = damaged(files, "no real data")
+    code, _, err = run(*words)
+    assert code == 2
+    assert sentence in err
+
+
+def test_help_names_every_command():
+    """Each command has its own help with an example."""
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("demo", "info", "convert", "sensitivity", "catalog-check"):
+        assert command in out
+        assert "Example: mrhdata" in run(command, "--help")[1]

@@ -1,0 +1,95 @@
+"""What an import costs, and that names stay what they are."""
+
+import importlib
+import itertools
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import mrhdata
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(mrhdata.__path__, "mrhdata."))
+PUBLIC = sorted(mrhdata._HOME)
+
+
+def python(code):
+    """Run code in a fresh interpreter and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_is_light():
+    """No torch, intake, zarr or dask.array among the imported modules."""
+    code = "import sys, mrhdata; print([m for m in ('torch', 'intake', 'zarr', 'dask.array') if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_the_accessor_is_there_after_the_import():
+    """Importing the package is enough for .mrh on a volume made elsewhere."""
+    python("import mrhdata, xarray as xr; xr.DataArray(0, attrs={'affine': 1}).mrh")
+
+
+@pytest.mark.parametrize(
+    "module", ["mrhdata.volume", "mrhdata.formats", "mrhdata.catalog", "mrhdata.conversion", "mrhdata.phantom"]
+)
+def test_data_without_torch(module):
+    """Everything up to the catalogue works where torch is not installed."""
+    python(f"import sys; sys.modules['torch'] = None; import {module}")
+
+
+def test_functions_stay_functions_in_any_order():
+    """Import every module, in many orders, then touch every public name: a submodule never shadows a function."""
+    code = """
+import importlib, itertools, random, sys
+import mrhdata
+modules, public = {modules!r}, {public!r}
+functions = [n for n in public if n not in ("models", "phantom")]
+for first, second in itertools.permutations(modules, 2):
+    for name in [m for m in sys.modules if m == "mrhdata" or m.startswith("mrhdata.")]:
+        del sys.modules[name]
+    importlib.import_module(first)
+    importlib.import_module(second)
+    import mrhdata
+    for name in functions:
+        found = getattr(mrhdata, name)
+        assert callable(found) and type(found).__name__ == "function", (first, second, name, found)
+"""
+    # Re-importing everything thousands of times takes minutes; each module first, then a random other, does it here.
+    pairs = "random.Random(0).sample(list(itertools.permutations(modules, 2)), 40)"
+    code = code.replace("itertools.permutations(modules, 2):", pairs + ":")
+    python(code.format(modules=[m for m in MODULES if m != "mrhdata.volume"], public=PUBLIC))
+
+
+@pytest.mark.full
+def test_functions_stay_functions_after_every_pair():
+    """All ordered pairs of modules, each in a fresh interpreter."""
+    for first, second in itertools.permutations(MODULES, 2):
+        python(
+            f"import {first}, {second}, mrhdata\n"
+            f"for n in {[n for n in PUBLIC if n not in ('models', 'phantom')]}:\n"
+            "    assert type(getattr(mrhdata, n)).__name__ == 'function', n"
+        )
+
+
+def test_every_public_name_can_be_called(tmp_path, trained):
+    """After importing every module, each function runs."""
+    for module in MODULES:
+        importlib.import_module(module)
+    model, _, inputs, target = trained
+    mrhdata.write(inputs["a"], tmp_path / "a.nii")
+    assert mrhdata.read(tmp_path / "a.nii").shape == inputs["a"].shape
+    assert mrhdata.convert(tmp_path / "a.nii", tmp_path / "a.zarr").shape == inputs["a"].shape
+    mrhdata.catalog.write(tmp_path / "c.yaml", "One", {"a": ("a.zarr", {"subject": "1"})})
+    assert list(mrhdata.open_catalog(tmp_path / "c.yaml")) == ["a"]
+    p = mrhdata.patches(inputs, target, shape=3, plane="coronal")
+    fresh = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)
+    assert mrhdata.fit(fresh, p, p, mrhdata.training.Training(epochs=1), progress=False).training
+    assert mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False).shape == target.shape
+    assert len(mrhdata.sensitivity(inputs, target, threshold=325, blocks=4).table) == 4
+    assert mrhdata.phantom.mouse_brain(0.8)["mask"].any()
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = mrhdata.nothing
+    assert set(mrhdata.__all__) <= set(dir(mrhdata))

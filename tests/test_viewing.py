@@ -1,0 +1,80 @@
+"""Pictures show anatomy the right way up, whatever the order of storage."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mrhdata
+from mrhdata.contrasts import row_blocks, sensitivity
+from mrhdata.errors import GridError
+from mrhdata.reporting import Section, readable, write_page
+from mrhdata.viewing import roc_curves, slices
+from mrhdata.volume import from_array
+
+
+def landmarks(order, signs):
+    """A brain of ones with values 2, 3, 4 at its far right, anterior and superior ends, in some storage order."""
+    ras = np.ones((9, 9, 9))
+    ras[8, 4, 4], ras[4, 8, 4], ras[4, 4, 8] = 2, 3, 4
+    values = np.transpose(ras, order)
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
+        affine[world, axis] = sign
+        if sign < 0:
+            values = np.flip(values, axis)
+            affine[world, 3] = 8
+    return from_array(values, affine=affine)
+
+
+@pytest.mark.parametrize(
+    ("order", "signs"),
+    [((0, 1, 2), (1, 1, 1)), ((1, 2, 0), (-1, 1, 1)), ((2, 0, 1), (-1, -1, -1)), ((1, 0, 2), (1, -1, 1))],
+)
+def test_up_and_right_are_what_the_letters_say(order, signs):
+    """Superior and anterior up, right to the right, in each of the three planes."""
+    axial, coronal, sagittal = (ax.images[0].get_array() for ax in slices({"v": landmarks(order, signs)}).axes)
+    # Origin is lower: the last row is the top of the picture.
+    assert axial[4, 8] == 2
+    assert axial[8, 4] == 3
+    assert coronal[4, 8] == 2
+    assert coronal[8, 4] == 4
+    assert sagittal[4, 8] == 3
+    assert sagittal[8, 4] == 4
+    letters = [t.get_text() for t in slices({"v": landmarks(order, signs)}).axes[0].texts[:4]]
+    assert letters == ["A", "P", "R", "L"]
+
+
+def test_anisotropic_voxels_are_drawn_in_proportion():
+    """Extents are millimetres, and the scale bar is one."""
+    figure = slices({"v": from_array(np.random.default_rng(0).random((4, 10, 20)), spacing=(2.0, 0.5, 0.5))})
+    assert figure.axes[1].images[0].get_extent() == [0, 10, 0, 8]
+    assert figure.axes[1].texts[4].get_text().strip() == "2 mm"
+
+
+def test_only_three_axes_can_be_shown():
+    """Channels must be selected, and something must be there."""
+    with pytest.raises(GridError, match="select a channel"):
+        slices({"v": from_array(np.zeros((2, 3, 3, 3)), spacing=(1, 1, 1))})
+    with pytest.raises(GridError, match="at least one"):
+        slices({})
+
+
+def test_page_is_self_contained(tmp_path):
+    """One file, nothing fetched, every picture with a text, every value escaped."""
+    table = pd.DataFrame({"<a>": np.linspace(0, 1, 40)})
+    result = sensitivity(table, table["<a>"], threshold=0.5, blocks=row_blocks(40, 4), fits=[])
+    write_page(
+        tmp_path / "r.html",
+        "Title & more",
+        [Section("One", ["Text"], readable(result), [(roc_curves(result, ["<a>"]), 'curves of "<a>"')])],
+    )
+    html = (tmp_path / "r.html").read_text()
+    assert not re.search(r"(src|href)=.?(http|//)", html)
+    assert html.count("<img") == html.count('alt="') == 1
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+    assert mrhdata.__version__
