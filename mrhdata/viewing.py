@@ -85,14 +85,18 @@ def _panel(ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, window
         image, cmap="gray", origin="lower", vmin=window[0], vmax=window[1], extent=(0, width, 0, height), aspect="equal"
     )
     ax.set_axis_off()
-    style: dict[str, Any] = {"fontsize": 7, "color": "#c60", "ha": "center", "va": "center"}
-    ax.text(width / 2, height * 1.03, letters[up], **style)
-    ax.text(width / 2, -height * 0.03, _OPPOSITE[letters[up]], **style)
-    ax.text(width * 1.02, height / 2, letters[right], **style)
-    ax.text(-width * 0.02, height / 2, _OPPOSITE[letters[right]], **style)
-    length = _round_length(width / 4)
-    ax.plot([0, length], [0, 0], color="#c60", linewidth=2, solid_capstyle="butt")
-    ax.text(length, 0, f" {_in_words(length)}", fontsize=7, color="#c60", va="center")
+    # Inside the picture, where they cover no title and no neighbour.
+    style: dict[str, Any] = {"fontsize": 7, "color": "#f80", "ha": "center", "va": "center"}
+    for letter, across, upwards in (
+        (letters[up], 0.5, 0.96),
+        (_OPPOSITE[letters[up]], 0.5, 0.04),
+        (letters[right], 0.97, 0.5),
+        (_OPPOSITE[letters[right]], 0.03, 0.5),
+    ):
+        ax.text(across * width, upwards * height, letter, **style)
+    length, left, low = _round_length(width / 4), 0.03 * width, 0.04 * height
+    ax.plot([left, left + length], [low, low], color="#f80", linewidth=2, solid_capstyle="butt")
+    ax.text(left, low * 1.5, _in_words(length), **(style | {"ha": "left", "va": "bottom"}))
 
 
 def _round_length(length: float) -> float:

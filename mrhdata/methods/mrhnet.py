@@ -46,7 +46,7 @@ CORRECTED = Training(epochs=12, batch_size=128, learning_rate=1e-3, weight_decay
 #: For lists of single voxels: no neighbours average the noise, so noise on the inputs regularises instead.
 #: Its strength is the largest whose cross-validated error lies within one standard error of the best
 #: (``benchmarks/paired_voxels.py`` prints the choice, made on training rows alone).
-VOXELWISE = Training(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=1e-2, noise=0.3, patience=20)
+VOXELWISE = Training(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=1e-2, noise=0.4, patience=20)
 
 
 def table_volume(table: pd.DataFrame | NDArray[np.floating]) -> xr.DataArray:
