@@ -26,7 +26,7 @@ from mrhdata.methods import mrhnet
 from mrhdata.patching import patches
 from mrhdata.prediction import predict, predict_rows
 from mrhdata.prepare import maps
-from mrhdata.reporting import Section, readable, write_page
+from mrhdata.reporting import Section, readable, write_markdown, write_page
 from mrhdata.training import fit
 from mrhdata.viewing import roc_curves, slices
 
@@ -73,7 +73,7 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     Returns
     -------
     report : Path
-        The HTML page.
+        The HTML page; ``report.md`` beside it has its text and tables.
 
     Raises
     ------
@@ -91,6 +91,7 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     sections = [section for job in jobs for section in job()]
     report = out / "report.html"
     write_page(report, "From MRI to virtual histology", sections)
+    write_markdown(out / "report.md", "From MRI to virtual histology", sections)
     say(f"{time.perf_counter() - start:.0f} s. Report: {report}")
     return report
 
@@ -134,7 +135,7 @@ def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Sectio
                 f"subjects), {result.positives} of {result.rows} voxels. Intervals: {result.level:.0%}, block "
                 f"bootstrap over {result.blocks} cubes of 8 voxels.",
                 *(_difference(result, "MRH-Net", name, label) for name, label in differences),
-                f"All {len(singles)} single contrasts stand in phantom/sensitivity.csv; below, the maps and best raw images.",
+                f"All {len(singles)} single contrasts stand in phantom/sensitivity.csv; below, maps and best images.",
             ],
             readable(result, named),
             [

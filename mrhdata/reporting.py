@@ -87,6 +87,26 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     os.replace(draft, path)
 
 
+def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
+    """Write the same text and tables as Markdown, without the figures.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "report.md"
+    >>> write_markdown(path, "Title", [Section("One", ["Text."])])
+    >>> path.read_text().splitlines()
+    ['# Title', '', '## One', '', 'Text.']
+    """
+    lines = [f"# {title}"]
+    for section in sections:
+        lines += ["", f"## {section.title}", *(line for text in section.text for line in ("", text))]
+        if section.table is not None:
+            rows = [list(section.table.columns), ["---"] * section.table.shape[1], *section.table.values.tolist()]
+            lines += ["", *("| " + " | ".join(str(value) for value in row) + " |" for row in rows)]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

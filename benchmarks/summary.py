@@ -1,0 +1,71 @@
+"""Run the main job on the phantom and on real volumes, and write ``RESULTS.md`` from what they report.
+
+    python benchmarks/summary.py ../shared/data
+
+The voxel-pair benchmark, which takes ten minutes, is read from its committed results.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from mrhdata import demo
+
+HERE = Path(__file__).parent
+
+
+def body(report):
+    """Text of a report without its title."""
+    return (report.parent / "report.md").read_text().partition("\n")[2].strip()
+
+
+def pairs():
+    """What the voxel-pair benchmark found."""
+    found = json.loads((HERE / "results" / "paired_voxels.json").read_text())
+    in_sample = {row["contrast"]: row for row in found["in_sample"]}
+    test = {row["contrast"]: row for row in found["test"]}
+    lines = [
+        "## Published fits and MRH-Net on the voxel pairs",
+        "",
+        "`python benchmarks/paired_voxels.py PAIRED_VOXELS`",
+        "",
+    ]
+    lines += ["| fit, all rows | R2 | RMSE (n - p) |", "| --- | --- | --- |"]
+    lines += [f"| {n} | {in_sample[n]['r2']:.4f} | {in_sample[n]['rmse']:.5f} |" for n in ("linear", "quadratic")]
+    lines += ["", "| last 20 % | AUC, AF < 0.4 | R2 |", "| --- | --- | --- |"]
+    for name, row in test.items():
+        lines.append(
+            f"| {name} | {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}] "
+            f"| {row['r2']:.3f} [{row['r2_low']:.3f}, {row['r2_high']:.3f}] |"
+        )
+    mean = found["mean_of_seeds"]
+    lines += [
+        "",
+        f"Mean of five seeds: R2 {mean['r2']:.4f}, AUC {mean['auc']:.4f}. Noise {found['chosen_noise']} on the",
+    ]
+    lines += ["scaled inputs, the largest within one standard error of the lowest cross-validated error.", ""]
+    return "\n".join(lines + [f"- {name}: {value}" for name, value in found["differences"].items()])
+
+
+def main(data):
+    """Run, and write."""
+    parts = [
+        "# Results",
+        "Written by `python benchmarks/summary.py DATA`; do not edit. Intervals are 95 %, block bootstrap.",
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads on the CPU.",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for command, where in (("mrhdata demo", None), ("mrhdata demo --data DATA", data)):
+            start = time.perf_counter()
+            report = demo.run(Path(folder) / str(len(parts)), data=where)
+            parts += [f"`{command}`: {time.perf_counter() - start:.0f} s", body(report)]
+    (HERE / "RESULTS.md").write_text("\n\n".join([*parts, pairs()]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,34 @@
+"""What README says is true: its Python runs, in order, in one folder."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
+    """Blocks share their names, as a reader's session would."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert (tmp_path / "virtual-af.zarr").is_dir()
+    printed = capsys.readouterr().out
+    assert "IAR" in printed
+    assert "virtual" in printed
+
+
+def test_every_make_target_and_command_exists():
+    """Targets of the Makefile and commands of the command line."""
+    from mrhdata.cli import app
+
+    text = README.read_text()
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", text):
+        assert f"\n{target}:" in makefile
+    known = {c.name or c.callback.__name__ for c in app.registered_commands}
+    commands = re.findall(r"^    (?:\.venv/bin/)?mrhdata ([\w-]+)", text, flags=re.MULTILINE)
+    assert commands
+    assert set(commands) <= known
