@@ -2,6 +2,9 @@
 
 import gzip
 import shutil
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -292,3 +295,26 @@ def test_conversion_keeps_everything(tmp_path, oblique):
         mrhdata.convert(tmp_path / "nothing.mnc", tmp_path / "t2w.zarr")
     assert not (tmp_path / "t2w.zarr").exists()
     assert describe(v, name="other").name == "other"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ending", [".zarr", ".nii.gz"])
+def test_a_killed_write_shows_nothing_or_everything(tmp_path, ending):
+    """SIGKILL at ten moments: under its name the file is absent or complete."""
+    values = np.random.default_rng(0).random((120, 120, 120), dtype=np.float32)
+    v = from_array(values, spacing=(1, 1, 1))
+    mrhdata.write(v, tmp_path / "source.nii")
+    target = tmp_path / f"a{ending}"
+    source = str(tmp_path / "source.nii")
+    code = f"import mrhdata; print('go', flush=True); mrhdata.write(mrhdata.read({source!r}), {str(target)!r})"
+    seen = set()
+    for moment in np.linspace(0.02, 1.5, 10):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(moment)
+            process.kill()
+        seen.add(target.exists())
+        if target.exists():
+            np.testing.assert_array_equal(mrhdata.read(target), values)
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert False in seen
