@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from mrhdata.errors import DataError, GridError
 from mrhdata.scoring import image, intervals, ranking
 from mrhdata.scoring.intervals import Bootstrap, Interval
-from mrhdata.volume import SPATIAL, stack
+from mrhdata.volume import SPATIAL, mask_on, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -130,11 +130,10 @@ def voxel_table(
     1  7.0      0  1  1  1
     """
     stacked = stack(volumes)
-    inside = np.ones([stacked.sizes[d] for d in SPATIAL], dtype=bool)
-    if where is not None:
-        inside = np.asarray(stack({"mask": where}).isel(c=0).mrh.like(stacked.isel(c=0)).data) != 0
-    if not inside.any():
-        raise DataError("the mask is empty; give one that covers part of the volumes")
+    taken = [str(c) for c in stacked.c.values if c in PLACE]
+    if taken:
+        raise DataError(f"contrasts may not be called {taken}: these columns say where a voxel is; rename them")
+    inside = mask_on(where, stacked)
     index = np.argwhere(inside)
     values = np.asarray(stacked.data)[:, inside].astype(np.float64)
     table = pd.DataFrame(dict(zip((str(c) for c in stacked.c.values), values, strict=True)))
@@ -231,6 +230,10 @@ def sensitivity(
         edge = 8 if blocks is None else int(np.asarray(blocks).item())
         table, truth, guesses, fitting = _rows_of_volumes(contrasts, histology, predictions, train, where, edge)
     testing = ~fitting if train is not None else fitting
+    if not fitting.any() or not testing.any():
+        raise DataError(
+            f"train covers {fitting.sum()} of {len(fitting)} voxels; leave some to fit on and some to score"
+        )
     features = table.drop(columns=[c for c in PLACE if c in table])
     _check_finite(features.assign(histology=truth))
     _check_finite(pd.DataFrame({name: values[testing] for name, values in guesses.items()}))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import DataError, GridError
 from mrhdata.sampling import Ints, centre_voxels, fraction_inside, strided
-from mrhdata.volume import SPATIAL, stack
+from mrhdata.volume import SPATIAL, mask_on, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -167,8 +167,7 @@ def _plan(
     """Positions sorted by block, and the block of each."""
     positions = strided(source.grid.shape, size, step)
     if mask is not None:
-        mask = stack({"mask": mask}).isel(c=0)
-        voxels = np.asarray(mask.mrh.like(source.volume.isel(c=0)).data) != 0
+        voxels = mask_on(mask, source.volume)
         if inside is None:
             keep = voxels[tuple(centre_voxels(positions, size).T)]
         else:

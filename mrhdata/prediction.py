@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from mrhdata import formats
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.storage import Spec, physical
-from mrhdata.volume import SPATIAL, describe, stack
+from mrhdata.volume import SPATIAL, describe, mask_on, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -97,7 +97,7 @@ def predict(
         raise ModelError(
             f"the network was trained on {spec.channels} but is given {channels}; give those, in that order"
         )
-    inside = _mask(where, stacked)
+    inside = mask_on(where, stacked)
     run = _Sweep(model.eval(), da.asarray(stacked.transpose("c", *SPATIAL).data), inside, mode, batch_size)
     with tqdm(total=inside.sum(), desc="predicting", unit="voxel", unit_scale=True, disable=not progress) as bar:
         run.done = bar.update
@@ -110,15 +110,6 @@ def predict(
         with dask.config.set(scheduler="synchronous"):
             formats.write(volume, store, overwrite=overwrite)
     return formats.read(store)
-
-
-def _mask(where: xr.DataArray | None, stacked: xr.DataArray) -> NDArray[np.bool_]:
-    if where is None:
-        return np.ones([stacked.sizes[d] for d in SPATIAL], dtype=bool)
-    inside = np.asarray(stack({"mask": where}).isel(c=0).mrh.like(stacked.isel(c=0)).data) != 0
-    if not inside.any():
-        raise DataError("the mask is empty; give one that covers part of the inputs")
-    return inside
 
 
 class _Sweep:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from mrhdata.errors import GridError
+from mrhdata.errors import DataError, GridError
 from mrhdata.grid import Floats, Grid, check_affine, nearest_axes
 
 DIMS = ("t", "c", "z", "y", "x")
@@ -265,6 +265,36 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
         parts.append(same.assign_coords(c=_channel_names(name, volume)))
     joined = xr.concat(parts, "c", join="exact", combine_attrs="drop_conflicts", coords="minimal", compat="equals")
     return joined.assign_attrs(affine=first.attrs["affine"], space=first.mrh.space)
+
+
+def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool_]:
+    """The mask as a (z, y, x) bool array on the grid of `volume`: True where it is not zero.
+
+    Without a mask all voxels are inside.
+
+    Raises
+    ------
+    GridError
+        The mask lies on another grid.
+    DataError
+        It holds NaN, or is empty.
+
+    Examples
+    --------
+    >>> v = from_array(np.arange(8).reshape(2, 2, 2), spacing=(1, 1, 1))
+    >>> int(mask_on(v > 4, v).sum())
+    3
+    """
+    like = stack(volume).isel(c=0)
+    if where is None:
+        return np.ones(like.shape, dtype=bool)
+    values = np.asarray(stack({"mask": where}).isel(c=0).mrh.like(like).data)
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise DataError(f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN; set them to 0")
+    inside = values != 0
+    if not inside.any():
+        raise DataError("the mask is empty; give one that covers part of the volumes")
+    return inside
 
 
 def _channel_names(name: str, volume: xr.DataArray) -> list[str]:

@@ -129,6 +129,12 @@ class TestRefusals:
             sensitivity(contrasts, mrhdata.volume.describe(histology, space="CCFv3"), threshold=0.3)
         with pytest.raises(DataError, match=r"not finite among 2304: \{'good': 2304\}"):
             sensitivity({"good": contrasts["good"] * np.nan}, histology, threshold=0.3)
+        for train, covered in ((histology * 0, 0), (histology * 0 + 1, 2304)):
+            kept = train.assign_attrs(histology.attrs)
+            with pytest.raises(DataError, match=f"train covers {covered} of 2304"):
+                sensitivity(contrasts, histology, threshold=0.3, train=kept)
+        with pytest.raises(DataError, match=r"may not be called \['z'\]"):
+            sensitivity({"z": histology}, histology, threshold=0.3)
         with pytest.raises(DataError, match="mask is empty"):
             sensitivity(contrasts, histology, threshold=0.3, where=histology * 0)
         with pytest.raises(DataError, match="0 of 2304 are positive"):

@@ -175,8 +175,14 @@ class TestRefusals:
 
     def test_masks_that_are_empty(self):
         """Nothing to look at is an error, not an empty set."""
-        with pytest.raises(DataError, match="leaves no patch"):
+        with pytest.raises(DataError, match="mask is empty"):
             mrhdata.patches(volume(), shape=2, where=volume() * 0)
+        with pytest.raises(DataError, match="504 of 504 mask voxels are NaN"):
+            mrhdata.patches(volume(), shape=2, where=volume() * np.nan)
+        corner = volume() * 0
+        corner[0, 0, 0] = 1
+        with pytest.raises(DataError, match="leaves no patch"):
+            mrhdata.patches(volume(), shape=3, where=corner)
 
     def test_counts_and_channels_that_differ(self):
         """Subjects without a target, or with other channels."""

@@ -108,8 +108,10 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
     if not writable:
         endings = ", ".join(e for e, (_, can) in FORMATS.items() if can)
         raise FormatError(f"{path.name} cannot be written; the endings that can are {endings}")
+    from mrhdata.volume import DIMS
+
     with _appearing(path, overwrite) as draft:
-        writer.write(volume, draft)
+        writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
 
 
 class _appearing:

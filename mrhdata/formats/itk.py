@@ -35,7 +35,11 @@ def read(path: Path) -> xr.DataArray:
     if len(size) not in (2, 3):
         raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 or 3, and channels")
     # Complex and other pixels without a NumPy type have none in this table.
-    dtype = sitk.extra._get_numpy_dtype(sitk.Image([1] * len(size), reader.GetPixelID(), components))
+    try:
+        dtype = sitk.extra._get_numpy_dtype(sitk.Image([1] * len(size), reader.GetPixelID(), components))
+    except (RuntimeError, KeyError) as error:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise FormatError(f"{path} holds {kind} pixels, which cannot be read; convert them to numbers first") from error
     shape = (*((1,) if len(size) == 2 else ()), *size[::-1], *((components,) if components > 1 else ()))
     data = lazy(Slices(shape, dtype, _Part(path, len(size)), path), 0 if _streams(path, reader) else None)
     dims = ("z", "y", "x", "c") if components > 1 else ("z", "y", "x")
@@ -102,6 +106,8 @@ def write_image(volume: xr.DataArray, path: Path, to_itk_world: tuple[int, int, 
     values = np.asarray(data)
     if values.dtype == bool:
         values = values.astype(np.uint8)
+    if values.dtype.kind == "c":
+        raise FormatError(f"{path.suffix} files are not written with {values.dtype} values; take their magnitude first")
     affine = np.diag([*to_itk_world, 1.0]) @ affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     direction = (affine[:3, :3] / spacing)[:, ::-1]

@@ -260,6 +260,9 @@ def test_what_a_format_cannot_hold(tmp_path):
         mrhdata.write(from_array(np.zeros((2, 2, 2)), affine=sheared), tmp_path / "a.mha")
     with pytest.raises(FormatError, match="without a time axis"):
         mrhdata.write(from_array(np.zeros((2, 2, 2, 2)), spacing=(1, 1, 1), dims="tzyx"), tmp_path / "a.nrrd")
+    for ending in (".mnc", ".mha", ".nrrd"):
+        with pytest.raises(FormatError, match="complex64 values; take their magnitude"):
+            mrhdata.write(from_array(np.zeros((2, 2, 2), np.complex64), spacing=(1, 1, 1)), tmp_path / f"c{ending}")
     with pytest.raises(FormatError, match="float16"):
         mrhdata.write(from_array(np.zeros((2, 2, 2), np.float16), spacing=(1, 1, 1)), tmp_path / "a.nrrd")
 

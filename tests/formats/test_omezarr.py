@@ -102,6 +102,15 @@ def test_reversed_and_cut_volumes_keep_their_place(store, tmp_path):
     np.testing.assert_array_equal(back, cut.isel(z=slice(None, None, -1)))
 
 
+def test_transposed_volumes_are_stored_in_our_order(tmp_path):
+    """A user may transpose a volume; a store has t, c, z, y, x."""
+    volume = from_array(np.random.default_rng(0).random((2, 3, 4, 5)), spacing=(1, 2, 3), dims="czyx")
+    mrhdata.write(volume.transpose("x", "c", "z", "y"), tmp_path / "a.zarr")
+    back = mrhdata.read(tmp_path / "a.zarr")
+    assert back.dims == ("c", "z", "y", "x")
+    np.testing.assert_array_equal(back, volume)
+
+
 def test_nifti_header_array(store):
     """The header beside it maps x, y, z indices to the same world."""
     import nibabel as nib
