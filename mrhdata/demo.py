@@ -66,7 +66,8 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     folder : path
         Everything is written here; results of an earlier run are replaced.
     data : path, optional
-        Folder of real volumes; the same path then runs on ``mouse-mri-histology`` and ``mrhnet`` in it.
+        Folder of real volumes; the same path then runs on ``mouse-mri-histology`` and ``mrhnet`` in it,
+        and a slab of ``human-t1-tissue`` is shown.
     seed : int
         Of the subjects, the networks' weights and the order of patches.
 
@@ -87,7 +88,12 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     jobs: list[Callable[[], list[Section]]] = [lambda: _on_phantom(out / "phantom", seed, say)]
     if data is not None:
         mouse, pairs = _find(Path(data), "mouse-mri-histology"), _find(Path(data), "mrhnet/paired_voxels.csv.gz")
-        jobs = [lambda: _on_mouse(out / "mouse", mouse, seed, say), lambda: _on_pairs(out / "pairs", pairs, seed, say)]
+        slab = _find(Path(data), "human-t1-tissue/sub-01_T1w.nii.gz")
+        jobs = [
+            lambda: _on_mouse(out / "mouse", mouse, seed, say),
+            lambda: _on_pairs(out / "pairs", pairs, seed, say),
+            lambda: _on_slab(slab),
+        ]
     sections = [section for job in jobs for section in job()]
     report = out / "report.html"
     write_page(report, "From MRI to virtual histology", sections)
@@ -358,6 +364,16 @@ def _on_pairs(out: Path, source: Path, seed: int, say: Callable[[str], None]) ->
     ]
 
 
+def _on_slab(source: Path) -> list[Section]:
+    """Show a human slab stored in an unusual order: axial must look axial."""
+    slab = formats.read(source, name="T1w")
+    text = (
+        f"{source.name} is stored along {', '.join(slab.attrs['source_axes'])}; as a volume its axes z, y, x run to "
+        f"{', '.join(slab.mrh.grid.orientation)} and hold {', '.join(str(n) for n in slab.shape)} voxels."
+    )
+    return [Section("Orientation of a human slab", [text], None, [(slices({"T1w": slab}), "The slab in three planes")])]
+
+
 def _difference(result: Sensitivity, first: str, second: str, label: str, score: str = "auc") -> str:
     found = result.difference(first, second, score)
     return f"{score.upper()} of {first} less that of {second} ({label}): {found}, paired over blocks."
@@ -373,6 +389,7 @@ def _find(data: Path, name: str) -> Path:
         raise FormatError(
             f"{path} is missing; mouse-mri-histology (DSURQE and CCFv3 at 0.2 mm) is in AMBA/data/imaging of "
             "github.com/abeaucha/MouseHumanTranscriptomicSimilarity, and mrhnet/paired_voxels.csv.gz is the Data "
-            "table of network/linear_model_MK_normed_tabled_goodsubjs.mat of github.com/liangzifei/MRH-Net"
+            "table of network/linear_model_MK_normed_tabled_goodsubjs.mat of github.com/liangzifei/MRH-Net; "
+            "human-t1-tissue/sub-01_T1w.nii.gz is data/JLF/ilist1.nii.gz of github.com/stnava/ANTsTutorial"
         )
     return path

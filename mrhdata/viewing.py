@@ -55,8 +55,13 @@ def slices(
         raise GridError("there is no volume to show; give at least one")
     first = next(iter(volumes.values())).mrh.grid
     point = first.world((np.array(first.shape) - 1) / 2) if at is None else np.asarray(at, dtype=np.float64)
-    figure = Figure(figsize=(2.6 * len(volumes), 7.2), layout="constrained", facecolor="white")
-    axes = figure.subplots(len(_PLANES), len(volumes), squeeze=False)
+    extent = dict(zip(SPATIAL, first.shape * first.spacing, strict=True))
+    # Rows as high as what they show, but never too low for the letters.
+    wide = max(extent["x"], extent["y"])
+    heights = [max(extent[up], 0.2 * wide) for _, up, _ in _PLANES.values()]
+    size = (2.6 * len(volumes), 0.4 + 2.6 * sum(heights) / wide)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(_PLANES), len(volumes), squeeze=False, height_ratios=heights)
     for column, (name, volume) in enumerate(volumes.items()):
         values = volume.astype(np.float32).compute()
         low, high = np.nanpercentile(values, percentiles)

@@ -44,6 +44,7 @@ def test_real_path(quick, tmp_path, shared):
     """The same on the real mouse volumes and the published pairs."""
     page = demo.run(tmp_path, data=shared).read_text()
     assert "r = 0.32" in page
+    assert "stored along y, z, x; as a volume its axes z, y, x run to S, P, R and hold 18, 217, 182" in page
     table = pd.read_csv(tmp_path / "mouse" / "sensitivity.csv").set_index("contrast")
     assert {"T2w", "quadratic in T2w", "cubic in T2w", "MRH-Net"} == set(table.index)
     assert {"MRH-Net ensemble", "linear", "quadratic", "FA"} <= set(
