@@ -234,11 +234,8 @@ class Patches:
             raise IndexError(f"patch {index} of {len(self)}")
         position = self.positions[index]
         source = self._sources[int(self.subject[index])]
-        parts = [_cut(part, position[None] - position, self.shape) for part in self._values(source, position)]
-        return self._tensors([part[0] for part in parts])
-
-    def _values(self, source: _Source, position: Ints) -> list[Floats]:
-        return [a for a in source.box(position, position + self.shape) if a is not None]
+        box = source.box(position, position + self.shape)
+        return self._tensors([np.moveaxis(part, -1, 0) for part in box if part is not None])
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> list[Floats]:
         """Inputs, and target if there is one, of many patches: (n, C, z, y, x) float32 arrays each."""
@@ -364,7 +361,9 @@ def _epochs(patches: Patches, batch_size: int, shuffle: bool, seed: int) -> Any:
 
         def __iter__(self) -> Iterator[Any]:
             if get_worker_info() is not None:
-                raise DataError("this loader reads ahead itself; use it as it is, with num_workers=0")
+                raise DataError(
+                    "this loader runs in one process and would repeat itself in each worker; use num_workers=0"
+                )
             self.epoch += 1
             for rows in patches.batches(batch_size, shuffle=shuffle, seed=seed, epoch=self.epoch):
                 yield patches._tensors(patches.gather(rows))
