@@ -17,6 +17,7 @@ from intake.catalog.local import YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
 from mrhdata import formats
+from mrhdata.drafting import appearing
 from mrhdata.errors import CatalogError
 from mrhdata.volume import group
 
@@ -229,10 +230,7 @@ def write(
         for name, (relative, held) in entries.items()
     }
     content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}
-    draft = Path(path).with_name(Path(path).name + ".partial")
-    draft.write_text(
-        "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False),
-        encoding="utf-8",
-    )
-    os.replace(draft, path)
+    text = "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False)
+    with appearing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
     check(path)

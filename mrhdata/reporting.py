@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from mrhdata.drafting import appearing
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -82,9 +84,8 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     """
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
     html = template.render(title=title, sections=sections, png=_png)
-    draft = Path(path).with_name(Path(path).name + ".partial")
-    draft.write_text(html, encoding="utf-8")
-    os.replace(draft, path)
+    with appearing(path) as draft:
+        draft.write_text(html, encoding="utf-8")
 
 
 def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:

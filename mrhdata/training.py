@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as f
 from tqdm.auto import tqdm
 
+from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.storage import Scale, Spec, network_on, scaled
 from mrhdata.patching import PLANES
@@ -236,9 +237,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        draft = path.with_name(path.name + ".partial")
-        torch.save(state, draft)
-        os.replace(draft, path)
+        with appearing(path) as draft:
+            torch.save(state, draft)
 
     def resume(self, path: Path) -> None:
         try:

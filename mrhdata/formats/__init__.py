@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import uuid
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mrhdata.drafting import appearing
 from mrhdata.errors import FormatError
 
 if TYPE_CHECKING:
@@ -110,44 +110,8 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
         raise FormatError(f"{path.name} cannot be written; the endings that can are {endings}")
     from mrhdata.volume import DIMS
 
-    with _appearing(path, overwrite) as draft:
+    with appearing(path, overwrite=overwrite) as draft:
         writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
-
-
-class _appearing:
-    """A draft path beside the target, moved there when the block ends well, removed when it does not."""
-
-    def __init__(self, target: Path, overwrite: bool) -> None:
-        if target.exists() and not overwrite:
-            raise FormatError(f"{target} exists; choose another name or pass overwrite=True")
-        if not target.absolute().parent.is_dir():
-            raise FormatError(f"the folder {target.absolute().parent} does not exist; make it first")
-        self._target = target
-        # The ending stays last: some libraries choose the format by it.
-        self._draft = target.with_name(f".{uuid.uuid4().hex[:8]}.partial.{target.name}")
-
-    def __enter__(self) -> Path:
-        return self._draft
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            _remove(self._draft)
-            return
-        aside = self._draft.with_name(self._draft.name + ".old")
-        if self._target.exists():
-            # A folder cannot be replaced in one step: the old one goes aside first.
-            os.replace(self._target, aside)
-        os.replace(self._draft, self._target)
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _module_for(path: Path) -> tuple[ModuleType, bool]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 
 if TYPE_CHECKING:
@@ -115,17 +114,12 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     from safetensors.torch import save_file
 
     target = Path(folder)
-    draft = target.with_name(f".{uuid.uuid4().hex[:8]}.partial.{target.name}")
-    draft.mkdir(parents=True)
-    try:
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with appearing(target) as draft:
+        draft.mkdir()
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, draft / "model.safetensors")
         (draft / "config.json").write_text(json.dumps(asdict(model.spec), indent=2) + "\n", encoding="utf-8")  # type: ignore[call-overload]
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
