@@ -47,7 +47,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
     version = "1"
     partition_access = True
 
-    def __init__(self, urlpath: str, metadata: dict[str, Any] | None = None, **attrs: str) -> None:
+    def __init__(self, urlpath: str, metadata: dict[str, Any] | None = None, **attrs: Any) -> None:
         super().__init__(metadata=metadata)
         self.urlpath, self.attrs = urlpath, attrs
         self._volume: xr.DataArray | None = None

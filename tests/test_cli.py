@@ -70,6 +70,7 @@ def damaged(files, kind):
         bad.write_bytes((files / "t2.nii").read_bytes()[:1000])
         return ["convert", bad, files / "out.zarr"], "truncated"
     if kind == "unknown format":
+        (files / "a.xyz").write_bytes(b"?")
         return ["info", files / "a.xyz"], "no ending that is known"
     if kind == "shapes":
         mrhdata.write(t2.isel(x=slice(5)), bad)

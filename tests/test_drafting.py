@@ -12,9 +12,14 @@ from mrhdata.drafting import appearing
 def test_a_failed_block_leaves_the_old_file_and_no_draft(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), appearing(target) as draft:
-        draft.write_text("new")
-        _ = 1 / 0
+
+    def fail():
+        with appearing(target) as draft:
+            draft.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ from mrhdata.errors import DataError, FormatError
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Slabs are cut to about this size where a format can be read in parts.
+#: Slabs are cut to at most this size where a format can be read in parts.
 SLAB_BYTES = 64_000_000
 
-#: What libraries raise for files that end too early or are damaged.
-DAMAGE = (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError, OverflowError)
+#: What a reading library raises for a damaged file: each has exceptions of its own, and lets through
+#: those of zlib, struct, expat and NumPy.
+DAMAGE = Exception
+
+Box = tuple[slice, ...]
 
 
 class Slices:
@@ -29,12 +33,12 @@ class Slices:
     shape, dtype
         Of the values that `part` returns.
     part : callable
-        Takes a tuple of slices, returns that part of the file's values.
+        Takes a box, one slice of step 1 within the shape for each axis, and returns its values.
     path : path
         Named in the error when the file turns out to be damaged.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, part: Callable[[Any], Any], path: Path) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], path: Path) -> None:
         self.shape = shape
         # Files may be big-endian; PyTorch and some of SciPy take native order only.
         self.dtype = np.dtype(dtype).newbyteorder("=")
@@ -42,13 +46,73 @@ class Slices:
         self._part, self._path = part, path
 
     def __getitem__(self, key: Any) -> np.ndarray:
+        box, inside = _box(key, self.shape)
         try:
-            return np.asarray(self._part(key), dtype=self.dtype)
+            values = np.asarray(self._part(box), dtype=self.dtype)
+        except FormatError:
+            raise
         except DAMAGE as error:
             raise damaged(self._path, error) from error
+        expected = tuple(s.stop - s.start for s in box)
+        if values.shape != expected:
+            raise damaged(self._path, ValueError(f"values of shape {values.shape} where {expected} were expected"))
+        return values[inside]
 
 
-def damaged(path: Path, error: BaseException) -> FormatError:
+def _box(key: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
+    """Smallest box that holds what `key` asks for, and the key within it."""
+    keys = key if isinstance(key, tuple) else (key,)
+    keys = (*keys, *(slice(None),) * (len(shape) - len(keys)))
+    box: list[slice] = []
+    inside: list[Any] = []
+    for wanted, n in zip(keys, shape, strict=True):
+        if not isinstance(wanted, slice):
+            index = int(wanted) % n
+            box.append(slice(index, index + 1))
+            inside.append(0)
+            continue
+        indices = range(*wanted.indices(n))
+        low, high = (min(indices[0], indices[-1]), max(indices[0], indices[-1]) + 1) if indices else (0, 0)
+        box.append(slice(low, high))
+        inside.append(slice(None, None, wanted.step))
+    return tuple(box), tuple(inside)
+
+
+class Raw:
+    """Parts of an uncompressed C-ordered array within a file, read without mapping it into memory.
+
+    A mapped file would count against the memory budget for as long as it is open.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self._path, self._offset, self._shape, self._dtype = path, offset, shape, np.dtype(dtype)
+
+    def __call__(self, box: Box) -> np.ndarray:
+        row = int(np.prod(self._shape[2:])) * self._dtype.itemsize
+        planes, rows = box[0], box[1] if len(box) > 1 else slice(0, 1)
+        per_plane = (self._shape[1] if len(self._shape) > 1 else 1) * row
+        out = np.empty((planes.stop - planes.start, rows.stop - rows.start, *self._shape[2:]), dtype=self._dtype)
+        whole = rows.stop - rows.start == per_plane // max(1, row)
+        with self._path.open("rb") as file:
+            for i in range(1 if whole else len(out)):
+                file.seek(self._offset + (planes.start + i) * per_plane + rows.start * row)
+                part: Any = out if whole else out[i]
+                target = memoryview(part).cast("B")
+                if file.readinto(target) != target.nbytes:
+                    raise EOFError("the file ends before its last voxel")
+        return out[(slice(None), slice(None), *box[2:])].reshape([s.stop - s.start for s in box])
+
+
+def check_length(path: Path, needed: int) -> None:
+    """An uncompressed file must be as long as its header says: better now than hours later."""
+    there = os.stat(path).st_size
+    if there < needed:
+        raise FormatError(
+            f"{path} is truncated: its header asks for {needed} bytes and there are {there}; copy it again"
+        )
+
+
+def damaged(path: Path | str, error: BaseException) -> FormatError:
     """The error for a file that a library could not read."""
     detail = " ".join(str(error).split())[:200] or type(error).__name__
     return FormatError(f"{path} cannot be read: it is damaged, truncated or not what its name says ({detail})")
@@ -59,12 +123,19 @@ def lazy(slices: Slices, slowest: int | None) -> da.Array:
     chunks = list(slices.shape)
     if slowest is not None:
         per_step = slices.dtype.itemsize * int(np.prod(slices.shape)) // max(1, slices.shape[slowest])
-        chunks[slowest] = int(np.clip(SLAB_BYTES // max(1, per_step), 1, max(1, slices.shape[slowest])))
+        fitting = max(1, SLAB_BYTES // max(1, per_step))
+        # A power of two, so that slabs end where shards do.
+        chunks[slowest] = min(slices.shape[slowest], 2 ** (fitting.bit_length() - 1))
     meta = np.empty((0,) * slices.ndim, dtype=slices.dtype)
-    return da.from_array(slices, chunks=tuple(chunks), meta=meta, name=False)
+    return da.from_array(slices, chunks=tuple(chunks), meta=meta, name=False, fancy=False)
 
 
-def as_integers(volume: xr.DataArray, path: Path) -> xr.DataArray:
+def magnitude(volume: xr.DataArray) -> xr.DataArray:
+    """Absolute value of a complex volume."""
+    return volume.copy(data=da.absolute(da.asarray(volume.data)))
+
+
+def as_integers(volume: xr.DataArray, path: Path | str) -> xr.DataArray:
     """Labels and masks as integers; scaled files give them back as floating point."""
     if volume.dtype.kind in "iu":
         return volume

@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from mrhdata.errors import FormatError
-from mrhdata.formats._lazy import DAMAGE, Slices, damaged, lazy
-from mrhdata.volume import from_array
+from mrhdata.formats._lazy import DAMAGE, Raw, Slices, check_length, damaged, lazy
+from mrhdata.volume import SPATIAL, from_array
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,18 +32,31 @@ def read(path: Path) -> xr.DataArray:
     except DAMAGE as error:
         raise damaged(path, error) from error
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    if len(size) not in (2, 3):
-        raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 or 3, and channels")
-    # Complex and other pixels without a NumPy type have none in this table.
+    if len(size) not in (2, 3, 4):
+        raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 to 4, and channels")
+    dtype = pixel_dtype(reader, path)
+    shape = (*(1,) * (3 - len(size)), *size[::-1], *((components,) if components > 1 else ()))
+    raw = _raw(path, shape, dtype)
+    part = _Part(path, len(size)) if raw is None else raw
+    streams = raw is not None or (path.suffix.lower() in (".mha", ".mhd") and not _compressed(path) and len(size) == 3)
+    data = lazy(Slices(shape, dtype, part, path), 0 if streams else None)
+    # The header lists the fastest axis first.
+    dims = ("x", "y", "z", "t")[: max(3, len(size))]
+    order = [len(dims) - 1 - i for i in range(len(dims))]
+    channels = components > 1
+    data = data.transpose(*order, *([len(dims)] if channels else []))
+    names = (*dims, "c") if channels else dims
+    return from_array(data, affine=world(reader), dims=names, name=path.name.split(".")[0])
+
+
+def pixel_dtype(reader: Any, path: Path) -> Any:
+    """NumPy type of the voxels; complex pixels and others without one are refused."""
+    ndim = len(reader.GetSize())
     try:
-        dtype = sitk.extra._get_numpy_dtype(sitk.Image([1] * len(size), reader.GetPixelID(), components))
+        return sitk.extra._get_numpy_dtype(sitk.Image([1] * ndim, reader.GetPixelID(), reader.GetNumberOfComponents()))
     except (RuntimeError, KeyError) as error:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise FormatError(f"{path} holds {kind} pixels, which cannot be read; convert them to numbers first") from error
-    shape = (*((1,) if len(size) == 2 else ()), *size[::-1], *((components,) if components > 1 else ()))
-    data = lazy(Slices(shape, dtype, _Part(path, len(size)), path), 0 if _streams(path, reader) else None)
-    dims = ("z", "y", "x", "c") if components > 1 else ("z", "y", "x")
-    return from_array(data, affine=_affine(reader), dims=dims, name=path.name.split(".")[0])
 
 
 def _reader(path: Path) -> Any:
@@ -53,39 +66,56 @@ def _reader(path: Path) -> Any:
 
 
 class _Part:
-    """Reads the planes that a key asks for."""
+    """Reads the planes that a box asks for."""
 
     def __init__(self, path: Path, ndim: int) -> None:
         self._path, self._ndim = path, ndim
 
-    def __call__(self, key: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
         reader = _reader(self._path)
         if self._ndim == 2:
-            return sitk.GetArrayFromImage(reader.Execute())[None][key]
+            return sitk.GetArrayFromImage(reader.Execute())[None][box]
         reader.ReadImageInformation()
-        first, last, _ = key[0].indices(reader.GetSize()[2])
-        if last - first < reader.GetSize()[2]:
-            reader.SetExtractIndex([0, 0, first])
-            reader.SetExtractSize([*reader.GetSize()[:2], last - first])
-        return sitk.GetArrayFromImage(reader.Execute())[(slice(None), *key[1:])]
+        first, last = box[0].start, box[0].stop
+        if self._ndim != 3 or last - first == reader.GetSize()[2]:
+            return sitk.GetArrayFromImage(reader.Execute())[box]
+        reader.SetExtractIndex([0, 0, first])
+        reader.SetExtractSize([*reader.GetSize()[:2], last - first])
+        return sitk.GetArrayFromImage(reader.Execute())[(slice(None), *box[1:])]
 
 
-def _streams(path: Path, reader: Any) -> bool:
-    """Whether planes can be read alone: uncompressed MetaImage; ITK reads all of any other file."""
-    if path.suffix.lower() not in (".mha", ".mhd") or len(reader.GetSize()) != 3:
-        return False
+def _compressed(path: Path) -> bool:
     with path.open("rb") as file:
-        return b"CompressedData = True" not in file.read(4096)
+        return b"compresseddata = true" in file.read(4096).lower()
 
 
-def _affine(reader: Any) -> Floats:
-    """Array index (z, y, x) to RAS+ mm."""
+def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> Raw | None:
+    """Voxels of an uncompressed NRRD that holds its own; ITK would read all of it for each part."""
+    if path.suffix.lower() != ".nrrd":
+        return None
+    with path.open("rb") as file:
+        head, ended, _ = file.read(64_000).partition(b"\n\n")
+    fields = dict(line.split(b": ", 1) for line in head.splitlines() if b": " in line and not line.startswith(b"#"))
+    others = {b"data file", b"datafile", b"byte skip", b"byteskip", b"line skip", b"lineskip"}
+    if not ended or fields.get(b"encoding", b"").strip() != b"raw" or others & fields.keys():
+        return None
+    # ITK moves an axis of colours or vectors that comes last to the front, so only the plain case is read here.
+    if fields.get(b"sizes", b"").split() != [str(n).encode() for n in shape[::-1]]:
+        return None
+    stored = np.dtype(dtype).newbyteorder(">" if fields.get(b"endian", b"").strip() == b"big" else "<")
+    offset = len(head) + 2
+    check_length(path, offset + stored.itemsize * int(np.prod(shape, dtype=object)))
+    return Raw(path, offset, shape, stored)
+
+
+def world(reader: Any) -> Floats:
+    """Index in the header's order to RAS+ mm, of an ITK image or reader."""
     ndim = len(reader.GetSize())
     direction = np.eye(3)
-    direction[:ndim, :ndim] = np.reshape(reader.GetDirection(), (ndim, ndim))
-    spacing = np.array([*reader.GetSpacing(), 1.0][:3])
+    n = min(ndim, 3)
+    direction[:n, :n] = np.reshape(reader.GetDirection(), (ndim, ndim))[:n, :n]
     affine = np.eye(4)
-    affine[:3, :3] = (direction * spacing)[:, ::-1]
+    affine[:3, :3] = direction * np.array([*reader.GetSpacing(), 1.0][:3])
     affine[:3, 3] = [*reader.GetOrigin(), 0.0][:3]
     return np.diag([*_LPS, 1.0]) @ affine
 
@@ -99,8 +129,7 @@ def write_image(volume: xr.DataArray, path: Path, to_itk_world: tuple[int, int, 
     """Write through SimpleITK; `to_itk_world` are the signs that turn RAS+ into the format's world."""
     if "t" in volume.dims:
         raise FormatError(f"{path.suffix} files are written without a time axis; write .nii.gz or .zarr")
-    source = volume.attrs.get("source_axes", [])
-    order = [d for d in source if d in "zyx"] or ["z", "y", "x"]
+    order = [d for d in volume.attrs.get("source_axes", []) if d in SPATIAL][::-1] or list(SPATIAL)
     channels = ["c"] if "c" in volume.dims else []
     data, affine = volume.mrh.in_order([*order, *channels])
     values = np.asarray(data)

@@ -7,7 +7,6 @@ SimpleITK's MINC reader and writer use MINC's own RAS world without turning it i
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +19,12 @@ if TYPE_CHECKING:
 
 def read(path: Path) -> xr.DataArray:
     """Read MINC 1 or 2."""
-    with warnings.catch_warnings():
-        # A file may declare its spacing as neither regular nor irregular; nibabel then takes it as regular.
-        warnings.filterwarnings("ignore", message="Invalid spacing declaration")
-        image = open_image(path)
-    return from_image(image, path, ("t", "z", "y", "x") if len(image.shape) == 4 else ("z", "y", "x"))
+    image = open_image(path)
+    volume = from_image(image, path, ("t", "z", "y", "x") if len(image.shape) == 4 else ("z", "y", "x"))
+    # MINC lists the slowest axis first; NIfTI and NRRD the fastest, which is the order that is kept.
+    extra = [d for d in volume.attrs["source_axes"] if d == "t"]
+    spatial = [d for d in volume.attrs["source_axes"] if d != "t"]
+    return volume.assign_attrs(source_axes=[*spatial[::-1], *extra])
 
 
 def write(volume: xr.DataArray, path: Path) -> None:
