@@ -1,14 +1,9 @@
-"""Catalogues of volumes: intake's YAML, checked before intake sees it.
-
-A catalogue is code to intake: opening one can import modules, and touching an entry can run commands
-out of a template. :func:`check` reads the YAML safely and lets through only what describes data.
-"""
+"""Catalogues of volumes: intake's YAML, checked before intake sees it, selected by metadata."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +12,7 @@ from intake.catalog.local import YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
 from mrhdata import formats
+from mrhdata.catalog_check import check, load, resolve
 from mrhdata.drafting import appearing
 from mrhdata.errors import CatalogError
 from mrhdata.volume import group
@@ -24,22 +20,18 @@ from mrhdata.volume import group
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Drivers that only read data.
-DRIVERS = ("mrh_volume", "zarr", "ndzarr", "yaml_file_cat")
-
-#: The one template that entries may use; intake's others can run code and read the environment.
-_TEMPLATE = re.compile(r"\{\{ ?CATALOG_DIR ?\}\}")
+__all__ = ["Catalog", "VolumeSource", "check", "open_catalog", "write"]
 
 
 class VolumeSource(DataSource):  # type: ignore[misc]
-    """The intake driver ``mrh_volume``: any file that :func:`mrhdata.read` reads.
+    """The intake driver ``mrh_volume``: anything that :func:`mrhdata.read` reads.
 
     Parameters
     ----------
     urlpath : str
-        Path of the file or OME-Zarr folder.
-    **attrs
-        As for :func:`mrhdata.read`: ``space``, ``kind``, ``units``, ``modality``, ``name``.
+        Path or URL.
+    **options
+        As for :func:`mrhdata.read`: ``axes``, ``unit``, ``spacing``, ``space``, ``kind``, ...
     """
 
     name = "mrh_volume"
@@ -47,9 +39,15 @@ class VolumeSource(DataSource):  # type: ignore[misc]
     version = "1"
     partition_access = True
 
-    def __init__(self, urlpath: str, metadata: dict[str, Any] | None = None, **attrs: Any) -> None:
+    def __init__(self, urlpath: str, metadata: dict[str, Any] | None = None, **options: Any) -> None:
+        unknown = set(options) - set(formats.Options.__annotations__)
+        if unknown:
+            raise CatalogError(
+                f"an entry of driver mrh_volume has no {sorted(unknown)}; choose among subjects by the entry's name, "
+                "or with mrhdata.open_catalog(...).select"
+            )
         super().__init__(metadata=metadata)
-        self.urlpath, self.attrs = urlpath, attrs
+        self.urlpath, self.options = urlpath, options
         self._volume: xr.DataArray | None = None
 
     def _get_schema(self) -> Any:
@@ -59,7 +57,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
     def to_dask(self) -> xr.DataArray:
         """Return the lazy volume."""
         if self._volume is None:
-            self._volume = formats.read(self.urlpath, **self.attrs)
+            self._volume = formats.read(self.urlpath, **self.options)  # type: ignore[typeddict-item]
         return self._volume
 
     def read(self) -> xr.DataArray:
@@ -71,7 +69,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
 
 
 class Catalog(YAMLFileCatalog):  # type: ignore[misc]
-    """intake's catalogue, whose entries can be selected by their metadata."""
+    """intake's catalogue, whose entries, and those of nested ones, can be selected by their metadata."""
 
     name = "mrh_catalog"
 
@@ -81,7 +79,8 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         Parameters
         ----------
         **metadata
-            Values to match exactly, such as ``subject="01"``, ``modality="mri"``.
+            Values to match exactly, such as ``subject="01"``, ``modality="mri"``; a list matches any
+            of its values.
 
         Returns
         -------
@@ -92,24 +91,84 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         ------
         CatalogError
             No entry matches; the message names the values that exist.
+        GridError
+            The volumes that match lie in different spaces.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, mrhdata
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> mrhdata.write(mrhdata.volume.from_array(np.ones((2, 3, 4)), spacing=(1, 1, 1)), folder / "a.nii")
+        >>> write(folder / "catalog.yaml", "One volume", {"a": ("a.nii", {"subject": "01", "role": "t2w"})})
+        >>> open_catalog(folder / "catalog.yaml").select(subject="01")["t2w"].shape
+        (2, 3, 4)
         """
-        entries = {name: self._entries[name].describe()["metadata"] for name in self}
-        found = [n for n, held in entries.items() if all(held.get(key) == want for key, want in metadata.items())]
+        found = self.find(**metadata)
+        roles = [held.get("role") for held, _ in found.values()]
+        keys = list(found) if None in roles or len(set(roles)) < len(roles) else roles
+        return group({str(k): source.to_dask() for k, (_, source) in zip(keys, found.values(), strict=True)})
+
+    def subjects(self, **metadata: Any) -> dict[str, dict[str, xr.DataArray]]:
+        """One co-registered group for each subject that has entries with the given metadata.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, mrhdata
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> mrhdata.write(mrhdata.volume.from_array(np.ones((2, 3, 4)), spacing=(1, 1, 1)), folder / "a.nii")
+        >>> one = {s: ("a.nii", {"subject": s, "split": "train"}) for s in ("1", "10")}
+        >>> write(folder / "catalog.yaml", "Two subjects", one)
+        >>> list(open_catalog(folder / "catalog.yaml").subjects(split="train"))
+        ['1', '10']
+        """
+        names = {str(held["subject"]): held["subject"] for held, _ in self.find(**metadata).values() if "subject" in held}
+        if not names:
+            raise CatalogError(f"no entry of {self.path} with {metadata} names a subject")
+        return {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}
+
+    def find(self, **metadata: Any) -> dict[str, tuple[dict[str, Any], VolumeSource]]:
+        """Metadata and source of each entry that matches, by name; nested names are joined by a dot."""
+        entries = dict(_entries(self.path, self._storage_options))
+        found = {name: entry for name, entry in entries.items() if _matches(entry[0], metadata)}
         if not found:
-            known = {key: sorted({str(held[key]) for held in entries.values() if key in held}) for key in metadata}
+            known = {key: sorted({str(held[key]) for held, _ in entries.values() if key in held}) for key in metadata}
             raise CatalogError(f"no entry of {self.path} has {metadata}; there are {known}")
-        roles = [entries[name].get("role") for name in found]
-        keys = found if None in roles or len(set(roles)) < len(roles) else roles
-        return group({str(key): self[name].to_dask() for key, name in zip(keys, found, strict=True)})
+        return found
+
+    def __init__(self, path: str, storage_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self._storage_options = dict(storage_options or {})
+        super().__init__(path, storage_options=storage_options, **kwargs)
 
 
-def open_catalog(uri: str | os.PathLike[str]) -> Catalog:
+def _matches(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(held.get(k) in v if isinstance(v, list | tuple | set) else held.get(k) == v for k, v in wanted.items())
+
+
+def _entries(
+    uri: str, options: dict[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, tuple[dict[str, Any], VolumeSource]]]:
+    """Entries that are volumes, of a catalogue that was checked, and of those nested in it."""
+    for name, entry in load(uri, options)["sources"].items():
+        args = dict(entry.get("args", {}))
+        if entry["driver"] == "yaml_file_cat":
+            nested = resolve(str(args.get("path", "")), uri)
+            if nested not in above:
+                for inner, found in _entries(nested, options, (*above, uri)):
+                    yield f"{name}.{inner}", found
+        elif entry["driver"] == "mrh_volume":
+            place = resolve(args.pop("urlpath"), uri)
+            yield str(name), (dict(entry.get("metadata", {})), VolumeSource(place, **args))
+
+
+def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Catalog:
     """Check a catalogue and open it.
 
     Parameters
     ----------
-    uri : path
-        A YAML file that ``intake.open_catalog`` opens too.
+    uri : path or URL
+        A YAML file that ``intake.open_catalog`` opens too, local or at ``http``, ``https`` or ``s3``.
+    storage_options : dict, optional
+        For a URL, such as ``{"anon": True}``.
 
     Returns
     -------
@@ -126,88 +185,18 @@ def open_catalog(uri: str | os.PathLike[str]) -> Catalog:
     >>> folder = Path(tempfile.mkdtemp())
     >>> mrhdata.write(mrhdata.volume.from_array(np.ones((2, 3, 4)), spacing=(1, 1, 1)), folder / "a.nii")
     >>> write(folder / "catalog.yaml", "One volume", {"a": ("a.nii", {"subject": "01", "role": "t2w"})})
-    >>> cat = mrhdata.open_catalog(folder / "catalog.yaml")
-    >>> cat.select(subject="01")["t2w"].shape
-    (2, 3, 4)
+    >>> list(mrhdata.open_catalog(folder / "catalog.yaml"))
+    ['a']
     """
-    check(uri)
-    return Catalog(str(uri))
-
-
-def check(uri: str | os.PathLike[str]) -> None:
-    """Raise `CatalogError` unless a catalogue, and every one nested in it, only describes data.
-
-    Refused are YAML tags, plugins, drivers other than `DRIVERS`, user parameters, and any template but
-    ``{{ CATALOG_DIR }}``.
-    """
-    _check(Path(uri), seen=set())
-
-
-def _check(path: Path, seen: set[Path]) -> None:
-    if path.resolve() in seen:
-        return
-    seen.add(path.resolve())
-    content = _load(path)
-    if set(content) - {"metadata", "sources"}:
-        raise CatalogError(
-            f"{path}: sections {sorted(set(content) - {'metadata', 'sources'})} may run code; remove them"
-        )
-    _check_templates(path, "metadata", content.get("metadata"))
-    sources = content.get("sources")
-    if not isinstance(sources, Mapping):
-        raise CatalogError(f"{path} has no mapping called sources; it is no catalogue")
-    for name, entry in sources.items():
-        _check_entry(path, str(name), entry)
-        if entry["driver"] == "yaml_file_cat":
-            nested = str(entry.get("args", {}).get("path", ""))
-            _check(Path(_TEMPLATE.sub(str(path.parent), nested)), seen)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        aliased = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-        content = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise CatalogError(f"the catalogue {path} does not exist; check the path") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise CatalogError(f"{path} is not plain YAML ({' '.join(str(error).split())[:200]})") from error
-    if aliased:
-        # A few nested aliases stand for billions of values.
-        raise CatalogError(f"{path} uses YAML aliases; write each entry out")
-    if not isinstance(content, dict):
-        raise CatalogError(f"{path} holds no mapping; a catalogue has metadata and sources")
-    return content
-
-
-def _check_entry(path: Path, name: str, entry: Any) -> None:
-    where = f"{path}, entry {name!r}"
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("args", {}), Mapping):
-        raise CatalogError(f"{where} is no mapping with driver and args")
-    if set(entry) - {"driver", "args", "description", "metadata"}:
-        extra = sorted(set(entry) - {"driver", "args", "description", "metadata"})
-        raise CatalogError(f"{where} has {extra}; an entry has driver, args, description and metadata only")
-    if entry.get("driver") not in DRIVERS:
-        raise CatalogError(f"{where} has driver {entry.get('driver')!r}; allowed are {', '.join(DRIVERS)}")
-    _check_templates(path, name, entry)
-
-
-def _check_templates(path: Path, name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_templates(path, name, key)
-            _check_templates(path, name, item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_templates(path, name, item)
-    elif isinstance(value, str) and re.search(r"\{\{|\{%|\{#", _TEMPLATE.sub("", value)):
-        raise CatalogError(
-            f"{path}, {name!r}: the template {value!r} may run code; only {{{{ CATALOG_DIR }}}} is allowed"
-        )
+    check(uri, storage_options)
+    return Catalog(os.fspath(uri), storage_options=storage_options)
 
 
 def write(
-    path: str | os.PathLike[str], title: str, entries: Mapping[str, tuple[str, Mapping[str, Any]]], **metadata: Any
+    path: str | os.PathLike[str],
+    title: str,
+    entries: Mapping[str, tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+    **metadata: Any,
 ) -> None:
     """Write a catalogue of volumes beside it, as YAML made to be read by people.
 
@@ -216,21 +205,19 @@ def write(
     path : path
         The YAML file; replaced if it exists.
     title : str
-    entries : mapping of str to (path, metadata)
-        Paths relative to the catalogue's folder; metadata such as ``subject``, ``modality``, ``role``.
+    entries : mapping of str to (path, metadata) or (path, metadata, options)
+        Paths relative to the catalogue's folder, or URLs; metadata such as ``subject``, ``modality``,
+        ``role``; options of :func:`mrhdata.read` that put a wrong header right.
     **metadata
         Of the whole catalogue, such as ``licence``.
     """
-    sources = {
-        name: {
-            "driver": "mrh_volume",
-            "args": {"urlpath": "{{ CATALOG_DIR }}/" + relative},
-            "metadata": dict(held),
-        }
-        for name, (relative, held) in entries.items()
-    }
+    sources = {}
+    for name, (place, held, *options) in entries.items():
+        urlpath = place if "://" in place else "{{ CATALOG_DIR }}/" + Path(place).as_posix()
+        args = {"urlpath": urlpath, **(options[0] if options else {})}
+        sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(held)}
     content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}
     text = "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False)
     with appearing(path) as draft:
         draft.write_text(text, encoding="utf-8")
-    check(path)
+        check(draft)
