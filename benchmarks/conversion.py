@@ -24,6 +24,8 @@ import zarr
 from scipy.ndimage import gaussian_filter
 
 HERE = Path(__file__).parent
+#: The second also notes the SHA-256 of every plane, which is the default.
+OURS = ("mrhdata", "mrhdata-checksums")
 RIVALS = ("ngff-zarr", "ome-zarr-py")
 
 
@@ -86,8 +88,8 @@ def main():
         source = stack(folder / "stack", args.planes, args.edge)
         runs = []
         for _ in range(args.repeats):
-            for tool in ("mrhdata", *(RIVALS if args.rivals else ())):
-                python = sys.executable if tool == "mrhdata" else args.rivals
+            for tool in (*OURS, *(RIVALS if args.rivals else ())):
+                python = sys.executable if tool in OURS else args.rivals
                 runs.append(convert(python, tool, source, folder / f"{tool}.zarr"))
                 print(runs[-1], flush=True)
         best = {t: min(r["seconds"] for r in runs if r["tool"] == t) for t in {r["tool"] for r in runs}}

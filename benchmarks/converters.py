@@ -17,8 +17,8 @@ import time
 CHUNKS, SHARDS = (64, 64, 64), (128, 256, 256)
 
 
-def mrhdata_():
-    """Import the tool; return its conversion."""
+def mrhdata_(checksum=False):
+    """Import the tool; return its conversion. The others compute no checksums of the source."""
     import zarrs  # noqa: F401
 
     import mrhdata
@@ -26,7 +26,7 @@ def mrhdata_():
     import mrhdata.formats.streaming
     import mrhdata.formats.tiff
 
-    return lambda source, store: mrhdata.convert(source, store, spacing=1.8, unit="um")
+    return lambda source, store: mrhdata.convert(source, store, spacing=1.8, unit="um", checksum=checksum)
 
 
 def _files(source):
@@ -122,7 +122,12 @@ def ome_zarr_py_():
 
 def main(tool, source, store):
     """Convert, and print what it took."""
-    convert = {"mrhdata": mrhdata_, "ngff-zarr": ngff_zarr_, "ome-zarr-py": ome_zarr_py_}[tool]()
+    convert = {
+        "mrhdata": mrhdata_,
+        "mrhdata-checksums": lambda: mrhdata_(True),
+        "ngff-zarr": ngff_zarr_,
+        "ome-zarr-py": ome_zarr_py_,
+    }[tool]()
     imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     begun = time.perf_counter()
     convert(source, store)

@@ -57,7 +57,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
     def to_dask(self) -> xr.DataArray:
         """Return the lazy volume."""
         if self._volume is None:
-            self._volume = formats.read(self.urlpath, **self.options)  # type: ignore[typeddict-item]
+            self._volume = formats.read(self.urlpath, **self.options)
         return self._volume
 
     def read(self) -> xr.DataArray:
@@ -121,7 +121,9 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         >>> list(open_catalog(folder / "catalog.yaml").subjects(split="train"))
         ['1', '10']
         """
-        names = {str(held["subject"]): held["subject"] for held, _ in self.find(**metadata).values() if "subject" in held}
+        names = {
+            str(held["subject"]): held["subject"] for held, _ in self.find(**metadata).values() if "subject" in held
+        }
         if not names:
             raise CatalogError(f"no entry of {self.path} with {metadata} names a subject")
         return {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}

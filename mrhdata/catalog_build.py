@@ -145,9 +145,12 @@ def _volumes(folder: Path) -> Iterator[Path]:
         if name.startswith("."):
             continue
         if place.is_dir():
-            if name.endswith(".zarr") or (place / "zarr.json").exists() or (place / ".zattrs").exists():
-                yield place
-            elif _is_stack(place):
+            if (
+                name.endswith(".zarr")
+                or (place / "zarr.json").exists()
+                or (place / ".zattrs").exists()
+                or _is_stack(place)
+            ):
                 yield place
             else:
                 yield from _volumes(place)
@@ -199,9 +202,12 @@ def _share_out(entries: list[dict[str, Any]], split: Mapping[str, float], seed: 
         raise DataError(f"split={dict(split)}: give positive shares that sum to 1, such as train=0.8, test=0.2")
     subjects = sorted({held["subject"] for held in entries if "subject" in held})
     if len(subjects) < len(split):
-        raise DataError(f"there are {len(subjects)} subjects for {len(split)} parts; name files sub-01_..., or use fewer")
+        raise DataError(
+            f"there are {len(subjects)} subjects for {len(split)} parts; name files sub-01_..., or use fewer"
+        )
     random.Random(seed).shuffle(subjects)
-    total, placed, share = 0.0, 0, {}
+    total, placed = 0.0, 0
+    share: dict[str, str] = {}
     for i, (part, fraction) in enumerate(split.items()):
         total += fraction
         last = max(placed + 1, min(round(total * len(subjects)), len(subjects) - (len(split) - i - 1)))

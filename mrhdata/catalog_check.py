@@ -144,7 +144,9 @@ def _check_place(uri: str, where: str, place: Any) -> None:
     if "://" in target:
         _check_protocol(uri, where, target)
     if "://" in uri and ("://" not in target or ".." in target.split("/")):
-        raise CatalogError(f"{where}: {place!r} leads out of the catalogue's own server; give a URL below it or another")
+        raise CatalogError(
+            f"{where}: {place!r} leads out of the catalogue's own server; give a URL below it or another"
+        )
 
 
 def _check_protocol(uri: str, where: str, target: str) -> None:
@@ -160,7 +162,9 @@ def _check_storage_options(where: str, options: Any) -> None:
     ):
         raise CatalogError(f"{where} has storage_options {options}; allowed are {', '.join(_STORAGE_OPTIONS)}")
     if set(options.get("client_kwargs", {})) - set(_CLIENT_KWARGS):
-        raise CatalogError(f"{where} has client_kwargs {options['client_kwargs']}; allowed are {', '.join(_CLIENT_KWARGS)}")
+        raise CatalogError(
+            f"{where} has client_kwargs {options['client_kwargs']}; allowed are {', '.join(_CLIENT_KWARGS)}"
+        )
 
 
 def _check_strings(uri: str, name: str, value: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mrhdata.errors import MrhdataError
+from mrhdata.errors import DataError, MrhdataError
 
 app = typer.Typer(
     help="Brain volumes as training sets, maps and honest scores.",
@@ -18,6 +19,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+catalog_app = typer.Typer(help="Catalogues of volumes.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+
+_Axes = Annotated[str | None, typer.Option(help="Where the file's axes point, such as PIR, if its header lies.")]
+_Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um, nm.")]
+_Spacing = Annotated[list[float] | None, typer.Option(help="Voxel size; once for all axes, or once for each.")]
+_Origin = Annotated[list[float] | None, typer.Option(help="World X, Y, Z of the first voxel, given three times.")]
+_Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
+_Kind = Annotated[str | None, typer.Option(help="image, labels or mask.")]
+_Dataset = Annotated[str | None, typer.Option(help="Which array of an HDF5 or MATLAB file, or series of DICOM.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,50 +48,215 @@ def demo(
 
 
 @app.command()
-def info(file: Path, as_json: _Json = False) -> None:
-    """Print what a volume is and where it lies.
+def info(
+    file: str,
+    axes: _Axes = None,
+    unit: _Unit = None,
+    spacing: _Spacing = None,
+    origin: _Origin = None,
+    space: _Space = None,
+    kind: _Kind = None,
+    dataset: _Dataset = None,
+    as_json: _Json = False,
+) -> None:
+    """Print what a volume is, where it lies, and what is suspicious about it.
 
-    Example: mrhdata info brain.mnc
+    Example: mrhdata info annotation_100.nrrd --axes PIR --unit um
     """
-    from mrhdata import formats
+    from mrhdata import inspection
 
-    volume = formats.read(file)
-    grid = volume.mrh.grid
-    found = {
-        "file": str(file),
-        "shape": {str(d): n for d, n in volume.sizes.items()},
-        "dtype": str(volume.dtype),
-        "spacing_mm": dict(zip("zyx", grid.spacing.round(9).tolist(), strict=True)),
-        "orientation": grid.orientation,
-        "space": volume.mrh.space,
-        "kind": volume.attrs["kind"],
-        "corner_mm": {"first": grid.corners()[0].round(6).tolist(), "last": grid.corners()[-1].round(6).tolist()},
-    }
+    given = _options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset)
+    _print(inspection.inspect(file, **given), as_json)
+
+
+@app.command()
+def diff(first: str, second: str, as_json: _Json = False) -> None:
+    """Compare two volumes in world space; exit code 1 where they differ.
+
+    Example: mrhdata diff brain.nii.gz brain.zarr
+    """
+    from mrhdata import formats, inspection
+
+    found = inspection.difference(formats.read(first), formats.read(second))
     _print(found, as_json)
+    if not found["same"]:
+        raise typer.Exit(1)
 
 
 @app.command()
 def convert(
-    source: Path,
+    source: str,
     store: Path,
-    space: Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")] = None,
-    kind: Annotated[str | None, typer.Option(help="image, labels or mask.")] = None,
+    axes: _Axes = None,
+    unit: _Unit = None,
+    spacing: _Spacing = None,
+    origin: _Origin = None,
+    space: _Space = None,
+    kind: _Kind = None,
+    units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
     modality: Annotated[str | None, typer.Option(help="Such as mri or histology.")] = None,
+    dataset: _Dataset = None,
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Convert a file to OME-Zarr, or an OME-Zarr to a file.
+    """Convert a file, a folder of planes or a URL to OME-Zarr, or an OME-Zarr to a file.
 
-    Example: mrhdata convert brain.mnc brain.zarr --space CCFv3
+    Killed and run again, a conversion to OME-Zarr goes on where it was.
+
+    Example: mrhdata convert planes/ brain.zarr --spacing 2 --spacing 1.8 --spacing 1.8 --unit um
     """
     from mrhdata import conversion, formats
 
+    geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
+    given = _options(**geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset)
     if store.name.lower().endswith(".zarr"):
-        volume = conversion.convert(source, store, space=space, kind=kind, modality=modality, overwrite=overwrite)
+        progress = sys.stderr.isatty()
+        volume = conversion.convert(source, store, overwrite=overwrite, memory=memory, progress=progress, **given)
     else:
-        volume = formats.read(source, space=space, kind=kind, modality=modality)
+        volume = formats.read(source, **given)
         formats.write(volume, store, overwrite=overwrite)
-    _print({"written": str(store), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}, as_json)
+    chunks = list(volume.data.chunksize) if hasattr(volume.data, "chunksize") else None
+    found = {"written": str(store), "shape": dict(volume.sizes), "dtype": str(volume.dtype), "shards": chunks}
+    _print(found, as_json)
+
+
+@catalog_app.command("check")
+def catalog_check(file: str) -> None:
+    """Say whether a catalogue only describes data, before anything opens it.
+
+    Example: mrhdata catalog check catalog.yaml
+    """
+    from mrhdata import catalog
+
+    catalog.check(file)
+    typer.echo(f"{file} only describes data")
+
+
+@catalog_app.command("build")
+def catalog_build(
+    folder: Path,
+    out: Annotated[Path | None, typer.Option(help="The YAML file; catalog.yaml in the folder by default.")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the catalogue.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of all volumes.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Of all volumes.")] = None,
+    split: Annotated[str | None, typer.Option(help="Shares by subject, such as train=0.8,test=0.2.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    axes: _Axes = None,
+    unit: _Unit = None,
+    space: _Space = None,
+) -> None:
+    """List every volume below a folder in a catalogue.
+
+    Example: mrhdata catalog build study/ --licence CC0-1.0 --split train=0.8,test=0.2
+    """
+    from mrhdata import catalog_build as building
+
+    shares = _shares(split) if split else None
+    given = _options(axes=axes, unit=unit, space=space)
+    path = building.build(
+        folder, out, title=title, licence=licence, citation=citation, split=shares, seed=seed, **given
+    )
+    typer.echo(f"{path}")
+
+
+@catalog_app.command("list")
+def catalog_list(file: str, as_json: _Json = False) -> None:
+    """Print the entries of a catalogue with their metadata.
+
+    Example: mrhdata catalog list catalog.yaml
+    """
+    from mrhdata import catalog
+
+    found = {name: held for name, (held, _) in catalog.open_catalog(file).find().items()}
+    _print(found, as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Of a published volume; all are listed without it.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder of the stores and their catalogue.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Download a published volume, check it, and convert it to OME-Zarr.
+
+    Example: mrhdata fetch ccfv3-template-25um --into atlas/
+    """
+    from mrhdata import fetching
+
+    if name is None:
+        entries = fetching.published().items()
+        shown = {n: f"{e['description']} [{e['metadata'].get('licence', 'licence unknown')}]" for n, e in entries}
+        _print(shown, as_json)
+        return
+    volume = fetching.fetch(name, into, progress=sys.stderr.isatty())
+    _print({"fetched": name, "shape": dict(volume.sizes), "space": volume.mrh.space}, as_json)
+
+
+@app.command()
+def view(
+    files: list[str],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("view.png"),
+    at: Annotated[list[float] | None, typer.Option(help="World X, Y, Z in mm, given three times.")] = None,
+    overlay: Annotated[bool, typer.Option(help="Show the later ones over the first, not beside it.")] = False,
+    serve: Annotated[bool, typer.Option(help="Serve OME-Zarr stores to neuroglancer instead.")] = False,
+    port: Annotated[int, typer.Option(help="Of the server; 0 for any.")] = 0,
+) -> None:
+    """Write a picture of orthogonal slices, or serve stores to a viewer in the browser.
+
+    Example: mrhdata view t2w.nii.gz af.nrrd --out slices.png
+    """
+    if serve:
+        _serve(files, port)
+        return
+    from mrhdata import formats, viewing
+
+    volumes = {name: formats.read(file) for name, file in _named(files).items()}
+    viewing.picture(volumes, out, at=at, overlay=overlay)
+    typer.echo(str(out))
+
+
+def _serve(files: list[str], port: int) -> None:
+    from mrhdata.serving import Server
+
+    with Server(_named(files), port) as server:
+        typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
+        typer.echo(server.link())
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+
+
+def _named(files: list[str]) -> dict[str, str]:
+    """Files by their names; those of one name are told apart by a number."""
+    named: dict[str, str] = {}
+    for file in files:
+        stem = Path(file).name.split(".")[0] or "volume"
+        name, n = stem, 1
+        while name in named:
+            n += 1
+            name = f"{stem}-{n}"
+        named[name] = file
+    return named
+
+
+def _options(**given: Any) -> Any:
+    """Options of the command line as those of mrhdata.read; the ones not given are left out."""
+    found = {key: value for key, value in given.items() if value is not None}
+    for key in ("spacing", "origin"):
+        numbers = found.get(key)
+        if numbers is not None:
+            found[key] = numbers[0] if key == "spacing" and len(numbers) == 1 else numbers
+    return found
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise DataError(f"--split {text}: write shares as train=0.8,test=0.2") from error
 
 
 @app.command()
@@ -114,31 +290,27 @@ def sensitivity(
         )
 
 
-@app.command("catalog-check")
-def catalog_check(file: Path) -> None:
-    """Say whether a catalogue only describes data, before anything opens it.
-
-    Example: mrhdata catalog-check catalog.yaml
-    """
-    from mrhdata import catalog
-
-    catalog.check(file)
-    typer.echo(f"{file} only describes data")
-
-
 def _print(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found))
         return
     width = max(map(len, found))
     for key, value in found.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        typer.echo(f"{key:{width}}  {shown}")
+        typer.echo(f"{key:{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return "; ".join(value)
+    return "nothing" if value == [] else str(value)
 
 
 def main() -> None:
     """Run the command line; mistakes that the user can put right end with one sentence and exit code 2."""
     try:
+        logging.basicConfig(format="mrhdata: %(message)s", level=logging.WARNING)
         app()
     except MrhdataError as error:
         typer.echo(f"mrhdata: {error}", err=True)

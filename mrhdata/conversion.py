@@ -107,7 +107,7 @@ def convert(
         return formats.read(target)
     check_target(target, overwrite)
     with _journal(target, identity) as journal, ThreadPoolExecutor(1) as aside:
-        checksums: Future[dict[str, Any]] = aside.submit(_provenance, source, checksum)
+        checksums: Future[dict[str, Any]] = aside.submit(source_checksum, source, checksum)
         _stream(volume, journal, budget, progress)
         held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
         provenance = {**checksums.result(), "options": held, "conversion": identity["digest"]}
@@ -282,7 +282,7 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
     return planes_of(path)
 
 
-def _provenance(source: str | os.PathLike[str], checksum: bool) -> dict[str, Any]:
+def source_checksum(source: str | os.PathLike[str], checksum: bool = True) -> dict[str, Any]:
     """Name, size and SHA-256; of several files, the SHA-256 of the list of theirs."""
     files = _files(source)
     found: dict[str, Any] = {"source": str(source) if "://" in str(source) else Path(source).name}

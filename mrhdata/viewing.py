@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mrhdata.errors import GridError
+from mrhdata.drafting import appearing
+from mrhdata.errors import FormatError, GridError
+from mrhdata.inspection import length as length_of
 from mrhdata.volume import SPATIAL, group
 
 if TYPE_CHECKING:
@@ -20,17 +23,23 @@ if TYPE_CHECKING:
 
 #: Plane -> the axis held fixed, the axis drawn upwards, the axis drawn to the right.
 _PLANES = {"axial": ("z", "y", "x"), "coronal": ("y", "z", "x"), "sagittal": ("x", "z", "y")}
+#: Axes of pictures are thinned to at most this many voxels.
+_MOST_VOXELS = 600
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 def slices(
-    volumes: Mapping[str, xr.DataArray], *, at: ArrayLike | None = None, percentiles: tuple[float, float] = (1, 99)
+    volumes: Mapping[str, xr.DataArray],
+    *,
+    at: ArrayLike | None = None,
+    percentiles: tuple[float, float] = (1, 99),
+    overlay: bool = False,
 ) -> Figure:
     """Axial, coronal and sagittal slices of co-registered volumes through one world point.
 
     Superior and anterior point up, right (or, sagittal, anterior) points right, however the volumes
     are stored; letters at the edges say where they point. The grey window goes from one percentile
-    of a volume to another.
+    of a volume to another; labels have a colour each.
 
     Parameters
     ----------
@@ -38,46 +47,116 @@ def slices(
     at : (3,) array-like, optional
         World mm; the middle of the first volume by default.
     percentiles : (low, high)
+    overlay : bool
+        Show the later volumes in colour over the first, at its places, instead of beside it.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
 
+    Raises
+    ------
+    GridError
+        There is nothing to show, or a volume has channels or times.
+
     Examples
     --------
     >>> from mrhdata.volume import from_array
     >>> v = from_array(np.random.default_rng(0).random((4, 5, 6)), spacing=(1, 1, 1))
-    >>> len(slices({"t2": v, "af": v}).axes)
-    6
+    >>> len(slices({"t2": v, "af": v}).axes), len(slices({"t2": v, "af": v}, overlay=True).axes)
+    (6, 3)
     """
     volumes = group(volumes)
     if not volumes:
         raise GridError("there is no volume to show; give at least one")
-    first = next(iter(volumes.values())).mrh.grid
-    point = first.world((np.array(first.shape) - 1) / 2) if at is None else np.asarray(at, dtype=np.float64)
-    extent = dict(zip(SPATIAL, first.shape * first.spacing, strict=True))
+    first = next(iter(volumes.values()))
+    grid = first.mrh.grid
+    point = grid.world((np.array(grid.shape) - 1) / 2) if at is None else np.asarray(at, dtype=np.float64)
+    if point.shape != (3,):
+        raise GridError(f"at={point.tolist()}: give a world point X, Y, Z in mm")
+    columns = [volumes] if overlay else [{name: volume} for name, volume in volumes.items()]
+    extent = dict(zip(SPATIAL, grid.shape * grid.spacing, strict=True))
     # Rows as high as what they show, but never too low for the letters.
     wide = max(extent["x"], extent["y"])
     heights = [max(extent[up], 0.2 * wide) for _, up, _ in _PLANES.values()]
-    size = (2.6 * len(volumes), 0.4 + 2.6 * sum(heights) / wide)
+    size = (2.6 * len(columns), 0.4 + 2.6 * sum(heights) / wide)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    axes = figure.subplots(len(_PLANES), len(volumes), squeeze=False, height_ratios=heights)
-    for column, (name, volume) in enumerate(volumes.items()):
-        values = volume.astype(np.float32).compute()
-        low, high = np.nanpercentile(values, percentiles)
+    axes = figure.subplots(len(_PLANES), len(columns), squeeze=False, height_ratios=heights)
+    for column, shown in enumerate(columns):
         for row, plane in enumerate(_PLANES):
-            _panel(axes[row, column], values, plane, point, (float(low), float(high)))
-        axes[0, column].set_title(name, fontsize=10)
+            for i, (name, volume) in enumerate(shown.items()):
+                _panel(
+                    axes[row, column], volume, plane, point, _look(volume, i, percentiles), like=first if i else None
+                )
+                if not row and not i:
+                    axes[0, column].set_title(" + ".join(shown) if overlay else name, fontsize=10)
     return figure
 
 
-def _panel(ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, window: tuple[float, float]) -> None:
+def picture(
+    volumes: Mapping[str, xr.DataArray],
+    path: str | os.PathLike[str],
+    *,
+    at: ArrayLike | None = None,
+    percentiles: tuple[float, float] = (1, 99),
+    overlay: bool = False,
+) -> None:
+    """Write :func:`slices` of volumes as PNG.
+
+    Volumes are shown at a level that a picture can hold: every other voxel, or fewer, of larger ones;
+    of a volume with channels or times the first.
+
+    Raises
+    ------
+    FormatError
+        The path does not end in ``.png``.
+    """
+    if not str(path).lower().endswith(".png"):
+        raise FormatError(f"{path} must end in .png")
+    figure = slices(
+        {name: _small(volume) for name, volume in volumes.items()}, at=at, percentiles=percentiles, overlay=overlay
+    )
+    with appearing(path) as draft:
+        figure.savefig(draft, dpi=150)
+
+
+def _small(volume: xr.DataArray) -> xr.DataArray:
+    volume = volume.isel({d: 0 for d in ("t", "c") if d in volume.dims})
+    missing = [d for d in SPATIAL if d not in volume.dims]
+    volume = volume.expand_dims(missing).transpose(*SPATIAL)
+    return volume.isel({d: slice(None, None, -(-volume.sizes[d] // _MOST_VOXELS)) for d in SPATIAL})
+
+
+def _look(volume: xr.DataArray, layer: int, percentiles: tuple[float, float]) -> dict[str, Any]:
+    """How a volume is drawn: colours, window, and how much of what is below shows through."""
+    values = volume.values
+    if volume.attrs.get("kind") in ("labels", "mask"):
+        # Neighbouring ids in different colours.
+        shown: dict[str, Any] = {"cmap": "tab20", "vmin": 0, "vmax": 19, "labels": True}
+    else:
+        low, high = np.nanpercentile(values.astype(np.float32), percentiles)
+        shown = {"cmap": "gray" if not layer else "inferno", "vmin": float(low), "vmax": float(high), "labels": False}
+    return {**shown, "alpha": 0.45 if layer else 1.0}
+
+
+def _panel(
+    ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, look: dict[str, Any], like: xr.DataArray | None
+) -> None:
+    """Draw one slice; where `like` is given, the values of `volume` at its voxels."""
     fixed, up, right = _PLANES[plane]
-    grid = volume.mrh.grid
+    shown = volume if like is None else like
+    grid = shown.mrh.grid
     if any(d not in volume.dims for d in SPATIAL) or volume.ndim != 3:
         raise GridError(f"slices are shown of volumes with dims z, y, x, not {volume.dims}; select a channel")
-    index = int(np.clip(np.rint(grid.index(point)[SPATIAL.index(fixed)]), 0, volume.sizes[fixed] - 1))
-    image = volume.isel({fixed: index}).transpose(up, right).values
+    index = int(np.clip(np.rint(grid.index(point)[SPATIAL.index(fixed)]), 0, shown.sizes[fixed] - 1))
+    if like is None:
+        image = volume.isel({fixed: index}).transpose(up, right).values
+    else:
+        flat = _at_voxels(volume, like.isel({fixed: slice(index, index + 1)}))
+        image = flat.isel({fixed: 0}).transpose(up, right).values
+    look = dict(look)
+    if look.pop("labels"):
+        image = np.where(image > 0, (np.nan_to_num(image) - 1) % 20, np.nan)
     letters = dict(zip(SPATIAL, grid.orientation, strict=True))
     step = dict(zip(SPATIAL, grid.spacing, strict=True))
     # Stored downwards or leftwards: drawn the other way round.
@@ -86,9 +165,9 @@ def _panel(ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, window
     if letters[right] in "LP":
         image, letters[right] = image[:, ::-1], _OPPOSITE[letters[right]]
     height, width = image.shape[0] * step[up], image.shape[1] * step[right]
-    ax.imshow(
-        image, cmap="gray", origin="lower", vmin=window[0], vmax=window[1], extent=(0, width, 0, height), aspect="equal"
-    )
+    ax.imshow(image, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **look)
+    if like is not None:
+        return
     ax.set_axis_off()
     # Inside the picture, where they cover no title and no neighbour.
     style: dict[str, Any] = {"fontsize": 7, "color": "#f80", "ha": "center", "va": "center"}
@@ -101,27 +180,22 @@ def _panel(ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, window
         ax.text(across * width, upwards * height, letter, **style)
     length, left, low = _round_length(width / 4), 0.03 * width, 0.04 * height
     ax.plot([left, left + length], [low, low], color="#f80", linewidth=2, solid_capstyle="butt")
-    ax.text(left, low * 1.5, _in_words(length), **(style | {"ha": "left", "va": "bottom"}))
+    ax.text(left, low * 1.5, length_of(length), **(style | {"ha": "left", "va": "bottom"}))
+
+
+def _at_voxels(volume: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+    """Nearest value of `volume` at each voxel of `like`; NaN outside."""
+    index = np.rint(volume.mrh.grid.index(like.mrh.grid.world(np.moveaxis(np.indices(like.shape), 0, -1)))).astype(int)
+    inside = ((index >= 0) & (index < volume.shape)).all(-1)
+    values = np.full(like.shape, np.nan)
+    values[inside] = volume.values[tuple(index[inside].T)]
+    return like.copy(data=values)
 
 
 def _round_length(length: float) -> float:
     """Largest of 1, 2, 5 times a power of ten that is not longer."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(m * power for m in (1, 2, 5) if m * power <= length * 1.0001))
-
-
-def _in_words(mm: float) -> str:
-    """Length in nm, um or mm, whichever reads best.
-
-    Examples
-    --------
-    >>> _in_words(2.0), _in_words(0.05), _in_words(1e-5)
-    ('2 mm', '50 um', '10 nm')
-    """
-    for factor, unit in ((1.0, "mm"), (1e3, "um")):
-        if mm * factor >= 1:
-            return f"{mm * factor:g} {unit}"
-    return f"{round(mm * 1e6, 3):g} nm"
 
 
 def roc_curves(result: Sensitivity, names: list[str]) -> Figure:

@@ -86,7 +86,7 @@ def damaged(files, kind):
         return [*score, "--mask", bad], "mask is empty"
     if kind == "no real data":
         return ["demo", "--data", files, "--out", files / "out.zarr"], "is missing; mouse-mri-histology"
-    return ["catalog-check", files / "gone.yaml"], "does not exist"
+    return ["catalog", "check", files / "gone.yaml"], "does not exist"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_help_names_every_command():
     """Each command has its own help with an example."""
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "info", "convert", "sensitivity", "catalog-check"):
+    for command in ("demo", "info", "convert", "sensitivity", "catalog", "diff", "fetch", "view"):
         assert command in out
         assert "Example: mrhdata" in run(command, "--help")[1]

@@ -15,8 +15,9 @@ from mrhdata.errors import DataError, FormatError
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Slabs are cut to at most this size where a format can be read in parts.
-SLAB_BYTES = 64_000_000
+#: Slabs are cut to at most this size where a format can be read in parts. Larger ones would be mapped
+#: anew by the allocator each time, which costs as much as reading them.
+SLAB_BYTES = 20_000_000
 
 #: What a reading library raises for a damaged file: each has exceptions of its own, and lets through
 #: those of zlib, struct, expat and NumPy.
@@ -88,19 +89,33 @@ class Raw:
         self._path, self._offset, self._shape, self._dtype = path, offset, shape, np.dtype(dtype)
 
     def __call__(self, box: Box) -> np.ndarray:
-        row = int(np.prod(self._shape[2:])) * self._dtype.itemsize
-        planes, rows = box[0], box[1] if len(box) > 1 else slice(0, 1)
-        per_plane = (self._shape[1] if len(self._shape) > 1 else 1) * row
-        out = np.empty((planes.stop - planes.start, rows.stop - rows.start, *self._shape[2:]), dtype=self._dtype)
-        whole = rows.stop - rows.start == per_plane // max(1, row)
+        out = np.empty([s.stop - s.start for s in box], dtype=self._dtype)
+        self.into(out, box)
+        return out
+
+    def into(self, out: np.ndarray, box: Box) -> None:
+        """Read a box into an array of its shape."""
+        shape, places = (*self._shape, 1), (*box, slice(0, 1))
+        row = int(np.prod(shape[2:])) * self._dtype.itemsize
+        planes, rows = places[0], places[1]
+        # As much as lies in one piece is read at once: all planes, or the rows of one.
+        whole = (rows.start, rows.stop) == (0, shape[1])
+        rest = all((s.start, s.stop) == (0, n) for s, n in zip(places[2:], shape[2:], strict=True))
+        direct = rest and out.flags.c_contiguous and out.dtype == self._dtype
+        lengths = (rows.stop - rows.start, *shape[2:])
         with self._path.open("rb") as file:
-            for i in range(1 if whole else len(out)):
-                file.seek(self._offset + (planes.start + i) * per_plane + rows.start * row)
-                part: Any = out if whole else out[i]
-                target = memoryview(part).cast("B")
-                if file.readinto(target) != target.nbytes:
+            for first, last in (
+                [(planes.start, planes.stop)] if whole else [(i, i + 1) for i in range(planes.start, planes.stop)]
+            ):
+                file.seek(self._offset + (first * shape[1] + rows.start) * row)
+                target = out[first - planes.start : last - planes.start]
+                values = target if direct else np.empty((last - first, *lengths), dtype=self._dtype)
+                plain: Any = values.reshape(-1).view(np.uint8)
+                memory = memoryview(plain)
+                if file.readinto(memory) != memory.nbytes:
                     raise EOFError("the file ends before its last voxel")
-        return out[(slice(None), slice(None), *box[2:])].reshape([s.stop - s.start for s in box])
+                if not direct:
+                    target[...] = values[(slice(None), slice(None), *places[2:])].reshape(target.shape)
 
 
 def check_length(path: Path, needed: int) -> None:

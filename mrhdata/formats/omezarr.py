@@ -48,6 +48,11 @@ def read(
         raise damaged(path, error) from error
 
 
+def image_metadata(path: Path | str) -> dict[str, Any]:
+    """The multiscale metadata of an image."""
+    return _image(path, None, None)[2]
+
+
 def _image(
     path: Path | str, dataset: str | None, storage_options: dict[str, Any] | None
 ) -> tuple[zarr.Group, str, dict[str, Any]]:
@@ -89,7 +94,9 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, p
         return _ours(data, dims, dict(stored), level, image)
     order = [dims.index(d) for d in DIMS if d in dims]
     steps, starts = _scale_and_translation(image, dataset)
-    kind = "labels" if "image-label" in attrs.get("ome", attrs) else "image"
+    # Labels lie in a group of that name, whether they say what they are or not.
+    named = "labels" in (*Path(str(path)).parts[-2:-1], *Path(group.path).parts[-2:-1]) and array.dtype.kind in "iu"
+    kind = "labels" if named or "image-label" in attrs.get("ome", attrs) else "image"
     volume = place(
         data.transpose(order),
         [dims[i] for i in order],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +90,7 @@ class Writer:
         """Write every block that is not in `finished`; `done` is told level, index and bytes of each."""
         finished = set(finished)
         pending = [[i for i in range(len(b)) if (n, i) not in finished] for n, b in enumerate(self.boxes)]
-        with ThreadPoolExecutor() as threads, ThreadPoolExecutor(1) as ahead:
+        with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
             arrays = [open_array(path) for path in self.paths]
             for index, block in self._finest(pending[0], ahead):
                 arrays[0][self.boxes[0][index]] = block
@@ -112,9 +113,18 @@ class Writer:
 
     def _finest(self, pending: list[int], ahead: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of the volume in order; the next one is read while one is written."""
+        # Two buffers in turn: fresh ones of this size would be mapped anew for every block.
+        largest = max((self.bytes_of(0, index) for index in pending), default=0)
+        buffers = [np.empty(largest, np.uint8) for _ in pending[:2]]
 
         def read(index: int) -> np.ndarray:
-            return np.ascontiguousarray(self.data[self.boxes[0][index]].compute(scheduler="threads"))
+            box = self.boxes[0][index]
+            buffers.append(buffers.pop(0))
+            part = buffers[-1][: self.bytes_of(0, index)].view(self.data.dtype)
+            block = part.reshape([s.stop - s.start for s in box])
+            target: Any = block
+            da.store([self.data[box]], [target], lock=False, scheduler="threads")
+            return block
 
         coming: Future[np.ndarray] | None = ahead.submit(read, pending[0]) if pending else None
         for place, index in enumerate(pending):
@@ -202,14 +212,18 @@ class Writer:
 
 
 def open_array(path: Path) -> Any:
-    """The array, decoded and encoded by zarrs, which is faster than zarr-python and writes the same bytes.
+    """The array, decoded and encoded by zarrs, which is faster than zarr-python.
 
     It is not handed on to readers: after a fork, zarrs hangs.
     """
     import zarrs  # noqa: F401  (registers the pipeline)
 
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-        return zarr.open_array(path, mode="r+")
+    array = zarr.open_array(path, mode="r+")
+    # One thread to a shard, so that its chunks lie in the same order every time; other shards are
+    # encoded beside it. Set while the array is made, not while it is opened: zarr-python would take the
+    # number for all its own threads.
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}):
+        return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path))
 
 
 def _overlap(a: Box, b: Box) -> Box | None:

@@ -99,18 +99,25 @@ class _Striles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A store of tifffile cannot be pickled, so each process opens its own.
+        # Finding its pages takes long for a file that has many, so it stays open.
+        self._file: Any = None
         self._array: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_array": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        # tifffile's store cannot be pickled: each process opens its own.
+        return _Striles, (self._path,)
 
     def __call__(self, box: tuple[slice, ...]) -> Any:
         if self._array is None:
             import zarr
 
-            self._array = zarr.open(tifffile.TiffFile(self._path).series[0].aszarr(), mode="r")
+            self._file = tifffile.TiffFile(self._path)
+            self._array = zarr.open(self._file.series[0].aszarr(), mode="r")
         return self._array[box]
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class _Planes:
@@ -118,39 +125,59 @@ class _Planes:
 
     def __init__(self, paths: list[Path], shape: tuple[int, ...], dtype: Any) -> None:
         self._paths, self._shape, self._dtype = paths, shape, dtype
+        # Where the voxels of a plane begin: a plane that is read in several parts is looked at once.
+        self._begin: dict[int, Raw | None] = {}
 
     def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
-        chosen = self._paths[box[0]]
-        out = np.empty((len(chosen), *(s.stop - s.start for s in box[1:])), dtype=self._dtype)
-        for target, path in zip(out, chosen, strict=True):
+        planes = range(box[0].start, box[0].stop)
+        out = np.empty((len(planes), *(s.stop - s.start for s in box[1:])), dtype=self._dtype)
+        for target, i in zip(out, planes, strict=True):
             try:
-                target[...] = _plane(path, box[1:], (self._shape, self._dtype))
+                self._read(i, box[1:], target)
             except FormatError:
                 raise
             except DAMAGE as error:
-                raise damaged(path, error) from error
+                raise damaged(self._paths[i], error) from error
         return out
 
+    def _read(self, i: int, box: tuple[slice, ...], out: np.ndarray) -> None:
+        path = self._paths[i]
+        like = (self._shape, self._dtype)
+        if i not in self._begin:
+            self._begin[i] = None if path.suffix.lower() == ".png" else _contiguous(path, like)
+        raw = self._begin[i]
+        if raw is None:
+            out[...] = _plane(path, like)[box]
+        else:
+            raw.into(out, box)
 
-def _plane(path: Path, box: tuple[slice, ...] | None = None, like: tuple[Any, Any] | None = None) -> np.ndarray:
-    """One plane, or a box of it; `like` is the shape and type that it must have."""
+
+def _contiguous(path: Path, like: tuple[Any, Any]) -> Raw | None:
+    """A plane whose voxels lie in one piece; None where it must be unpacked."""
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        _check_like(path, (page.shape, page.dtype), like, len(file.pages))
+        if not page.is_contiguous:
+            return None
+        return Raw(path, page.dataoffsets[0], page.shape, page.dtype.newbyteorder(file.byteorder))
+
+
+def _plane(path: Path, like: tuple[Any, Any] | None = None) -> np.ndarray:
+    """One plane; `like` is the shape and type that it must have."""
     try:
         if path.suffix.lower() == ".png":
-            return _png(path, box, like)
+            return _png(path, like)
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             _check_like(path, (page.shape, page.dtype), like, len(file.pages))
-            if box is None or not page.is_contiguous:
-                return page.asarray()[box or ...]
-            stored = page.dtype.newbyteorder(file.byteorder)
-            return Raw(path, page.dataoffsets[0], page.shape, stored)(box)
+            return page.asarray()
     except FormatError:
         raise
     except DAMAGE as error:
         raise damaged(path, error) from error
 
 
-def _png(path: Path, box: tuple[slice, ...] | None, like: tuple[Any, Any] | None) -> np.ndarray:
+def _png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
     import imagecodecs
 
     content = path.read_bytes()
@@ -165,7 +192,7 @@ def _png(path: Path, box: tuple[slice, ...] | None, like: tuple[Any, Any] | None
     except imagecodecs.PngError as error:
         raise damaged(path, error) from error
     _check_like(path, (plane.shape, plane.dtype), like)
-    return plane if box is None else plane[box]
+    return plane
 
 
 def _check_like(path: Path, found: tuple[Any, Any], like: tuple[Any, Any] | None, pages: int = 1) -> None:
