@@ -33,7 +33,8 @@ log = logging.getLogger("mrhdata")
 
 _TRIES = 5
 _TIMEOUT_S = 60
-_PART_BYTES = 1_000_000
+#: Small, because a part that breaks off in the middle is not kept.
+_PART_BYTES = 64_000
 
 
 def published(folder: str | os.PathLike[str] | None = None) -> dict[str, dict[str, Any]]:

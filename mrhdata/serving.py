@@ -83,7 +83,7 @@ class Server(ThreadingHTTPServer):
         return f"{self.viewer}/#!{quote(json.dumps(state), safe='')}"
 
     def _layer(self, name: str, coarse: xr.DataArray) -> dict[str, Any]:
-        source = f"{self.url}/{name}/|zarr3:"
+        source = f"zarr://{self.url}/{name}"
         if coarse.attrs["kind"] != "image":
             return {"type": "segmentation", "source": source, "name": name}
         values = np.asarray(coarse.data, dtype=np.float64)

@@ -119,6 +119,9 @@ def test_help_names_every_command():
     """Each command has its own help with an example."""
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "info", "convert", "sensitivity", "catalog", "diff", "fetch", "view"):
+    for command in ("demo", "info", "convert", "sensitivity", "diff", "fetch", "view"):
         assert command in out
         assert "Example: mrhdata" in run(command, "--help")[1]
+    for command in ("build", "check", "list"):
+        assert command in run("catalog", "--help")[1]
+        assert "Example: mrhdata" in run("catalog", command, "--help")[1]

@@ -123,7 +123,8 @@ def _mtimes(store):
 
 CHILD = """
 import sys, mrhdata
-mrhdata.convert(sys.argv[1], sys.argv[2], spacing=1, memory="20 MB", progress=lambda done, total: print(done, flush=True))
+report = lambda done, total: print(done, flush=True)
+mrhdata.convert(sys.argv[1], sys.argv[2], spacing=1, memory="20 MB", progress=report)
 """
 
 

@@ -144,7 +144,7 @@ def test_any_dataloader_may_use_it_as_a_map():
 
 def test_stored_volumes_give_the_same_patches(tmp_path):
     """From OME-Zarr with oblique geometry, block by block of its shards."""
-    v = volume((70, 140, 30), affine=oblique_affine(spacing=(0.3, 0.2, 0.1))[:, [2, 1, 0, 3]])
+    v = volume((140, 70, 30), affine=oblique_affine(spacing=(0.3, 0.2, 0.1))[:, [2, 1, 0, 3]])
     mrhdata.write(v, tmp_path / "a.zarr")
     p = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=(5, 3, 4), stride=(9, 11, 7))
     assert "2 blocks" in repr(p)

@@ -141,8 +141,13 @@ def lazy(slices: Slices, slowest: int | None) -> da.Array:
         fitting = max(1, SLAB_BYTES // max(1, per_step))
         # A power of two, so that slabs end where shards do.
         chunks[slowest] = min(slices.shape[slowest], 2 ** (fitting.bit_length() - 1))
+    return in_chunks(slices, tuple(chunks))
+
+
+def in_chunks(slices: Slices, chunks: tuple[int, ...]) -> da.Array:
+    """Dask array over a file, in chunks of a given shape."""
     meta = np.empty((0,) * slices.ndim, dtype=slices.dtype)
-    return da.from_array(slices, chunks=tuple(chunks), meta=meta, name=False, fancy=False)
+    return da.from_array(slices, chunks=chunks, meta=meta, name=False, fancy=False)
 
 
 def magnitude(volume: xr.DataArray) -> xr.DataArray:

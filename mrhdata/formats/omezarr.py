@@ -9,6 +9,7 @@ translation give the axis-aligned part, the group's ``mrh`` attributes hold the 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from zarr.codecs import BloscCodec
 
 from mrhdata.errors import FormatError
 from mrhdata.formats._header import TO_MM, UNITS
-from mrhdata.formats._lazy import DAMAGE, damaged
+from mrhdata.formats._lazy import DAMAGE, Slices, damaged, in_chunks
 from mrhdata.formats.pyramid import Level, levels
 from mrhdata.volume import DIMS, SPATIAL, UNORIENTED, place
 
@@ -60,7 +61,6 @@ def _image(
     try:
         group = zarr.open_group(path, path=dataset, mode="r", storage_options=storage_options, use_consolidated=False)
         attrs = dict(group.attrs)
-        children = sorted(name for name in group.group_keys()) if "://" not in str(path) else []
     except DAMAGE as error:
         where = f"{path} (image {dataset!r})" if dataset else path
         raise FormatError(
@@ -69,14 +69,20 @@ def _image(
     ome: Any = attrs.get("ome", attrs)
     found = ome.get("multiscales") if isinstance(ome, Mapping) else None
     if not isinstance(found, list) or not found or not isinstance(found[0], Mapping):
-        listed = f"; choose one of {', '.join(children[:20])} with dataset=" if children else ""
-        raise FormatError(
-            f"{path} is a Zarr group without OME-Zarr multiscales{listed or '; give the folder of one image'}"
-        )
+        listed = "" if "://" in str(path) else ", ".join(_groups(group)[:20])
+        remedy = f"choose one of {listed} with dataset=" if listed else "give the folder of one image"
+        raise FormatError(f"{path} is a Zarr group without OME-Zarr multiscales; {remedy}")
     version = str(ome.get("version") or found[0].get("version") or "0.4")
     if version not in _VERSIONS:
         raise FormatError(f"{path} is OME-Zarr {version}; versions {' and '.join(_VERSIONS)} can be read")
     return group, version, dict(found[0])
+
+
+def _groups(group: zarr.Group) -> list[str]:
+    with warnings.catch_warnings():
+        # Whatever else lies in the folder is no group.
+        warnings.simplefilter("ignore")
+        return sorted(group.group_keys())
 
 
 def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, path: Path | str) -> xr.DataArray:
@@ -87,7 +93,7 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, p
     dims = [str(axis["name"]) for axis in image["axes"]]
     if not set(dims) <= set(DIMS) or len(dims) != array.ndim or len(set(dims)) != len(dims):
         raise FormatError(f"{path} has axes {dims} over an array of shape {array.shape}; axes {DIMS} can be read")
-    data = da.from_zarr(array, chunks=array.shards or array.chunks)
+    data = in_chunks(Slices(array.shape, array.dtype, array.__getitem__, Path(str(path))), array.shards or array.chunks)
     attrs: Any = group.attrs.asdict()
     stored = attrs.get("mrh")
     if stored is not None:
