@@ -86,7 +86,14 @@ class Raw:
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: Any) -> None:
-        self._path, self._offset, self._shape, self._dtype = path, offset, shape, np.dtype(dtype)
+        self._path, self._shape, self._dtype = path, shape, np.dtype(dtype)
+        #: Bytes of the file that hold the array.
+        self.first = offset
+        self.last = offset + self._dtype.itemsize * int(np.prod(shape, dtype=object))
+
+    def at(self, path: Path) -> Raw:
+        """The same array in another file."""
+        return Raw(path, self.first, self._shape, self._dtype)
 
     def __call__(self, box: Box) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in box], dtype=self._dtype)
@@ -107,7 +114,7 @@ class Raw:
             for first, last in (
                 [(planes.start, planes.stop)] if whole else [(i, i + 1) for i in range(planes.start, planes.stop)]
             ):
-                file.seek(self._offset + (first * shape[1] + rows.start) * row)
+                file.seek(self.first + (first * shape[1] + rows.start) * row)
                 target = out[first - planes.start : last - planes.start]
                 values = target if direct else np.empty((last - first, *lengths), dtype=self._dtype)
                 plain: Any = values.reshape(-1).view(np.uint8)

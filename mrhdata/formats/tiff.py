@@ -127,6 +127,7 @@ class _Planes:
         self._paths, self._shape, self._dtype = paths, shape, dtype
         # Where the voxels of a plane begin: a plane that is read in several parts is looked at once.
         self._begin: dict[int, Raw | None] = {}
+        self._pattern: _Pattern | None = None
 
     def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
         planes = range(box[0].start, box[0].stop)
@@ -141,15 +142,42 @@ class _Planes:
         return out
 
     def _read(self, i: int, box: tuple[slice, ...], out: np.ndarray) -> None:
-        path = self._paths[i]
-        like = (self._shape, self._dtype)
         if i not in self._begin:
-            self._begin[i] = None if path.suffix.lower() == ".png" else _contiguous(path, like)
+            self._begin[i] = self._look(self._paths[i])
         raw = self._begin[i]
         if raw is None:
-            out[...] = _plane(path, like)[box]
+            out[...] = _plane(self._paths[i], (self._shape, self._dtype))[box]
         else:
             raw.into(out, box)
+
+    def _look(self, path: Path) -> Raw | None:
+        if path.suffix.lower() == ".png":
+            return None
+        raw = self._pattern.of(path) if self._pattern is not None else None
+        if raw is None:
+            raw = _contiguous(path, (self._shape, self._dtype))
+            self._pattern = self._pattern or (_Pattern(path, raw) if raw is not None else None)
+        return raw
+
+
+class _Pattern:
+    """Planes of one stack mostly differ in their voxels only: those need not be taken apart one by one."""
+
+    def __init__(self, path: Path, raw: Raw) -> None:
+        self._raw, self._size = raw, path.stat().st_size
+        self._around = self._read(path)
+
+    def of(self, path: Path) -> Raw | None:
+        """Where the voxels of a file lie that is the first one's equal around them; None for another."""
+        if path.stat().st_size != self._size or self._read(path) != self._around:
+            return None
+        return self._raw.at(path)
+
+    def _read(self, path: Path) -> tuple[bytes, bytes]:
+        with path.open("rb") as file:
+            before = file.read(self._raw.first)
+            file.seek(self._raw.last)
+            return before, file.read()
 
 
 def _contiguous(path: Path, like: tuple[Any, Any]) -> Raw | None:
