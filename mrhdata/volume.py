@@ -105,7 +105,8 @@ def from_array(
     axis_affine[:3, :3] = (matrix[:3, :3] / steps)[:, order]
     axis_affine[:3, 3] = matrix[:3, 3]
     wanted = [d for d in DIMS if d in file_dims]
-    data = array.transpose([file_dims.index(d) for d in wanted])
+    # A Dask array that is transposed to itself no longer shows the file that it is.
+    data = array if wanted == file_dims else array.transpose([file_dims.index(d) for d in wanted])
     attrs["source_axes"] = file_dims
     return place(data, wanted, steps[list(order)], axis_affine, space=space, kind=kind, name=name, **attrs)
 

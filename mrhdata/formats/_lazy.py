@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Slabs are cut to at most this size where a format can be read in parts. Larger ones would be mapped
 #: anew by the allocator each time, which costs as much as reading them.
-SLAB_BYTES = 20_000_000
+SLAB_BYTES = 8_000_000
 
 #: What a reading library raises for a damaged file: each has exceptions of its own, and lets through
 #: those of zlib, struct, expat and NumPy.
@@ -48,16 +48,30 @@ class Slices:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)
+        return self._checked(lambda: self._read(box))[inside]
+
+    def into(self, out: np.ndarray, box: Box) -> None:
+        """Read a box into an array of its shape, without a copy where the reader can do so."""
+        direct = getattr(self._part, "into", None)
+        if direct is not None and out.dtype == self.dtype:
+            self._checked(lambda: direct(out, box))
+        else:
+            out[...] = self[box]
+
+    def _read(self, box: Box) -> np.ndarray:
+        values = np.asarray(self._part(box), dtype=self.dtype)
+        expected = tuple(s.stop - s.start for s in box)
+        if values.shape != expected:
+            raise ValueError(f"values of shape {values.shape} where {expected} were expected")
+        return values
+
+    def _checked(self, read: Callable[[], Any]) -> Any:
         try:
-            values = np.asarray(self._part(box), dtype=self.dtype)
+            return read()
         except FormatError:
             raise
         except DAMAGE as error:
             raise damaged(self._path, error) from error
-        expected = tuple(s.stop - s.start for s in box)
-        if values.shape != expected:
-            raise damaged(self._path, ValueError(f"values of shape {values.shape} where {expected} were expected"))
-        return values[inside]
 
 
 def _box(key: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
@@ -149,6 +163,12 @@ def lazy(slices: Slices, slowest: int | None) -> da.Array:
         # A power of two, so that slabs end where shards do.
         chunks[slowest] = min(slices.shape[slowest], 2 ** (fitting.bit_length() - 1))
     return in_chunks(slices, tuple(chunks))
+
+
+def source_of(data: da.Array) -> Slices | None:
+    """The file behind a Dask array, if the array is that file as it is."""
+    found = data.dask.get(f"original-{data.name}") if len(data.dask.layers) <= 2 else None
+    return found if isinstance(found, Slices) and found.shape == data.shape else None
 
 
 def in_chunks(slices: Slices, chunks: tuple[int, ...]) -> da.Array:

@@ -20,6 +20,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
+from mrhdata.formats._lazy import source_of
 from mrhdata.formats.pyramid import Level, halve
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Writer:
             self.data = self.data.astype(np.uint8)
         self.levels, self.paths, self.kind = levels, list(paths), kind
         itemsize = self.data.dtype.itemsize
+        if self.data.npartitions == 1:
+            # A source that cannot be read in parts is read once.
+            self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1)
         self.boxes = [boxes(level, itemsize, int(memory * _BLOCK_SHARE)) for level in levels]
         self._halves: dict[tuple[int, int], np.ndarray] = {}
         self._halves_limit = memory * _HALVES_SHARE
@@ -92,7 +96,7 @@ class Writer:
         pending = [[i for i in range(len(b)) if (n, i) not in finished] for n, b in enumerate(self.boxes)]
         with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
             arrays = [open_array(path) for path in self.paths]
-            for index, block in self._finest(pending[0], ahead):
+            for index, block in self._finest(pending[0], ahead, threads):
                 arrays[0][self.boxes[0][index]] = block
                 self._keep_half(0, index, block, threads)
                 finished.add((0, index))
@@ -111,7 +115,25 @@ class Writer:
         )
         open_array(self.paths[level])[self.boxes[level][index]] = block
 
-    def _finest(self, pending: list[int], ahead: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray]]:
+    def _fill(self, block: np.ndarray, box: Box, threads: ThreadPoolExecutor) -> None:
+        """Read a part of the volume, straight from its file where it is one as it is."""
+        source = source_of(self.data)
+        if source is None:
+            target: Any = block
+            da.store([self.data[box]], [target], lock=False, scheduler="threads")
+            return
+        deep = self.data.chunksize[0]
+
+        def read(first: int) -> None:
+            last = min(first - first % deep + deep, box[0].stop)
+            source.into(block[first - box[0].start : last - box[0].start], (slice(first, last), *box[1:]))
+
+        starts = [box[0].start, *range(box[0].start - box[0].start % deep + deep, box[0].stop, deep)]
+        list(threads.map(read, starts))
+
+    def _finest(
+        self, pending: list[int], ahead: ThreadPoolExecutor, threads: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of the volume in order; the next one is read while one is written."""
         # Two buffers in turn: fresh ones of this size would be mapped anew for every block.
         largest = max((self.bytes_of(0, index) for index in pending), default=0)
@@ -122,8 +144,7 @@ class Writer:
             buffers.append(buffers.pop(0))
             part = buffers[-1][: self.bytes_of(0, index)].view(self.data.dtype)
             block = part.reshape([s.stop - s.start for s in box])
-            target: Any = block
-            da.store([self.data[box]], [target], lock=False, scheduler="threads")
+            self._fill(block, box, threads)
             return block
 
         coming: Future[np.ndarray] | None = ahead.submit(read, pending[0]) if pending else None

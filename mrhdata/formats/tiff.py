@@ -130,16 +130,19 @@ class _Planes:
         self._pattern: _Pattern | None = None
 
     def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
-        planes = range(box[0].start, box[0].stop)
-        out = np.empty((len(planes), *(s.stop - s.start for s in box[1:])), dtype=self._dtype)
-        for target, i in zip(out, planes, strict=True):
+        out = np.empty([s.stop - s.start for s in box], dtype=self._dtype)
+        self.into(out, box)
+        return out
+
+    def into(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Read a box into an array of its shape."""
+        for target, i in zip(out, range(box[0].start, box[0].stop), strict=True):
             try:
                 self._read(i, box[1:], target)
             except FormatError:
                 raise
             except DAMAGE as error:
                 raise damaged(self._paths[i], error) from error
-        return out
 
     def _read(self, i: int, box: tuple[slice, ...], out: np.ndarray) -> None:
         if i not in self._begin:
@@ -242,7 +245,8 @@ def _placed(
     path: Path,
 ) -> xr.DataArray:
     order = [dims.index(d) for d in DIMS if d in dims]
-    data, dims = data.transpose(order), [dims[i] for i in order]
+    if order != list(range(len(dims))):
+        data, dims = data.transpose(order), [dims[i] for i in order]
     name = path.name.split(".")[0]
     if kept:
         axes = kept.pop("source_axes", None)
