@@ -52,6 +52,29 @@ def pairs():
     return "\n".join(lines + [f"- {name}: {value}" for name, value in found["differences"].items()])
 
 
+def conversion():
+    """What the conversion benchmark found."""
+    found = json.loads((HERE / "results" / "conversion.json").read_text())
+    slower, peak = found["times_slower_than_mrhdata"], found["peak_mb_less_imports"]
+    lines = [
+        "## Conversion of a TIFF stack to OME-Zarr",
+        "",
+        "`python benchmarks/conversion.py --rivals PYTHON`",
+        "",
+        f"{found['task']}, {found['gigabytes']:.1f} GB, chunks {found['chunks']}, shards {found['shards']}, "
+        f"{found['codec']}, budget {found['budget_mb']} MB, {found['cpu_threads']} threads. Best of "
+        f"{len(found['runs']) // len(slower)} runs; the others compute no checksums.",
+        "",
+        "| tool | seconds | times mrhdata | peak MB less imports |",
+        "| --- | --- | --- | --- |",
+    ]
+    for tool in sorted(slower, key=slower.get):
+        lines.append(f"| {tool} | {found['seconds_best'][tool]} | {slower[tool]} | {peak[tool]} |")
+    deep = found["twice_as_deep"]
+    lines += ["", f"A stack twice as deep: {deep['seconds']} s, peak {deep['peak_mb']} MB."]
+    return "\n".join(lines)
+
+
 def main(data):
     """Run, and write."""
     parts = [
@@ -64,7 +87,7 @@ def main(data):
             start = time.perf_counter()
             report = demo.run(Path(folder) / str(len(parts)), data=where)
             parts += [f"`{command}`: {time.perf_counter() - start:.0f} s", body(report)]
-    (HERE / "RESULTS.md").write_text("\n\n".join([*parts, pairs()]) + "\n")
+    (HERE / "RESULTS.md").write_text("\n\n".join([*parts, pairs(), conversion()]) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,22 +17,25 @@ from mrhdata.volume import describe, from_array
 
 from ..conftest import oblique_affine
 
-WRITABLE = [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha", ".zarr"]
+WRITABLE = [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha", ".ome.tif", ".zarr"]
 
 
 @pytest.mark.parametrize("ending", WRITABLE)
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
-def test_round_trip(tmp_path, ending, flip):
-    """Voxels equal, world to 1e-6 mm, dims and source order kept, oblique and flipped."""
+@pytest.mark.parametrize("origin", [(1.0, -2.0, 3.0), (-203.123456789, 187.7, 99.9)])
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
+def test_round_trip(tmp_path, ending, flip, origin, order):
+    """Voxels equal, world to 1e-6 mm, dims and the source's own order of axes kept; oblique, flipped, far."""
     values = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype(np.uint16)
-    v = from_array(values, affine=oblique_affine(flip=flip), name="t2w")
+    affine = oblique_affine(angles=(33, -21, 12), flip=flip, origin=origin)[:, [*order, 3]]
+    v = from_array(values, affine=affine, name="t2w")
     path = tmp_path / f"a{ending}"
     mrhdata.write(v, path)
     back = mrhdata.read(path)
     assert back.dims == v.dims
     np.testing.assert_array_equal(back, v)
     assert back.mrh.grid.distance(v.mrh.grid) < 1e-6
-    assert back.attrs["source_axes"] == ["x", "y", "z"]
+    assert back.attrs["source_axes"] == v.attrs["source_axes"] == [("x", "y", "z")[i] for i in order]
 
 
 @pytest.mark.parametrize("ending", WRITABLE)
