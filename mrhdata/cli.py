@@ -107,6 +107,7 @@ def convert(
     Example: mrhdata convert planes/ brain.zarr --spacing 2 --spacing 1.8 --spacing 1.8 --unit um
     """
     from mrhdata import conversion, formats
+    from mrhdata.formats import omezarr
 
     geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
     given = _options(**geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset)
@@ -116,8 +117,10 @@ def convert(
     else:
         volume = formats.read(source, **given)
         formats.write(volume, store, overwrite=overwrite)
-    chunks = list(volume.data.chunksize) if hasattr(volume.data, "chunksize") else None
-    found = {"written": str(store), "shape": dict(volume.sizes), "dtype": str(volume.dtype), "shards": chunks}
+    found: dict[str, Any] = {"written": str(store), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
+    if store.name.lower().endswith(".zarr"):
+        levels, _ = omezarr.plan(volume)
+        found |= {"chunks": list(levels[0].chunks), "shards": list(levels[0].shards), "levels": len(levels)}
     _print(found, as_json)
 
 

@@ -169,13 +169,16 @@ def _panel(
     if like is not None:
         return
     ax.set_axis_off()
+    if "source_axes" not in shown.attrs:
+        # A stack without an orientation: its axes point nowhere in the body.
+        letters = dict.fromkeys(letters, "")
     # Inside the picture, where they cover no title and no neighbour.
     style: dict[str, Any] = {"fontsize": 7, "color": "#f80", "ha": "center", "va": "center"}
     for letter, across, upwards in (
         (letters[up], 0.5, 0.96),
-        (_OPPOSITE[letters[up]], 0.5, 0.04),
+        (_OPPOSITE.get(letters[up], ""), 0.5, 0.04),
         (letters[right], 0.97, 0.5),
-        (_OPPOSITE[letters[right]], 0.03, 0.5),
+        (_OPPOSITE.get(letters[right], ""), 0.03, 0.5),
     ):
         ax.text(across * width, upwards * height, letter, **style)
     length, left, low = _round_length(width / 4), 0.03 * width, 0.04 * height

@@ -10,7 +10,7 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     """Blocks share their names, as a reader's session would."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -28,7 +28,7 @@ def test_every_make_target_and_command_exists():
     makefile = (README.parent / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", text):
         assert f"\n{target}:" in makefile
-    known = {c.name or c.callback.__name__ for c in app.registered_commands}
+    known = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
     commands = re.findall(r"^    (?:\.venv/bin/)?mrhdata ([\w-]+)", text, flags=re.MULTILINE)
     assert commands
     assert set(commands) <= known
