@@ -319,5 +319,5 @@ def main() -> None:
         typer.echo(f"mrhdata: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("mrhdata: interrupted; nothing half-written was kept", err=True)
+        typer.echo("mrhdata: interrupted; nothing half-written stands under its name", err=True)
         sys.exit(130)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from tqdm.auto import tqdm
 
 from mrhdata import formats
-from mrhdata.drafting import check_target, put, remove
+from mrhdata.drafting import check_target, put, remove, remove_leftovers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.formats import Options, omezarr
 from mrhdata.volume import DIMS, describe
@@ -104,11 +104,22 @@ def convert(
     volume = omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
     identity = _identity(source, options, checksum)
     if target.exists() and not overwrite and _made_from(target) == identity["digest"]:
+        if _draft(target).exists():
+            # A run that was killed behind its last step leaves the empty draft.
+            with _journal(target, identity):
+                pass
         return formats.read(target)
     check_target(target, overwrite)
+    remove_leftovers(target)
     with _journal(target, identity) as journal, ThreadPoolExecutor(1) as aside:
         checksums: Future[dict[str, Any]] = aside.submit(source_checksum, source, checksum)
-        _stream(volume, journal, budget, progress)
+        try:
+            _stream(volume, journal, budget, progress)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, MrhdataError):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise FormatError(f"{target} cannot be written ({reason}); make room and run it again to go on") from error
         held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
         provenance = {**checksums.result(), "options": held, "conversion": identity["digest"]}
         omezarr.finish(describe(volume, provenance=provenance), journal.store)
@@ -148,22 +159,21 @@ class _Journal:
         self._file.flush()
 
 
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
 @contextmanager
 def _journal(target: Path, identity: dict[str, Any]) -> Iterator[_Journal]:
     """Take up the draft of a target, or begin one; it is removed when the block ends well."""
-    folder = target.with_name(f".{target.name}.partial")
+    folder = _draft(target)
     folder.mkdir(exist_ok=True)
     with (folder / "journal").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FormatError(f"another process is writing {target}; wait for it, or stop it first") from error
-        finished = _finished(file, identity) if (folder / "store").exists() else set()
-        # Written anew, without a line that was torn.
-        file.truncate(0)
-        file.write("\n".join([json.dumps(identity), *(f"{level} {index}" for level, index in finished), ""]))
-        file.flush()
-        journal = _Journal(folder, file, finished)
+        journal = _Journal(folder, file, _finished(file, identity, folder / "store"))
         try:
             yield journal
         except MrhdataError:
@@ -174,13 +184,18 @@ def _journal(target: Path, identity: dict[str, Any]) -> Iterator[_Journal]:
     remove(folder)
 
 
-def _finished(file: Any, identity: dict[str, Any]) -> set[tuple[int, int]]:
+def _finished(file: Any, identity: dict[str, Any], store: Path) -> set[tuple[int, int]]:
+    """Blocks that an earlier run of the same conversion finished; the journal ends behind them."""
     file.seek(0)
     # The last part is empty, or a line that was torn.
     head, *lines = file.read().split("\n")
-    if head != json.dumps(identity):
-        return set()
-    return {(int(level), int(index)) for level, index in (line.split() for line in lines[:-1])}
+    if head == json.dumps(identity) and lines and store.exists():
+        file.truncate(sum(len(line) + 1 for line in (head, *lines[:-1])))
+        return {(int(level), int(index)) for level, index in (line.split() for line in lines[:-1])}
+    file.truncate(0)
+    file.write(json.dumps(identity) + "\n")
+    file.flush()
+    return set()
 
 
 def _stream(volume: xr.DataArray, journal: _Journal, budget: int, progress: Progress) -> None:

@@ -46,7 +46,7 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     """
     target = Path(target)
     check_target(target, overwrite)
-    _remove_leftovers(target)
+    remove_leftovers(target)
     # The target's name stays last: some libraries choose the format by the ending.
     draft = target.with_name(f".partial-{_process(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
     try:
@@ -88,7 +88,7 @@ def _process(pid: int) -> str:
     return f"{socket.gethostname()}-{pid}"
 
 
-def _remove_leftovers(target: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Drafts of this target whose process, on this machine, is gone."""
     start = f".partial-{socket.gethostname()}-"
     for path in target.absolute().parent.iterdir():

@@ -137,13 +137,17 @@ def test_killed_at_random_moments(stack, tmp_path, seed):
     rng = random.Random(seed)
     kills = 0
     for _ in range(30):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, folder, target], stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", CHILD, folder, target]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         child.stdout.readline()
         # From the first finished block on, so that the work goes forward; then anywhere within it.
         time.sleep(rng.random() * 0.3)
         child.send_signal(signal.SIGKILL)
         ended = child.wait()
+        errors = child.stderr.read().decode()
         child.stdout.close()
+        child.stderr.close()
+        assert ended in (0, -signal.SIGKILL), errors
         kills += ended == -signal.SIGKILL
         if target.exists():
             break
@@ -176,6 +180,24 @@ def test_a_torn_journal_and_other_parameters(stack, tmp_path):
     assert volume.mrh.spacing.tolist() == [2, 2, 2]
 
 
+def test_torn_shards_are_written_anew(stack, tmp_path):
+    """Shards of a block that was not finished hold anything, those at the array's edge too."""
+    folder, values = stack
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mrhdata.convert(folder, tmp_path / "a.zarr", spacing=1, memory="20 MB", progress=stop)
+    array = tmp_path / ".a.zarr.partial" / "store" / "scale0" / f"{folder.name}"
+    first = sorted(p for p in array.rglob("c/*/*/*") if p.is_file())
+    torn = [array / "c" / str(z) / str(y) / str(x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    for path in set(torn) - set(first):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(first[0].read_bytes()[:1000])
+    np.testing.assert_array_equal(mrhdata.convert(folder, tmp_path / "a.zarr", spacing=1, memory="20 MB"), values)
+
+
 def test_again_is_no_work_and_another_source_is_an_error(stack, tmp_path):
     """The same call returns what is there; another one needs overwrite."""
     first = mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
@@ -187,6 +209,51 @@ def test_again_is_no_work_and_another_source_is_an_error(stack, tmp_path):
         mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=2)
     changed = mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=2, overwrite=True)
     assert changed.mrh.spacing.tolist() == [2, 2, 2]
+
+
+FULL_DISK = """
+import resource, signal, sys, mrhdata
+from mrhdata.errors import FormatError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    mrhdata.convert(sys.argv[1], sys.argv[2], spacing=1, memory="20 MB")
+except FormatError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full(stack, tmp_path):
+    """One sentence; nothing under the target's name; room made, it goes on."""
+    command = [sys.executable, "-c", FULL_DISK, stack[0], tmp_path / "a.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot be written" in done.stdout
+    assert not (tmp_path / "a.zarr").exists()
+    np.testing.assert_array_equal(mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1), stack[1])
+
+
+@pytest.mark.parametrize("step", ["finish", "put", "remove"])
+def test_killed_in_the_last_steps(stack, tmp_path, monkeypatch, step):
+    """After the last block: before and after the metadata, and after the store has its name."""
+    mrhdata.convert(stack[0], tmp_path / "whole.zarr", spacing=1)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args):
+        raise Killed
+
+    if step == "finish":
+        monkeypatch.setattr(conversion.omezarr, "finish", killed)
+    else:
+        monkeypatch.setattr(conversion, step, killed)
+    with pytest.raises(Killed):
+        mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
+    assert (tmp_path / ".a.zarr.partial").exists()
+    monkeypatch.undo()
+    mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
+    assert contents(tmp_path / "a.zarr") == contents(tmp_path / "whole.zarr")
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
 
 
 def test_two_at_once_are_refused(stack, tmp_path):

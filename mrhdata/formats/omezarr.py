@@ -253,4 +253,4 @@ def _nifti_header(group: zarr.Group, volume: xr.DataArray) -> None:
     header.set_zooms(grid.spacing[::-1])
     header.set_xyzt_units("mm")
     raw = np.frombuffer(header.binaryblock, dtype=np.uint8)
-    group.create_array("nifti", data=raw, chunks=raw.shape)
+    group.create_array("nifti", data=raw, chunks=raw.shape, overwrite=True)

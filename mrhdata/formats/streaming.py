@@ -97,7 +97,7 @@ class Writer:
         with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
             arrays = [open_array(path) for path in self.paths]
             for index, block in self._finest(pending[0], ahead, threads):
-                arrays[0][self.boxes[0][index]] = block
+                self._write(0, index, block, arrays[0])
                 self._keep_half(0, index, block, threads)
                 finished.add((0, index))
                 done(0, index, block.nbytes)
@@ -113,7 +113,7 @@ class Writer:
             if level == 0
             else self._from_finer(level, index, open_array(self.paths[level - 1]), None)
         )
-        open_array(self.paths[level])[self.boxes[level][index]] = block
+        self._write(level, index, block, open_array(self.paths[level]))
 
     def _fill(self, block: np.ndarray, box: Box, threads: ThreadPoolExecutor) -> None:
         """Read a part of the volume, straight from its file where it is one as it is."""
@@ -172,13 +172,23 @@ class Writer:
             if any((level - 1, i) not in finished for i in self._sources(level, index)):
                 return
             block = self._from_finer(level, index, arrays[level - 1], threads)
-            arrays[level][self.boxes[level][index]] = block
+            self._write(level, index, block, arrays[level])
             pending[level].pop(0)
             finished.add((level, index))
             self._forget_halves(level, finished)
             self._keep_half(level, index, block, threads)
             done(level, index, block.nbytes)
             self._coarser(level + 1, arrays, pending, finished, done, threads)
+
+    def _write(self, level: int, index: int, block: np.ndarray, array: Any) -> None:
+        """Write a block over what a run that was killed may have left of it."""
+        box, shards = self.boxes[level][index], self.levels[level].shards
+        # A shard at the array's edge is read before it is written, and a torn one cannot be.
+        for place in itertools.product(
+            *(range(s.start // n, -(-s.stop // n)) for s, n in zip(box, shards, strict=True))
+        ):
+            self.paths[level].joinpath("c", *map(str, place)).unlink(missing_ok=True)
+        array[box] = block
 
     def _source(self, level: int, index: int) -> Box:
         """What a block stands for in the finer level."""
