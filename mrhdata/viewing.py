@@ -66,9 +66,11 @@ def slices(
     >>> len(slices({"t2": v, "af": v}).axes), len(slices({"t2": v, "af": v}, overlay=True).axes)
     (6, 3)
     """
-    volumes = group(volumes)
+    # Each volume is computed, and its window found, once for the three planes.
+    volumes = {name: volume.compute() for name, volume in group(volumes).items()}
     if not volumes:
         raise GridError("there is no volume to show; give at least one")
+    looks = {name: _look(volume, i if overlay else 0, percentiles) for i, (name, volume) in enumerate(volumes.items())}
     first = next(iter(volumes.values()))
     grid = first.mrh.grid
     point = grid.world((np.array(grid.shape) - 1) / 2) if at is None else np.asarray(at, dtype=np.float64)
@@ -85,9 +87,7 @@ def slices(
     for column, shown in enumerate(columns):
         for row, plane in enumerate(_PLANES):
             for i, (name, volume) in enumerate(shown.items()):
-                _panel(
-                    axes[row, column], volume, plane, point, _look(volume, i, percentiles), like=first if i else None
-                )
+                _panel(axes[row, column], volume, plane, point, looks[name], like=first if i else None)
                 if not row and not i:
                     axes[0, column].set_title(" + ".join(shown) if overlay else name, fontsize=10)
     return figure

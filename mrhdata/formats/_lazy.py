@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,15 @@ class Slices:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)
-        return self._checked(lambda: self._read(box))[inside]
+        with reading(self._path):
+            return self._read(box)[inside]
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape, without a copy where the reader can do so."""
         direct = getattr(self._part, "into", None)
         if direct is not None and out.dtype == self.dtype:
-            self._checked(lambda: direct(out, box))
+            with reading(self._path):
+                direct(out, box)
         else:
             out[...] = self[box]
 
@@ -64,14 +67,6 @@ class Slices:
         if values.shape != expected:
             raise ValueError(f"values of shape {values.shape} where {expected} were expected")
         return values
-
-    def _checked(self, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except FormatError:
-            raise
-        except DAMAGE as error:
-            raise damaged(self._path, error) from error
 
 
 def _box(key: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
@@ -148,10 +143,18 @@ def check_length(path: Path, needed: int) -> None:
         )
 
 
-def damaged(path: Path | str, error: BaseException) -> FormatError:
-    """The error for a file that a library could not read."""
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    return FormatError(f"{path} cannot be read: it is damaged, truncated or not what its name says ({detail})")
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """What a library raises within the block becomes our error, which names the file."""
+    try:
+        yield
+    except FormatError:
+        raise
+    except DAMAGE as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FormatError(
+            f"{path} cannot be read: it is damaged, truncated or not what its name says ({detail})"
+        ) from error
 
 
 def lazy(slices: Slices, slowest: int | None) -> da.Array:

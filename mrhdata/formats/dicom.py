@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mrhdata.errors import FormatError
-from mrhdata.formats._lazy import DAMAGE, Slices, damaged, lazy
+from mrhdata.formats._lazy import Slices, lazy, reading
 from mrhdata.formats.itk import pixel_dtype, world
 from mrhdata.volume import from_array
 
@@ -62,10 +62,8 @@ def _information(name: str) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(name)
-    try:
+    with reading(name):
         reader.ReadImageInformation()
-    except DAMAGE as error:
-        raise damaged(name, error) from error
     return reader
 
 

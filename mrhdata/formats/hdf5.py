@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import h5py
 import numpy as np
 
 from mrhdata.errors import FormatError
-from mrhdata.formats._lazy import DAMAGE, Slices, damaged, lazy
-from mrhdata.volume import SPATIAL, from_array, place
+from mrhdata.formats._lazy import Slices, lazy, reading
+from mrhdata.volume import DIMS, SPATIAL, UNORIENTED, from_array, place
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,23 +26,19 @@ _SIZES = {"element_size_um": 1e-3, "resolution": 1e-6}
 
 def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     """Read one array of an HDF5 or MATLAB file; `dataset` names it where there are several."""
-    try:
+    with reading(path):
         if path.suffix.lower() == ".mat" and not h5py.is_hdf5(path):
             return _matlab5(path, dataset)
         with h5py.File(path, "r") as file:
             found = _arrays(file)
             name = _choose(path, {n: shape for n, (shape, _, _) in found.items()}, dataset)
             shape, dtype, sizes = found[name]
-    except FormatError:
-        raise
-    except DAMAGE as error:
-        raise damaged(path, error) from error
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
     data = lazy(Slices(shape, values, _Part(path, name), path), 0)
     label = name.rpartition("/")[2]
     if path.suffix.lower() == ".mat":
         # MATLAB stores its first axis fastest.
-        return _rows_first(data.transpose(), label, path)
+        return _rows_first(data.transpose(), label)
     steps = next((np.asarray(sizes[key], dtype=float) * mm for key, mm in _SIZES.items() if key in sizes), None)
     if steps is None or steps.shape != (min(3, len(shape)),):
         volume = from_array(data, spacing=[1.0] * min(3, len(shape)), name=label)
@@ -86,18 +83,15 @@ def _matlab5(path: Path, dataset: str | None) -> xr.DataArray:
     name = _choose(path, {n: s for n, s in shapes.items() if sorted(s)[-2] > 1}, dataset)
     values = scipy.io.loadmat(path, variable_names=[name])[name]
     # The array sits in memory: version 5 cannot be read in parts.
-    import dask.array as da
-
-    return _rows_first(da.from_array(values, chunks=-1), name, path)
+    return _rows_first(da.from_array(values, chunks=-1), name)
 
 
-def _rows_first(data: Any, name: str, path: Path) -> xr.DataArray:
+def _rows_first(data: Any, name: str) -> xr.DataArray:
     """Row, column, plane as plane, row, column."""
     dims = ("y", "x", "z", "t", "c")[: data.ndim]
-    order = [dims.index(d) for d in ("t", "c", "z", "y", "x") if d in dims]
-    affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
+    order = [dims.index(d) for d in DIMS if d in dims]
     ordered = [dims[i] for i in order]
-    volume = place(data.transpose(order), ordered, (1, 1, 1), affine, space="scanner", name=name)
+    volume = place(data.transpose(order), ordered, (1, 1, 1), UNORIENTED, space="scanner", name=name)
     listed = [d for d in dims if d in SPATIAL]
     return volume.assign_attrs(spacing_stated=False, source_axes=listed if len(listed) == 3 else list(ordered))
 

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mrhdata.errors import FormatError
-from mrhdata.formats._lazy import DAMAGE, Raw, Slices, check_length, damaged, lazy
+from mrhdata.formats._lazy import Raw, Slices, check_length, lazy, reading
 from mrhdata.volume import SPATIAL, from_array
 
 if TYPE_CHECKING:
@@ -27,10 +27,8 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 def read(path: Path) -> xr.DataArray:
     """Read NRRD or MetaImage."""
     reader = _reader(path)
-    try:
+    with reading(path):
         reader.ReadImageInformation()
-    except DAMAGE as error:
-        raise damaged(path, error) from error
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) not in (2, 3, 4):
         raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 to 4, and channels")

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from mrhdata.errors import FormatError
-from mrhdata.formats._lazy import DAMAGE, Slices, check_length, damaged, lazy
+from mrhdata.formats._lazy import Slices, check_length, lazy, reading
 from mrhdata.volume import SPATIAL, from_array
 
 if TYPE_CHECKING:
@@ -85,14 +85,11 @@ def _extra(header: Any) -> dict[str, Any]:
 
 def open_image(path: Path) -> Any:
     """Open any file that nibabel knows; the error names the path."""
-    try:
-        with warnings.catch_warnings():
-            # MINC may declare its spacing as neither regular nor irregular; nibabel then takes it as regular.
-            warnings.filterwarnings("ignore", message="Invalid spacing declaration")
-            image: Any = nib.load(path)
-            _ = image.affine
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with reading(path), warnings.catch_warnings():
+        # MINC may declare its spacing as neither regular nor irregular; nibabel then takes it as regular.
+        warnings.filterwarnings("ignore", message="Invalid spacing declaration")
+        image: Any = nib.load(path)
+        _ = image.affine
     fields = image.get_data_dtype().fields
     if fields is not None and not {"R", "G", "B"} <= set(fields):
         raise FormatError(f"{path} holds {image.get_data_dtype()} tuples, not numbers; split them into channels first")

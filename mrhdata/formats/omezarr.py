@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec
 
 from mrhdata.errors import FormatError
 from mrhdata.formats._header import TO_MM, UNITS
-from mrhdata.formats._lazy import DAMAGE, Slices, damaged, in_chunks
+from mrhdata.formats._lazy import DAMAGE, Slices, in_chunks, reading
 from mrhdata.formats.pyramid import Level, levels
 from mrhdata.volume import DIMS, SPATIAL, UNORIENTED, place
 
@@ -41,12 +41,8 @@ def read(
 ) -> xr.DataArray:
     """Read one level of an image; `dataset` names the image within a store that holds several."""
     group, version, image = _image(path, dataset, storage_options)
-    try:
+    with reading(path):
         return _level(group, version, image, level, path)
-    except FormatError:
-        raise
-    except DAMAGE as error:
-        raise damaged(path, error) from error
 
 
 def image_metadata(path: Path | str) -> dict[str, Any]:

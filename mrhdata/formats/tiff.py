@@ -20,7 +20,7 @@ import tifffile
 
 from mrhdata.errors import FormatError
 from mrhdata.formats._header import TO_MM, UNITS
-from mrhdata.formats._lazy import DAMAGE, Raw, Slices, check_length, damaged, lazy
+from mrhdata.formats._lazy import Raw, Slices, check_length, lazy, reading
 from mrhdata.volume import DIMS, SPATIAL, from_array, place
 
 if TYPE_CHECKING:
@@ -37,18 +37,15 @@ _KEPT = ("affine", "space", "kind", "units", "modality", "source_axes")
 
 def read(path: Path) -> xr.DataArray:
     """Read one TIFF file, its first series."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            if len(file.series) > 1:
-                log.warning("%s holds %d images; the first is read", path.name, len(file.series))
-            axes, shape = series.axes, tuple(map(int, series.shape))
-            dtype: Any = series.dtype
-            offset = series.dataoffset
-            kept, steps, channels = _metadata(file)
-            order = file.byteorder
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with reading(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        if len(file.series) > 1:
+            log.warning("%s holds %d images; the first is read", path.name, len(file.series))
+        axes, shape = series.axes, tuple(map(int, series.shape))
+        dtype: Any = series.dtype
+        offset = series.dataoffset
+        kept, steps, channels = _metadata(file)
+        order = file.byteorder
     dims = [_DIMS.get(axis, "") for axis in axes]
     odd = [axis for axis, d, n in zip(axes, dims, shape, strict=True) if n > 1 and (not d or dims.count(d) > 1)]
     if dtype is None or odd:
@@ -70,7 +67,7 @@ def read_stack(paths: list[Path], name: str) -> xr.DataArray:
     shape, dtype = (len(paths), *first.shape), first.dtype
     steps: list[float] | None = None
     if paths[0].suffix.lower() != ".png":
-        with tifffile.TiffFile(paths[0]) as file:
+        with reading(paths[0]), tifffile.TiffFile(paths[0]) as file:
             _, steps, _ = _metadata(file)
     if steps is not None and not steps[0]:
         steps = None
@@ -137,12 +134,8 @@ class _Planes:
     def into(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
         """Read a box into an array of its shape."""
         for target, i in zip(out, range(box[0].start, box[0].stop), strict=True):
-            try:
+            with reading(self._paths[i]):
                 self._read(i, box[1:], target)
-            except FormatError:
-                raise
-            except DAMAGE as error:
-                raise damaged(self._paths[i], error) from error
 
     def _read(self, i: int, box: tuple[slice, ...], out: np.ndarray) -> None:
         if i not in self._begin:
@@ -195,17 +188,13 @@ def _contiguous(path: Path, like: tuple[Any, Any]) -> Raw | None:
 
 def _plane(path: Path, like: tuple[Any, Any] | None = None) -> np.ndarray:
     """One plane; `like` is the shape and type that it must have."""
-    try:
+    with reading(path):
         if path.suffix.lower() == ".png":
             return _png(path, like)
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             _check_like(path, (page.shape, page.dtype), like, len(file.pages))
             return page.asarray()
-    except FormatError:
-        raise
-    except DAMAGE as error:
-        raise damaged(path, error) from error
 
 
 def _png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
@@ -218,10 +207,7 @@ def _png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
         raise FormatError(f"{path} is {height} x {width}, but the first plane {like[0][0]} x {like[0][1]}")
     if height * width > 100_000 * max(1, len(content)):
         raise FormatError(f"{path} claims {height} x {width} pixels in {len(content)} bytes; it is damaged")
-    try:
-        plane = imagecodecs.png_decode(content)
-    except imagecodecs.PngError as error:
-        raise damaged(path, error) from error
+    plane = imagecodecs.png_decode(content)
     _check_like(path, (plane.shape, plane.dtype), like)
     return plane
 
