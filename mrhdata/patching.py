@@ -1,70 +1,98 @@
-"""Patches of co-registered volumes: planned as integers, read block by block, cut many at a time.
+"""Patches of co-registered volumes: planned as integers, each chunk read once, cut where it lies.
 
-A *plan* is an array of positions sorted by block, a block being one stored chunk (or shard) of a
-subject's inputs. A block is read once, kept while the memory budget lasts, and all its patches are
-gathered from it in one vectorised step.
+Positions are known before a voxel is read. `schedule` orders them, `planning` says which tiles that
+takes and when, `reading` decodes them ahead, `cutting` copies patches out of them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from mrhdata import aligning
+from mrhdata.aligning import Names
+from mrhdata.choosing import Field, chooser
+from mrhdata.cutting import Cutter, cut_alone
 from mrhdata.errors import DataError, GridError
-from mrhdata.sampling import Ints, centre_voxels, fraction_inside, strided
-from mrhdata.volume import SPATIAL, mask_on, stack
+from mrhdata.planning import Plan
+from mrhdata.reading import ReadAhead, decoders
+from mrhdata.sampling import Ints, shares
+from mrhdata.tiles import Stream
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch.utils.data import DataLoader
+
+    from mrhdata.loading import Batches, Loader
 
     Inputs = xr.DataArray | Mapping[str, xr.DataArray]
 
 Floats = NDArray[np.float32]
 
-#: The axis that each anatomical plane holds fixed.
-PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+PADDING = ("constant", "edge", "reflect")
+#: Batches in flight: one being cut, one waiting, one in the hands of the trainer.
+_IN_FLIGHT = 3
 
 
-def patches(
+def patches(  # noqa: PLR0913  (one call says all about a training set)
     inputs: Inputs | Sequence[Inputs],
     target: Inputs | Sequence[Inputs] | None = None,
     *,
-    shape: int | Sequence[int],
+    shape: int | Sequence[int] | Mapping[str, Any],
+    target_shape: int | Sequence[int] | Mapping[str, Any] | None = None,
     stride: int | Sequence[int] | None = None,
+    at: Any = None,
     plane: str | None = None,
     where: xr.DataArray | Sequence[xr.DataArray] | None = None,
     inside: float | None = None,
+    align: str = "same",
+    padding: str | None = None,
+    weights: Sequence[float] | None = None,
     squeeze: bool = False,
     memory: str | int = "1 GB",
+    seed: int = 0,
 ) -> Patches:
     """Plan patches over the volumes of one or several subjects.
 
     Parameters
     ----------
     inputs : volume, mapping of volumes, or a sequence of either (one item per subject)
-        The volumes of a subject lie on one grid and are stacked along C in the given order.
+        The volumes of a subject lie on one grid and are stacked along C in the given order; for other
+        grids see `align`.
     target : the same, optional
-        On the grid of its subject's inputs.
     shape, stride : int or (3,) sequence of int
-        Voxels along z, y, x; one number stands for all axes but the fixed one of `plane`. The stride
-        is the shape where it is not given.
+        Voxels along z, y, x of the first input; one number stands for all axes but the fixed one of
+        `plane`. The stride is the shape where it is not given. With ``align="own"`` `shape` may be a
+        mapping with an item for some of the inputs, the first one among them.
+    target_shape : the same, optional
+        Where the target is larger or smaller than the input; both have one centre.
+    at : chooser or (n, 3) int array (or one per subject), optional
+        Instead of the grid of `stride`: `Uniform`, `Balanced`, `Weighted` or `Around` of
+        :mod:`mrhdata.choosing`, or first voxels of your own.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
     where : mask volume, or one per subject, optional
         Patches are kept where it is not zero.
     inside : float, optional
         Share of a patch's voxels that must lie in the mask; by default the centre voxel must.
+    align : {"same", "own", "first"}
+        ``"same"`` refuses volumes that do not lie on the grid of the first input. ``"first"`` resamples
+        them to its voxels while reading: images linearly, labels and masks from the nearest voxel, from
+        the stored level of an OME-Zarr nearest in spacing. ``"own"`` reads each at its own voxels, about
+        the same world point; then patches are mappings by name.
+    padding : {"constant", "edge", "reflect"}, optional
+        Let patches reach beyond the volume, and what is there: 0, the nearest voxel, a mirror image.
+    weights : sequence of float, optional
+        Share of each subject in the patches of a chooser that draws a number; equal by default.
     squeeze : bool
         Drop the patch axes of length 1.
     memory : str or int
-        Bytes that decoded blocks may take, such as ``"512 MB"``.
+        Bytes that decoded voxels and batches may take together, such as ``"512 MB"``.
+    seed : int
+        For choosers that draw.
 
     Returns
     -------
@@ -85,6 +113,10 @@ def patches(
     >>> len(p), p.positions[1].tolist(), [tuple(t.shape) for t in p[1]]
     (8, [0, 0, 2], [(1, 2, 2, 2), (1, 2, 2, 2)])
     """
+    if align not in aligning.ALIGN:
+        raise GridError(f"align is one of {', '.join(aligning.ALIGN)}, not {align!r}")
+    if padding not in (None, *PADDING):
+        raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
     subjects = _per_subject(inputs)
     targets = _per_subject(target) if target is not None else [None] * len(subjects)
     masks = _per_subject(where) if where is not None else [None] * len(subjects)
@@ -93,30 +125,32 @@ def patches(
             f"there are {len(subjects)} subjects of inputs, {len(targets)} of targets and {len(masks)} masks; "
             "give one of each per subject"
         )
-    size, step = _lengths(shape, plane, "shape"), _lengths(shape if stride is None else stride, plane, "stride")
-    sources = [_Source(i, t) for i, t in zip(subjects, targets, strict=True)]
-    for source in sources[1:]:
-        if source.channels != sources[0].channels:
-            raise GridError(f"subjects have different inputs: {sources[0].channels} and {source.channels}")
-    plans = [_plan(s, m, size, step, inside) for s, m in zip(sources, masks, strict=True)]
-    if not sum(len(positions) for positions, _ in plans):
+    shapes = aligning.Shapes(shape, target_shape, plane)
+    layout = [aligning.streams_of(i, t, shapes, align) for i, t in zip(subjects, targets, strict=True)]
+    for _, streams in layout[1:]:
+        for mine, first in zip(streams, layout[0][1], strict=True):
+            if mine.channels != first.channels:
+                raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
+    size = layout[0][1][0].shape
+    how = chooser(at, aligning.lengths(size if stride is None else stride, plane, "stride"))
+    fields = [
+        Field(_first(i), size, m, inside, padding is not None, align != "same")
+        for i, m in zip(subjects, masks, strict=True)
+    ]
+    rng = np.random.default_rng((seed, len(fields)))
+    counts = [0] * len(fields) if how.n is None else shares(how.n, weights or [1.0] * len(fields))
+    drawn = [how.draw(field, i, n, rng) for i, (field, n) in enumerate(zip(fields, counts, strict=True))]
+    if not sum(len(positions) for positions, _ in drawn):
         raise DataError("the mask leaves no patch; check that it is not empty and lies over the inputs")
-    return Patches(sources, plans, size, plane, squeeze, _bytes(memory))
+    return Patches([streams for _, streams in layout], layout[0][0], drawn, plane, padding, squeeze, _bytes(memory))
+
+
+def _first(inputs: Inputs) -> xr.DataArray:
+    return next(iter(aligning.named(inputs).values()))
 
 
 def _per_subject(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, Sequence) else [given]
-
-
-def _lengths(given: int | Sequence[int], plane: str | None, what: str) -> tuple[int, int, int]:
-    lengths = [given] * 3 if isinstance(given, int) else [int(n) for n in given]
-    if len(lengths) != 3:
-        raise GridError(f"{what} is one number or three along z, y, x, not {given}")
-    if plane is not None:
-        if plane not in PLANES:
-            raise GridError(f"plane is one of {', '.join(PLANES)}, not {plane!r}")
-        lengths[PLANES[plane]] = 1
-    return (lengths[0], lengths[1], lengths[2])
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def _bytes(memory: str | int) -> int:
@@ -125,57 +159,6 @@ def _bytes(memory: str | int) -> int:
     from dask.utils import parse_bytes
 
     return int(parse_bytes(memory))
-
-
-class _Source:
-    """The stacked inputs and target of one subject, (C, z, y, x) each, and the grid of blocks."""
-
-    def __init__(self, inputs: Inputs, target: Inputs | None) -> None:
-        stacked = stack(inputs)
-        self.channels = [str(c) for c in stacked.c.values]
-        self.grid = stacked.mrh.grid
-        self.inputs = _one_block_of_channels(stacked)
-        self.target = None
-        self.volume = stacked
-        if target is not None:
-            self.target = _one_block_of_channels(stack(target).mrh.like(stacked.isel(c=0)))
-
-    def block_of(self, positions: Ints) -> Ints:
-        """Number of the block that holds each position."""
-        where = [
-            np.searchsorted(np.cumsum(chunks), positions[:, axis], side="right")
-            for axis, chunks in enumerate(self.inputs.chunks[1:])
-        ]
-        return np.ravel_multi_index(where, self.inputs.numblocks[1:]).astype(np.int64)
-
-    def box(self, low: Ints, high: Ints) -> tuple[Floats, Floats | None]:
-        """Decoded voxels of a box, channels last for fast gathering: (z, y, x, C) float32."""
-        key = (slice(None), *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))
-        arrays = [self.inputs[key]] if self.target is None else [self.inputs[key], self.target[key]]
-        (decoded,) = da.compute([a.astype(np.float32) for a in arrays])
-        last = [np.ascontiguousarray(np.moveaxis(a, 0, -1)) for a in decoded]
-        return last[0], last[1] if len(last) > 1 else None
-
-
-def _one_block_of_channels(stacked: xr.DataArray) -> da.Array:
-    return da.asarray(stacked.transpose("c", *SPATIAL).data).rechunk({0: -1})
-
-
-def _plan(
-    source: _Source, mask: xr.DataArray | None, size: Sequence[int], step: Sequence[int], inside: float | None
-) -> tuple[Ints, Ints]:
-    """Positions sorted by block, and the block of each."""
-    positions = strided(source.grid.shape, size, step)
-    if mask is not None:
-        voxels = mask_on(mask, source.volume)
-        if inside is None:
-            keep = voxels[tuple(centre_voxels(positions, size).T)]
-        else:
-            keep = fraction_inside(voxels, positions, size) >= inside
-        positions = positions[keep]
-    blocks = source.block_of(positions)
-    order = np.argsort(blocks, kind="stable")
-    return positions[order], blocks[order]
 
 
 class Patches:
@@ -187,9 +170,14 @@ class Patches:
     Attributes
     ----------
     positions : (n, 3) int64 array
-        First voxel of each patch in its subject's inputs, z, y, x.
+        First voxel of each patch in its subject's first input, z, y, x; those of one stored chunk
+        stand together.
     subject : (n,) int64 array
         Number of the subject.
+    given : (n,) int64 array
+        Where each stood among the positions of its subject as they were chosen or given.
+    classes : (n,) int64 array or None
+        Class that a patch was drawn for, by choosers that know one.
     shape : tuple of int
         Patch length along z, y, x.
     plane : str or None
@@ -198,174 +186,290 @@ class Patches:
 
     def __init__(
         self,
-        sources: Sequence[_Source],
-        plans: Sequence[tuple[Ints, Ints]],
-        shape: tuple[int, int, int],
+        streams: Sequence[Sequence[Stream]],
+        names: Names,
+        drawn: Sequence[tuple[Ints, Ints | None]],
         plane: str | None,
+        padding: str | None,
         squeeze: bool,
         memory: int,
     ) -> None:
-        self._sources, self._squeeze, self._memory = list(sources), squeeze, memory
-        self.shape, self.plane = shape, plane
-        self.channels = sources[0].channels
-        self.spacing_mm = tuple(float(s) for s in sources[0].grid.spacing)
-        self.positions = np.concatenate([positions for positions, _ in plans])
-        self.subject = np.repeat(np.arange(len(plans)), [len(positions) for positions, _ in plans])
-        # Rows of one block stand together: a block is the run of rows from one start to the next.
-        keys = np.stack([self.subject, np.concatenate([blocks for _, blocks in plans])])
-        changes = np.flatnonzero((np.diff(keys, axis=1) != 0).any(axis=0)) + 1
-        self._starts = np.concatenate([[0], changes, [len(self.positions)]])
-        self._resident: OrderedDict[int, tuple[Ints, Floats, Floats | None]] = OrderedDict()
+        self._streams, self._names = [list(s) for s in streams], names
+        self._padding, self._squeeze, self.memory = padding, squeeze, memory
+        first = streams[0][0]
+        self.shape, self.plane, self.channels = first.shape, plane, first.channels
+        self.spacing_mm = tuple(float(s) for s in first.grid.spacing)
+        positions = np.concatenate([p for p, _ in drawn])
+        subject = np.repeat(np.arange(len(drawn)), [len(p) for p, _ in drawn])
+        given = np.concatenate([np.arange(len(p)) for p, _ in drawn])
+        cells = np.clip(positions, 0, None) // np.array([s[0].tile for s in streams])[subject]
+        by = np.lexsort([given, *cells.T[::-1], subject])
+        self.positions, self.subject, self.given = positions[by], subject[by], given[by]
+        # Rows of one chunk stand together: they run from one start to the next.
+        keys = np.column_stack([subject, cells])[by]
+        self._starts = np.concatenate([[0], np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1, [len(by)]])
+        known = [c for _, c in drawn if c is not None]
+        self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
+        every = [stream for of_subject in self._streams for stream in of_subject]
+        self._resident = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
+        if self._resident:
+            for stream in every:
+                stream.join()
+        self._plans: dict[int, Plan] = {}
+        self._tiles: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __repr__(self) -> str:
         return (
-            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self._sources)} subjects, "
-            f"{len(self._starts) - 1} blocks)"
+            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self._streams)} subjects, "
+            f"{len(self._starts) - 1} chunks)"
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_resident": OrderedDict()}
+        return self.__dict__ | {"_tiles": {}, "_plans": {}}
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(f"patch {index} of {len(self)}")
-        position = self.positions[index]
-        source = self._sources[int(self.subject[index])]
-        box = source.box(position, position + self.shape)
-        return self._tensors([np.moveaxis(part, -1, 0) for part in box if part is not None])
+        return self.arranged([self.tensor(part[0]) for part in self.gather(np.array([index % len(self)]))])
 
-    def gather(self, rows: NDArray[np.integer[Any]]) -> list[Floats]:
-        """Inputs, and target if there is one, of many patches: (n, C, z, y, x) float32 arrays each."""
-        rows = np.asarray(rows)
-        blocks = np.searchsorted(self._starts, rows, side="right") - 1
-        out: list[Floats] = []
-        for block in np.unique(blocks):
-            chosen = np.flatnonzero(blocks == block)
-            low, *arrays = self._block(int(block))
-            for i, array in enumerate(a for a in arrays if a is not None):
-                cut = _cut(array, self.positions[rows[chosen]] - low, self.shape)
-                if len(chosen) == len(rows):
-                    out.append(cut)
-                    continue
-                if len(out) <= i:
-                    out.append(np.empty((len(rows), *cut.shape[1:]), np.float32))
-                out[i][chosen] = cut
+    def batch_bytes(self, batch_size: int) -> int:
+        """Bytes of one batch."""
+        return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self._streams[0])
+
+    def plan(self, batch_size: int = 64) -> Plan:
+        """The plan that batches of this size are read by."""
+        if batch_size not in self._plans:
+            left = self.memory - _IN_FLIGHT * self.batch_bytes(batch_size)
+            if left <= 0:
+                raise DataError(
+                    f"memory of {self.memory} bytes does not hold {_IN_FLIGHT} batches of "
+                    f"{self.batch_bytes(batch_size)} bytes; give more, or a smaller batch_size"
+                )
+            self._plans[batch_size] = Plan(
+                self._streams, self.positions, self.subject, left, self._padding, self._resident
+            )
+        return self._plans[batch_size]
+
+    def stream(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+        rank: tuple[int, int] = (0, 1),
+        worker: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Ints, list[Floats]]]:
+        """Batches of one epoch as NumPy arrays, read and cut as they are asked for.
+
+        Parameters
+        ----------
+        batch_size : int
+        shuffle : bool
+            Without it rows come chunk by chunk, each chunk once.
+        seed, epoch : int
+            The same give the same order.
+        start : int
+            Batches to leave out.
+        rank, worker : (int, int)
+            This one's number and how many there are. Ranks share out the rows; workers take batches in
+            turn, so that together they give the order of one.
+
+        Yields
+        ------
+        rows : (b,) int64 array
+        arrays : list of (b, C, z, y, x) float32 arrays
+            One for each tensor of a patch.
+        """
+        plan = self.plan(batch_size)
+        rows = plan.rows(shuffle, seed, epoch, batch_size, *rank)
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)][start:][worker[0] :: worker[1]]
+        if not batches:
+            return
+        loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
+        tiles = self._tiles if plan.resident else {}
+        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders()) as ahead:
+            cutter = Cutter(plan, tiles, loads.copied)
+            for number, batch in enumerate(batches):
+                ahead.wait_for(number)
+                arrays = cutter.cut(batch)
+                ahead.done_with(number)
+                yield batch, arrays
+
+    def gather(self, rows: Ints) -> list[Floats]:
+        """Inputs, and target if there is one, of any patches: (n, C, z, y, x) float32 arrays each.
+
+        What rows of one chunk need is read once; nothing is kept.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        out = [np.empty((len(rows), len(s.channels), *s.shape), np.float32) for s in self._streams[0]]
+        chunk = np.searchsorted(self._starts, rows, side="right")
+        by = np.argsort(chunk, kind="stable")
+        for chosen in np.split(by, np.flatnonzero(np.diff(chunk[by])) + 1) if len(rows) else []:
+            for whole, stream in zip(out, self._streams[int(self.subject[rows[chosen[0]]])], strict=True):
+                whole[chosen] = cut_alone(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
         return out
 
-    def _block(self, block: int) -> tuple[Ints, Floats, Floats | None]:
-        """First voxel and decoded voxels of a block, from memory where it is resident."""
-        if block in self._resident:
-            self._resident.move_to_end(block)
-            return self._resident[block]
-        positions = self.positions[self._starts[block] : self._starts[block + 1]]
-        low, high = positions.min(axis=0), positions.max(axis=0) + self.shape
-        inputs, target = self._sources[int(self.subject[self._starts[block]])].box(low, high)
-        self._resident[block] = (low, inputs, target)
-        while len(self._resident) > 1 and self._resident_bytes() > self._memory:
-            self._resident.popitem(last=False)
-        return low, inputs, target
+    def arranged(self, parts: Sequence[Any]) -> Any:
+        """Tensors as a patch hands them out: input, or (input, target), named where there are several."""
+        return self._names.arranged(parts)
 
-    def _resident_bytes(self) -> int:
-        return sum(i.nbytes + (0 if t is None else t.nbytes) for _, i, t in self._resident.values())
-
-    def batches(self, size: int, *, shuffle: bool, seed: int, epoch: int = 0) -> Iterator[NDArray[np.int64]]:
-        """Rows of each batch of one epoch: the same for the same seed and epoch.
-
-        Blocks come in random order; as many as half the memory budget holds are mixed.
-        """
-        rng = np.random.default_rng((seed, epoch))
-        count = len(self._starts) - 1
-        order = rng.permutation(count) if shuffle else np.arange(count)
-        left = np.empty(0, dtype=np.int64)
-        for window in self._windows(order):
-            rows = np.concatenate([np.arange(self._starts[b], self._starts[b + 1]) for b in window])
-            rows = np.concatenate([left, rng.permutation(rows) if shuffle else rows])
-            full = len(rows) // size * size
-            yield from rows[:full].reshape(-1, size)
-            left = rows[full:]
-        if len(left):
-            yield left
-
-    def _windows(self, order: NDArray[np.int64]) -> Iterator[list[int]]:
-        window: list[int] = []
-        held = 0
-        for block in order.tolist():
-            positions = self.positions[self._starts[block] : self._starts[block + 1]]
-            extent = np.ptp(positions, axis=0) + self.shape
-            needed = 4 * int(np.prod(extent)) * (len(self.channels) + 1)
-            if window and held + needed > self._memory // 2:
-                yield window
-                window, held = [], 0
-            window.append(block)
-            held += needed
-        yield window
-
-    def loader(self, batch_size: int, *, shuffle: bool = True, seed: int = 0) -> DataLoader[Any]:
-        """A ``DataLoader`` of batches ``(input, target)``, (B, C, z, y, x) float32.
-
-        Each pass over it is the next epoch, in another order; the same seed gives the same orders.
-        """
-        from torch.utils.data import DataLoader
-
-        return DataLoader(_epochs(self, batch_size, shuffle, seed), batch_size=None)
-
-    def to_dask(self) -> Any:
-        """All patches as Dask arrays ``(input, target)``, (n, C, z, y, x), in the order of `positions`.
-
-        One task reads one block.
-        """
-        from dask.delayed import delayed
-
-        parts: list[list[da.Array]] = []
-        widths = [len(self.channels)]
-        if self._sources[0].target is not None:
-            widths.append(self._sources[0].target.shape[0])
-        for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
-            block = delayed(self.gather, pure=False)(np.arange(start, stop))
-            shapes = [(int(stop - start), width, *self.shape) for width in widths]
-            parts.append([da.from_delayed(block[i], s, np.float32) for i, s in enumerate(shapes)])
-        joined = tuple(da.concatenate(list(arrays)) for arrays in zip(*parts, strict=True))
-        return joined if len(joined) > 1 else joined[0]
-
-    def _tensors(self, parts: list[Floats]) -> Any:
+    def tensor(self, part: Floats) -> Any:
+        """An array as a tensor, squeezed where asked; no copy."""
         import torch
 
-        tensors = tuple(torch.from_numpy(np.ascontiguousarray(self._squeezed(p))) for p in parts)
-        return tensors if len(tensors) > 1 else tensors[0]
+        return torch.from_numpy(self._squeezed(part))
 
     def _squeezed(self, part: Floats) -> Floats:
+        """Without the patch axes of length 1, where asked: the last three."""
         if not self._squeeze:
             return part
-        flat = [axis - 3 for axis, n in enumerate(self.shape) if n == 1]
-        return part.squeeze(tuple(flat))
+        return part.squeeze(tuple(axis - 3 for axis in range(3) if part.shape[axis - 3] == 1))
 
+    def dataset(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: tuple[int, int] | None = None,
+        drop_last: bool = False,
+        transform: Callable[..., Any] | None = None,
+        each: bool = False,
+        info: bool = False,
+    ) -> Batches:
+        """An ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
 
-def _cut(array: Floats, positions: Ints, shape: tuple[int, int, int]) -> Floats:
-    """Patches of (z, y, x, C) voxels at positions (n, 3): (n, C, z, y, x)."""
-    windows = sliding_window_view(array, shape, axis=(0, 1, 2))
-    cut: Floats = windows[tuple(positions.T)]
-    return cut
+        Parameters
+        ----------
+        batch_size, shuffle, seed
+            The same give the same orders.
+        rank : (int, int), optional
+            Number of this process and how many share the patches; PyTorch's own where it runs distributed.
+        drop_last : bool
+            Leave out the last batch where it is not full; all ranks then have as many.
+        transform : callable, optional
+            Takes input and target (or the input alone) and returns them, a batch at a time, or with
+            `each` a patch at a time.
+        info : bool
+            Batches end in a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
+        """
+        from mrhdata.loading import Batches
 
+        return Batches(
+            self,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            drop_last=drop_last,
+            transform=transform,
+            each=each,
+            info=info,
+        )
 
-def _epochs(patches: Patches, batch_size: int, shuffle: bool, seed: int) -> Any:
-    from torch.utils.data import IterableDataset, get_worker_info
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        ahead: int = 2,
+        num_workers: int = 0,
+        start_method: str = "forkserver",
+        pin_memory: bool = False,
+        device: Any = None,
+        **options: Any,
+    ) -> Loader:
+        """Batches ``(input, target)``, (B, C, z, y, x) float32, cut ahead of the training step.
 
-    class Epochs(IterableDataset[Any]):
-        epoch = -1
+        Each pass over it is the next epoch, in another order. It can be stopped after any batch and go
+        on from its ``state_dict``.
 
-        def __len__(self) -> int:
-            return -(-len(patches) // batch_size)
+        Parameters
+        ----------
+        batch_size : int
+        ahead : int
+            Batches (or groups of small ones) that wait, made by threads of this process.
+        num_workers : int
+            Processes that make batches instead, for a transform that is slow. Each decodes what its
+            batches need, and has `memory` to itself.
+        start_method : {"forkserver", "spawn", "fork"}
+            Of those processes.
+        pin_memory : bool
+            Batches lie in memory that a GPU copies from without waiting.
+        device : optional
+            Where batches are moved to, ahead of the step.
+        **options
+            As for :meth:`dataset`.
 
-        def __iter__(self) -> Iterator[Any]:
-            if get_worker_info() is not None:
-                raise DataError(
-                    "this loader runs in one process and would repeat itself in each worker; use num_workers=0"
-                )
-            self.epoch += 1
-            for rows in patches.batches(batch_size, shuffle=shuffle, seed=seed, epoch=self.epoch):
-                yield patches._tensors(patches.gather(rows))
+        Examples
+        --------
+        >>> import mrhdata
+        >>> t2 = mrhdata.volume.from_array(np.arange(64).reshape(4, 4, 4), spacing=(1, 1, 1))
+        >>> loader = mrhdata.patches(t2, shape=2).loader(4, seed=1)
+        >>> [tuple(x.shape) for x in loader], loader.state_dict()["batch"]
+        ([(4, 1, 2, 2, 2), (4, 1, 2, 2, 2)], 2)
+        """
+        from mrhdata.loading import Loader
 
-    return Epochs()
+        return Loader(
+            self.dataset(batch_size, **options),
+            ahead=ahead,
+            num_workers=num_workers,
+            start_method=start_method,
+            pin_memory=pin_memory,
+            device=device,
+        )
+
+    def affine(self, rows: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float64]:
+        """From the voxel index (z, y, x, 1) within each patch to world (X, Y, Z, 1) mm: (n, 4, 4)."""
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows)
+        grids = np.stack([streams[0].grid.affine for streams in self._streams])[self.subject[chosen]]
+        out = grids.copy()
+        out[:, :3, 3] += np.einsum("nij,nj->ni", grids[:, :3, :3], self.positions[chosen])
+        return out
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """Runs of rows, first and one after last, that lie in one stored chunk each."""
+        return list(zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True))
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Name of each tensor, and its channels and lengths (C, z, y, x)."""
+        return {n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self._streams[0], strict=True)}
+
+    def to_dask(self) -> Any:
+        """All patches as Dask arrays, (n, C, z, y, x) each, in the order of `positions`: (input, target).
+
+        One task reads and cuts what lies in one chunk.
+        """
+        from mrhdata.exporting import as_dask
+
+        return self.arranged(as_dask(self))
+
+    def to_xarray(self) -> xr.Dataset:
+        """All patches as a lazy ``xarray.Dataset`` along ``patch``, with subject, position and world centre."""
+        from mrhdata.exporting import as_dataset
+
+        return as_dataset(self)
+
+    def to_zarr(
+        self, store: str | os.PathLike[str], *, seed: int = 0, shuffle: bool = True, overwrite: bool = False
+    ) -> None:
+        """Write a frozen training set: the variables of :meth:`to_xarray`, in the order of one shuffled epoch.
+
+        Parameters
+        ----------
+        store : path
+            Zarr folder; it appears when it is complete.
+        seed, shuffle
+            Of the order in which patches are written; ``row`` says which each is.
+        overwrite : bool
+        """
+        from mrhdata.exporting import write_patches
+
+        write_patches(self, store, seed=seed, shuffle=shuffle, overwrite=overwrite)

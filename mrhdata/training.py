@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as f
 from tqdm.auto import tqdm
 
+from mrhdata.aligning import PLANES
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.storage import Scale, Spec, network_on, scaled
-from mrhdata.patching import PLANES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Patches that intensity scales are measured on.
 SCALE_PATCHES = 20_000
+#: Patches of a batch of validation.
+_VALIDATED = 256
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,9 @@ class _Run:
         generator = torch.Generator().manual_seed(hash((self.settings.seed, number)) % 2**63)
         self.model.train()
         losses = []
-        for rows in patches.batches(self.settings.batch_size, shuffle=True, seed=self.settings.seed, epoch=number):
-            x, y = self._scaled_batch(patches, rows)
+        settings = self.settings
+        for rows, parts in patches.stream(settings.batch_size, seed=settings.seed, epoch=number):
+            x, y = self._scaled(parts)
             if self.settings.noise:
                 x = x + self.settings.noise * torch.randn(x.shape, generator=generator)
             self.optimizer.zero_grad()
@@ -213,13 +216,13 @@ class _Run:
         self.model.eval()
         total = 0.0
         with torch.inference_mode():
-            for rows in validation.batches(1024, shuffle=False, seed=0):
-                x, y = self._scaled_batch(validation, rows)
+            for rows, parts in validation.stream(_VALIDATED, shuffle=False):
+                x, y = self._scaled(parts)
                 total += self._loss(network_on(self.model, x), y).item() * len(rows)
         return total / len(validation)
 
-    def _scaled_batch(self, patches: Patches, rows: Any) -> tuple[Tensor, Tensor]:
-        x, y = (torch.from_numpy(part) for part in patches.gather(rows))
+    def _scaled(self, parts: list[Any]) -> tuple[Tensor, Tensor]:
+        x, y = (torch.from_numpy(part) for part in parts)
         spec: Spec = self.model.spec  # type: ignore[assignment]
         if spec.inputs is None or spec.target is None:
             raise ModelError("the intensity scales are missing; this is a bug")

@@ -3,15 +3,21 @@
 import pickle
 
 import dask.array as da
+import numcodecs
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import mrhdata
-from mrhdata.errors import DataError, GridError
+from mrhdata.choosing import Uniform
+from mrhdata.errors import DataError, FormatError, GridError
+from mrhdata.formats.chunks import Chunks
+from mrhdata.reading import ReadAhead
 from mrhdata.volume import from_array
 
 from .conftest import FULL, oblique_affine
@@ -34,7 +40,31 @@ def naive(source, position, shape):
     return values[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)
 
 
-@settings(max_examples=200 if FULL else 30, deadline=None)
+def agrees(p, expected):
+    """Indexing, gathering, the loader, Dask and xarray all give the expected arrays, one per tensor."""
+    names = list(p.widths)
+    for part, array in zip(p.gather(np.arange(len(p))), expected, strict=True):
+        np.testing.assert_array_equal(part, array)
+    batches = list(p.stream(7, seed=3))
+    rows = np.concatenate([r for r, _ in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
+    dataset = p.to_xarray()
+    for i, (name, array) in enumerate(zip(names, expected, strict=True)):
+        np.testing.assert_array_equal(np.concatenate([parts[i] for _, parts in batches]), array[rows])
+        np.testing.assert_array_equal(dataset[name], array)
+    one = p[len(p) // 2]
+    first = one[0] if isinstance(one, tuple) else one
+    if isinstance(first, torch.Tensor):
+        np.testing.assert_array_equal(first, expected[0][len(p) // 2])
+        (only,) = (
+            [x for x, *_ in p.loader(len(p), shuffle=False)]
+            if len(names) > 1
+            else list(p.loader(len(p), shuffle=False))
+        )
+        np.testing.assert_array_equal(only, expected[0][next(p.stream(len(p), shuffle=False))[0]])
+
+
+@settings(max_examples=200 if FULL else 25, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 4)] * 3),
     st.tuples(*[st.integers(1, 5)] * 3),
@@ -43,21 +73,74 @@ def naive(source, position, shape):
     st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
 )
 def test_every_patch_is_the_naive_slice(shape, stride, chunks, channels, dtype):
-    """Shapes, strides, chunks, channels and dtypes: indexing, batches, the loader and Dask agree."""
+    """Shapes, strides, chunks, channels and dtypes, gathered many at a time: all ways agree."""
     source = volume(channels=channels, chunks=chunks if channels is None else (1, *chunks), dtype=dtype)
     target = volume(seed=1)
     p = mrhdata.patches(source, target, shape=shape, stride=stride)
-    expected = [naive(source, c, shape) for c in p.positions], [naive(target, c, shape) for c in p.positions]
-    x, y = p.gather(np.arange(len(p)))
-    np.testing.assert_array_equal(x, expected[0])
-    np.testing.assert_array_equal(y, expected[1])
-    one_x, one_y = p[len(p) // 2]
-    np.testing.assert_array_equal(one_x, expected[0][len(p) // 2])
-    np.testing.assert_array_equal(one_y, expected[1][len(p) // 2])
-    lazy_x, lazy_y = p.to_dask()
-    np.testing.assert_array_equal(lazy_x, expected[0])
-    np.testing.assert_array_equal(lazy_y, expected[1])
-    np.testing.assert_array_equal(torch.cat([b[0] for b in p.loader(7, shuffle=False)]), expected[0])
+    agrees(p, [np.stack([naive(v, c, shape) for c in p.positions]) for v in (source, target)])
+
+
+def padded_by_hand(values, position, shape, mode):
+    """The patch out of a volume that NumPy padded on all sides."""
+    wide = np.pad(values, 12, mode="reflect" if mode == "reflect" else mode)
+    z, y, x = position + 12
+    return wide[z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)[None]
+
+
+@settings(max_examples=100 if FULL else 15, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.sampled_from(["constant", "edge", "reflect"]), st.integers(0, 99))
+def test_padding_is_that_of_numpy(shape, mode, seed):
+    """Patches that hang over one side, two, or all of the volume; positions of the user's own."""
+    v = volume(chunks=4)
+    positions = np.random.default_rng(seed).integers(1 - np.array(shape), v.shape, (6, 3))
+    p = mrhdata.patches(v, shape=shape, at=positions, padding=mode)
+    np.testing.assert_array_equal(p.positions, positions[p.given])
+    agrees(p, [np.stack([padded_by_hand(v.values, c, shape, mode) for c in p.positions])])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """One volume of 90 x 70 x 50 as Zarr 2, Zarr 3 and sharded Zarr 3, in chunks smaller than a large patch."""
+    folder = tmp_path_factory.mktemp("stores")
+    v = volume((90, 70, 50))
+    (folder / "v2.zarr").mkdir()
+    group = zarr.open_group(folder / "v2.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=v.values, chunks=(32, 16, 20), compressors=numcodecs.Blosc("zstd"))
+    axes = [{"name": d, "type": "space", "unit": "millimeter"} for d in "zyx"]
+    scale = [{"type": "scale", "scale": [0.1, 0.2, 0.3]}]
+    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    group.attrs["multiscales"] = [image]
+    mrhdata.write(v, folder / "sharded.zarr")
+    return v, {name: mrhdata.read(folder / f"{name}.zarr") for name in ("v2", "sharded")}
+
+
+@pytest.mark.parametrize("store", ["v2", "sharded"])
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((17, 20, 21), (15, 13, 11)), ((40, 40, 40), (7, 9, 5)), ((1, 1, 1), 30)]
+)
+@pytest.mark.parametrize("memory", ["1 GB", 4_500_000])
+def test_stored_volumes_give_the_same_patches(stores, store, shape, stride, memory):
+    """Chunk by chunk from Zarr 2 and from shards, all in memory and not, patches within a chunk and over many."""
+    v, stored = stores
+    p = mrhdata.patches(stored[store], shape=shape, stride=stride, memory=memory)
+    expected = np.stack([naive(v, c, p.shape) for c in p.positions])
+    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
+    for shuffle in (True, False):
+        batches = list(p.stream(2, shuffle=shuffle))
+        rows = np.concatenate([r for r, _ in batches])
+        np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
+        np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), expected[rows])
+
+
+def test_each_chunk_is_decoded_once_a_pass(stores, monkeypatch):
+    """In order, every chunk is read once; all in memory, never again."""
+    read = []
+    plain = Chunks.read
+    monkeypatch.setattr(Chunks, "read", lambda self, index: read.append(tuple(index)) or plain(self, index))
+    p = mrhdata.patches(stores[1]["v2"], shape=(20, 16, 20), stride=9)
+    for epoch in range(2):
+        list(p.stream(8, epoch=epoch))
+    assert len(read) == len(set(read)) == 3 * 5 * 3
 
 
 def test_positions_are_plain_integers_made_before_reading():
@@ -109,7 +192,7 @@ def test_several_subjects_and_epochs():
     assert p.subject.tolist() == sorted(p.subject.tolist())
     for i in (0, len(p) // 2, len(p) - 1):
         np.testing.assert_array_equal(p[i][0], naive(subjects[p.subject[i]], p.positions[i], p.shape))
-    orders = [np.concatenate(list(p.batches(8, shuffle=True, seed=s, epoch=e))) for s, e in [(0, 0), (0, 1), (1, 0)]]
+    orders = [np.concatenate([r for r, _ in p.stream(8, seed=s, epoch=e)]) for s, e in [(0, 0), (0, 1), (1, 0)]]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(len(p)))
     assert not np.array_equal(orders[0], orders[1])
@@ -122,15 +205,29 @@ def test_several_subjects_and_epochs():
     assert len(loader) == -(-len(p) // 8) == len(list(loader))
 
 
-def test_memory_budget_holds_and_changes_nothing():
-    """A budget of one block: the same patches, and never more resident than the budget and one block."""
-    v = volume((8, 8, 8), chunks=4)
-    p = mrhdata.patches(v, v, shape=2, stride=1, memory=2_500)
-    batches = torch.cat([x for x, _ in p.loader(32, seed=1)])
-    assert len(batches) == len(p)
-    assert p._resident_bytes() <= 2_500
-    order = np.concatenate(list(p.batches(32, shuffle=True, seed=1)))
-    np.testing.assert_array_equal(batches, [naive(v, c, (2, 2, 2)) for c in p.positions[order]])
+def test_memory_budget_holds_and_changes_nothing(monkeypatch):
+    """Decoded tiles, joined copies and batches stay within the budget; a budget for less than a batch is refused."""
+    v = volume((64, 64, 64), chunks=8, dtype=np.float32)
+    p = mrhdata.patches(v, shape=9, at=Uniform(300), memory=450_000)
+    held = []
+    wait = ReadAhead.wait_for
+
+    def watched(self, batch):
+        wait(self, batch)
+        held.append(sum(t.nbytes for t in self._tiles.values()))
+
+    monkeypatch.setattr(ReadAhead, "wait_for", watched)
+    batches = list(p.stream(4, seed=1))
+    rows = np.concatenate([r for r, _ in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(300))
+    np.testing.assert_array_equal(
+        np.concatenate([x for _, (x,) in batches]), [naive(v, c, p.shape) for c in p.positions[rows]]
+    )
+    assert max(held) + 3 * p.batch_bytes(4) <= 450_000 < v.nbytes
+    with pytest.raises(DataError, match=r"memory of 450000 bytes does not hold 3 batches of 466560 bytes"):
+        next(p.stream(160))
+    with pytest.raises(DataError, match=r"a batch of 4 needs \d+ at once; give more memory"):
+        next(mrhdata.patches(v, shape=9, at=Uniform(300), memory=150_000).stream(4))
 
 
 def test_any_dataloader_may_use_it_as_a_map():
@@ -142,20 +239,38 @@ def test_any_dataloader_may_use_it_as_a_map():
     np.testing.assert_array_equal(got, p.gather(np.arange(len(p)))[0])
 
 
-def test_stored_volumes_give_the_same_patches(tmp_path):
-    """From OME-Zarr with oblique geometry, block by block of its shards."""
+def test_oblique_stores_keep_their_place(tmp_path):
+    """From OME-Zarr with oblique geometry: patches, and the affine that travels with each."""
     v = volume((140, 70, 30), affine=oblique_affine(spacing=(0.3, 0.2, 0.1))[:, [2, 1, 0, 3]])
     mrhdata.write(v, tmp_path / "a.zarr")
     p = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=(5, 3, 4), stride=(9, 11, 7))
-    assert "2 blocks" in repr(p)
+    assert "6 chunks" in repr(p)
     np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], [naive(v, c, p.shape) for c in p.positions])
+    np.testing.assert_allclose(p.affine()[:, :3, 3], v.mrh.world(p.positions), atol=1e-9)
+    np.testing.assert_allclose(p.to_xarray().centre_mm, v.mrh.world(p.positions + np.array([2, 1, 1.5])), atol=1e-9)
 
 
-def test_dask_graph_has_one_gather_per_block():
-    """Blocks, not patches, are tasks."""
+def test_dask_graph_has_one_task_per_chunk():
+    """Chunks, not patches, are tasks."""
     p = mrhdata.patches(volume(chunks=4), shape=2)
     lazy = p.to_dask()
-    assert lazy.numblocks[0] == len(p._starts) - 1 == 2 * 2 * 2
+    tasks = [key for key in lazy.dask if str(key).startswith("_gathered")]
+    assert lazy.numblocks[0] == len(tasks) == 2 * 2 * 2
+
+
+def test_frozen_sets_hold_the_patches_of_an_epoch(tmp_path):
+    """Written to Zarr, read by plain xarray: values, order and places."""
+    v = volume(chunks=4)
+    p = mrhdata.patches(v, v, shape=(3, 2, 2), stride=1)
+    p.to_zarr(tmp_path / "frozen.zarr", seed=5)
+    frozen = xr.open_zarr(tmp_path / "frozen.zarr", consolidated=False)
+    rows = np.concatenate([r for r, _ in p.stream(len(p), seed=5)])
+    np.testing.assert_array_equal(frozen.row, rows)
+    for name in ("input", "target"):
+        np.testing.assert_array_equal(frozen[name], [naive(v, c, (3, 2, 2)) for c in p.positions[rows]])
+    np.testing.assert_array_equal(frozen.position, p.positions[rows])
+    with pytest.raises(FormatError, match="exists"):
+        p.to_zarr(tmp_path / "frozen.zarr")
 
 
 class TestRefusals:
@@ -175,9 +290,9 @@ class TestRefusals:
 
     def test_masks_that_are_empty(self):
         """Nothing to look at is an error, not an empty set."""
-        with pytest.raises(DataError, match="mask is empty"):
+        with pytest.raises(DataError, match="the mask leaves no patch; check that it is not empty"):
             mrhdata.patches(volume(), shape=2, where=volume() * 0)
-        with pytest.raises(DataError, match="504 of 504 mask voxels are NaN"):
+        with pytest.raises(DataError, match="mask voxels are NaN between"):
             mrhdata.patches(volume(), shape=2, where=volume() * np.nan)
         corner = volume() * 0
         corner[0, 0, 0] = 1

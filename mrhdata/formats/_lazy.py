@@ -45,24 +45,25 @@ class Slices:
         # Files may be big-endian; PyTorch and some of SciPy take native order only.
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.ndim = len(shape)
-        self._part, self._path = part, path
+        #: What reads a part, and the file that is named in errors.
+        self.part, self.path = part, path
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)
-        with reading(self._path):
+        with reading(self.path):
             return self._read(box)[inside]
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape, without a copy where the reader can do so."""
-        direct = getattr(self._part, "into", None)
+        direct = getattr(self.part, "into", None)
         if direct is not None and out.dtype == self.dtype:
-            with reading(self._path):
+            with reading(self.path):
                 direct(out, box)
         else:
             out[...] = self[box]
 
     def _read(self, box: Box) -> np.ndarray:
-        values = np.asarray(self._part(box), dtype=self.dtype)
+        values = np.asarray(self.part(box), dtype=self.dtype)
         expected = tuple(s.stop - s.start for s in box)
         if values.shape != expected:
             raise ValueError(f"values of shape {values.shape} where {expected} were expected")

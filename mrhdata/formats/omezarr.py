@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec
 from mrhdata.errors import FormatError
 from mrhdata.formats._header import TO_MM, UNITS
 from mrhdata.formats._lazy import DAMAGE, Slices, in_chunks, reading
+from mrhdata.formats.chunks import Stored
 from mrhdata.formats.pyramid import Level, levels
 from mrhdata.volume import DIMS, SPATIAL, UNORIENTED, place
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 MEMORY = 1_000_000_000
 
 _ATTRS = ("affine", "space", "kind", "units", "modality", "provenance", "source_axes", "spacing_stated")
-_CODEC = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
+CODEC = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 _VERSIONS = ("0.4", "0.5")
 
 
@@ -89,7 +90,7 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, p
     dims = [str(axis["name"]) for axis in image["axes"]]
     if not set(dims) <= set(DIMS) or len(dims) != array.ndim or len(set(dims)) != len(dims):
         raise FormatError(f"{path} has axes {dims} over an array of shape {array.shape}; axes {DIMS} can be read")
-    data = in_chunks(Slices(array.shape, array.dtype, array.__getitem__, Path(str(path))), array.shards or array.chunks)
+    data = in_chunks(Slices(array.shape, array.dtype, Stored(array), Path(str(path))), array.shards or array.chunks)
     attrs: Any = group.attrs.asdict()
     stored = attrs.get("mrh")
     if stored is not None:
@@ -100,7 +101,8 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, p
     named = "labels" in (*Path(str(path)).parts[-2:-1], *Path(group.path).parts[-2:-1]) and array.dtype.kind in "iu"
     kind = "labels" if named or "image-label" in attrs.get("ome", attrs) else "image"
     volume = place(
-        data.transpose(order),
+        # A Dask array that is transposed to itself no longer shows the file that it is.
+        data if order == list(range(len(dims))) else data.transpose(order),
         [dims[i] for i in order],
         steps,
         UNORIENTED,
@@ -194,7 +196,7 @@ def create(volume: xr.DataArray, path: Path) -> tuple[list[Level], str]:
             dtype=np.uint8 if volume.dtype == bool else volume.dtype,
             chunks=level.chunks,
             shards=level.shards,
-            compressors=_CODEC,
+            compressors=CODEC,
             dimension_names=level.dims,
         )
     return made, name

@@ -1,0 +1,363 @@
+"""Ways to choose where patches are taken: what is given to ``mrhdata.patches(at=...)``.
+
+Each draws positions for one subject at a time, from arithmetic (`sampling`) or from an index of a
+volume (`index`). A mask given with them holds for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata import sampling
+from mrhdata.aligning import one_grid
+from mrhdata.errors import DataError, GridError
+from mrhdata.formats._lazy import source_of
+from mrhdata.formats.chunks import Stored
+from mrhdata.index import Index, index_labels, index_weights
+from mrhdata.sampling import Ints
+from mrhdata.tiles import Stream
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: Voxels along an axis of the boxes that a mask is read in, at least.
+_MASK_BOX = 64
+#: Draws per patch before a mask is called too small.
+_TRIES = 200
+
+
+class Field:
+    """One subject: the grid that positions count, the patch, and the mask.
+
+    Parameters
+    ----------
+    reference : volume
+        The subject's first.
+    shape : tuple of int
+        Of a patch.
+    mask : volume, optional
+    share : float, optional
+        Of a patch's voxels that must lie in the mask; the centre voxel where None.
+    overhang : bool
+        Patches may leave the volume.
+    resample : bool
+        The mask, labels and weights may lie on another grid.
+    """
+
+    def __init__(
+        self,
+        reference: xr.DataArray,
+        shape: tuple[int, int, int],
+        mask: xr.DataArray | None,
+        share: float | None,
+        overhang: bool,
+        resample: bool,
+    ) -> None:
+        self.reference, self.shape, self.overhang = reference, shape, overhang
+        self.grid = reference.mrh.grid
+        self._resample, self._share = resample, share
+        self._mask = None if mask is None else self.stream("mask", mask)
+
+    def stream(self, name: str, volume: xr.DataArray) -> Stream:
+        """A volume on this subject's grid, to be read tile by tile."""
+        return one_grid({name: volume}, (_MASK_BOX,) * 3, self.reference, self._resample, exact=True)
+
+    def keep(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which patches lie in the mask: (n,). The mask is read box by box."""
+        if self._mask is None or not len(positions):
+            return np.ones(len(positions), dtype=bool)
+        low, high = positions, positions + self.shape
+        if self._share is None:
+            low = sampling.centre_voxels(positions, self.shape)
+            high = low + 1
+        kept = np.zeros(len(positions), dtype=bool)
+        top = np.array(self.grid.shape)
+        fitting = np.flatnonzero(((low < top) & (high > 0)).all(axis=1))
+        _, cell = np.unique(np.clip(low[fitting], 0, None) // self._mask.tile, axis=0, return_inverse=True)
+        by = np.argsort(cell.reshape(-1), kind="stable")
+        for rows in np.split(fitting[by], np.flatnonzero(np.diff(cell.reshape(-1)[by])) + 1):
+            if len(rows):
+                kept[rows] = self._kept(self._mask, low[rows], high[rows])
+        return kept
+
+    def _kept(self, mask: Stream, low: Ints, high: Ints) -> NDArray[np.bool_]:
+        # What lies outside the volume lies outside the mask.
+        first, last = low.min(axis=0), high.max(axis=0)
+        begin, end = np.clip(first, 0, None), np.minimum(last, self.grid.shape)
+        inside = np.zeros(last - first, dtype=bool)
+        values = mask.voxels(begin, end)[0]
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise DataError(
+                f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN between {begin.tolist()} and "
+                f"{end.tolist()}; set them to 0"
+            )
+        inside[tuple(slice(int(a), int(b)) for a, b in zip(begin - first, end - first, strict=True))] = values != 0
+        if self._share is None:
+            return np.asarray(inside[tuple((low - first).T)])
+        return np.asarray(sampling.fraction_inside(inside, low - first, self.shape) >= self._share)
+
+    def accepted(self, n: int, draw: Callable[[int], Ints]) -> Ints:
+        """As many of the positions that `draw` gives as lie in the mask: (n, 3)."""
+        found: list[Ints] = []
+        missing, tried = n, 0
+        while missing:
+            many = missing if self._mask is None else 2 * missing + 16
+            drawn = draw(many)
+            drawn = drawn[self.keep(drawn)][:missing]
+            found.append(drawn)
+            missing, tried = missing - len(drawn), tried + many
+            if missing and tried > _TRIES * n + 10_000:
+                raise DataError(
+                    f"of {tried} places drawn {n - missing} lie in the mask; is it nearly empty, or elsewhere?"
+                )
+        return np.concatenate(found) if found else np.empty((0, 3), dtype=np.int64)
+
+    def about(self, voxels: Ints) -> Ints:
+        """Positions of patches with these voxels in the middle; moved inside where they may not overhang."""
+        return sampling.about(voxels, self.grid.shape, self.shape, inside=not self.overhang)
+
+
+class Chooser(Protocol):
+    """A way to choose positions."""
+
+    @property
+    def n(self) -> int | None:
+        """Patches of all subjects together; None where the subject decides."""
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
+        """Positions of one subject, and the class that each was drawn for."""
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A regular grid of positions that covers the volume; the last ones end at the edge.
+
+    Attributes
+    ----------
+    stride : tuple of int
+        Voxels along z, y, x.
+    """
+
+    stride: tuple[int, int, int]
+    n: None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """All positions of the grid that lie in the mask."""
+        positions = sampling.strided(field.grid.shape, field.shape, self.stride, overhang=field.overhang)
+        return positions[field.keep(positions)], None
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Positions drawn uniformly, with replacement.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    """
+
+    n: int
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Positions at which the patch fits (with padding: whose centre lies in the volume)."""
+
+        def anywhere(many: int) -> Ints:
+            if field.overhang:
+                return field.about(rng.integers(0, field.grid.shape, (many, 3)))
+            sampling.strided(field.grid.shape, field.shape, field.grid.shape)
+            return sampling.uniform(field.grid.shape, field.shape, many, rng)
+
+        return field.accepted(n, anywhere), None
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Patches about voxels of each class of a label volume, in given shares.
+
+    The volume is read once, tile by tile, and its counts are kept beside it where it is a store.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    labels : volume, or one per subject
+    shares : mapping of int to float, optional
+        Of each class; the key ``"rest"`` stands for all other classes, drawn by their size. Equal
+        shares for every class that occurs where it is not given. ``{1: 1, "rest": 3}`` is one
+        positive to three negatives.
+    """
+
+    n: int
+    labels: Any
+    shares: Mapping[int | str, float] | None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Positions, and the class of the voxel in the middle of each patch.
+
+        At the edge the patch is moved inside, and the voxel no longer lies in its middle.
+        """
+        labels = _of_subject(self.labels, subject)
+        index = index_labels(field.stream("labels", labels), _store(labels))
+        quotas = self._quotas(index, n)
+        found = [field.accepted(m, self._drawing(field, index, c, rng)) for c, m in quotas]
+        classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
+        return np.concatenate(found), classes.astype(np.int64)
+
+    def _drawing(self, field: Field, index: Index, kind: int, rng: np.random.Generator) -> Callable[[int], Ints]:
+        return lambda many: field.about(index.draw(kind, many, rng))
+
+    def _quotas(self, index: Index, n: int) -> list[tuple[int, int]]:
+        wanted: dict[Any, float] = dict(self.shares) if self.shares is not None else dict.fromkeys(index.classes, 1.0)
+        rest = wanted.pop("rest", 0.0)
+        others = [c for c in index.classes if c not in wanted]
+        if rest and others:
+            sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
+            wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
+        missing = [c for c in wanted if c not in index.classes]
+        if missing:
+            raise DataError(f"the labels hold no voxel of class {missing}; they hold {index.classes}")
+        names = [int(c) for c in wanted]
+        return [q for q in zip(names, sampling.shares(n, list(wanted.values())), strict=True) if q[1]]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Patches about voxels drawn in proportion to a map, such as how well a registration fits.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    weights : volume, or one per subject
+        0 or more.
+    """
+
+    n: int
+    weights: Any
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Positions whose middle voxels were drawn by weight."""
+        index = index_weights(field.stream("weights", _of_subject(self.weights, subject)))
+        return field.accepted(n, lambda many: field.about(index.draw(1, many, rng))), None
+
+
+@dataclass(frozen=True)
+class Around:
+    """Patches about points, such as cells, and about places beside them.
+
+    Attributes
+    ----------
+    points_mm : (m, 3) array, or one per subject
+        World points X, Y, Z, RAS+.
+    negatives : float
+        Patches beside a point for each patch about one.
+    distance_mm : tuple of float
+        Least and greatest distance of a negative from the point that it lies beside; none lies nearer
+        than the least to any point.
+    n : int, optional
+        Patches of all subjects together; each point once where None.
+    """
+
+    points_mm: Any
+    negatives: float = 0.0
+    distance_mm: tuple[float, float] = (0.0, 0.0)
+    n: int | None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Positions, class 1 about points and 0 beside them."""
+        points = np.asarray(_of_subject(self.points_mm, subject, ndim=2), dtype=np.float64).reshape(-1, 3)
+        voxels = np.rint(field.grid.index(points)).astype(np.int64)
+        within = ((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)
+        if not within.any():
+            raise DataError(f"none of {len(points)} points lies in the volume of subject {subject}; are they world mm?")
+        about = field.about(voxels[within])
+        about = about[field.keep(about)]
+        if self.n is not None:
+            wanted, beside = sampling.shares(n, [1.0, self.negatives])
+            if not len(about):
+                raise DataError(f"none of {within.sum()} points of subject {subject} lies in the mask")
+            about = about[rng.integers(0, len(about), wanted)]
+        else:
+            beside = round(len(about) * self.negatives)
+        negative = field.accepted(beside, lambda many: self._beside(points, field, many, rng))
+        classes = np.repeat([1, 0], [len(about), len(negative)])
+        return np.concatenate([about, negative]), classes.astype(np.int64)
+
+    def _beside(self, points: NDArray[np.float64], field: Field, many: int, rng: np.random.Generator) -> Ints:
+        drawn: list[Ints] = []
+        while sum(map(len, drawn)) < many:
+            places = sampling.shell(points, many, self.distance_mm, rng)
+            voxels = np.rint(field.grid.index(places)).astype(np.int64)
+            voxels = voxels[((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)]
+            # Rounding to a voxel may bring one too near.
+            if len(voxels):
+                from scipy.spatial import cKDTree
+
+                away = cKDTree(points).query(field.grid.world(voxels))[0] >= self.distance_mm[0]
+                voxels = voxels[away]
+            drawn.append(voxels)
+            if not len(voxels) and len(drawn) > _TRIES:
+                raise DataError(f"no place at {self.distance_mm} mm from a point lies in the volume")
+        return field.about(np.concatenate(drawn)[:many])
+
+
+@dataclass(frozen=True)
+class Given:
+    """Positions of the user's own.
+
+    Attributes
+    ----------
+    positions : (n, 3) int array, or one per subject
+        First voxel of each patch, z, y, x.
+    """
+
+    positions: Any
+    n: None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Those of the subject, checked."""
+        given = np.asarray(_of_subject(self.positions, subject, ndim=2))
+        if given.ndim != 2 or given.shape[1] != 3 or (given.size and given.dtype.kind not in "iu"):
+            raise GridError(f"positions are whole numbers (n, 3) along z, y, x, not {given.dtype} {given.shape}")
+        positions = given.astype(np.int64)
+        low, high = positions, positions + field.shape
+        limit = np.array(field.grid.shape)
+        fits = ((high > 0) & (low < limit)) if field.overhang else ((low >= 0) & (high <= limit))
+        bad = np.flatnonzero(~fits.all(axis=1))
+        if len(bad):
+            raise GridError(
+                f"{len(bad)} positions do not fit, the first being {positions[bad[0]].tolist()}: a patch of "
+                f"{field.shape} in a volume of {field.grid.shape}; give padding= where they may reach beyond the edge"
+            )
+        return positions[field.keep(positions)], None
+
+
+def chooser(at: Any, stride: Sequence[int]) -> Chooser:
+    """What `at` stands for."""
+    if at is None:
+        return Strided((int(stride[0]), int(stride[1]), int(stride[2])))
+    return at if hasattr(at, "draw") else Given(at)
+
+
+def _of_subject(given: Any, subject: int, ndim: int | None = None) -> Any:
+    """The item of one subject, from a sequence of them or the one there is."""
+    if isinstance(given, Sequence) and not (ndim is not None and np.ndim(given[0]) < ndim and len(given)):
+        if subject >= len(given):
+            raise GridError(f"there are {len(given)} items for {subject + 1} or more subjects; give one for each")
+        return given[subject]
+    return given
+
+
+def _store(volume: xr.DataArray) -> Path | None:
+    """The local store that a volume is, None where it is something else."""
+    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
+    stored = source is not None and isinstance(source.part, Stored) and source.part.chunks is not None
+    return source.path.absolute() if source is not None and stored else None

@@ -1,0 +1,120 @@
+"""Patches for Dask and xarray, and frozen to Zarr."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from dask.delayed import delayed
+
+from mrhdata.drafting import appearing
+from mrhdata.formats.omezarr import CODEC
+
+#: Bytes of a chunk of a frozen training set, about.
+_CHUNK = 8_000_000
+
+
+class Source(Protocol):
+    """What is exported: :class:`mrhdata.patching.Patches`."""
+
+    positions: Any
+    subject: Any
+    shape: tuple[int, int, int]
+    classes: Any
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """Runs of rows that lie in one stored chunk each."""
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Name, channels and lengths of each tensor."""
+
+    def __len__(self) -> int: ...
+    def gather(self, rows: Any) -> list[Any]:
+        """Patches of rows."""
+
+    def stream(self, batch_size: int, *, shuffle: bool, seed: int) -> Any:
+        """Rows and arrays of batches."""
+
+    def affine(self, rows: Any) -> Any:
+        """From voxel index to world, of each row."""
+
+
+def as_dask(patches: Source) -> list[da.Array]:
+    """One Dask array per tensor, a block for each run of rows of a chunk."""
+    parts: list[list[da.Array]] = [[] for _ in patches.widths]
+    whole = delayed(patches, pure=False)
+    for start, stop in patches.chunks:
+        block = delayed(_gathered, pure=False)(whole, start, stop)
+        for i, width in enumerate(patches.widths.values()):
+            parts[i].append(da.from_delayed(block[i], (stop - start, *width), np.float32))
+    return [da.concatenate(arrays) for arrays in parts]
+
+
+def _gathered(patches: Source, start: int, stop: int) -> list[Any]:
+    return patches.gather(np.arange(start, stop))
+
+
+def as_dataset(patches: Source) -> xr.Dataset:
+    """One variable per tensor along ``patch``, and where each patch lies."""
+    variables = {
+        name: (("patch", *_dims(name, patches)), array)
+        for name, array in zip(patches.widths, as_dask(patches), strict=True)
+    }
+    return xr.Dataset(variables, coords=_where(patches, np.arange(len(patches))))
+
+
+def _dims(name: str, patches: Source) -> list[str]:
+    """Dimensions of a tensor; inputs and targets of one length share theirs."""
+    first = next(iter(patches.widths.values()))
+    lengths = zip(("c", "z", "y", "x"), patches.widths[name], first, strict=True)
+    return [dim if n == like and dim != "c" else f"{dim}_{name}" for dim, n, like in lengths]
+
+
+def _where(patches: Source, rows: Any) -> dict[str, Any]:
+    positions = patches.positions[rows]
+    affines = patches.affine(rows)
+    centre = np.append((np.array(patches.shape) - 1) / 2, 1.0)
+    found = {
+        "row": ("patch", rows),
+        "subject": ("patch", patches.subject[rows]),
+        "position": (("patch", "axis"), positions),
+        "axis": ("axis", ["z", "y", "x"]),
+        "centre_mm": (("patch", "world"), (affines @ centre)[:, :3]),
+        "world": ("world", ["X", "Y", "Z"]),
+    }
+    return found if patches.classes is None else found | {"class": ("patch", patches.classes[rows])}
+
+
+def write_patches(patches: Source, store: str | os.PathLike[str], *, seed: int, shuffle: bool, overwrite: bool) -> None:
+    """Write all patches in the order of one epoch."""
+    biggest = max(4 * int(np.prod(width)) for width in patches.widths.values())
+    length = max(1, min(len(patches), _CHUNK // biggest))
+    with appearing(store, overwrite=overwrite) as draft:
+        group = zarr.create_group(draft)
+        arrays = [
+            group.create_array(
+                name,
+                shape=(len(patches), *width),
+                chunks=(length, *width),
+                dtype="float32",
+                compressors=CODEC,
+                dimension_names=["patch", *_dims(name, patches)],
+            )
+            for name, width in patches.widths.items()
+        ]
+        order, at = [], 0
+        for rows, parts in patches.stream(length, shuffle=shuffle, seed=seed):
+            for array, part in zip(arrays, parts, strict=True):
+                array[at : at + len(rows)] = part
+            order.append(rows)
+            at += len(rows)
+        # Names of axes are text, which Zarr 3 does not specify yet.
+        where = xr.Dataset(coords=_where(patches, np.concatenate(order))).drop_vars(["axis", "world"])
+        where.to_zarr(draft, mode="a", consolidated=False)

@@ -1,0 +1,238 @@
+"""The plan of a set of patches: which tiles each needs, in which order, and how many bytes that holds.
+
+All of it is arithmetic on positions; no voxel is read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata import schedule
+from mrhdata.errors import DataError
+from mrhdata.reading import Loads
+from mrhdata.sampling import reach
+from mrhdata.tiles import Stream
+
+Ints = NDArray[np.int64]
+
+#: Part of the budget that a layout may take by estimate; what is read ahead uses the rest.
+_FILLED = 0.9
+
+
+class Plan:
+    """Cells of patches and the tiles that they need.
+
+    Parameters
+    ----------
+    streams : list of list of Stream
+        Of each subject, the first being the one whose voxels positions count.
+    positions : (n, 3) int array
+    subject : (n,) int array
+    budget : int
+        Bytes for voxels.
+    padding : str or None
+    resident : bool
+        Everything fits the budget and stays in memory.
+
+    Attributes
+    ----------
+    cell : (n,) int array
+        Cell of each row.
+    table : (cells, 4) int array
+        Subject of each cell, and its number along z, y, x.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Sequence[Stream]],
+        positions: Ints,
+        subject: Ints,
+        budget: int,
+        padding: str | None,
+        resident: bool,
+    ) -> None:
+        self.streams, self.positions, self.subject = streams, positions, subject
+        self.budget, self.padding, self.resident = budget, padding, resident
+        self._each = [stream for of_subject in streams for stream in of_subject]
+        counts = [int(np.prod(s.tiles)) for s in self._each]
+        self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._firsts: list[int] = self._offsets[:-1].tolist()
+        self.layout, self.decodes = self._choose()
+        tile = np.array([s[0].tile for s in streams])[subject]
+        keys = np.column_stack([subject, np.clip(positions, 0, None) // tile])
+        self.table, cell = np.unique(keys, axis=0, return_inverse=True)
+        self.cell = cell.reshape(-1)
+        self._pointer, self._tile = self._uses()
+        self.corners = [self._corners(i) for i in range(max(map(len, streams)))]
+        self._cell_bytes = self._copied()
+
+    def offset(self, subject: int, stream: int) -> int:
+        """Number of the first tile of a stream."""
+        return int(self._offsets[sum(len(s) for s in self.streams[:subject]) + stream])
+
+    def read(self, tile: int) -> np.ndarray:
+        """Decode a tile."""
+        # Plain integers: every step of Python here keeps the thread that cuts patches waiting.
+        at = bisect_right(self._firsts, tile) - 1
+        stream = self._each[at]
+        rest, x = divmod(tile - self._firsts[at], stream.tiles[2])
+        return stream.read((*divmod(rest, stream.tiles[1]), x))
+
+    def tiles_of(self, rows: Ints) -> list[int]:
+        """Tiles that rows need."""
+        found = []
+        for subject in np.unique(self.subject[rows]).tolist():
+            mine = rows[self.subject[rows] == subject]
+            for i, stream in enumerate(self.streams[subject]):
+                numbers = _expanded(*self._tile_range(stream, mine))[1]
+                found.append(self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles))
+        return np.unique(np.concatenate(found)).tolist()
+
+    def sizes(self, tiles: Ints) -> Ints:
+        """Bytes of tiles."""
+        found = np.zeros(len(tiles), dtype=np.int64)
+        which = np.searchsorted(self._offsets, tiles, side="right") - 1
+        for at, stream in enumerate(self._each):
+            rows = np.flatnonzero(which == at)
+            numbers = np.stack(np.unravel_index(tiles[rows] - self._offsets[at], stream.tiles), axis=1)
+            found[rows] = stream.sizes(numbers)
+        return found
+
+    def _choose(self) -> tuple[schedule.Layout, float]:
+        """The layout that decodes least within the budget, with as many lanes as it allows."""
+        largest = max((s[0] for s in self.streams), key=lambda s: int(np.prod(s.tiles)))
+        if self.resident:
+            return schedule.Layout(0, (1, 1, 1)), 1.0
+        halo = [
+            -(-(n - 1) // t) if count > 1 else 0
+            for n, t, count in zip(largest.shape, largest.tile, largest.tiles, strict=True)
+        ]
+        cell = int(np.prod(largest.tile)) * max(self._bytes_per_voxel(s) for s in self.streams)
+        for lanes in range(schedule.LANES, 0, -1):
+            found = [
+                (decodes, resident, layout)
+                for layout, decodes, resident in schedule.layouts(largest.tiles, halo, lanes)
+                if resident * cell <= _FILLED * self.budget
+            ]
+            if found:
+                decodes, _, layout = min(found, key=lambda f: f[:2])
+                return layout, decodes
+        layout, decodes, _ = min(schedule.layouts(largest.tiles, halo, 1), key=lambda f: f[2])
+        return layout, decodes
+
+    def _bytes_per_voxel(self, streams: Sequence[Stream]) -> float:
+        """Bytes held for a voxel of the first stream; gathering holds a copy."""
+        first = streams[0]
+        return sum(s.voxel_bytes * (1 + s.small) * float(np.prod(first.grid.spacing / s.grid.spacing)) for s in streams)
+
+    def _uses(self) -> tuple[Ints, Ints]:
+        """Tiles of each cell, as rows `pointer[c]` to `pointer[c + 1]` of a list."""
+        total = int(self._offsets[-1])
+        keys = []
+        for number, streams in enumerate(self.streams):
+            rows = np.flatnonzero(self.subject == number)
+            for i, stream in enumerate(streams):
+                low, high = self._tile_range(stream, rows)
+                owner, numbers = _expanded(low, high)
+                tiles = self.offset(number, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
+                keys.append(np.unique(self.cell[rows][owner] * total + tiles))
+        keys_sorted = np.unique(np.concatenate(keys))
+        pointer = np.searchsorted(keys_sorted // total, np.arange(len(self.table) + 1))
+        return pointer.astype(np.int64), keys_sorted % total
+
+    def _corners(self, stream: int) -> tuple[Ints, Ints]:
+        """First voxel of each cell's patches in a stream, and the one after its last."""
+        low = np.full((len(self.table), 3), np.iinfo(np.int64).max)
+        high = np.zeros((len(self.table), 3), dtype=np.int64)
+        for number, streams in enumerate(self.streams):
+            rows = np.flatnonzero(self.subject == number)
+            first, last = self._reach(streams[stream], rows)
+            np.minimum.at(low, self.cell[rows], first)
+            np.maximum.at(high, self.cell[rows], last + 1)
+        return low, high
+
+    def _copied(self) -> Ints:
+        """Bytes of the copy of each cell's voxels that small patches are gathered from."""
+        total = np.zeros(len(self.table), dtype=np.int64)
+        if self.resident:
+            return total
+        for i, (low, high) in enumerate(self.corners):
+            stream = self.streams[0][i]
+            total += np.prod(high - low, axis=1) * (stream.voxel_bytes if stream.small else 0)
+        return total
+
+    def _tile_range(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
+        low, high = self._reach(stream, rows)
+        return low // stream.tile, high // stream.tile
+
+    def _reach(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
+        return reach(stream.starts(self.positions[rows]), stream.shape, stream.grid.shape, self.padding)
+
+    def rows(self, shuffle: bool, seed: int, epoch: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Ints:
+        """Rows of an epoch in the order in which they are handed out.
+
+        Raises
+        ------
+        DataError
+            The budget does not hold what one batch needs.
+        """
+        if self.resident or not shuffle:
+            every = np.argsort(self.cell, kind="stable")
+            if shuffle:
+                every = np.random.default_rng((seed, epoch)).permutation(len(every))
+            return schedule.part(every, rank, ranks)
+        for lanes in range(self.layout.lanes, 0, -1):
+            layout = replace(self.layout, lanes=lanes)
+            rows = schedule.order(self.table, self.cell, layout, np.random.default_rng((seed, epoch)), rank, ranks)
+            needed = self.loads(rows, batch_size).needed
+            if needed <= self.budget:
+                return rows
+        raise DataError(
+            f"the budget leaves {self.budget} bytes for voxels, but a batch of {batch_size} needs {needed} at once; "
+            "give more memory, or store the volume in smaller chunks"
+        )
+
+    def loads(self, rows: Ints, batch_size: int) -> Loads:
+        """What is read for rows in this order.
+
+        A tile is kept from one use to the next where the time between is no longer than a pause: the
+        longest of a few that the budget allows.
+        """
+        cell, first, last = schedule.visits(self.cell[rows], schedule.PAUSE * self.layout.lanes)
+        first, last = first // batch_size, last // batch_size
+        counts = self._pointer[cell + 1] - self._pointer[cell]
+        visit = np.repeat(np.arange(len(cell)), counts)
+        within = np.arange(len(visit)) - np.repeat(np.cumsum(counts) - counts, counts)
+        tiles, copied = self._tile[self._pointer[cell][visit] + within], self._cell_bytes[cell]
+        batches = -(-len(rows) // batch_size)
+        # Beyond the last batch: nothing is let go of.
+        ends = np.full(len(visit), batches) if self.resident else last[visit]
+        pause = batches
+        while True:
+            tile, begin, end = schedule.lifetimes(tiles, first[visit], ends, pause)
+            size = self.sizes(tile)
+            needed = schedule.peak(
+                np.concatenate([begin, first]), np.concatenate([end, last]), np.concatenate([size, copied])
+            )
+            if needed <= _FILLED * self.budget or not pause or self.resident:
+                return Loads(tile, begin, end, size, needed, schedule.peak(first, last, copied))
+            pause = pause * 2 // 3
+
+
+def _expanded(low: Ints, high: Ints) -> tuple[Ints, Ints]:
+    """All numbers of boxes from `low` to `high`, both included: the row of each, and the number (m, 3)."""
+    lengths = high - low + 1
+    counts = np.prod(lengths, axis=1)
+    owner = np.repeat(np.arange(len(low)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    numbers = np.empty((len(owner), 3), dtype=np.int64)
+    for axis in (2, 1, 0):
+        length = lengths[owner, axis]
+        numbers[:, axis] = low[owner, axis] + within % length
+        within = within // length
+    return owner, numbers

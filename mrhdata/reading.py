@@ -1,0 +1,160 @@
+"""Tiles read ahead by threads: each at the time the plan names, within a budget of bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+#: Batches ahead for which all threads read; beyond, only the first does.
+_SOON = 2
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What is read and when: one row per reading, in the order of `first`.
+
+    Attributes
+    ----------
+    tile : (n,) int array
+    first, last : (n,) int array
+        Batches from and to which it is needed.
+    size : (n,) int array
+        Bytes.
+    needed : int
+        Most bytes that are held at one time, copies of blocks included.
+    copied : int
+        Most bytes of such copies.
+    """
+
+    tile: Ints
+    first: Ints
+    last: Ints
+    size: Ints
+    needed: int
+    copied: int
+
+    def without(self, tiles: Mapping[int, object]) -> Loads:
+        """The rest, where some tiles are there already."""
+        if not tiles:
+            return self
+        kept = ~np.isin(self.tile, np.fromiter(tiles, dtype=np.int64))
+        return replace(self, tile=self.tile[kept], first=self.first[kept], last=self.last[kept], size=self.size[kept])
+
+
+class ReadAhead:
+    """Threads that keep the tiles in memory that batches are about to need.
+
+    A tile is begun when all that come before it are begun and there is room for it, so the bytes held
+    never exceed the larger of the budget and what one batch needs.
+
+    Parameters
+    ----------
+    loads : Loads
+    tiles : dict
+        Filled, and emptied.
+    read : callable
+        Decodes a tile.
+    budget : int
+        Bytes.
+    threads : int
+    """
+
+    def __init__(
+        self, loads: Loads, tiles: dict[int, np.ndarray], read: Callable[[int], np.ndarray], budget: int, threads: int
+    ) -> None:
+        self._loads, self._tiles, self._read, self._budget = loads, tiles, read, budget
+        self._begun = self._held = self._now = 0
+        self._missing = np.bincount(loads.first, minlength=1) if len(loads.first) else np.zeros(1, dtype=np.int64)
+        self._frees: dict[int, list[int]] = {}
+        for i, batch in enumerate(loads.last.tolist()):
+            self._frees.setdefault(batch, []).append(i)
+        # A tile may be read ahead for its next use before its last one ends.
+        self._users: Counter[int] = Counter()
+        self._change = threading.Condition()
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._work, args=(i > 0,), daemon=True) for i in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, batch: int) -> None:
+        """Return when all tiles of a batch are there; batches are asked for in order."""
+        with self._change:
+            self._now = batch
+            self._change.notify_all()
+            while batch < len(self._missing) and self._missing[batch]:
+                if self._error is not None:
+                    raise self._error
+                self._change.wait()
+
+    def done_with(self, batch: int) -> None:
+        """Let go of the tiles that no batch after this one needs."""
+        freed = self._frees.get(batch)
+        if freed is None:
+            return
+        with self._change:
+            for i in freed:
+                tile = int(self._loads.tile[i])
+                self._users[tile] -= 1
+                if not self._users[tile]:
+                    del self._users[tile], self._tiles[tile]
+                self._held -= int(self._loads.size[i])
+            self._change.notify_all()
+
+    def _work(self, helper: bool) -> None:
+        while (i := self._next(helper)) is not None:
+            number = int(self._loads.tile[i])
+            try:
+                tile = self._read(number)
+            except BaseException as error:
+                with self._change:
+                    self._error = error
+                    self._change.notify_all()
+                return
+            with self._change:
+                self._tiles[number] = tile
+                self._users[number] += 1
+                self._missing[self._loads.first[i]] -= 1
+                if not self._missing[self._loads.first[i]]:
+                    self._change.notify_all()
+
+    def _next(self, helper: bool) -> int | None:
+        """Number of the next reading, when there is room for it; None at the end."""
+        with self._change:
+            while not self._stopped and self._error is None:
+                i = self._begun
+                if i == len(self._loads.tile):
+                    return None
+                size, first = int(self._loads.size[i]), int(self._loads.first[i])
+                # Helpers only read what is wanted soon: decoding slows down the cutting beside it.
+                room = self._held + size <= self._budget and not (helper and first > self._now + _SOON)
+                if room or first <= self._now:
+                    self._begun += 1
+                    self._held += size
+                    return i
+                self._change.wait()
+            return None
+
+
+def decoders() -> int:
+    """Threads that decode: the one that cuts waits for memory half of its time, and leaves room for them."""
+    return 2

@@ -1,0 +1,248 @@
+"""Voxels of one subject, cut into tiles that are decoded once and shared by all patches over them.
+
+A *stream* is what becomes one tensor of a patch: volumes stacked on channels, on one grid. Its *tiles*
+are its stored chunks, joined where they are smaller than a patch. Volumes in memory are views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata.errors import GridError
+from mrhdata.formats._lazy import reading, source_of
+from mrhdata.formats.chunks import Chunks, Stored
+from mrhdata.grid import Grid
+from mrhdata.volume import SPATIAL
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Ints = NDArray[np.int64]
+Box = tuple[slice, slice, slice]
+
+#: Voxels along an axis of a tile of an array in memory: it is a view, so the size costs nothing.
+_VIEW = 64
+#: Patches of no more values than this are gathered many at a time, from blocks with the channels last.
+SMALL = 4096
+
+
+class Readable(Protocol):
+    """What a stream reads from: :class:`Part`, or a volume resampled to the stream's grid."""
+
+    channels: int
+    dtype: np.dtype[Any]
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """The voxels where they are in memory."""
+
+    @property
+    def chunk(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x that are read together."""
+
+    def whole_chunk(self, box: Box) -> np.ndarray | None:
+        """A box that is one stored chunk, without a copy."""
+
+    def into(self, out: np.ndarray, box: Box) -> None:
+        """Read a box into an array (C, z, y, x)."""
+
+
+class Part:
+    """One volume of a stream, read box by box as (C, z, y, x).
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+    flips : tuple of bool
+        Along which of z, y, x it is read backwards.
+
+    Attributes
+    ----------
+    channels : int
+    shape : tuple of int
+        Along z, y, x.
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, volume: xr.DataArray, flips: Sequence[bool] = (False, False, False)) -> None:
+        if "t" in volume.dims:
+            raise GridError(f"{volume.name!r} has a time axis of {volume.sizes['t']}; select one time first")
+        dims = [d for d in ("c", *SPATIAL) if d in volume.dims]
+        volume = volume if list(volume.dims) == dims else volume.transpose(*dims)
+        self._present = tuple(slice(None) if d in dims else 0 for d in ("c", *SPATIAL))
+        self._flips = tuple(flips)
+        self.channels = volume.sizes.get("c", 1)
+        self.shape: tuple[int, ...] = tuple(volume.sizes.get(d, 1) for d in SPATIAL)
+        self.dtype = np.dtype(volume.dtype)
+        self._data = volume.data
+        self._source = source_of(self._data) if isinstance(self._data, da.Array) else None
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """The (C, z, y, x) array of a volume in memory, no copy."""
+        if isinstance(self._data, da.Array) or any(self._flips):
+            return None
+        absent = tuple(i for i, present in enumerate(self._present) if present == 0)
+        return np.expand_dims(np.asarray(self._data), absent)
+
+    @property
+    def chunks(self) -> Chunks | None:
+        """Stored chunks, where they can be read one by one."""
+        part = getattr(self._source, "part", None)
+        return part.chunks if isinstance(part, Stored) else None
+
+    @property
+    def chunk(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x that are read together."""
+        if not isinstance(self._data, da.Array):
+            return (_VIEW, _VIEW, _VIEW)
+        stored = self.chunks.chunk if self.chunks is not None else self._data.chunksize
+        axes = [i for i, present in enumerate(self._present) if present != 0]
+        lengths = {axis: int(length) for axis, length in zip(axes, stored, strict=True)}
+        return (lengths.get(1, 1), lengths.get(2, 1), lengths.get(3, 1))
+
+    def whole_chunk(self, box: Box) -> np.ndarray | None:
+        """The box (z, y, x) without a copy, where it is one stored chunk of a volume without channels."""
+        chunks = self.chunks
+        if self._source is None or chunks is None or len(chunks.shape) != 3 or any(self._flips):
+            return None
+        for s, c, n in zip(box, chunks.chunk, chunks.shape, strict=True):
+            if s.start % c or s.stop != min(s.start + c, n):
+                return None
+        with reading(self._source.path):
+            values = chunks.read([s.start // c for s, c in zip(box, chunks.chunk, strict=True)])
+        return values[tuple(slice(0, s.stop - s.start) for s in box)]
+
+    def into(self, out: np.ndarray, box: Box) -> None:
+        """Read a box into an array (C, z, y, x)."""
+        for axis, flip in enumerate(self._flips):
+            if flip:
+                n, s = self.shape[axis], box[axis]
+                box = (*box[:axis], slice(n - s.stop, n - s.start), *box[axis + 1 :])  # type: ignore[assignment]
+                out = np.flip(out, axis + 1)
+        target = out[self._present]
+        key = tuple(s for s, p in zip((slice(0, self.channels), *box), self._present, strict=True) if p != 0)
+        if self._source is not None:
+            self._source.into(target, key)
+        elif isinstance(self._data, da.Array):
+            target[...] = self._data[key].compute(scheduler="synchronous")
+        else:
+            target[...] = self._data[key]
+
+
+class Stream:
+    """Volumes on one grid, stacked on channels, as tiles.
+
+    Parameters
+    ----------
+    parts : sequence of Part or Resampled
+    channels : list of str
+    grid : Grid
+    shape : sequence of int
+        Of a patch, z, y, x.
+    about : tuple of Grid and shape, optional
+        Grid and patch shape of the volume whose voxels positions count; patches of this stream have
+        their centres at the same world points, to the nearest voxel. Its own where None.
+    exact : bool
+        Keep types that are wider than float32.
+
+    Attributes
+    ----------
+    tile, tiles : tuple of int
+        Voxels of a tile along z, y, x (fewer at the edge), and the number of tiles.
+    small : bool
+        Patches are gathered many at a time; tiles then have the channels last.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Readable],
+        channels: list[str],
+        grid: Grid,
+        shape: Sequence[int],
+        about: tuple[Grid, Sequence[int]] | None = None,
+        exact: bool = False,
+    ) -> None:
+        self.channels, self.grid, self._parts = channels, grid, list(parts)
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self._about = about
+        dtype = np.result_type(*[p.dtype for p in parts])
+        # Patches are float32: what is wider is rounded when it is read, not when it is cut.
+        narrow = dtype.itemsize <= 4 and dtype.kind in "buif"
+        self.dtype = dtype if exact or narrow else np.dtype(np.float32)
+        self.small = len(channels) * int(np.prod(self.shape)) <= SMALL
+        chunk = np.max([p.chunk for p in parts], axis=0)
+        joined = chunk * -(-np.asarray(self.shape) // chunk)
+        self.tile = _three(int(min(n, t)) for n, t in zip(grid.shape, joined, strict=True))
+        self.tiles = _three(-(-n // t) for n, t in zip(grid.shape, self.tile, strict=True))
+        array = parts[0].array if len(parts) == 1 else None
+        self._view = array if array is not None and array.dtype == self.dtype and not self.small else None
+
+    def starts(self, positions: Ints) -> Ints:
+        """First voxel in this stream of patches at positions of the first one: (n, 3)."""
+        if self._about is None:
+            return positions
+        grid, shape = self._about
+        if grid.same_as(self.grid):
+            return np.asarray(positions + (np.array(shape) - self.shape) // 2, dtype=np.int64)
+        centres = self.grid.index(grid.world(positions + (np.array(shape) - 1) / 2))
+        return np.floor(centres - (np.array(self.shape) - 1) / 2 + 0.5).astype(np.int64)
+
+    def join(self) -> None:
+        """Make small patches' tiles one: everything stays in memory, and one gather serves all."""
+        if self.small:
+            self.tile, self.tiles = self.grid.shape, (1, 1, 1)
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel in memory; 0 where tiles are views of what is there already."""
+        return 0 if self._view is not None else self.dtype.itemsize * len(self.channels)
+
+    def sizes(self, tiles: Ints) -> Ints:
+        """Bytes of tiles, given by their numbers (n, 3)."""
+        low = tiles * self.tile
+        return np.asarray(np.prod(np.minimum(self.grid.shape, low + self.tile) - low, axis=1) * self.voxel_bytes)
+
+    def read(self, tile: Sequence[int]) -> np.ndarray:
+        """One tile, (C, z, y, x), or (z, y, x, C) where patches are small."""
+        low = [i * t for i, t in zip(tile, self.tile, strict=True)]
+        return self.box(low, [min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)])
+
+    def box(self, low: Ints | Sequence[int], high: Ints | Sequence[int]) -> np.ndarray:
+        """Voxels of a box within the grid, in the axes of a tile."""
+        box: Any = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        if self._view is not None:
+            return self._view[(slice(None), *box)]
+        whole = self._parts[0].whole_chunk(box) if len(self._parts) == 1 else None
+        if whole is not None and whole.dtype == self.dtype:
+            return whole[..., None] if self.small else whole[None]
+        lengths = tuple(s.stop - s.start for s in box)
+        if self.small:
+            out = np.empty((*lengths, len(self.channels)), self.dtype)
+            first = np.moveaxis(out, -1, 0)
+        else:
+            out = first = np.empty((len(self.channels), *lengths), self.dtype)
+        for part, target in self._targets(first):
+            part.into(target, box)
+        return out
+
+    def voxels(self, low: Ints, high: Ints) -> np.ndarray:
+        """Voxels of a box within the grid, (C, z, y, x)."""
+        box = self.box(low, high)
+        return np.moveaxis(box, -1, 0) if self.small else box
+
+    def _targets(self, out: np.ndarray) -> Iterator[tuple[Readable, np.ndarray]]:
+        at = 0
+        for part in self._parts:
+            yield part, out[at : at + part.channels]
+            at += part.channels
+
+
+def _three(lengths: Iterable[int]) -> tuple[int, int, int]:
+    z, y, x = lengths
+    return (z, y, x)
