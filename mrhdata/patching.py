@@ -6,6 +6,8 @@ takes and when, `reading` decodes them ahead, `cutting` copies patches out of th
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from mrhdata.errors import DataError, GridError
 from mrhdata.planning import Plan
 from mrhdata.reading import ReadAhead, decoders
 from mrhdata.sampling import Ints, shares
+from mrhdata.splitting import folds_of, parts_of, shared_with
 from mrhdata.tiles import Stream
 
 if TYPE_CHECKING:
@@ -182,6 +185,8 @@ class Patches:
         Patch length along z, y, x.
     plane : str or None
     channels : list of str
+    streams : list of list of Stream
+        What the tensors of each subject are cut from.
     """
 
     def __init__(
@@ -194,7 +199,7 @@ class Patches:
         squeeze: bool,
         memory: int,
     ) -> None:
-        self._streams, self._names = [list(s) for s in streams], names
+        self.streams, self._names = [list(s) for s in streams], names
         self._padding, self._squeeze, self.memory = padding, squeeze, memory
         first = streams[0][0]
         self.shape, self.plane, self.channels = first.shape, plane, first.channels
@@ -205,12 +210,11 @@ class Patches:
         cells = np.clip(positions, 0, None) // np.array([s[0].tile for s in streams])[subject]
         by = np.lexsort([given, *cells.T[::-1], subject])
         self.positions, self.subject, self.given = positions[by], subject[by], given[by]
-        # Rows of one chunk stand together: they run from one start to the next.
-        keys = np.column_stack([subject, cells])[by]
-        self._starts = np.concatenate([[0], np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1, [len(by)]])
+        self._cells = cells[by]
+        self._starts = self._runs()
         known = [c for _, c in drawn if c is not None]
         self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
-        every = [stream for of_subject in self._streams for stream in of_subject]
+        every = [stream for of_subject in self.streams for stream in of_subject]
         self._resident = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
         if self._resident:
             for stream in every:
@@ -218,12 +222,30 @@ class Patches:
         self._plans: dict[int, Plan] = {}
         self._tiles: dict[int, np.ndarray] = {}
 
+    def _only(self, rows: Ints) -> Patches:
+        """The same patches, but fewer."""
+        if not len(rows):
+            raise DataError("a part has no patches; give it a larger share, or a smaller guard")
+        part = copy.copy(self)
+        part.positions, part.subject, part.given = self.positions[rows], self.subject[rows], self.given[rows]
+        part._cells = self._cells[rows]
+        part._starts = part._runs()
+        part.classes = None if self.classes is None else self.classes[rows]
+        part._plans = {}
+        return part
+
+    def _runs(self) -> Ints:
+        """First row of every stored chunk, and the end: rows of one chunk stand together."""
+        keys = np.column_stack([self.subject, self._cells])
+        changes = np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1
+        return np.concatenate([[0], changes, [len(self)]])
+
     def __len__(self) -> int:
         return len(self.positions)
 
     def __repr__(self) -> str:
         return (
-            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self._streams)} subjects, "
+            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self.streams)} subjects, "
             f"{len(self._starts) - 1} chunks)"
         )
 
@@ -237,7 +259,7 @@ class Patches:
 
     def batch_bytes(self, batch_size: int) -> int:
         """Bytes of one batch."""
-        return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self._streams[0])
+        return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self.streams[0])
 
     def plan(self, batch_size: int = 64) -> Plan:
         """The plan that batches of this size are read by."""
@@ -249,7 +271,7 @@ class Patches:
                     f"{self.batch_bytes(batch_size)} bytes; give more, or a smaller batch_size"
                 )
             self._plans[batch_size] = Plan(
-                self._streams, self.positions, self.subject, left, self._padding, self._resident
+                self.streams, self.positions, self.subject, left, self._padding, self._resident
             )
         return self._plans[batch_size]
 
@@ -306,11 +328,11 @@ class Patches:
         What rows of one chunk need is read once; nothing is kept.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        out = [np.empty((len(rows), len(s.channels), *s.shape), np.float32) for s in self._streams[0]]
+        out = [np.empty((len(rows), len(s.channels), *s.shape), np.float32) for s in self.streams[0]]
         chunk = np.searchsorted(self._starts, rows, side="right")
         by = np.argsort(chunk, kind="stable")
         for chosen in np.split(by, np.flatnonzero(np.diff(chunk[by])) + 1) if len(rows) else []:
-            for whole, stream in zip(out, self._streams[int(self.subject[rows[chosen[0]]])], strict=True):
+            for whole, stream in zip(out, self.streams[int(self.subject[rows[chosen[0]]])], strict=True):
                 whole[chosen] = cut_alone(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
         return out
 
@@ -427,7 +449,7 @@ class Patches:
     def affine(self, rows: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float64]:
         """From the voxel index (z, y, x, 1) within each patch to world (X, Y, Z, 1) mm: (n, 4, 4)."""
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows)
-        grids = np.stack([streams[0].grid.affine for streams in self._streams])[self.subject[chosen]]
+        grids = np.stack([streams[0].grid.affine for streams in self.streams])[self.subject[chosen]]
         out = grids.copy()
         out[:, :3, 3] += np.einsum("nij,nj->ni", grids[:, :3, :3], self.positions[chosen])
         return out
@@ -435,12 +457,12 @@ class Patches:
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """Runs of rows, first and one after last, that lie in one stored chunk each."""
-        return list(zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True))
+        return list(itertools.pairwise(self._starts.tolist()))
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Name of each tensor, and its channels and lengths (C, z, y, x)."""
-        return {n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self._streams[0], strict=True)}
+        return {n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.streams[0], strict=True)}
 
     def to_dask(self) -> Any:
         """All patches as Dask arrays, (n, C, z, y, x) each, in the order of `positions`: (input, target).
@@ -473,3 +495,56 @@ class Patches:
         from mrhdata.exporting import write_patches
 
         write_patches(self, store, seed=seed, shuffle=shuffle, overwrite=overwrite)
+
+    def split(
+        self, sizes: Sequence[float], *, by: str = "subject", guard: int | None = None, seed: int = 0
+    ) -> list[Patches]:
+        """Parts that share no voxel, such as training, validation and test.
+
+        Parameters
+        ----------
+        sizes : sequence of float
+            Share of each part.
+        by : {"subject", "z", "y", "x"}
+            Whole subjects, or blocks along an axis of every subject; x puts mirror images of a brain on
+            both sides.
+        guard : int, optional
+            Voxels that lie between patches of two parts, along the axis; the longest side of a patch by
+            default. Patches within it are in no part. A network that sees beyond its patch needs its
+            receptive field on top.
+        seed : int
+            Of the order of subjects.
+
+        Examples
+        --------
+        >>> import mrhdata
+        >>> v = mrhdata.volume.from_array(np.zeros((20, 4, 4)), spacing=(1, 1, 1))
+        >>> train, test = mrhdata.patches(v, shape=2).split([0.5, 0.5], by="z")
+        >>> train.positions[:, 0].tolist()[-1], test.positions[:, 0].tolist()[0]
+        (6, 12)
+        """
+        return [self._only(rows) for rows in parts_of(self, sizes, by, guard, seed)]
+
+    def folds(
+        self, k: int, *, by: str = "subject", guard: int | None = None, seed: int = 0
+    ) -> list[tuple[Patches, Patches]]:
+        """Training and test patches of each of `k` folds, by subject or by blocks along an axis, as :meth:`split`."""
+        return [(self._only(a), self._only(b)) for a, b in folds_of(self, k, by, guard, seed)]
+
+    def check_leakage(self, other: Patches) -> None:
+        """Prove that no voxel of any input or target lies in patches of both sets.
+
+        Volumes that come from one file or one array are the same subject, also where they were sliced.
+
+        Raises
+        ------
+        DataError
+            Patches share voxels; it says how many, and where the first lies.
+        """
+        shared = np.flatnonzero(shared_with(self, other))
+        if len(shared):
+            at = self.positions[shared[0]].tolist()
+            raise DataError(
+                f"{len(shared)} of {len(self)} patches share voxels with the other set, the first at {at} of subject "
+                f"{self.subject[shared[0]]}; use split or folds, which keep a guard between parts"
+            )

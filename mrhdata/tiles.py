@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import GridError
-from mrhdata.formats._lazy import reading, source_of
+from mrhdata.formats._lazy import Slices, reading, source_of
 from mrhdata.formats.chunks import Chunks, Stored
 from mrhdata.grid import Grid
 from mrhdata.volume import SPATIAL
@@ -36,6 +36,7 @@ class Readable(Protocol):
 
     channels: int
     dtype: np.dtype[Any]
+    source: set[str]
 
     @property
     def array(self) -> np.ndarray | None:
@@ -66,6 +67,8 @@ class Part:
     channels : int
     shape : tuple of int
         Along z, y, x.
+    source : set of str
+        Names of the files or arrays that the voxels come from, also through slicing and arithmetic.
     dtype : numpy.dtype
     """
 
@@ -81,6 +84,7 @@ class Part:
         self.dtype = np.dtype(volume.dtype)
         self._data = volume.data
         self._source = source_of(self._data) if isinstance(self._data, da.Array) else None
+        self.source = _origins(self._data)
 
     @property
     def array(self) -> np.ndarray | None:
@@ -183,6 +187,11 @@ class Stream:
         array = parts[0].array if len(parts) == 1 else None
         self._view = array if array is not None and array.dtype == self.dtype and not self.small else None
 
+    @property
+    def sources(self) -> set[str]:
+        """Files and arrays that the voxels come from."""
+        return set().union(*(part.source for part in self._parts))
+
     def starts(self, positions: Ints) -> Ints:
         """First voxel in this stream of patches at positions of the first one: (n, 3)."""
         if self._about is None:
@@ -241,6 +250,20 @@ class Stream:
         for part in self._parts:
             yield part, out[at : at + part.channels]
             at += part.channels
+
+
+def _origins(data: Any) -> set[str]:
+    """Files and arrays at the root of some data."""
+    if isinstance(data, da.Array):
+        graph = data.dask
+        roots = [name for name in graph.layers if not graph.dependencies[name]]
+        found = [_origins(graph.get(name)) if isinstance(graph.get(name), Slices) else {name} for name in roots]
+        return set().union(*found)
+    if isinstance(data, Slices):
+        return {str(data.path)}
+    while getattr(data, "base", None) is not None:
+        data = data.base
+    return {f"memory {id(data)}"}
 
 
 def _three(lengths: Iterable[int]) -> tuple[int, int, int]:
