@@ -261,6 +261,7 @@ class Resampled:
         self._part = Part(volume)
         self._order = 0 if volume.attrs.get("kind") in ("labels", "mask") else 1
         self.channels, self.source = self._part.channels, self._part.source
+        self.labels, self.slow = self._part.labels, self._part.slow
         self.dtype = np.dtype(np.float32) if self._order else self._part.dtype
         self.shape: tuple[int, ...] = grid.shape
         affine = np.linalg.solve(volume.mrh.grid.affine, grid.affine)

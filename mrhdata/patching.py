@@ -28,7 +28,9 @@ from mrhdata.tiles import Stream
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
+    from mrhdata.explaining import Diagnosis, Explanation
     from mrhdata.loading import Batches, Loader
 
     Inputs = xr.DataArray | Mapping[str, xr.DataArray]
@@ -548,3 +550,29 @@ class Patches:
                 f"{len(shared)} of {len(self)} patches share voxels with the other set, the first at {at} of subject "
                 f"{self.subject[shared[0]]}; use split or folds, which keep a guard between parts"
             )
+
+    def explain(self, batch_size: int = 64) -> Explanation:
+        """What one pass costs: bytes, chunks, decodes beside naive reading, memory, and advice; nothing is read.
+
+        Examples
+        --------
+        >>> import mrhdata
+        >>> v = mrhdata.volume.from_array(np.zeros((64, 64, 64), np.uint16), spacing=(1, 1, 1))
+        >>> mrhdata.patches(v, shape=32).explain().patches
+        8
+        """
+        from mrhdata.explaining import explained
+
+        return explained(self, batch_size)
+
+    def diagnose(self, n: int = 1000, *, batch_size: int = 64, seed: int = 0) -> Diagnosis:
+        """Coverage, class balance, intensity and how well batches are mixed, from the first `n` patches of an epoch."""
+        from mrhdata.explaining import diagnosed
+
+        return diagnosed(self, n, batch_size, seed)
+
+    def plot(self, *, subject: int = 0, n: int = 50, seed: int = 0) -> Figure:
+        """Boxes of some patches over three slices of a subject's first volume, as a Matplotlib figure."""
+        from mrhdata.explaining import plotted
+
+        return plotted(self, subject, n, seed)

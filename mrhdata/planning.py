@@ -5,8 +5,9 @@ All of it is arithmetic on positions; no voxel is read.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -62,7 +63,6 @@ class Plan:
         counts = [int(np.prod(s.tiles)) for s in self._each]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._firsts: list[int] = self._offsets[:-1].tolist()
-        self.layout, self.decodes = self._choose()
         tile = np.array([s[0].tile for s in streams])[subject]
         keys = np.column_stack([subject, np.clip(positions, 0, None) // tile])
         self.table, cell = np.unique(keys, axis=0, return_inverse=True)
@@ -70,6 +70,9 @@ class Plan:
         self._pointer, self._tile = self._uses()
         self.corners = [self._corners(i) for i in range(max(map(len, streams)))]
         self._cell_bytes = self._copied()
+        self.layout = self._choose()
+        #: The layout of the last epoch, with as many lanes as the budget allowed.
+        self.mixed = self.layout
 
     def offset(self, subject: int, stream: int) -> int:
         """Number of the first tile of a stream."""
@@ -83,15 +86,13 @@ class Plan:
         rest, x = divmod(tile - self._firsts[at], stream.tiles[2])
         return stream.read((*divmod(rest, stream.tiles[1]), x))
 
-    def tiles_of(self, rows: Ints) -> list[int]:
-        """Tiles that rows need."""
-        found = []
-        for subject in np.unique(self.subject[rows]).tolist():
-            mine = rows[self.subject[rows] == subject]
-            for i, stream in enumerate(self.streams[subject]):
-                numbers = _expanded(*self._tile_range(stream, mine))[1]
-                found.append(self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles))
-        return np.unique(np.concatenate(found)).tolist()
+    def tiles_by_row(self) -> Iterator[Ints]:
+        """For each subject and stream, the tiles that its rows touch, row after row, repeated as they repeat."""
+        for subject, streams in enumerate(self.streams):
+            rows = np.flatnonzero(self.subject == subject)
+            for i, stream in enumerate(streams):
+                numbers = _expanded(*self._tile_range(stream, rows))[1]
+                yield self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
 
     def sizes(self, tiles: Ints) -> Ints:
         """Bytes of tiles."""
@@ -103,32 +104,29 @@ class Plan:
             found[rows] = stream.sizes(numbers)
         return found
 
-    def _choose(self) -> tuple[schedule.Layout, float]:
+    def _choose(self) -> schedule.Layout:
         """The layout that decodes least within the budget, with as many lanes as it allows."""
-        largest = max((s[0] for s in self.streams), key=lambda s: int(np.prod(s.tiles)))
         if self.resident:
-            return schedule.Layout(0, (1, 1, 1)), 1.0
-        halo = [
-            -(-(n - 1) // t) if count > 1 else 0
-            for n, t, count in zip(largest.shape, largest.tile, largest.tiles, strict=True)
-        ]
-        cell = int(np.prod(largest.tile)) * max(self._bytes_per_voxel(s) for s in self.streams)
-        for lanes in range(schedule.LANES, 0, -1):
+            return schedule.Layout(0, (1, 1, 1))
+        largest = max((s[0] for s in self.streams), key=lambda s: int(np.prod(s.tiles)))
+        tiling = zip(largest.shape, largest.tile, largest.tiles, strict=True)
+        halo = [-(-(n - 1) // t) if count > 1 else 0 for n, t, count in tiling]
+        tile = int(np.prod(largest.tile)) * max(self._bytes_per_voxel(s) for s in self.streams)
+        copy = int(self._cell_bytes.max())
+        for lanes in range(schedule.LANES, 1, -1):
             found = [
                 (decodes, resident, layout)
                 for layout, decodes, resident in schedule.layouts(largest.tiles, halo, lanes)
-                if resident * cell <= _FILLED * self.budget
+                if resident * tile + lanes * copy <= _FILLED * self.budget
             ]
             if found:
-                decodes, _, layout = min(found, key=lambda f: f[:2])
-                return layout, decodes
-        layout, decodes, _ = min(schedule.layouts(largest.tiles, halo, 1), key=lambda f: f[2])
-        return layout, decodes
+                return min(found, key=lambda f: f[:2])[2]
+        return min(schedule.layouts(largest.tiles, halo, 1), key=lambda f: f[2])[0]
 
     def _bytes_per_voxel(self, streams: Sequence[Stream]) -> float:
-        """Bytes held for a voxel of the first stream; gathering holds a copy."""
+        """Bytes that tiles hold for a voxel of the first stream."""
         first = streams[0]
-        return sum(s.voxel_bytes * (1 + s.small) * float(np.prod(first.grid.spacing / s.grid.spacing)) for s in streams)
+        return sum(s.voxel_bytes * float(np.prod(first.grid.spacing / s.grid.spacing)) for s in streams)
 
     def _uses(self) -> tuple[Ints, Ints]:
         """Tiles of each cell, as rows `pointer[c]` to `pointer[c + 1]` of a list."""
@@ -186,9 +184,9 @@ class Plan:
             if shuffle:
                 every = np.random.default_rng((seed, epoch)).permutation(len(every))
             return schedule.part(every, rank, ranks)
-        for lanes in range(self.layout.lanes, 0, -1):
-            layout = replace(self.layout, lanes=lanes)
-            rows = schedule.order(self.table, self.cell, layout, np.random.default_rng((seed, epoch)), rank, ranks)
+        for lanes, run in itertools.product(range(self.layout.lanes, 0, -1), (schedule.RUN, 1)):
+            self.mixed = replace(self.layout, lanes=lanes, run=run)
+            rows = schedule.order(self.table, self.cell, self.mixed, np.random.default_rng((seed, epoch)), rank, ranks)
             needed = self.loads(rows, batch_size).needed
             if needed <= self.budget:
                 return rows

@@ -20,6 +20,8 @@ Ints = NDArray[np.int64]
 
 #: Lanes that are walked at once, where the memory budget allows it.
 LANES = 8
+#: Neighbouring cells of a lane whose rows are mixed.
+RUN = 4
 #: Rows per lane for which a cell that pauses is still being visited.
 PAUSE = 64
 
@@ -35,11 +37,14 @@ class Layout:
     width : tuple of int
         Cells of a bar along z, y, x; that of `axis` does not matter.
     lanes : int
+    run : int
+        Cells of a lane whose rows are mixed.
     """
 
     axis: int
     width: tuple[int, int, int]
     lanes: int = LANES
+    run: int = RUN
 
     def walk(self, table: Ints, rng: np.random.Generator) -> Ints:
         """Cells in the order of one walk.
@@ -98,7 +103,8 @@ def layouts(cells: Sequence[int], halo: Sequence[int], lanes: int = LANES) -> It
             # A layer, which is left row by row as the next one is entered.
             row = min(cells[others[1]], sizes[1] + halo[others[1]]) * (halo[others[0]] + 1)
             held = resident * halo[axis] + row * (halo[axis] + 1)
-            yield Layout(axis, (width[0], width[1], width[2]), used), decodes, used * held
+            everything = cells[0] * cells[1] * cells[2]
+            yield Layout(axis, (width[0], width[1], width[2]), used), decodes, min(used * held, everything)
 
 
 def _widths(cells: int) -> list[int]:
@@ -128,8 +134,8 @@ def order(table: Ints, cell: Ints, layout: Layout, rng: np.random.Generator, ran
     """
     place = np.empty(len(table), dtype=np.int64)
     place[layout.walk(table, rng)] = np.arange(len(table))
-    # Rows of one cell in random order, cells in the order of the walk.
-    walk = part(np.lexsort([rng.random(len(cell)), place[cell]]), rank, ranks)
+    # Rows of a few cells in random order, those in the order of the walk.
+    walk = part(np.lexsort([rng.random(len(cell)), place[cell] // layout.run]), rank, ranks)
     lanes = max(1, min(layout.lanes, len(walk)))
     turn = np.concatenate([np.arange(len(lane)) for lane in np.array_split(walk, lanes)])
     return walk[np.argsort(turn + rng.random(len(walk)))]

@@ -37,6 +37,8 @@ class Readable(Protocol):
     channels: int
     dtype: np.dtype[Any]
     source: set[str]
+    labels: bool
+    slow: str | None
 
     @property
     def array(self) -> np.ndarray | None:
@@ -69,6 +71,10 @@ class Part:
         Along z, y, x.
     source : set of str
         Names of the files or arrays that the voxels come from, also through slicing and arithmetic.
+    labels : bool
+        Voxels are labels or a mask.
+    slow : str or None
+        Why reading chunk by chunk is slow.
     dtype : numpy.dtype
     """
 
@@ -85,6 +91,11 @@ class Part:
         self._data = volume.data
         self._source = source_of(self._data) if isinstance(self._data, da.Array) else None
         self.source = _origins(self._data)
+        self.labels = volume.attrs.get("kind") in ("labels", "mask")
+        self.slow = None
+        if isinstance(self._data, da.Array) and self.chunks is None:
+            name = None if self._source is None else self._source.path.name
+            self.slow = "it is computed by Dask" if name is None else f"{name} is not read chunk by chunk"
 
     @property
     def array(self) -> np.ndarray | None:
@@ -157,6 +168,8 @@ class Stream:
 
     Attributes
     ----------
+    chunk : tuple of int
+        Voxels that are stored together.
     tile, tiles : tuple of int
         Voxels of a tile along z, y, x (fewer at the edge), and the number of tiles.
     small : bool
@@ -181,11 +194,22 @@ class Stream:
         self.dtype = dtype if exact or narrow else np.dtype(np.float32)
         self.small = len(channels) * int(np.prod(self.shape)) <= SMALL
         chunk = np.max([p.chunk for p in parts], axis=0)
+        self.chunk = _three(int(n) for n in chunk)
         joined = chunk * -(-np.asarray(self.shape) // chunk)
         self.tile = _three(int(min(n, t)) for n, t in zip(grid.shape, joined, strict=True))
         self.tiles = _three(-(-n // t) for n, t in zip(grid.shape, self.tile, strict=True))
         array = parts[0].array if len(parts) == 1 else None
         self._view = array if array is not None and array.dtype == self.dtype and not self.small else None
+
+    @property
+    def labels(self) -> bool:
+        """Whether the voxels are labels or a mask."""
+        return all(part.labels for part in self._parts)
+
+    @property
+    def slow(self) -> str | None:
+        """Why reading chunk by chunk is slow, None where it is not."""
+        return next((part.slow for part in self._parts if part.slow is not None), None)
 
     @property
     def sources(self) -> set[str]:
