@@ -98,7 +98,7 @@ def layouts(cells: Sequence[int], halo: Sequence[int], lanes: int = LANES) -> It
                 decodes *= (cells[a] + (number - 1) * halo[a]) / cells[a]
                 resident *= min(cells[a], w + halo[a])
                 bars *= number
-            used = min(lanes, bars * cells[axis])
+            used = min(lanes, cells[0] * cells[1] * cells[2])
             decodes *= 1 + used * halo[axis] / (bars * cells[axis])
             # A layer, which is left row by row as the next one is entered.
             row = min(cells[others[1]], sizes[1] + halo[others[1]]) * (halo[others[0]] + 1)
