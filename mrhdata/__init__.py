@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mrhdata import errors, volume
 
 if TYPE_CHECKING:
-    from mrhdata import models, phantom
+    from mrhdata import choosing, models, phantom
     from mrhdata.catalog import open_catalog
     from mrhdata.contrasts import sensitivity
     from mrhdata.conversion import convert
@@ -30,6 +30,7 @@ _HOME = {
     "convert": "conversion",
     "open_catalog": "catalog",
     "phantom": "phantom",
+    "choosing": "choosing",
     "patches": "patching",
     "models": "models",
     "fit": "training",
@@ -39,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "__version__",
+    "choosing",
     "convert",
     "errors",
     "fit",
