@@ -80,9 +80,9 @@ class Field:
         kept = np.zeros(len(positions), dtype=bool)
         top = np.array(self.grid.shape)
         fitting = np.flatnonzero(((low < top) & (high > 0)).all(axis=1))
-        _, cell = np.unique(np.clip(low[fitting], 0, None) // self._mask.tile, axis=0, return_inverse=True)
-        by = np.argsort(cell.reshape(-1), kind="stable")
-        for rows in np.split(fitting[by], np.flatnonzero(np.diff(cell.reshape(-1)[by])) + 1):
+        cell = self._mask.cells(low[fitting])
+        by = np.argsort(cell, kind="stable")
+        for rows in np.split(fitting[by], np.flatnonzero(np.diff(cell[by])) + 1):
             if len(rows):
                 kept[rows] = self._kept(self._mask, low[rows], high[rows])
         return kept

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from mrhdata.errors import GridError
 from mrhdata.planning import Plan
 from mrhdata.sampling import Ints, reach
 from mrhdata.tiles import Stream
@@ -120,7 +121,10 @@ class Cutter:
         stream = self._plan.streams[subject][i]
         if stream.tiles == (1, 1, 1):
             return self._tiles[self._plan.offset(subject, i)], np.zeros(3, dtype=np.int64)
-        low, high = (corner[cell] for corner in self._plan.corners[i])
+        corners = self._plan.corners[i]
+        if corners is None:
+            raise GridError("large patches are cut from tiles; this is a bug")
+        low, high = corners[0][cell], corners[1][cell]
         if (cell, i) in self._joined:
             self._joined.move_to_end((cell, i))
             return self._joined[cell, i], low

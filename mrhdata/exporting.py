@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import dask.array as da
@@ -13,6 +14,7 @@ import zarr
 from dask.delayed import delayed
 
 from mrhdata.drafting import appearing
+from mrhdata.errors import DataError
 from mrhdata.formats.omezarr import CODEC
 
 #: Bytes of a chunk of a frozen training set, about.
@@ -42,8 +44,42 @@ class Source(Protocol):
     def stream(self, batch_size: int, *, shuffle: bool, seed: int) -> Any:
         """Rows and arrays of batches."""
 
-    def affine(self, rows: Any) -> Any:
+    def affine(self, rows: Any, stream: int = 0) -> Any:
         """From voxel index to world, of each row."""
+
+    streams: Any
+
+
+def as_torchio(patches: Source, index: int) -> Any:
+    """One patch as a torchio subject."""
+    torchio = _library("torchio")
+    images = {}
+    for i, (name, tensor, affine) in enumerate(_tensors(patches, index)):
+        kind = torchio.LabelMap if patches.streams[0][i].labels else torchio.ScalarImage
+        images[name] = kind(tensor=tensor, affine=affine)
+    return torchio.Subject(**images)
+
+
+def as_monai(patches: Source, index: int) -> dict[str, Any]:
+    """One patch as MONAI tensors with their affines."""
+    data = _library("monai.data")
+    return {name: data.MetaTensor(tensor, affine=affine) for name, tensor, affine in _tensors(patches, index)}
+
+
+def _tensors(patches: Source, index: int) -> Iterator[tuple[str, Any, Any]]:
+    import torch
+
+    row = np.array([range(len(patches))[index]])
+    for i, (name, part) in enumerate(zip(patches.widths, patches.gather(row), strict=True)):
+        yield name, torch.from_numpy(part[0]), patches.affine(row, i)[0]
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise DataError(f"{package} is not installed; pip install {package}") from error
 
 
 def as_dask(patches: Source) -> list[da.Array]:

@@ -209,10 +209,12 @@ class Patches:
         positions = np.concatenate([p for p, _ in drawn])
         subject = np.repeat(np.arange(len(drawn)), [len(p) for p, _ in drawn])
         given = np.concatenate([np.arange(len(p)) for p, _ in drawn])
-        cells = np.clip(positions, 0, None) // np.array([s[0].tile for s in streams])[subject]
-        by = np.lexsort([given, *cells.T[::-1], subject])
+        # Rows of one chunk stand together: they run from one start to the next.
+        ends = np.cumsum([0, *(int(np.prod(s[0].tiles)) for s in streams)])
+        chunk = np.concatenate([b + s[0].cells(p) for b, s, (p, _) in zip(ends[:-1], streams, drawn, strict=True)])
+        by = np.argsort(chunk, kind="stable")
         self.positions, self.subject, self.given = positions[by], subject[by], given[by]
-        self._cells = cells[by]
+        self._chunk = chunk[by]
         self._starts = self._runs()
         known = [c for _, c in drawn if c is not None]
         self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
@@ -230,17 +232,15 @@ class Patches:
             raise DataError("a part has no patches; give it a larger share, or a smaller guard")
         part = copy.copy(self)
         part.positions, part.subject, part.given = self.positions[rows], self.subject[rows], self.given[rows]
-        part._cells = self._cells[rows]
+        part._chunk = self._chunk[rows]
         part._starts = part._runs()
         part.classes = None if self.classes is None else self.classes[rows]
         part._plans = {}
         return part
 
     def _runs(self) -> Ints:
-        """First row of every stored chunk, and the end: rows of one chunk stand together."""
-        keys = np.column_stack([self.subject, self._cells])
-        changes = np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1
-        return np.concatenate([[0], changes, [len(self)]])
+        """First row of every stored chunk, and the end."""
+        return np.concatenate([[0], np.flatnonzero(np.diff(self._chunk)) + 1, [len(self)]])
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -448,12 +448,18 @@ class Patches:
             device=device,
         )
 
-    def affine(self, rows: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float64]:
-        """From the voxel index (z, y, x, 1) within each patch to world (X, Y, Z, 1) mm: (n, 4, 4)."""
+    def affine(self, rows: NDArray[np.integer[Any]] | None = None, stream: int = 0) -> NDArray[np.float64]:
+        """From the voxel index (z, y, x, 1) within each patch to world (X, Y, Z, 1) mm: (n, 4, 4).
+
+        Of the first tensor; those of volumes on other grids are `stream` 1 and so on.
+        """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows)
-        grids = np.stack([streams[0].grid.affine for streams in self.streams])[self.subject[chosen]]
-        out = grids.copy()
-        out[:, :3, 3] += np.einsum("nij,nj->ni", grids[:, :3, :3], self.positions[chosen])
+        out = np.empty((len(chosen), 4, 4))
+        for number, streams in enumerate(self.streams):
+            mine = np.flatnonzero(self.subject[chosen] == number)
+            affine, starts = streams[stream].grid.affine, streams[stream].starts(self.positions[chosen[mine]])
+            out[mine] = affine
+            out[mine, :3, 3] += starts @ affine[:3, :3].T
         return out
 
     @property
@@ -465,6 +471,18 @@ class Patches:
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Name of each tensor, and its channels and lengths (C, z, y, x)."""
         return {n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.streams[0], strict=True)}
+
+    def to_torchio(self, index: int) -> Any:
+        """One patch as a ``torchio.Subject``: an image (a label map for labels) per tensor, with its affine."""
+        from mrhdata.exporting import as_torchio
+
+        return as_torchio(self, index)
+
+    def to_monai(self, index: int) -> dict[str, Any]:
+        """One patch as ``monai.data.MetaTensor`` by name, each with its affine."""
+        from mrhdata.exporting import as_monai
+
+        return as_monai(self, index)
 
     def to_dask(self) -> Any:
         """All patches as Dask arrays, (n, C, z, y, x) each, in the order of `positions`: (input, target).

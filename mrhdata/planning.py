@@ -63,16 +63,33 @@ class Plan:
         counts = [int(np.prod(s.tiles)) for s in self._each]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._firsts: list[int] = self._offsets[:-1].tolist()
-        tile = np.array([s[0].tile for s in streams])[subject]
-        keys = np.column_stack([subject, np.clip(positions, 0, None) // tile])
-        self.table, cell = np.unique(keys, axis=0, return_inverse=True)
+        keys, cell = np.unique(self._keys(), return_inverse=True)
         self.cell = cell.reshape(-1)
+        self.table = self._numbers(keys)
         self._pointer, self._tile = self._uses()
-        self.corners = [self._corners(i) for i in range(max(map(len, streams)))]
+        self.corners = [self._corners(i) if s.small else None for i, s in enumerate(streams[0])]
         self._cell_bytes = self._copied()
         self.layout = self._choose()
         #: The layout of the last epoch, with as many lanes as the budget allowed.
         self.mixed = self.layout
+
+    def _keys(self) -> Ints:
+        """Tile of the first stream that holds the first voxel of each row."""
+        keys = np.empty(len(self.positions), dtype=np.int64)
+        for number, streams in enumerate(self.streams):
+            rows = np.flatnonzero(self.subject == number)
+            keys[rows] = self.offset(number, 0) + streams[0].cells(self.positions[rows])
+        return keys
+
+    def _numbers(self, keys: Ints) -> Ints:
+        """Subject and number along z, y, x of tiles of first streams: (n, 4)."""
+        table = np.empty((len(keys), 4), dtype=np.int64)
+        firsts = np.array([self.offset(number, 0) for number in range(len(self.streams))])
+        table[:, 0] = np.searchsorted(firsts, keys, side="right") - 1
+        for number, streams in enumerate(self.streams):
+            rows = np.flatnonzero(table[:, 0] == number)
+            table[rows, 1:] = np.stack(np.unravel_index(keys[rows] - firsts[number], streams[0].tiles), axis=1)
+        return table
 
     def offset(self, subject: int, stream: int) -> int:
         """Number of the first tile of a stream."""
@@ -138,13 +155,13 @@ class Plan:
                 low, high = self._tile_range(stream, rows)
                 owner, numbers = _expanded(low, high)
                 tiles = self.offset(number, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
-                keys.append(np.unique(self.cell[rows][owner] * total + tiles))
-        keys_sorted = np.unique(np.concatenate(keys))
+                keys.append(_distinct(self.cell[rows][owner] * total + tiles))
+        keys_sorted = _distinct(np.concatenate(keys))
         pointer = np.searchsorted(keys_sorted // total, np.arange(len(self.table) + 1))
         return pointer.astype(np.int64), keys_sorted % total
 
     def _corners(self, stream: int) -> tuple[Ints, Ints]:
-        """First voxel of each cell's patches in a stream, and the one after its last."""
+        """First voxel of each cell's patches in a stream, and the one after the last."""
         low = np.full((len(self.table), 3), np.iinfo(np.int64).max)
         high = np.zeros((len(self.table), 3), dtype=np.int64)
         for number, streams in enumerate(self.streams):
@@ -159,9 +176,9 @@ class Plan:
         total = np.zeros(len(self.table), dtype=np.int64)
         if self.resident:
             return total
-        for i, (low, high) in enumerate(self.corners):
-            stream = self.streams[0][i]
-            total += np.prod(high - low, axis=1) * (stream.voxel_bytes if stream.small else 0)
+        for stream, corners in zip(self.streams[0], self.corners, strict=True):
+            if corners is not None:
+                total += np.prod(corners[1] - corners[0], axis=1) * stream.voxel_bytes
         return total
 
     def _tile_range(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
@@ -219,7 +236,13 @@ class Plan:
             )
             if needed <= _FILLED * self.budget or not pause or self.resident:
                 return Loads(tile, begin, end, size, needed, schedule.peak(first, last, copied))
-            pause = pause * 2 // 3
+            pause //= 3
+
+
+def _distinct(numbers: Ints) -> Ints:
+    """Numbers in order, each once: by sorting, since NumPy's hashing is slower for many that differ."""
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])]
 
 
 def _expanded(low: Ints, high: Ints) -> tuple[Ints, Ints]:

@@ -63,7 +63,8 @@ class Layout:
         """
         across = [a for a in range(3) if a != self.axis]
         keys = np.column_stack([table[:, 0], *(table[:, a + 1] // self.width[a] for a in across)])
-        bars, bar = np.unique(keys, axis=0, return_inverse=True)
+        # As one integer each: sorting rows of several is slow.
+        bars, bar = np.unique(np.ravel_multi_index(tuple(keys.T), keys.max(axis=0) + 1), return_inverse=True)
         bar = bar.reshape(-1)
         turn = rng.choice([-1, 1], (3, len(bars)))
         place = rng.permutation(len(bars))

@@ -201,6 +201,11 @@ class Stream:
         array = parts[0].array if len(parts) == 1 else None
         self._view = array if array is not None and array.dtype == self.dtype and not self.small else None
 
+    def cells(self, positions: Ints) -> Ints:
+        """Number of the tile that holds each position, as one integer: (n,)."""
+        numbers = np.clip(positions, 0, None) // self.tile
+        return np.asarray(np.ravel_multi_index(tuple(numbers.T), self.tiles), dtype=np.int64)
+
     @property
     def labels(self) -> bool:
         """Whether the voxels are labels or a mask."""
