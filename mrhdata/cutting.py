@@ -7,9 +7,10 @@ first joined, channels last, and all its patches of a batch gathered in one step
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,67 +43,43 @@ class Cutter:
 
     def cut(self, rows: Ints) -> list[Floats]:
         """Tensors of patches, (n, C, z, y, x) each."""
-        return [
-            self._small(i, rows) if stream.small else self._large(i, rows)
-            for i, stream in enumerate(self._plan.streams[0])
-        ]
+        subjects = _groups(self._plan.subject[rows])
+        return [self._tensor(i, rows, subjects) for i in range(len(self._plan.streams[0]))]
 
-    def _large(self, i: int, rows: Ints) -> Floats:
+    def _tensor(self, i: int, rows: Ints, subjects: list[tuple[int, Ints]]) -> Floats:
+        """Patches of one stream; small ones lie channels last in memory."""
         stream = self._plan.streams[0][i]
-        out = np.empty((len(rows), len(stream.channels), *stream.shape), np.float32)
-        for number, chosen in _groups(self._plan.subject[rows]):
-            stream = self._plan.streams[number][i]
-            starts = stream.starts(self._plan.positions[rows[chosen]])
-            fits = self._fits(stream, starts)
-            if fits is None:
-                piecewise(self._lookup(number, i), stream.tile, starts, out, chosen)
-                continue
-            piecewise(self._lookup(number, i), stream.tile, starts[fits], out, chosen[fits])
-            for at, start in zip(chosen[~fits].tolist(), starts[~fits], strict=True):
-                out[at] = padded(
-                    lambda low, high, n=number: self._box(n, i, low, high),  # type: ignore[misc]
-                    stream.grid.shape,
-                    start,
-                    stream.shape,
-                    str(self._plan.padding),
-                )
+        channels = len(stream.channels)
+        if stream.small:
+            out = np.moveaxis(np.empty((len(rows), *stream.shape, channels), np.float32), -1, 1)
+        else:
+            out = np.empty((len(rows), channels, *stream.shape), np.float32)
+        for number, chosen in subjects:
+            self._fill(out, i, number, rows, chosen)
         return out
 
-    def _small(self, i: int, rows: Ints) -> Floats:
-        stream = self._plan.streams[0][i]
-        out = np.empty((len(rows), *stream.shape, len(stream.channels)), np.float32)
-        for number, cell, chosen in self._places(stream, rows):
-            stream = self._plan.streams[number][i]
-            joined, corner = self._block(number, i, cell)
-            starts = stream.starts(self._plan.positions[rows[chosen]])
-            fits = self._fits(stream, starts)
-            if fits is None and len(chosen) == len(rows):
-                out[...] = gathered(joined, starts - corner, stream.shape)
-                continue
-            inside = np.ones(len(chosen), dtype=bool) if fits is None else fits
-            if inside.any():
-                out[chosen[inside]] = gathered(joined, starts[inside] - corner, stream.shape)
-            for at in [] if fits is None else np.flatnonzero(~fits).tolist():
-                out[chosen[at]] = np.moveaxis(
-                    padded(
-                        lambda low, high, n=number: self._box(n, i, low, high),  # type: ignore[misc]
-                        stream.grid.shape,
-                        starts[at],
-                        stream.shape,
-                        str(self._plan.padding),
-                    ),
-                    0,
-                    -1,
-                )
-        return np.moveaxis(out, -1, 1)
-
-    def _places(self, stream: Stream, rows: Ints) -> Iterator[tuple[int, int, Ints]]:
-        """Subject and cell of rows, and which they are; one cell stands for all where tiles were joined."""
-        if stream.tiles == (1, 1, 1):
-            yield from ((number, 0, chosen) for number, chosen in _groups(self._plan.subject[rows]))
+    def _fill(self, out: Floats, i: int, number: int, rows: Ints, chosen: Ints) -> None:
+        """Cut the patches of one subject into their places."""
+        stream = self._plan.streams[number][i]
+        starts = stream.starts(self._plan.positions[rows[chosen]])
+        fits = self._fits(stream, starts)
+        if fits is not None:
+            for at, start in zip(chosen[~fits].tolist(), starts[~fits], strict=True):
+                out[at] = self._padded(i, number, start)
+            chosen, starts = chosen[fits], starts[fits]
+        if not stream.small:
+            piecewise(self._lookup(number, i), stream.tile, starts, out, chosen)
+        elif stream.tiles == (1, 1, 1):
+            _gather_into(out, chosen, self._tiles[self._plan.offset(number, i)], starts, stream)
         else:
-            for cell, chosen in _groups(self._plan.cell[rows]):
-                yield int(self._plan.table[cell, 0]), cell, chosen
+            for cell, within in _groups(self._plan.cell[rows[chosen]]):
+                joined, corner = self._joined_cell(number, i, cell)
+                _gather_into(out, chosen[within], joined, starts[within] - corner, stream)
+
+    def _padded(self, i: int, number: int, start: Ints) -> np.ndarray:
+        stream = self._plan.streams[number][i]
+        box = functools.partial(self._box, number, i)
+        return padded(box, stream.grid.shape, start, stream.shape, str(self._plan.padding))
 
     def _fits(self, stream: Stream, starts: Ints) -> NDArray[np.bool_] | None:
         """Which patches lie within the volume; None for all."""
@@ -116,11 +93,8 @@ class Cutter:
         tiles = self._tiles
         return lambda z, y, x: tiles[offset + (z * ny + y) * nx + x]
 
-    def _block(self, subject: int, i: int, cell: int) -> tuple[np.ndarray, Ints]:
+    def _joined_cell(self, subject: int, i: int, cell: int) -> tuple[np.ndarray, Ints]:
         """Voxels (z, y, x, C) of the patches of a cell, and the first of them."""
-        stream = self._plan.streams[subject][i]
-        if stream.tiles == (1, 1, 1):
-            return self._tiles[self._plan.offset(subject, i)], np.zeros(3, dtype=np.int64)
         corners = self._plan.corners[i]
         if corners is None:
             raise GridError("large patches are cut from tiles; this is a bug")
@@ -186,8 +160,19 @@ def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
     return np.stack(cut).astype(np.float32, copy=False)
 
 
+def _gather_into(out: Floats, rows: Ints, block: np.ndarray, starts: Ints, stream: Stream) -> None:
+    """Gather patches of a block into rows of a tensor that lies channels last in memory."""
+    last = np.moveaxis(out, 1, -1)
+    if len(rows) == len(out):
+        last[...] = gathered(block, starts, stream.shape)
+    elif len(rows):
+        last[rows] = gathered(block, starts, stream.shape)
+
+
 def _groups(numbers: Ints) -> list[tuple[int, Ints]]:
     """Each number that occurs, and where."""
+    if not len(numbers):
+        return []
     first = int(numbers[0])
     if (numbers == first).all():
         return [(first, np.arange(len(numbers)))]

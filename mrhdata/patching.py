@@ -136,6 +136,11 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         for mine, first in zip(streams, layout[0][1], strict=True):
             if mine.channels != first.channels:
                 raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
+            if mine.shape != first.shape:
+                raise GridError(
+                    f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
+                    "give shape= or target_shape= an item for every volume"
+                )
     size = layout[0][1][0].shape
     how = chooser(at, aligning.lengths(size if stride is None else stride, plane, "stride"))
     fields = [

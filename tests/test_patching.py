@@ -185,6 +185,16 @@ def test_masks_keep_centres_or_shares():
     assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, where=mask, inside=0.5).positions} == share
 
 
+@pytest.mark.parametrize("memory", ["1 GB", 60_000])
+def test_subjects_of_one_chunk_beside_others_of_many(memory):
+    """A small subject first, larger ones behind it: gathered many at a time, all in memory and not."""
+    subjects = [volume((6, 6, 6), chunks=6), volume((30, 20, 10), seed=2, chunks=6, dtype=np.float32)]
+    p = mrhdata.patches(subjects, shape=3, stride=2, memory=memory)
+    for rows, (x,) in p.stream(8, seed=1):
+        expected = [naive(subjects[s], c, p.shape) for s, c in zip(p.subject[rows], p.positions[rows], strict=True)]
+        np.testing.assert_array_equal(x, expected)
+
+
 def test_several_subjects_and_epochs():
     """Every patch of every subject once an epoch, other orders in other epochs, the same for the same seed."""
     subjects = [volume(chunks=4), volume(seed=5, chunks=3), volume((4, 4, 4), seed=6)]
