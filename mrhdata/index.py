@@ -23,6 +23,9 @@ from mrhdata.tiles import Stream
 
 log = logging.getLogger("mrhdata")
 
+#: Range of labels that are counted in one array.
+_DENSE = 1_000_000
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -83,8 +86,7 @@ def index_labels(stream: Stream, path: Path | None = None) -> Index:
     for values in _each(stream):
         if values.dtype.kind not in "biu":
             raise DataError(f"labels are integers, not {values.dtype}; read them with kind='labels'")
-        names, counts = np.unique(values, return_counts=True)
-        per_tile.append(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+        per_tile.append(_counts(values))
     classes = sorted({name for tile in per_tile for name in tile})
     mass = np.array([[tile.get(name, 0) for name in classes] for tile in per_tile], dtype=np.float64)
     if kept is not None:
@@ -104,6 +106,17 @@ def index_weights(stream: Stream) -> Index:
     if not mass.sum():
         raise DataError("the map of weights is 0 everywhere")
     return Index(stream, [1], mass, True)
+
+
+def _counts(values: np.ndarray) -> dict[int, int]:
+    """Voxels of each label: by counting where labels are dense, by sorting where they are far apart."""
+    low, high = int(values.min()), int(values.max())
+    if high - low < _DENSE and high <= np.iinfo(np.int64).max:
+        counts = np.bincount(values.ravel().astype(np.int64) - low)
+        found = np.flatnonzero(counts)
+        return dict(zip((found + low).tolist(), counts[found].tolist(), strict=True))
+    names, counts = np.unique(values, return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
 def _each(stream: Stream) -> Iterator[np.ndarray]:

@@ -164,57 +164,6 @@ def test_a_wrong_subject_is_an_error_with_plain_intake(two_subjects):
         cat["sub_2_t2w"]
 
 
-TISSUES = 4
-
-
-@pytest.fixture
-def five_modalities(tmp_path):
-    """One brain on five grids, in five formats, three orientations, one world; values tell the tissue."""
-    rng = np.random.default_rng(0)
-    centres = rng.uniform(-1, 1, (40, 3))
-    tissue_of = rng.integers(1, TISSUES, 40)
-
-    def tissue(points):
-        nearest = np.argmin(((points[..., None, :] - centres) ** 2).sum(-1), -1)
-        return np.where(np.linalg.norm(points, axis=-1) < 1, tissue_of[nearest], 0)
-
-    looks = {
-        "mri": ("nii.gz", (0.10, "RAS", 2.4), lambda t: (100 * t).astype(np.int16)),
-        "qsm": ("mha", (0.12, "LPS", 2.4), lambda t: (0.1 * t).astype(np.float32)),
-        "histology": ("nrrd", (0.05, "RAS", 2.4), lambda t: (10 + t).astype(np.uint8)),
-        "cleared": ("zarr", (0.04, "PIR", 2.4), lambda t: (1000 * t).astype(np.uint16)),
-        "em": ("ome.tif", (0.02, "LPS", 0.6), lambda t: (255 - t).astype(np.uint8)),
-    }
-    back = {
-        "mri": lambda v: v / 100,
-        "qsm": lambda v: v * 10,
-        "histology": lambda v: v - 10.0,
-        "cleared": lambda v: v / 1000,
-        "em": lambda v: 255.0 - v,
-    }
-    for name, (ending, (spacing, axes, extent), look) in looks.items():
-        affine = np.eye(4)
-        signs = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
-        for column, letter in enumerate(axes):
-            row, sign = signs[letter]
-            affine[:3, column] = 0
-            affine[row, column] = sign * spacing
-            affine[row, 3] = -sign * extent / 2
-        n = round(extent / spacing) + 1
-        index = np.moveaxis(np.indices((n, n, n)), 0, -1)
-        volume = from_array(look(tissue(index @ affine[:3, :3].T + affine[:3, 3])), affine=affine, modality=name)
-        mrhdata.write(volume, tmp_path / f"sub-01_{name}.{ending}")
-        mrhdata.write(
-            volume * 0 + volume.dtype.type(7), tmp_path / f"sub-010_{name}.{ending}"
-        ) if name == "em" else None
-    entries = {}
-    for name, (ending, *_) in looks.items():
-        entries[f"sub_01_{name}"] = (f"sub-01_{name}.{ending}", {"subject": "01", "role": name, "modality": name})
-    entries["sub_010_em"] = ("sub-010_em.ome.tif", {"subject": "010", "role": "em", "modality": "em"})
-    catalog.write(tmp_path / "catalog.yaml", "One brain", entries)
-    return tmp_path / "catalog.yaml", tissue, back
-
-
 def test_one_world_point_is_one_tissue_in_five_modalities(five_modalities):
     """MRI, QSM, histology, cleared tissue and EM: five spacings, three orientations, one world."""
     path, tissue, back = five_modalities
