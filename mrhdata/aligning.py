@@ -259,7 +259,7 @@ class Resampled:
 
     def __init__(self, volume: xr.DataArray, grid: Grid) -> None:
         self._part = Part(volume)
-        self._order = 0 if volume.attrs.get("kind") in ("labels", "mask") else 1
+        self._order = 0 if self._part.labels or self._part.dtype.kind == "b" else 1
         self.channels, self.source = self._part.channels, self._part.source
         self.labels, self.slow = self._part.labels, self._part.slow
         self.dtype = np.dtype(np.float32) if self._order else self._part.dtype

@@ -6,6 +6,7 @@ volume (`index`). A mask given with them holds for all.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from mrhdata.tiles import Stream
 if TYPE_CHECKING:
     import xarray as xr
 
+log = logging.getLogger("mrhdata")
+
 #: Voxels along an axis of the boxes that a mask is read in, at least.
 _MASK_BOX = 64
 #: Draws per patch before a mask is called too small.
@@ -40,8 +43,8 @@ class Field:
     ----------
     reference : volume
         The subject's first.
-    shape : tuple of int
-        Of a patch.
+    streams : sequence of Stream
+        What patches are cut from; the first is `reference`.
     mask : volume, optional
     share : float, optional
         Of a patch's voxels that must lie in the mask; the centre voxel where None.
@@ -54,25 +57,38 @@ class Field:
     def __init__(
         self,
         reference: xr.DataArray,
-        shape: tuple[int, int, int],
+        streams: Sequence[Stream],
         mask: xr.DataArray | None,
         share: float | None,
         overhang: bool,
         resample: bool,
     ) -> None:
-        self.reference, self.shape, self.overhang = reference, shape, overhang
+        self.reference, self.shape, self.overhang = reference, streams[0].shape, overhang
+        self._streams = streams
         self.grid = reference.mrh.grid
         self._resample, self._share = resample, share
-        self._mask = None if mask is None else self.stream("mask", mask)
+        self._mask = None if mask is None else self.stream("mask", mask.assign_attrs(kind="mask"))
 
     def stream(self, name: str, volume: xr.DataArray) -> Stream:
         """A volume on this subject's grid, to be read tile by tile."""
         return one_grid({name: volume}, (_MASK_BOX,) * 3, self.reference, self._resample, exact=True)
 
+    def fits(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which patches lie within all volumes, or may leave them: (n,)."""
+        kept = np.ones(len(positions), dtype=bool)
+        for stream in () if self.overhang else self._streams:
+            starts = stream.starts(positions)
+            kept &= ((starts >= 0) & (starts + stream.shape <= stream.grid.shape)).all(axis=1)
+        return kept
+
     def keep(self, positions: Ints) -> NDArray[np.bool_]:
-        """Which patches lie in the mask: (n,). The mask is read box by box."""
-        if self._mask is None or not len(positions):
-            return np.ones(len(positions), dtype=bool)
+        """Which patches lie within all volumes and in the mask: (n,). The mask is read box by box."""
+        kept = self.fits(positions)
+        if self._mask is not None and kept.any():
+            kept[kept] = self._in_mask(self._mask, positions[kept])
+        return kept
+
+    def _in_mask(self, mask: Stream, positions: Ints) -> NDArray[np.bool_]:
         low, high = positions, positions + self.shape
         if self._share is None:
             low = sampling.centre_voxels(positions, self.shape)
@@ -80,11 +96,11 @@ class Field:
         kept = np.zeros(len(positions), dtype=bool)
         top = np.array(self.grid.shape)
         fitting = np.flatnonzero(((low < top) & (high > 0)).all(axis=1))
-        cell = self._mask.cells(low[fitting])
+        cell = mask.cells(low[fitting])
         by = np.argsort(cell, kind="stable")
         for rows in np.split(fitting[by], np.flatnonzero(np.diff(cell[by])) + 1):
             if len(rows):
-                kept[rows] = self._kept(self._mask, low[rows], high[rows])
+                kept[rows] = self._kept(mask, low[rows], high[rows])
         return kept
 
     def _kept(self, mask: Stream, low: Ints, high: Ints) -> NDArray[np.bool_]:
@@ -108,14 +124,15 @@ class Field:
         found: list[Ints] = []
         missing, tried = n, 0
         while missing:
-            many = missing if self._mask is None else 2 * missing + 16
-            drawn = draw(many)
+            drawn = draw(2 * missing + 16 if found else missing)
+            tried += len(drawn)
             drawn = drawn[self.keep(drawn)][:missing]
             found.append(drawn)
-            missing, tried = missing - len(drawn), tried + many
+            missing -= len(drawn)
             if missing and tried > _TRIES * n + 10_000:
                 raise DataError(
-                    f"of {tried} places drawn {n - missing} lie in the mask; is it nearly empty, or elsewhere?"
+                    f"of {tried} places drawn {n - missing} lie in all volumes and in the mask; is it nearly empty, "
+                    "or elsewhere?"
                 )
         return np.concatenate(found) if found else np.empty((0, 3), dtype=np.int64)
 
@@ -205,7 +222,7 @@ class Balanced:
         At the edge the patch is moved inside, and the voxel no longer lies in its middle.
         """
         labels = _of_subject(self.labels, subject)
-        index = index_labels(field.stream("labels", labels), _store(labels))
+        index = index_labels(field.stream("labels", labels.assign_attrs(kind="labels")), _store(labels))
         quotas = self._quotas(index, n)
         found = [field.accepted(m, self._drawing(field, index, c, rng)) for c, m in quotas]
         classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
@@ -218,7 +235,9 @@ class Balanced:
         wanted: dict[Any, float] = dict(self.shares) if self.shares is not None else dict.fromkeys(index.classes, 1.0)
         rest = wanted.pop("rest", 0.0)
         others = [c for c in index.classes if c not in wanted]
-        if rest and others:
+        if rest and not others:
+            raise DataError(f"the labels hold no class but {index.classes}, so there is no rest to draw from")
+        if rest:
             sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
             wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
         missing = [c for c in wanted if c not in index.classes]
@@ -278,6 +297,8 @@ class Around:
         within = ((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)
         if not within.any():
             raise DataError(f"none of {len(points)} points lies in the volume of subject {subject}; are they world mm?")
+        if not within.all():
+            log.warning("%d of %d points of subject %d lie outside its volume", (~within).sum(), len(points), subject)
         about = field.about(voxels[within])
         about = about[field.keep(about)]
         if self.n is not None:
@@ -292,21 +313,13 @@ class Around:
         return np.concatenate([about, negative]), classes.astype(np.int64)
 
     def _beside(self, points: NDArray[np.float64], field: Field, many: int, rng: np.random.Generator) -> Ints:
-        drawn: list[Ints] = []
-        while sum(map(len, drawn)) < many:
-            places = sampling.shell(points, many, self.distance_mm, rng)
-            voxels = np.rint(field.grid.index(places)).astype(np.int64)
-            voxels = voxels[((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)]
-            # Rounding to a voxel may bring one too near.
-            if len(voxels):
-                from scipy.spatial import cKDTree
+        def on_voxels(places: NDArray[np.float64]) -> NDArray[np.float64]:
+            voxels = np.rint(field.grid.index(places))
+            return field.grid.world(voxels[((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)])
 
-                away = cKDTree(points).query(field.grid.world(voxels))[0] >= self.distance_mm[0]
-                voxels = voxels[away]
-            drawn.append(voxels)
-            if not len(voxels) and len(drawn) > _TRIES:
-                raise DataError(f"no place at {self.distance_mm} mm from a point lies in the volume")
-        return field.about(np.concatenate(drawn)[:many])
+        # Rounding to a voxel comes first, since it may bring a place too near.
+        places = sampling.shell(points, many, self.distance_mm, rng, on_voxels)
+        return field.about(np.rint(field.grid.index(places)).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -325,13 +338,12 @@ class Given:
     def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Those of the subject, checked."""
         given = np.asarray(_of_subject(self.positions, subject, ndim=2))
+        given = given.reshape(-1, 3) if not given.size else given
         if given.ndim != 2 or given.shape[1] != 3 or (given.size and given.dtype.kind not in "iu"):
             raise GridError(f"positions are whole numbers (n, 3) along z, y, x, not {given.dtype} {given.shape}")
         positions = given.astype(np.int64)
-        low, high = positions, positions + field.shape
-        limit = np.array(field.grid.shape)
-        fits = ((high > 0) & (low < limit)) if field.overhang else ((low >= 0) & (high <= limit))
-        bad = np.flatnonzero(~fits.all(axis=1))
+        touches = ((positions + field.shape > 0) & (positions < field.grid.shape)).all(axis=1)
+        bad = np.flatnonzero(~(touches & field.fits(positions)))
         if len(bad):
             raise GridError(
                 f"{len(bad)} positions do not fit, the first being {positions[bad[0]].tolist()}: a patch of "
@@ -349,7 +361,7 @@ def chooser(at: Any, stride: Sequence[int]) -> Chooser:
 
 def _of_subject(given: Any, subject: int, ndim: int | None = None) -> Any:
     """The item of one subject, from a sequence of them or the one there is."""
-    if isinstance(given, Sequence) and not (ndim is not None and np.ndim(given[0]) < ndim and len(given)):
+    if isinstance(given, Sequence) and len(given) and (ndim is None or np.ndim(given[0]) >= ndim):
         if subject >= len(given):
             raise GridError(f"there are {len(given)} items for {subject + 1} or more subjects; give one for each")
         return given[subject]

@@ -152,7 +152,7 @@ def _keep(kept: Path, content: dict[str, Any]) -> None:
 
 def _fingerprint(path: Path, stream: Stream) -> str:
     """Changes when a file of the store or the tiling does."""
-    digest = hashlib.blake2s(repr((stream.grid.shape, stream.tile)).encode())
+    digest = hashlib.blake2s(repr((stream.grid.shape, stream.grid.affine.tolist(), stream.tile)).encode())
     walk: Callable[..., Any] = os.walk
     for folder, folders, files in walk(path):
         folders.sort()

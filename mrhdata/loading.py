@@ -51,6 +51,9 @@ class Source(Protocol):
     def batch_bytes(self, batch_size: int) -> int:
         """Bytes of one batch."""
 
+    def digest(self) -> int:
+        """Number that differs where the patches or their order do."""
+
 
 class Batches(IterableDataset[Any]):
     """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
@@ -166,13 +169,10 @@ class Loader:
 
     def _moved(self) -> Iterator[Any]:
         if self._workers:
-            yield from DataLoader(
-                self.batches,
-                batch_size=None,
-                num_workers=self._workers,
-                multiprocessing_context=self._method,
-                pin_memory=self._pin,
+            loader = DataLoader(
+                self.batches, batch_size=None, num_workers=self._workers, multiprocessing_context=self._method
             )
+            yield from map(self._sent, loader)
             return
         size = self.batches.patches.batch_bytes(self.batches.batch_size)
         together = max(1, min(_MOST_TOGETHER, _TOGETHER // size))
@@ -213,6 +213,9 @@ class Loader:
             "patches": len(batches.patches),
             "batch_size": batches.batch_size,
             "seed": batches.seed,
+            "shuffle": int(batches.shuffle),
+            "drop_last": int(batches.drop_last),
+            "order": batches.patches.digest(),
             "rank": rank,
             "ranks": ranks,
         }

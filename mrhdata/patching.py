@@ -7,6 +7,7 @@ takes and when, `reading` decodes them ahead, `cutting` copies patches out of th
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +88,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         ``"same"`` refuses volumes that do not lie on the grid of the first input. ``"first"`` resamples
         them to its voxels while reading: images linearly, labels and masks from the nearest voxel, from
         the stored level of an OME-Zarr nearest in spacing. ``"own"`` reads each at its own voxels, about
-        the same world point; then patches are mappings by name.
+        the same world point; then patches are mappings by name. Patches lie where all volumes have
+        voxels for them, unless there is `padding`.
     padding : {"constant", "edge", "reflect"}, optional
         Let patches reach beyond the volume, and what is there: 0, the nearest voxel, a mirror image.
     weights : sequence of float, optional
@@ -144,14 +146,21 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     size = layout[0][1][0].shape
     how = chooser(at, aligning.lengths(size if stride is None else stride, plane, "stride"))
     fields = [
-        Field(_first(i), size, m, inside, padding is not None, align != "same")
-        for i, m in zip(subjects, masks, strict=True)
+        Field(_first(i), streams, m, inside, padding is not None, align != "same")
+        for i, (_, streams), m in zip(subjects, layout, masks, strict=True)
     ]
     rng = np.random.default_rng((seed, len(fields)))
-    counts = [0] * len(fields) if how.n is None else shares(how.n, weights or [1.0] * len(fields))
+    share = [1.0] * len(fields) if weights is None else [float(w) for w in weights]
+    if len(share) != len(fields):
+        raise GridError(f"there are {len(share)} weights for {len(fields)} subjects; give one for each")
+    counts = [0] * len(fields) if how.n is None else shares(how.n, share)
     drawn = [how.draw(field, i, n, rng) for i, (field, n) in enumerate(zip(fields, counts, strict=True))]
     if not sum(len(positions) for positions, _ in drawn):
-        raise DataError("the mask leaves no patch; check that it is not empty and lies over the inputs")
+        raise DataError(
+            "the mask leaves no patch; check that it is not empty and lies over the inputs"
+            if where is not None
+            else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
+        )
     return Patches([streams for _, streams in layout], layout[0][0], drawn, plane, padding, squeeze, _bytes(memory))
 
 
@@ -267,6 +276,13 @@ class Patches:
     def batch_bytes(self, batch_size: int) -> int:
         """Bytes of one batch."""
         return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self.streams[0])
+
+    def digest(self) -> int:
+        """Number that stands for the positions and all else that their order hangs on."""
+        content = hashlib.blake2s(repr((self.shape, self.memory, self._padding)).encode(), digest_size=6)
+        for part in (self.positions, self.subject, self._chunk):
+            content.update(part.tobytes())
+        return int.from_bytes(content.digest(), "little")
 
     def plan(self, batch_size: int = 64) -> Plan:
         """The plan that batches of this size are read by."""

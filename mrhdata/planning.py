@@ -176,9 +176,10 @@ class Plan:
         total = np.zeros(len(self.table), dtype=np.int64)
         if self.resident:
             return total
-        for stream, corners in zip(self.streams[0], self.corners, strict=True):
+        for i, corners in enumerate(self.corners):
             if corners is not None:
-                total += np.prod(corners[1] - corners[0], axis=1) * stream.voxel_bytes
+                voxel = np.array([streams[i].voxel_bytes for streams in self.streams])
+                total += np.prod(corners[1] - corners[0], axis=1) * voxel[self.table[:, 0]]
         return total
 
     def _tile_range(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:

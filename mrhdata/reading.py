@@ -46,7 +46,7 @@ class Loads:
         """The rest, where some tiles are there already."""
         if not tiles:
             return self
-        kept = ~np.isin(self.tile, np.fromiter(tiles, dtype=np.int64))
+        kept = ~np.isin(self.tile, np.array(list(tiles), dtype=np.int64))
         return replace(self, tile=self.tile[kept], first=self.first[kept], last=self.last[kept], size=self.size[kept])
 
 

@@ -5,7 +5,7 @@ A position is the first voxel of a patch, in ``z, y, x``. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,13 @@ def about(voxels: Ints, shape: Sequence[int], patch: Sequence[int], *, inside: b
     return np.clip(positions, 0, np.maximum(0, np.array(shape) - patch)) if inside else positions
 
 
-def shell(points: Floats, n: int, distance: tuple[float, float], rng: np.random.Generator) -> Floats:
+def shell(
+    points: Floats,
+    n: int,
+    distance: tuple[float, float],
+    rng: np.random.Generator,
+    moved: Callable[[Floats], Floats] | None = None,
+) -> Floats:
     """Points in the shell about a random point of a list, and no nearer to any other: (n, 3).
 
     Parameters
@@ -99,6 +105,8 @@ def shell(points: Floats, n: int, distance: tuple[float, float], rng: np.random.
     distance : tuple of float
         Least and greatest distance from the chosen point, mm; the least holds for all points.
     rng : numpy.random.Generator
+    moved : callable, optional
+        Moves places to where they may be, such as voxels, and leaves out those that may not be.
 
     Raises
     ------
@@ -127,13 +135,14 @@ def shell(points: Floats, n: int, distance: tuple[float, float], rng: np.random.
         # Uniform in the shell's volume.
         radius = np.cbrt(rng.uniform(inner**3, outer**3, (many, 1)))
         places = points[rng.integers(0, len(points), many)] + radius * direction
+        places = places if moved is None else moved(places)
         places = places[tree.query(places)[0] >= inner * (1 - 1e-9)][:missing]
         found.append(places)
         missing, tried = missing - len(places), tried + many
         if tried > 200 * n + 10_000:
             raise DataError(
-                f"of {tried} places at {inner} to {outer} mm from a point hardly any is {inner} mm from all others; "
-                "use a smaller least distance"
+                f"of {tried} places at {inner} to {outer} mm from a point hardly any lies in the volume and {inner} mm "
+                "from all others; use a smaller least distance"
             )
     return np.concatenate(found) if found else np.empty((0, 3))
 

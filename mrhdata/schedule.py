@@ -162,6 +162,8 @@ def visits(cells: Ints, pause: int) -> tuple[Ints, Ints, Ints]:
     >>> [v.tolist() for v in visits(np.array([5, 5, 7, 7, 7, 7, 5]), pause=2)]
     [[5, 5, 7], [0, 6, 2], [1, 6, 5]]
     """
+    if not len(cells):
+        return cells, cells, cells
     time = np.argsort(cells, kind="stable")
     ordered = cells[time]
     new = np.ones(len(cells), dtype=bool)
@@ -179,10 +181,12 @@ def lifetimes(things: Ints, first: Ints, last: Ints, pause: int) -> tuple[Ints, 
     >>> [v.tolist() for v in lifetimes(np.array([1, 1, 2]), np.array([0, 4, 1]), np.array([3, 6, 2]), 1)]
     [[1, 2], [0, 1], [6, 2]]
     """
+    if not len(things):
+        return things, first, last
     by = np.lexsort([first, things])
     things, first, last = things[by], first[by], last[by]
     # Within one thing the latest end so far: ends are lifted so that every thing starts above the one before.
-    lift = np.cumsum(np.append(0, things[1:] != things[:-1])) * (int(last.max(initial=0)) + pause + 2)
+    lift = np.cumsum(np.append(0, things[1:] != things[:-1])) * (int(last.max()) + pause + 2)
     ends = np.maximum.accumulate(last + lift)
     new = np.ones(len(things), dtype=bool)
     new[1:] = (first + lift)[1:] > ends[:-1] + pause
