@@ -273,7 +273,7 @@ class Resampled:
         )
         self.chunk = (int(lengths[0]), int(lengths[1]), int(lengths[2]))
 
-    def whole_chunk(self, box: Box) -> None:
+    def whole_chunk(self, box: Box, room: np.ndarray | None) -> None:
         """Stored chunks are of another grid."""
 
     def into(self, out: np.ndarray, box: Box) -> None:

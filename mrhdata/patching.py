@@ -22,7 +22,7 @@ from mrhdata.choosing import Field, chooser
 from mrhdata.cutting import Cutter, cut_alone
 from mrhdata.errors import DataError, GridError
 from mrhdata.planning import Plan
-from mrhdata.reading import ReadAhead, decoders
+from mrhdata.reading import ReadAhead, Rooms, decoders
 from mrhdata.sampling import Ints, shares
 from mrhdata.splitting import folds_of, parts_of, shared_with
 from mrhdata.tiles import Stream
@@ -239,6 +239,7 @@ class Patches:
                 stream.join()
         self._plans: dict[int, Plan] = {}
         self._tiles: dict[int, np.ndarray] = {}
+        self._rooms = Rooms()
 
     def _only(self, rows: Ints) -> Patches:
         """The same patches, but fewer."""
@@ -266,7 +267,7 @@ class Patches:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tiles": {}, "_plans": {}}
+        return self.__dict__ | {"_tiles": {}, "_plans": {}, "_rooms": Rooms()}
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
@@ -336,8 +337,9 @@ class Patches:
         if not batches:
             return
         loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
-        tiles = self._tiles if plan.resident else {}
-        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders()) as ahead:
+        # Tiles that stay have memory of their own; the others take turns.
+        tiles, rooms = (self._tiles, None) if plan.resident else ({}, self._rooms)
+        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders(), rooms) as ahead:
             cutter = Cutter(plan, tiles, loads.copied)
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -95,13 +95,13 @@ class Plan:
         """Number of the first tile of a stream."""
         return int(self._offsets[sum(len(s) for s in self.streams[:subject]) + stream])
 
-    def read(self, tile: int) -> np.ndarray:
-        """Decode a tile."""
+    def read(self, tile: int, room: np.ndarray | None = None) -> np.ndarray:
+        """Decode a tile, into some bytes where they are given."""
         # Plain integers: every step of Python here keeps the thread that cuts patches waiting.
         at = bisect_right(self._firsts, tile) - 1
         stream = self._each[at]
         rest, x = divmod(tile - self._firsts[at], stream.tiles[2])
-        return stream.read((*divmod(rest, stream.tiles[1]), x))
+        return stream.read((*divmod(rest, stream.tiles[1]), x), room)
 
     def tiles_by_row(self) -> Iterator[Ints]:
         """For each subject and stream, the tiles that its rows touch, row after row, repeated as they repeat."""
@@ -228,16 +228,32 @@ class Plan:
         batches = -(-len(rows) // batch_size)
         # Beyond the last batch: nothing is let go of.
         ends = np.full(len(visit), batches) if self.resident else last[visit]
-        pause = batches
-        while True:
+
+        def kept_for(pause: int) -> Loads:
             tile, begin, end = schedule.lifetimes(tiles, first[visit], ends, pause)
             size = self.sizes(tile)
             needed = schedule.peak(
                 np.concatenate([begin, first]), np.concatenate([end, last]), np.concatenate([size, copied])
             )
-            if needed <= _FILLED * self.budget or not pause or self.resident:
-                return Loads(tile, begin, end, size, needed, schedule.peak(first, last, copied))
-            pause //= 3
+            return Loads(tile, begin, end, size, needed, schedule.peak(first, last, copied))
+
+        return self._longest(kept_for, batches)
+
+    def _longest(self, kept_for: Callable[[int], Loads], longest: int) -> Loads:
+        """The plan of the longest pause within the budget, to about a fifth."""
+        limit, pause, above = _FILLED * self.budget, longest, longest
+        found = kept_for(pause)
+        while found.needed > limit and pause and not self.resident:
+            above, pause = pause, pause // 4
+            found = kept_for(pause)
+        for _ in range(3 if pause < above else 0):
+            middle = round((max(1, pause) * above) ** 0.5)
+            tried = kept_for(middle)
+            if tried.needed <= limit:
+                found, pause = tried, middle
+            else:
+                above = middle
+        return found
 
 
 def _distinct(numbers: Ints) -> Ints:

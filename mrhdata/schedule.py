@@ -135,8 +135,10 @@ def order(table: Ints, cell: Ints, layout: Layout, rng: np.random.Generator, ran
     """
     place = np.empty(len(table), dtype=np.int64)
     place[layout.walk(table, rng)] = np.arange(len(table))
-    # Rows of a few cells in random order, those in the order of the walk.
-    walk = part(np.lexsort([rng.random(len(cell)), place[cell] // layout.run]), rank, ranks)
+    # Ranks share out one walk, whatever lanes and runs their budgets allow; then rows of a few cells are mixed.
+    chance = rng.random(len(cell))
+    walk = part(np.lexsort([chance, place[cell]]), rank, ranks)
+    walk = walk[np.lexsort([chance[walk], place[cell[walk]] // layout.run])]
     lanes = max(1, min(layout.lanes, len(walk)))
     turn = np.concatenate([np.arange(len(lane)) for lane in np.array_split(walk, lanes)])
     return walk[np.argsort(turn + rng.random(len(walk)))]

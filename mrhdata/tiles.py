@@ -48,7 +48,7 @@ class Readable(Protocol):
     def chunk(self) -> tuple[int, int, int]:
         """Voxels along z, y, x that are read together."""
 
-    def whole_chunk(self, box: Box) -> np.ndarray | None:
+    def whole_chunk(self, box: Box, room: np.ndarray | None) -> np.ndarray | None:
         """A box that is one stored chunk, without a copy."""
 
     def into(self, out: np.ndarray, box: Box) -> None:
@@ -121,7 +121,7 @@ class Part:
         lengths = {axis: int(length) for axis, length in zip(axes, stored, strict=True)}
         return (lengths.get(1, 1), lengths.get(2, 1), lengths.get(3, 1))
 
-    def whole_chunk(self, box: Box) -> np.ndarray | None:
+    def whole_chunk(self, box: Box, room: np.ndarray | None) -> np.ndarray | None:
         """The box (z, y, x) without a copy, where it is one stored chunk of a volume without channels."""
         chunks = self.chunks
         if self._source is None or chunks is None or len(chunks.shape) != 3 or any(self._flips):
@@ -129,8 +129,9 @@ class Part:
         for s, c, n in zip(box, chunks.chunk, chunks.shape, strict=True):
             if s.start % c or s.stop != min(s.start + c, n):
                 return None
+        out = None if room is None else _shaped(room, chunks.chunk, chunks.dtype)
         with reading(self._source.path):
-            values = chunks.read([s.start // c for s, c in zip(box, chunks.chunk, strict=True)])
+            values = chunks.read([s.start // c for s, c in zip(box, chunks.chunk, strict=True)], out)
         return values[tuple(slice(0, s.stop - s.start) for s in box)]
 
     def into(self, out: np.ndarray, box: Box) -> None:
@@ -242,29 +243,32 @@ class Stream:
         return 0 if self._view is not None else self.dtype.itemsize * len(self.channels)
 
     def sizes(self, tiles: Ints) -> Ints:
-        """Bytes of tiles, given by their numbers (n, 3)."""
+        """Bytes that tiles take, given by their numbers (n, 3)."""
+        # A stored chunk is decoded whole, also at the edge.
+        high = np.asarray(self.grid.shape) if self.tile != self.chunk else np.array(self.tiles) * self.tile
         low = tiles * self.tile
-        return np.asarray(np.prod(np.minimum(self.grid.shape, low + self.tile) - low, axis=1) * self.voxel_bytes)
+        return np.asarray(np.prod(np.minimum(high, low + self.tile) - low, axis=1) * self.voxel_bytes)
 
-    def read(self, tile: Sequence[int]) -> np.ndarray:
-        """One tile, (C, z, y, x), or (z, y, x, C) where patches are small."""
+    def read(self, tile: Sequence[int], room: np.ndarray | None = None) -> np.ndarray:
+        """One tile, (C, z, y, x), or (z, y, x, C) where patches are small; within `room` if that is given."""
         low = [i * t for i, t in zip(tile, self.tile, strict=True)]
-        return self.box(low, [min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)])
+        return self.box(low, [min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)], room)
 
-    def box(self, low: Ints | Sequence[int], high: Ints | Sequence[int]) -> np.ndarray:
+    def box(self, low: Ints | Sequence[int], high: Ints | Sequence[int], room: np.ndarray | None = None) -> np.ndarray:
         """Voxels of a box within the grid, in the axes of a tile."""
         box: Any = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         if self._view is not None:
             return self._view[(slice(None), *box)]
-        whole = self._parts[0].whole_chunk(box) if len(self._parts) == 1 else None
-        if whole is not None and whole.dtype == self.dtype:
+        single = len(self._parts) == 1 and self._parts[0].dtype == self.dtype
+        whole = self._parts[0].whole_chunk(box, room) if single else None
+        if whole is not None:
             return whole[..., None] if self.small else whole[None]
         lengths = tuple(s.stop - s.start for s in box)
         if self.small:
-            out = np.empty((*lengths, len(self.channels)), self.dtype)
+            out = _shaped(room, (*lengths, len(self.channels)), self.dtype)
             first = np.moveaxis(out, -1, 0)
         else:
-            out = first = np.empty((len(self.channels), *lengths), self.dtype)
+            out = first = _shaped(room, (len(self.channels), *lengths), self.dtype)
         for part, target in self._targets(first):
             part.into(target, box)
         return out
@@ -279,6 +283,14 @@ class Stream:
         for part in self._parts:
             yield part, out[at : at + part.channels]
             at += part.channels
+
+
+def _shaped(room: np.ndarray | None, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array at the beginning of some bytes, or of its own where there are none."""
+    if room is None:
+        return np.empty(shape, dtype)
+    array: np.ndarray = room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+    return array
 
 
 def _origins(data: Any) -> set[str]:

@@ -274,7 +274,7 @@ class TestFirst:
         reference = filled(placed(np.zeros((n, n, n)), (spacing,) * 3), ramp)
         read = set()
         plain = Chunks.read
-        monkeypatch.setattr(Chunks, "read", lambda self, at: read.add(self.shape) or plain(self, at))
+        monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.add(self.shape) or plain(self, at, out))
         p = mrhdata.patches(reference, mrhdata.read(tmp_path / "fine.zarr"), shape=3, at=Uniform(5), align="first")
         x, y = p.gather(np.arange(5))
         assert read == {(level,) * 3}

@@ -30,7 +30,7 @@ def test_the_explanation_counts_what_is_read(store, monkeypatch):
     """Decoded bytes are those of the chunks that a pass reads; naive ones those of single patches."""
     read = []
     plain = Chunks.read
-    monkeypatch.setattr(Chunks, "read", lambda self, index: read.append(tuple(index)) or plain(self, index))
+    monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
     p = mrhdata.patches(mrhdata.read(store), shape=20, at=Uniform(150), memory=3_500_000)
     explanation = p.explain(batch_size=4)
     assert not read

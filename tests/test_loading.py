@@ -393,10 +393,10 @@ class TestThreads:
         counts = iter(range(10_000))
         plain = Stream.read
 
-        def fails(stream, tile):
+        def fails(stream, tile, room=None):
             if next(counts) == nth:
                 raise OSError("the disk is gone")
-            return plain(stream, tile)
+            return plain(stream, tile, room)
 
         p = mrhdata.patches(stored, shape=18, at=Uniform(30), memory=memory)
         monkeypatch.setattr(Stream, "read", fails)

@@ -136,7 +136,7 @@ def test_each_chunk_is_decoded_once_a_pass(stores, monkeypatch):
     """In order, every chunk is read once; all in memory, never again."""
     read = []
     plain = Chunks.read
-    monkeypatch.setattr(Chunks, "read", lambda self, index: read.append(tuple(index)) or plain(self, index))
+    monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
     p = mrhdata.patches(stores[1]["v2"], shape=(20, 16, 20), stride=9)
     for epoch in range(2):
         list(p.stream(8, epoch=epoch))

@@ -193,7 +193,7 @@ class TestReadAhead:
         loads = loads_of([(number, *use) for number, use in enumerate(uses)])
         tiles, read = Watched(), []
 
-        def decode(number):
+        def decode(number, room):
             (row,) = np.flatnonzero(loads.tile == number)
             size = int(loads.size[row])
             tiles.begun(size)
@@ -216,7 +216,7 @@ class TestReadAhead:
         """Its next reading may be done before its last use: it goes after the second."""
         loads = Loads(np.array([5, 5]), np.array([0, 2]), np.array([1, 3]), np.array([8, 8]), 0, 0)
         tiles = {}
-        with ReadAhead(loads, tiles, lambda n: np.zeros(8, np.uint8), 100, threads) as ahead:
+        with ReadAhead(loads, tiles, lambda n, room: np.zeros(8, np.uint8), 100, threads) as ahead:
             for batch in range(4):
                 ahead.wait_for(batch)
                 assert list(tiles) == [5]
@@ -229,7 +229,7 @@ class TestReadAhead:
         loads = loads_of([(n, n, 0, 1) for n in range(6)])
         before = set(threading.enumerate())
 
-        def decode(number):
+        def decode(number, room):
             if number == 3:
                 raise ValueError("tile 3")
             return np.zeros(1, np.uint8)
@@ -247,7 +247,7 @@ class TestReadAhead:
         loads = loads_of([(n, n, 0, 1) for n in range(1000)])
         read = []
         before = set(threading.enumerate())
-        with ReadAhead(loads, {}, lambda n: read.append(n) or np.zeros(1, np.uint8), 5, 2) as ahead:
+        with ReadAhead(loads, {}, lambda n, room: read.append(n) or np.zeros(1, np.uint8), 5, 2) as ahead:
             ahead.wait_for(0)
         assert set(threading.enumerate()) <= before
         assert 1 <= len(read) <= 6

@@ -70,15 +70,17 @@ class Chunks:
         # Plain strings: every step of Python here keeps the thread that cuts patches waiting.
         self._root = str(Path(array.store.root) / array.path)  # type: ignore[attr-defined]
         self._key = array.metadata.encode_chunk_key
-        self._decoders, self._shard = decoders, shard
+        self._decoders, self._shard = list(decoders), shard
 
-    def read(self, index: Sequence[int]) -> np.ndarray:
+    def read(self, index: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
         """Decoded chunk, of the full chunk's shape also at the edge of the array.
 
         Parameters
         ----------
         index : sequence of int
             Number of the chunk along each axis.
+        out : array of the chunk's shape and type, optional
+            Filled and returned; contiguous.
 
         Raises
         ------
@@ -87,11 +89,22 @@ class Chunks:
         """
         content = self._file(index) if self._shard is None else self._shard.read(self._root, self._key, index)
         if content is None:
-            return np.full(self.chunk, 0 if self._fill is None else self._fill, self.dtype)
-        for decode in self._decoders:
+            out = np.empty(self.chunk, self.dtype) if out is None else out
+            out[...] = 0 if self._fill is None else self._fill
+            return out
+        direct = (
+            out is not None and self._stored == self.dtype and bool(self._decoders) and self._decoders[-1] is _blosc
+        )
+        for decode in self._decoders[:-1] if direct else self._decoders:
             content = decode(content)
+        if direct and out is not None:
+            _blosc(content, out)
+            return out
         values = np.frombuffer(content, self._stored).reshape(self.chunk)
-        return values if self._stored == self.dtype else values.astype(self.dtype)
+        if out is None:
+            return values if self._stored == self.dtype else values.astype(self.dtype)
+        out[...] = values
+        return out
 
     def into(self, out: np.ndarray, box: Sequence[slice]) -> None:
         """Read a box of the array into an array of its shape."""
@@ -211,11 +224,13 @@ def _decoder(codec: Mapping[str, Any]) -> Decoder | None:
     return makers.get(name)
 
 
-def _blosc(content: Any) -> Any:
+def _blosc(content: Any, out: np.ndarray | None = None) -> Any:
     # Blosc trusts the length in its header, and reads on behind the end of what was cut off.
     if len(content) < _BLOSC_HEADER or int.from_bytes(content[12:16], "little") != len(content):
         raise ValueError("a chunk is shorter or longer than its header says")
-    return numcodecs.blosc.decompress(content)
+    if out is not None and int.from_bytes(content[4:8], "little") != out.nbytes:
+        raise ValueError("a chunk does not hold as many voxels as its array says")
+    return numcodecs.blosc.decompress(content, out)
 
 
 def _same(content: Any) -> Any:
