@@ -17,6 +17,8 @@ Item = TypeVar("Item")
 #: Bytes of batches that are handed from thread to thread together: small ones cost more to hand over than to cut.
 _TOGETHER = 2_000_000
 _MOST_TOGETHER = 16
+#: Batches (or groups of small ones) that wait, where nothing else is said.
+_AHEAD = 2
 
 
 class Source(Protocol):
@@ -24,6 +26,7 @@ class Source(Protocol):
 
     positions: Any
     subject: Any
+    resident: bool
 
     def __len__(self) -> int: ...
     def stream(
@@ -147,7 +150,7 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Batches, *, ahead: int, num_workers: int, start_method: str, pin_memory: bool, device: Any
+        self, batches: Batches, *, ahead: int | None, num_workers: int, start_method: str, pin_memory: bool, device: Any
     ) -> None:
         self.batches = batches
         self._ahead, self._workers, self._method = ahead, num_workers, start_method
@@ -176,7 +179,12 @@ class Loader:
             return
         size = self.batches.patches.batch_bytes(self.batches.batch_size)
         together = max(1, min(_MOST_TOGETHER, _TOGETHER // size))
-        for several in in_thread(_groups(map(self._sent, self.batches), together), self._ahead):
+        ahead = self._ahead
+        if ahead is None:
+            # Small patches that are in memory cost less to cut than to hand over.
+            ahead = 0 if together > 1 and self.batches.patches.resident else _AHEAD
+        sent = map(self._sent, self.batches)
+        for several in in_thread(_groups(sent, together), ahead) if ahead else ([batch] for batch in sent):
             yield from several
 
     def _sent(self, batch: Any) -> Any:

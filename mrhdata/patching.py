@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 PADDING = ("constant", "edge", "reflect")
-#: Batches in flight: one being cut, one waiting, one in the hands of the trainer.
-_IN_FLIGHT = 3
+#: Batches in flight: one being cut, two waiting, one in the hands of the trainer.
+_IN_FLIGHT = 4
 
 
 def patches(  # noqa: PLR0913  (one call says all about a training set)
@@ -203,6 +203,8 @@ class Patches:
     channels : list of str
     streams : list of list of Stream
         What the tensors of each subject are cut from.
+    resident : bool
+        All voxels fit half of the memory and stay there after the first pass.
     """
 
     def __init__(
@@ -233,8 +235,8 @@ class Patches:
         known = [c for _, c in drawn if c is not None]
         self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
         every = [stream for of_subject in self.streams for stream in of_subject]
-        self._resident = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
-        if self._resident:
+        self.resident = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
+        if self.resident:
             for stream in every:
                 stream.join()
         self._plans: dict[int, Plan] = {}
@@ -295,7 +297,7 @@ class Patches:
                     f"{self.batch_bytes(batch_size)} bytes; give more, or a smaller batch_size"
                 )
             self._plans[batch_size] = Plan(
-                self.streams, self.positions, self.subject, left, self._padding, self._resident
+                self.streams, self.positions, self.subject, left, self._padding, self.resident
             )
         return self._plans[batch_size]
 
@@ -335,6 +337,10 @@ class Patches:
         rows = plan.rows(shuffle, seed, epoch, batch_size, *rank)
         batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)][start:][worker[0] :: worker[1]]
         if not batches:
+            return
+        if plan.resident and plan.covered_by(self._tiles):
+            cutter = Cutter(plan, self._tiles, 0)
+            yield from ((batch, cutter.cut(batch)) for batch in batches)
             return
         loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
         # Tiles that stay have memory of their own; the others take turns.
@@ -423,7 +429,7 @@ class Patches:
         self,
         batch_size: int,
         *,
-        ahead: int = 2,
+        ahead: int | None = None,
         num_workers: int = 0,
         start_method: str = "forkserver",
         pin_memory: bool = False,
@@ -438,8 +444,9 @@ class Patches:
         Parameters
         ----------
         batch_size : int
-        ahead : int
-            Batches (or groups of small ones) that wait, made by threads of this process.
+        ahead : int, optional
+            Batches (or groups of small ones) that wait, made by a thread of this process; 2, or 0 for small
+            patches of volumes that stay in memory, which cost less to cut than to hand over.
         num_workers : int
             Processes that make batches instead, for a transform that is slow. Each decodes what its
             batches need, and has `memory` to itself.

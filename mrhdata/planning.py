@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +67,7 @@ class Plan:
         self.cell = cell.reshape(-1)
         self.table = self._numbers(keys)
         self._pointer, self._tile = self._uses()
+        self._distinct_tiles = len(_distinct(np.sort(self._tile)))
         self.corners = [self._corners(i) if s.small else None for i, s in enumerate(streams[0])]
         self._cell_bytes = self._copied()
         self.layout = self._choose()
@@ -110,6 +111,10 @@ class Plan:
             for i, stream in enumerate(streams):
                 numbers = _expanded(*self._tile_range(stream, rows))[1]
                 yield self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
+
+    def covered_by(self, tiles: Collection[int]) -> bool:
+        """Whether all tiles that any row needs are there."""
+        return len(tiles) >= self._distinct_tiles and len(set(self._tile.tolist()) - set(tiles)) == 0
 
     def sizes(self, tiles: Ints) -> Ints:
         """Bytes of tiles."""
