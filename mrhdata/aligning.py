@@ -37,8 +37,10 @@ _TURNED_VOXELS = 0.5
 class Shapes:
     """Patch lengths of inputs and target by name; a plane makes one of them 1."""
 
-    def __init__(self, shape: Any, target_shape: Any, plane: str | None) -> None:
-        self._plane = plane
+    def __init__(self, shape: Any, target_shape: Any, plane: str | None, neighbours: int = 0) -> None:
+        if neighbours < 0 or (neighbours and plane is None):
+            raise GridError(f"neighbours is a number of planes on each side of plane=, not {neighbours}")
+        self._plane, self._neighbours = plane, neighbours
         self._input, self._target = self._read(shape, "shape"), self._read(target_shape, "target_shape")
 
     def _read(self, given: Any, what: str) -> Any:
@@ -53,7 +55,14 @@ class Shapes:
         found = self._input.get(name) if isinstance(self._input, dict) else self._input
         if found is None:
             raise GridError(f"shape has no item for the first input {name!r}; it has {list(self._input)}")
-        return found
+        return self._with_neighbours(found)
+
+    def _with_neighbours(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if self._plane is None or not self._neighbours:
+            return shape
+        found = list(shape)
+        found[PLANES[self._plane]] = 1 + 2 * self._neighbours
+        return (found[0], found[1], found[2])
 
     def of_input(self, name: str) -> tuple[int, int, int] | None:
         """Of another input; None where it follows from the first."""
@@ -61,6 +70,8 @@ class Shapes:
 
     def of_target(self, name: str | None = None) -> tuple[int, int, int] | None:
         """Of the target; None where it follows from the first input."""
+        if self._target is None and self._neighbours and not isinstance(self._input, dict):
+            return self._input
         return self._target.get(name) if isinstance(self._target, dict) else self._target
 
 

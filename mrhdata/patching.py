@@ -52,6 +52,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     stride: int | Sequence[int] | None = None,
     at: Any = None,
     plane: str | None = None,
+    neighbours: int = 0,
     where: xr.DataArray | Sequence[xr.DataArray] | None = None,
     inside: float | None = None,
     align: str = "same",
@@ -80,6 +81,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         :mod:`mrhdata.choosing`, or first voxels of your own.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
+    neighbours : int
+        Planes on each side of `plane` that the first input has as further channels (2.5D).
     where : mask volume, or one per subject, optional
         Patches are kept where it is not zero.
     inside : float, optional
@@ -132,7 +135,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             f"there are {len(subjects)} subjects of inputs, {len(targets)} of targets and {len(masks)} masks; "
             "give one of each per subject"
         )
-    shapes = aligning.Shapes(shape, target_shape, plane)
+    shapes = aligning.Shapes(shape, target_shape, plane, neighbours)
     layout = [aligning.streams_of(i, t, shapes, align) for i, t in zip(subjects, targets, strict=True)]
     for _, streams in layout[1:]:
         for mine, first in zip(streams, layout[0][1], strict=True):
@@ -143,8 +146,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
                     f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
                     "give shape= or target_shape= an item for every volume"
                 )
-    size = layout[0][1][0].shape
-    how = chooser(at, aligning.lengths(size if stride is None else stride, plane, "stride"))
+    how = chooser(at, aligning.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
     fields = [
         Field(_first(i), streams, m, inside, padding is not None, align != "same")
         for i, (_, streams), m in zip(subjects, layout, masks, strict=True)
@@ -161,7 +163,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             if where is not None
             else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
         )
-    return Patches([streams for _, streams in layout], layout[0][0], drawn, plane, padding, squeeze, _bytes(memory))
+    every = [streams for _, streams in layout]
+    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, _bytes(memory), neighbours)
 
 
 def _first(inputs: Inputs) -> xr.DataArray:
@@ -198,8 +201,10 @@ class Patches:
     classes : (n,) int64 array or None
         Class that a patch was drawn for, by choosers that know one.
     shape : tuple of int
-        Patch length along z, y, x.
+        Patch length along z, y, x, neighbouring planes included.
     plane : str or None
+    neighbours : int
+        Planes on each side that are channels of the first tensor.
     channels : list of str
     streams : list of list of Stream
         What the tensors of each subject are cut from.
@@ -216,11 +221,14 @@ class Patches:
         padding: str | None,
         squeeze: bool,
         memory: int,
+        neighbours: int = 0,
     ) -> None:
         self.streams, self._names = [list(s) for s in streams], names
         self._padding, self._squeeze, self.memory = padding, squeeze, memory
         first = streams[0][0]
-        self.shape, self.plane, self.channels = first.shape, plane, first.channels
+        self.shape, self.plane, self.neighbours = first.shape, plane, neighbours
+        offsets = [f"{k:+d}" if k else "" for k in range(-neighbours, neighbours + 1)]
+        self.channels = [channel + offset for channel in first.channels for offset in offsets]
         self.spacing_mm = tuple(float(s) for s in first.grid.spacing)
         positions = np.concatenate([p for p, _ in drawn])
         subject = np.repeat(np.arange(len(drawn)), [len(p) for p, _ in drawn])
@@ -340,7 +348,7 @@ class Patches:
             return
         if plan.resident and plan.covered_by(self._tiles):
             cutter = Cutter(plan, self._tiles, 0)
-            yield from ((batch, cutter.cut(batch)) for batch in batches)
+            yield from ((batch, self._folded(cutter.cut(batch))) for batch in batches)
             return
         loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
         # Tiles that stay have memory of their own; the others take turns.
@@ -351,7 +359,7 @@ class Patches:
                 ahead.wait_for(number)
                 arrays = cutter.cut(batch)
                 ahead.done_with(number)
-                yield batch, arrays
+                yield batch, self._folded(arrays)
 
     def gather(self, rows: Ints) -> list[Floats]:
         """Inputs, and target if there is one, of any patches: (n, C, z, y, x) float32 arrays each.
@@ -365,7 +373,16 @@ class Patches:
         for chosen in np.split(by, np.flatnonzero(np.diff(chunk[by])) + 1) if len(rows) else []:
             for whole, stream in zip(out, self.streams[int(self.subject[rows[chosen[0]]])], strict=True):
                 whole[chosen] = cut_alone(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
-        return out
+        return self._folded(out)
+
+    def _folded(self, parts: list[Floats]) -> list[Floats]:
+        """Neighbouring planes of the first tensor as channels: those of one channel stand together."""
+        if not self.neighbours or self.plane is None:
+            return parts
+        axis = 2 + aligning.PLANES[self.plane]
+        planes = np.moveaxis(parts[0], axis, 2)
+        channels = planes.reshape(len(planes), -1, *planes.shape[3:])
+        return [np.expand_dims(channels, axis), *parts[1:]]
 
     def arranged(self, parts: Sequence[Any]) -> Any:
         """Tensors as a patch hands them out: input, or (input, target), named where there are several."""
@@ -489,6 +506,9 @@ class Patches:
             mine = np.flatnonzero(self.subject[chosen] == number)
             affine, starts = streams[stream].grid.affine, streams[stream].starts(self.positions[chosen[mine]])
             out[mine] = affine
+            if self.neighbours and self.plane is not None and not stream:
+                # The plane in the middle is where the patch lies.
+                starts = starts + self.neighbours * np.eye(3, dtype=np.int64)[aligning.PLANES[self.plane]]
             out[mine, :3, 3] += starts @ affine[:3, :3].T
         return out
 
@@ -500,7 +520,15 @@ class Patches:
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Name of each tensor, and its channels and lengths (C, z, y, x)."""
-        return {n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.streams[0], strict=True)}
+        found: dict[str, tuple[int, ...]] = {
+            n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.streams[0], strict=True)
+        }
+        if self.neighbours and self.plane is not None:
+            first = self._names.flat()[0]
+            lengths = list(self.shape)
+            lengths[aligning.PLANES[self.plane]] = 1
+            found[first] = (len(self.channels), *lengths)
+        return found
 
     def to_torchio(self, index: int) -> Any:
         """One patch as a ``torchio.Subject``: an image (a label map for labels) per tensor, with its affine."""

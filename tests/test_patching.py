@@ -174,6 +174,27 @@ def test_planes_fix_their_axis(plane, shape):
     assert len(np.unique(p.positions[:, fixed])) == (9, 8, 7)[fixed]
 
 
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 0), ("coronal", 1), ("sagittal", 2)])
+@pytest.mark.parametrize("channels", [None, 2])
+def test_neighbouring_planes_are_channels(plane, axis, channels):
+    """2.5D: planes beside the one in the middle, channel by channel, and a flat target at the one in the middle."""
+    v, target = volume(channels=channels, chunks=4 if channels is None else (2, 4, 4, 4)), volume(seed=1)
+    p = mrhdata.patches(v, target, shape=4, stride=2, plane=plane, neighbours=1)
+    names = ["image"] if channels is None else ["image:0", "image:1"]
+    assert p.channels == [f"{n}{k}" for n in names for k in ("-1", "", "+1")]
+    expected = []
+    for c in p.positions:
+        thick = naive(v, c, p.shape)
+        planes = np.moveaxis(thick, axis + 1, 1).reshape(-1, *np.delete(thick.shape[1:], axis))
+        expected.append(np.expand_dims(planes, axis + 1))
+    flat = [naive(target, c + np.eye(3, dtype=int)[axis], np.where(np.arange(3) == axis, 1, 4)) for c in p.positions]
+    agrees(p, [np.stack(expected), np.stack(flat)])
+    assert p.widths["input"] == expected[0].shape
+    np.testing.assert_allclose(p.affine(), p.affine(stream=1))
+    with pytest.raises(GridError, match="neighbours is a number of planes on each side of plane="):
+        mrhdata.patches(v, shape=4, neighbours=1)
+
+
 def test_masks_keep_centres_or_shares():
     """Centre voxel by default, a share of the patch where asked: both by brute force."""
     v = volume()
