@@ -26,7 +26,6 @@ class Source(Protocol):
 
     positions: Any
     subject: Any
-    shape: tuple[int, int, int]
     classes: Any
 
     @property
@@ -116,7 +115,9 @@ def _dims(name: str, patches: Source) -> list[str]:
 def _where(patches: Source, rows: Any) -> dict[str, Any]:
     positions = patches.positions[rows]
     affines = patches.affine(rows)
-    centre = np.append((np.array(patches.shape) - 1) / 2, 1.0)
+    # Neighbouring planes are channels, and the affine is that of the plane in the middle.
+    lengths = next(iter(patches.widths.values()))[1:]
+    centre = np.append((np.array(lengths) - 1) / 2, 1.0)
     found = {
         "row": ("patch", rows),
         "subject": ("patch", patches.subject[rows]),

@@ -191,6 +191,8 @@ def test_neighbouring_planes_are_channels(plane, axis, channels):
     agrees(p, [np.stack(expected), np.stack(flat)])
     assert p.widths["input"] == expected[0].shape
     np.testing.assert_allclose(p.affine(), p.affine(stream=1))
+    middle = v.mrh.world(p.positions + (np.array(p.shape) - 1) / 2)
+    np.testing.assert_allclose(p.to_xarray().centre_mm, middle, atol=1e-9)
     with pytest.raises(GridError, match="neighbours is a number of planes on each side of plane="):
         mrhdata.patches(v, shape=4, neighbours=1)
 
