@@ -77,8 +77,7 @@ class Field:
         """Which patches lie within all volumes, or may leave them: (n,)."""
         kept = np.ones(len(positions), dtype=bool)
         for stream in () if self.overhang else self._streams:
-            starts = stream.starts(positions)
-            kept &= ((starts >= 0) & (starts + stream.shape <= stream.grid.shape)).all(axis=1)
+            kept &= stream.holds(stream.starts(positions))
         return kept
 
     def keep(self, positions: Ints) -> NDArray[np.bool_]:

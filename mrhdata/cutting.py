@@ -85,8 +85,8 @@ class Cutter:
         """Which patches lie within the volume; None for all."""
         if self._plan.padding is None:
             return None
-        fits = ((starts >= 0) & (starts + stream.shape <= stream.grid.shape)).all(axis=1)
-        return None if fits.all() else np.asarray(fits)
+        fits = stream.holds(starts)
+        return None if fits.all() else fits
 
     def _lookup(self, subject: int, i: int) -> Callable[[int, int, int], np.ndarray]:
         offset, (_, ny, nx) = self._plan.offset(subject, i), self._plan.streams[subject][i].tiles

@@ -255,12 +255,12 @@ class Patches:
         """The same patches, but fewer."""
         if not len(rows):
             raise DataError("a part has no patches; give it a larger share, or a smaller guard")
+        # As when it is pickled: without plans, tiles and rooms.
         part = copy.copy(self)
         part.positions, part.subject, part.given = self.positions[rows], self.subject[rows], self.given[rows]
         part._chunk = self._chunk[rows]
         part._starts = part._runs()
         part.classes = None if self.classes is None else self.classes[rows]
-        part._plans = {}
         return part
 
     def _runs(self) -> Ints:

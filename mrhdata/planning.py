@@ -67,7 +67,7 @@ class Plan:
         self.cell = cell.reshape(-1)
         self.table = self._numbers(keys)
         self._pointer, self._tile = self._uses()
-        self._distinct_tiles = len(_distinct(np.sort(self._tile)))
+        self._distinct_tiles = len(_distinct(self._tile))
         self.corners = [self._corners(i) if s.small else None for i, s in enumerate(streams[0])]
         self._cell_bytes = self._copied()
         self.layout = self._choose()
@@ -108,9 +108,8 @@ class Plan:
         """For each subject and stream, the tiles that its rows touch, row after row, repeated as they repeat."""
         for subject, streams in enumerate(self.streams):
             rows = np.flatnonzero(self.subject == subject)
-            for i, stream in enumerate(streams):
-                numbers = _expanded(*self._tile_range(stream, rows))[1]
-                yield self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
+            for i in range(len(streams)):
+                yield self._touched(subject, i, rows)[1]
 
     def covered_by(self, tiles: Collection[int]) -> bool:
         """Whether all tiles that any row needs are there."""
@@ -156,10 +155,8 @@ class Plan:
         keys = []
         for number, streams in enumerate(self.streams):
             rows = np.flatnonzero(self.subject == number)
-            for i, stream in enumerate(streams):
-                low, high = self._tile_range(stream, rows)
-                owner, numbers = _expanded(low, high)
-                tiles = self.offset(number, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
+            for i in range(len(streams)):
+                owner, tiles = self._touched(number, i, rows)
                 keys.append(_distinct(self.cell[rows][owner] * total + tiles))
         keys_sorted = _distinct(np.concatenate(keys))
         pointer = np.searchsorted(keys_sorted // total, np.arange(len(self.table) + 1))
@@ -187,9 +184,12 @@ class Plan:
                 total += np.prod(corners[1] - corners[0], axis=1) * voxel[self.table[:, 0]]
         return total
 
-    def _tile_range(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
+    def _touched(self, subject: int, i: int, rows: Ints) -> tuple[Ints, Ints]:
+        """Tiles that rows of a subject touch: which of the rows, and the tile."""
+        stream = self.streams[subject][i]
         low, high = self._reach(stream, rows)
-        return low // stream.tile, high // stream.tile
+        owner, numbers = _expanded(low // stream.tile, high // stream.tile)
+        return owner, self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
 
     def _reach(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
         return reach(stream.starts(self.positions[rows]), stream.shape, stream.grid.shape, self.padding)
@@ -227,8 +227,7 @@ class Plan:
         cell, first, last = schedule.visits(self.cell[rows], schedule.PAUSE * self.layout.lanes)
         first, last = first // batch_size, last // batch_size
         counts = self._pointer[cell + 1] - self._pointer[cell]
-        visit = np.repeat(np.arange(len(cell)), counts)
-        within = np.arange(len(visit)) - np.repeat(np.cumsum(counts) - counts, counts)
+        visit, within = _counted(counts)
         tiles, copied = self._tile[self._pointer[cell][visit] + within], self._cell_bytes[cell]
         batches = -(-len(rows) // batch_size)
         # Beyond the last batch: nothing is let go of.
@@ -267,12 +266,16 @@ def _distinct(numbers: Ints) -> Ints:
     return ordered[np.append(True, ordered[1:] != ordered[:-1])]
 
 
+def _counted(counts: Ints) -> tuple[Ints, Ints]:
+    """So many items of each owner: the owner of each item, and its number among the owner's."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
 def _expanded(low: Ints, high: Ints) -> tuple[Ints, Ints]:
     """All numbers of boxes from `low` to `high`, both included: the row of each, and the number (m, 3)."""
     lengths = high - low + 1
-    counts = np.prod(lengths, axis=1)
-    owner = np.repeat(np.arange(len(low)), counts)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    owner, within = _counted(np.prod(lengths, axis=1))
     numbers = np.empty((len(owner), 3), dtype=np.int64)
     for axis in (2, 1, 0):
         length = lengths[owner, axis]

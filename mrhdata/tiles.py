@@ -232,6 +232,10 @@ class Stream:
         centres = self.grid.index(grid.world(positions + (np.array(shape) - 1) / 2))
         return np.floor(centres - (np.array(self.shape) - 1) / 2 + 0.5).astype(np.int64)
 
+    def holds(self, starts: Ints) -> NDArray[np.bool_]:
+        """Which patches, by their first voxels in this stream, lie within the volume: (n,)."""
+        return np.asarray(((starts >= 0) & (starts + self.shape <= self.grid.shape)).all(axis=1))
+
     def join(self) -> None:
         """Make small patches' tiles one: everything stays in memory, and one gather serves all."""
         if self.small:
