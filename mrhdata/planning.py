@@ -207,7 +207,8 @@ class Plan:
             if shuffle:
                 every = np.random.default_rng((seed, epoch)).permutation(len(every))
             return schedule.part(every, rank, ranks)
-        for lanes, run in itertools.product(range(self.layout.lanes, 0, -1), (schedule.RUN, 1)):
+        runs = (schedule.run(len(self.cell), len(self.table)), 1)
+        for lanes, run in itertools.product(range(self.layout.lanes, 0, -1), runs):
             self.mixed = replace(self.layout, lanes=lanes, run=run)
             rows = schedule.order(self.table, self.cell, self.mixed, np.random.default_rng((seed, epoch)), rank, ranks)
             needed = self.loads(rows, batch_size).needed
