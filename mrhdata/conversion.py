@@ -1,43 +1,30 @@
-"""Anything readable becomes OME-Zarr: one pass, bounded memory, resumable.
-
-The store grows in a hidden folder beside its target, ``.<name>.partial``, together with a journal of
-the finished blocks. A run that was killed is taken up by the next one with the same source and
-parameters; with others, it is begun again.
-"""
+"""Anything readable becomes OME-Zarr: one pass, bounded memory, resumable."""
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tqdm.auto import tqdm
-
 from mrhdata import formats
-from mrhdata.drafting import check_target, put, remove, remove_leftovers
-from mrhdata.errors import FormatError, MrhdataError
+from mrhdata.errors import FormatError
 from mrhdata.formats import Options, omezarr
-from mrhdata.volume import DIMS, describe
+from mrhdata.formats.blocks import VolumeBlocks
+from mrhdata.growing import Progress, grow
+from mrhdata.volume import DIMS
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mrhdata.formats.streaming import Writer
 
 #: Raised when what is written for the same source and parameters changes.
 _LAYOUT = 1
 
 #: Endings of formats that keep header and voxels apart.
 _HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
-
-Progress = bool | Callable[[int, int], None]
 
 
 def convert(
@@ -102,29 +89,20 @@ def convert(
     budget = in_bytes(memory)
     volume = formats.read(source, **options)
     volume = omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
-    identity = _identity(source, options, checksum)
-    if target.exists() and not overwrite and _made_from(target) == identity["digest"]:
-        if _draft(target).exists():
-            # A run that was killed behind its last step leaves the empty draft.
-            with _journal(target, identity):
-                pass
-        return formats.read(target)
-    check_target(target, overwrite)
-    remove_leftovers(target)
-    with _journal(target, identity) as journal, ThreadPoolExecutor(1) as aside:
+    held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
+    with ThreadPoolExecutor(1) as aside:
         checksums: Future[dict[str, Any]] = aside.submit(source_checksum, source, checksum)
-        try:
-            _stream(volume, journal, budget, progress)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, MrhdataError):
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise FormatError(f"{target} cannot be written ({reason}); make room and run it again to go on") from error
-        held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
-        provenance = {**checksums.result(), "options": held, "conversion": identity["digest"]}
-        omezarr.finish(describe(volume, provenance=provenance), journal.store)
-        put(journal.store, target)
-    return formats.read(target)
+        return grow(
+            target,
+            volume,
+            lambda: VolumeBlocks(volume),
+            _identity(source, options, checksum),
+            lambda: {**checksums.result(), "options": held},
+            memory=budget,
+            overwrite=overwrite,
+            progress=progress,
+            shown=("convert", 1, "B"),
+        )
 
 
 def in_bytes(memory: int | str) -> int:
@@ -144,128 +122,6 @@ def in_bytes(memory: int | str) -> int:
     if found < 10_000_000:
         raise FormatError(f"memory={memory!r} is less than the 10 MB that one shard and its neighbours need")
     return found
-
-
-class _Journal:
-    """The draft store and the list of its finished blocks."""
-
-    def __init__(self, folder: Path, file: Any, finished: set[tuple[int, int]]) -> None:
-        self.store, self.finished, self._file = folder / "store", finished, file
-
-    def note(self, level: int, index: int) -> None:
-        """Remember a block whose shards are all written."""
-        self.finished.add((level, index))
-        self._file.write(f"{level} {index}\n")
-        self._file.flush()
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
-
-
-@contextmanager
-def _journal(target: Path, identity: dict[str, Any]) -> Iterator[_Journal]:
-    """Take up the draft of a target, or begin one; it is removed when the block ends well."""
-    folder = _draft(target)
-    folder.mkdir(exist_ok=True)
-    with (folder / "journal").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FormatError(f"another process is writing {target}; wait for it, or stop it first") from error
-        journal = _Journal(folder, file, _finished(file, identity, folder / "store"))
-        try:
-            yield journal
-        except MrhdataError:
-            # Nothing is lost by starting over.
-            if not journal.finished:
-                remove(folder)
-            raise
-    remove(folder)
-
-
-def _finished(file: Any, identity: dict[str, Any], store: Path) -> set[tuple[int, int]]:
-    """Blocks that an earlier run of the same conversion finished; the journal ends behind them."""
-    file.seek(0)
-    # The last part is empty, or a line that was torn.
-    head, *lines = file.read().split("\n")
-    if head == json.dumps(identity) and lines and store.exists():
-        file.truncate(sum(len(line) + 1 for line in (head, *lines[:-1])))
-        return {(int(level), int(index)) for level, index in (line.split() for line in lines[:-1])}
-    file.truncate(0)
-    file.write(json.dumps(identity) + "\n")
-    file.flush()
-    return set()
-
-
-def _stream(volume: xr.DataArray, journal: _Journal, budget: int, progress: Progress) -> None:
-    from mrhdata.formats.streaming import Writer
-
-    made, name = omezarr.plan(volume)
-    if not journal.finished:
-        remove(journal.store)
-        omezarr.create(volume, journal.store)
-    paths = [journal.store / omezarr.level_path(n, name) for n in range(len(made))]
-    writer = Writer(volume, made, paths, volume.attrs["kind"], budget)
-    already = set(journal.finished)
-    with _shown(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already)) as step:
-
-        def done(level: int, index: int, size: int) -> None:
-            journal.note(level, index)
-            step(size)
-
-        client = _active_client()
-        if client is None:
-            writer.run(already, done)
-        else:
-            _run_on(client, writer, already, done)
-
-
-def _run_on(client: Any, writer: Writer, finished: set[tuple[int, int]], done: Callable[[int, int, int], None]) -> None:
-    """Levels one after another, their blocks on the workers; each reads the level before from the store."""
-    from distributed import as_completed
-
-    shared = client.scatter(writer, broadcast=True)
-    for level, blocks in enumerate(writer.boxes):
-        pending = [i for i in range(len(blocks)) if (level, i) not in finished]
-        futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in pending}
-        for future in as_completed(list(futures)):
-            future.result()
-            done(level, futures[future], writer.bytes_of(level, futures[future]))
-
-
-def _write_one(writer: Writer, level: int, index: int) -> None:
-    writer.write_one(level, index)
-
-
-def _active_client() -> Any:
-    """The client that the user has made, if any; none is made here."""
-    import sys
-
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        return distributed.get_client()
-    except ValueError:
-        return None
-
-
-@contextmanager
-def _shown(progress: Progress, total: int, already: int) -> Iterator[Callable[[int], None]]:
-    """A function that is told of bytes as they are done; `already` were done by an earlier run."""
-    if callable(progress):
-        so_far = already
-
-        def tell(size: int) -> None:
-            nonlocal so_far
-            so_far += size
-            progress(so_far, total)
-
-        yield tell
-        return
-    with tqdm(total=total, initial=already, unit="B", unit_scale=True, disable=not progress, desc="convert") as bar:
-        yield bar.update
 
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:
@@ -316,10 +172,3 @@ def source_checksum(source: str | os.PathLike[str], checksum: bool = True) -> di
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _made_from(store: Path) -> str | None:
-    try:
-        return formats.read(store).attrs.get("provenance", {}).get("conversion")
-    except FormatError:
-        return None

@@ -16,9 +16,10 @@ import xarray as xr
 import zarr
 
 import mrhdata
-from mrhdata import conversion
+from mrhdata import conversion, growing
 from mrhdata.errors import FormatError
 from mrhdata.formats import omezarr, streaming
+from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.volume import from_array
 from tests.conftest import FULL, oblique_affine
 
@@ -78,8 +79,8 @@ def test_levels_agree_with_a_plain_computation(tmp_path, dims, kind):
     made, name = omezarr.plan(volume)
     omezarr.create(volume, tmp_path / "read.zarr")
     paths = [tmp_path / "read.zarr" / omezarr.level_path(n, name) for n in range(len(made))]
-    writer = streaming.Writer(volume, made, paths, kind, 10_000_000)
-    for level, boxes in enumerate(writer.boxes):
+    writer = streaming.Writer(VolumeBlocks(volume), made, paths, kind, 10_000_000)
+    for level, boxes in enumerate(writer.blocks):
         for index in range(len(boxes)):
             writer.write_one(level, index)
     omezarr.finish(volume, tmp_path / "read.zarr")
@@ -106,7 +107,7 @@ def test_a_run_that_failed_goes_on_without_redoing(stack, tmp_path, monkeypatch)
     assert finished == len(seen)
     resumed = []
     monkeypatch.setattr(
-        conversion, "put", lambda source, target: resumed.append(_mtimes(source)) or os.replace(source, target)
+        growing, "put", lambda source, target: resumed.append(_mtimes(source)) or os.replace(source, target)
     )
     mrhdata.convert(
         folder, tmp_path / "a.zarr", spacing=1, memory="20 MB", progress=lambda done, total: seen.append(done)
@@ -244,9 +245,9 @@ def test_killed_in_the_last_steps(stack, tmp_path, monkeypatch, step):
         raise Killed
 
     if step == "finish":
-        monkeypatch.setattr(conversion.omezarr, "finish", killed)
+        monkeypatch.setattr(growing.omezarr, "finish", killed)
     else:
-        monkeypatch.setattr(conversion, step, killed)
+        monkeypatch.setattr(growing, step, killed)
     with pytest.raises(Killed):
         mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
     assert (tmp_path / ".a.zarr.partial").exists()

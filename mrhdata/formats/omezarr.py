@@ -156,12 +156,13 @@ def _scale_and_translation(image: Mapping[str, Any], dataset: Mapping[str, Any])
 
 def write(volume: xr.DataArray, path: Path, memory: int = MEMORY) -> None:
     """Write all levels; images by mean, labels and masks by mode."""
+    from mrhdata.formats.blocks import VolumeBlocks
     from mrhdata.formats.streaming import Writer
 
     volume = forward(volume)
     made, name = create(volume, path)
     paths = [path / level_path(n, name) for n in range(len(made))]
-    Writer(volume, made, paths, volume.attrs["kind"], memory).run(set(), lambda *_: None)
+    Writer(VolumeBlocks(volume), made, paths, volume.attrs["kind"], memory).run({}, lambda *_: None)
     finish(volume, path)
 
 

@@ -1,0 +1,332 @@
+"""What one output voxel of a network depends on, read off the network layer by layer.
+
+Along each axis the output at index ``p`` depends on the input voxels from ``jump * p + low`` to
+``jump * p + high``. A box of the input that holds this interval therefore gives the same output as the
+whole volume does, provided the box begins at a multiple of all strides on the way. Layers whose output
+depends on the extent of what they are given (instance norm, global pooling, attention) have no such
+interval, and are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as f
+
+from mrhdata.errors import ModelError
+
+Fractions = tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Of a network, or of one tensor within it.
+
+    Attributes
+    ----------
+    jump : tuple of Fraction
+        Input voxels from one output voxel to the next; below 1 where the network refines.
+    low, high : tuple of Fraction
+        First and last input voxel that output 0 depends on; before 0 lies what layers pad.
+    align : tuple of int
+        A box must begin at a multiple of this many voxels.
+    channels : int
+    live : float
+        Most bytes of float32 tensors held at one time, for each input voxel.
+    """
+
+    jump: Fractions
+    low: Fractions
+    high: Fractions
+    align: tuple[int, ...]
+    channels: int
+    live: float = 0.0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Edge of the receptive field along each axis, in voxels."""
+        return tuple(math.floor(h) - math.ceil(b) + 1 for b, h in zip(self.low, self.high, strict=True))
+
+    def moved(self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None) -> Field:
+        """After a layer whose output ``q`` depends on its inputs ``jump * q + low`` to ``jump * q + high``."""
+        jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
+        return replace(
+            self,
+            jump=jumps,
+            low=tuple(b + j * Fraction(n) for b, j, n in zip(self.low, self.jump, low, strict=True)),
+            high=tuple(h + j * Fraction(n) for h, j, n in zip(self.high, self.jump, high, strict=True)),
+            align=tuple(math.lcm(a, j.numerator) for a, j in zip(self.align, jumps, strict=True)),
+            channels=self.channels if channels is None else channels,
+        )
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of this tensor as float32, for each input voxel."""
+        return 4.0 * self.channels / float(math.prod(self.jump))
+
+
+def field_of(model: nn.Module, channels: int) -> Field:
+    """Receptive field of a network in evaluation mode.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Takes (B, C, ...) with ``model.ndim`` (3 by default) spatial axes.
+    channels : int
+        Of its input.
+
+    Raises
+    ------
+    ModelError
+        A layer looks at the whole of what it is given, or is not known here.
+
+    Examples
+    --------
+    >>> detector = nn.Sequential(nn.Conv3d(1, 8, 3), nn.MaxPool3d(2), nn.Conv3d(8, 8, 3), nn.Conv3d(8, 2, 3))
+    >>> found = field_of(detector, 1)
+    >>> found.lengths, [int(j) for j in found.jump], found.align
+    ((12, 12, 12), [2, 2, 2], (2, 2, 2))
+    """
+    ndim = int(getattr(model, "ndim", 3))
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as error:
+        raise ModelError(
+            f"the receptive field cannot be read off {type(model).__name__} ({_short(error)}); use mode='patch'"
+        ) from error
+    zeros = (Fraction(0),) * ndim
+    fields: dict[fx.Node, Field | None] = {}
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            fields[node] = Field((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels)
+        elif node.op == "output":
+            found = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            if found is None:
+                raise ModelError(f"{type(model).__name__} returns more than one tensor; use mode='patch'")
+            return replace(found, live=_live(traced.graph, fields))
+        else:
+            fields[node] = None if node.op == "get_attr" else _after(node, fields, modules)
+    raise ModelError(f"{type(model).__name__} returns nothing")
+
+
+def _after(node: fx.Node, fields: Mapping[fx.Node, Field | None], modules: Mapping[str, nn.Module]) -> Field:
+    """Field of what one node returns."""
+    given = [fields[n] for n in node.all_input_nodes]
+    inputs = [found for found in given if found is not None]
+    if not inputs:
+        raise _refused(str(node.target))
+    if node.op == "call_module":
+        layer = modules[str(node.target)]
+        for kinds, rule in _LAYERS:
+            if isinstance(layer, kinds):
+                return rule(inputs[0], layer)
+        raise _refused(type(layer).__name__)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if name in _VALUEWISE:
+        return _union(inputs, sum(i.channels for i in inputs) if name in ("cat", "concat") else None, node)
+    rule_of_call = _CALLS.get(name)
+    if rule_of_call is None:
+        raise _refused(name)
+    return rule_of_call(inputs[0], node)
+
+
+def _refused(name: str) -> ModelError:
+    return ModelError(
+        f"dense mode needs layers that see a fixed neighbourhood, and {name} is not known to be one; use mode='patch'"
+    )
+
+
+def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Field:
+    """Several tensors, voxel by voxel, or stacked on channels."""
+    first = inputs[0]
+    if channels is not None and node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) != 1:
+        raise _refused("cat along a spatial axis")
+    if node.target in ("softmax", f.softmax, torch.softmax) and 1 not in (node.kwargs.get("dim"), *node.args[1:]):
+        raise _refused("softmax over space")
+    if any(i.jump != first.jump for i in inputs):
+        raise _refused("a sum of tensors of different strides")
+    return replace(
+        first,
+        low=tuple(map(min, zip(*(i.low for i in inputs), strict=True))),
+        high=tuple(map(max, zip(*(i.high for i in inputs), strict=True))),
+        align=tuple(math.lcm(*a) for a in zip(*(i.align for i in inputs), strict=True)),
+        channels=max(i.channels for i in inputs) if channels is None else channels,
+    )
+
+
+def _live(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
+    """Most bytes of tensors held at one time, for each input voxel."""
+    nodes = [n for n in graph.nodes if fields.get(n) is not None]
+    place = {node: i for i, node in enumerate(nodes)}
+    last = {node: max([place[node], *(place.get(user, len(nodes)) for user in node.users)]) for node in nodes}
+    sizes = [(place[n], last[n], found.bytes) for n in nodes if (found := fields[n]) is not None]
+    return max(sum(size for first, end, size in sizes if first <= i <= end) for i in range(len(nodes)))
+
+
+# --- layers ---------------------------------------------------------------------------------------------
+
+
+def _each(value: Any, like: Field) -> list[int]:
+    """A setting of a layer, for each axis."""
+    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(like.jump)
+
+
+def _same(field: Field, layer: Any) -> Field:
+    return field
+
+
+def _conv(field: Field, layer: Any) -> Field:
+    if layer.padding_mode == "circular":
+        raise _refused("circular padding")
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if layer.padding == "same":
+        before = [n // 2 for n in spans]
+    else:
+        before = [0] * len(spans) if layer.padding == "valid" else _each(layer.padding, field)
+    high = [n - p for n, p in zip(spans, before, strict=True)]
+    return field.moved(layer.stride, [-p for p in before], high, layer.out_channels)
+
+
+def _pool(field: Field, layer: Any) -> Field:
+    kernel, padding = _each(layer.kernel_size, field), _each(layer.padding, field)
+    stride = _each(layer.stride if layer.stride is not None else layer.kernel_size, field)
+    dilation = _each(getattr(layer, "dilation", 1), field)
+    high = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    return field.moved(stride, [-p for p in padding], high)
+
+
+def _transposed(field: Field, layer: Any) -> Field:
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    rows = list(zip(layer.stride, layer.padding, spans, strict=True))
+    return field.moved(
+        [Fraction(1, s) for s, _, _ in rows],
+        [Fraction(p - n, s) for s, p, n in rows],
+        [Fraction(p, s) for s, p, _ in rows],
+        layer.out_channels,
+    )
+
+
+def _shuffled(field: Field, layer: Any) -> Field:
+    n = layer.upscale_factor
+    moved = _finer(field, [n] * len(field.jump), "nearest")
+    return replace(moved, channels=field.channels // n ** len(field.jump))
+
+
+def _upsampled(field: Field, layer: Any) -> Field:
+    if layer.scale_factor is None or layer.align_corners:
+        raise _refused("resizing to a given size, or with aligned corners,")
+    return _finer(field, _whole(layer.scale_factor, field), layer.mode)
+
+
+def _whole(factor: Any, field: Field) -> list[int]:
+    factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * len(field.jump)
+    if any(int(n) != n for n in factors):
+        raise _refused(f"resizing by {factor}")
+    return [int(n) for n in factors]
+
+
+def _finer(field: Field, factors: Sequence[int], mode: str) -> Field:
+    """Each voxel becomes several, by repetition or from those around it."""
+    jump = [Fraction(1, n) for n in factors]
+    if mode == "nearest":
+        return field.moved(jump, [Fraction(1 - n, n) for n in factors], [0] * len(factors))
+    reach = 2 if mode == "bicubic" else 1
+    middle = [(j - 1) / 2 for j in jump]
+    return field.moved(jump, [m - reach for m in middle], [m + reach for m in middle])
+
+
+def _padded(field: Field, layer: Any) -> Field:
+    return _shifted(field, [-int(n) for n in layer.padding[0::2][::-1]])
+
+
+def _shifted(field: Field, by: Sequence[int]) -> Field:
+    return field.moved([1] * len(by), by, by)
+
+
+def _fixed_norm(field: Field, layer: Any) -> Field:
+    if not layer.track_running_stats:
+        raise _refused(f"{type(layer).__name__} without running statistics")
+    return field
+
+
+def _softmax(field: Field, layer: Any) -> Field:
+    if layer.dim != 1:
+        raise _refused("softmax over space")
+    return field
+
+
+_VALUEWISE_LAYERS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Softplus, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
+    nn.AlphaDropout,
+)  # fmt: skip
+_LAYERS: list[tuple[Any, Callable[[Field, Any], Field]]] = [
+    (_VALUEWISE_LAYERS, _same),
+    ((nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    ((nn.Conv2d, nn.Conv3d), _conv),
+    ((nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d), _pool),
+    ((nn.BatchNorm2d, nn.BatchNorm3d), _fixed_norm),
+    ((nn.Upsample,), _upsampled),
+    ((nn.PixelShuffle,), _shuffled),
+    ((nn.Softmax, nn.LogSoftmax), _softmax),
+    (
+        (nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad2d, nn.ReflectionPad3d,
+         nn.ReplicationPad2d, nn.ReplicationPad3d),
+        _padded,
+    ),
+]  # fmt: skip
+
+# --- functions and methods ------------------------------------------------------------------------------
+
+_VALUEWISE = {
+    "add", "sub", "mul", "truediv", "neg", "pow", "iadd", "imul", "relu", "relu_", "leaky_relu", "sigmoid", "tanh",
+    "elu", "gelu", "silu", "softplus", "clamp", "abs", "exp", "log", "sqrt", "square", "maximum", "minimum", "dropout",
+    "contiguous", "float", "detach", "clone", "cat", "concat", "softmax", "div", "hardtanh", "mish",
+}  # fmt: skip
+
+
+def _cropped(field: Field, node: fx.Node) -> Field:
+    """Slices, which may leave out voxels at either end."""
+    key: Any = node.args[1]
+    key = key if isinstance(key, tuple) else (key,)
+    key = (*key, *(slice(None),) * (2 + len(field.jump) - len(key)))
+    plain = all(isinstance(k, slice) and k.step in (None, 1) and (k.start or 0) >= 0 for k in key[2:])
+    if Ellipsis in key or not plain or key[1] != slice(None):
+        raise _refused("indexing other than by slices of space")
+    return _shifted(field, [int(k.start or 0) for k in key[2:]])
+
+
+def _interpolated(field: Field, node: fx.Node) -> Field:
+    settings = dict(zip(("size", "scale_factor", "mode", "align_corners"), node.args[1:], strict=False)) | node.kwargs
+    factor: Any = settings.get("scale_factor")
+    if settings.get("size") is not None or factor is None or settings.get("align_corners"):
+        raise _refused("resizing to a given size, or with aligned corners,")
+    return _finer(field, _whole(factor, field), str(settings.get("mode", "nearest")))
+
+
+def _padded_by(field: Field, node: fx.Node) -> Field:
+    settings = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
+    pad: Any = settings["pad"]
+    if settings.get("mode", "constant") == "circular":
+        raise _refused("circular padding")
+    before = [int(n) for n in pad[0::2]] + [0] * len(field.jump)
+    return _shifted(field, [-n for n in before[: len(field.jump)][::-1]])
+
+
+_CALLS: dict[str, Callable[[Field, fx.Node], Field]] = {
+    operator.getitem.__name__: _cropped,
+    "interpolate": _interpolated,
+    "pad": _padded_by,
+}
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:150] or type(error).__name__
