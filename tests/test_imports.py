@@ -1,9 +1,7 @@
 """What an import costs, and that names stay what they are."""
 
 import importlib
-import itertools
 import pkgutil
-import random
 import subprocess
 import sys
 
@@ -48,13 +46,12 @@ def test_functions_stay_functions_in_any_order():
 
     Forty pairs at random; all ordered pairs in the long form.
     """
-    pairs = list(itertools.permutations([m for m in MODULES if m != "mrhdata.volume"], 2))
-    if not FULL:
-        pairs = random.Random(0).sample(pairs, 40)
+    modules = [m for m in MODULES if m != "mrhdata.volume"]
     functions = [n for n in PUBLIC if mrhdata._HOME[n] != n]
     code = f"""
-import importlib, sys
-for pair in {pairs!r}:
+import importlib, itertools, random, sys
+pairs = list(itertools.permutations({modules!r}, 2))
+for pair in pairs if {FULL!r} else random.Random(0).sample(pairs, 40):
     for name in [m for m in sys.modules if m.partition(".")[0] == "mrhdata"]:
         del sys.modules[name]
     for module in pair:
