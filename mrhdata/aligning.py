@@ -287,17 +287,18 @@ class Resampled:
     def whole_chunk(self, box: Box, room: np.ndarray | None) -> None:
         """Stored chunks are of another grid."""
 
+    def stored(self, box: Box) -> bool:
+        """Whether some voxels that a box needs were ever written."""
+        source, _ = self._needed(box)
+        return self._part.stored(source)
+
     def into(self, out: np.ndarray, box: Box) -> None:
         """Resample into an array (C, z, y, x)."""
         low = np.array([s.start for s in box], dtype=np.float64)
         lengths = np.array([s.stop - s.start for s in box])
-        corners = low + _CORNERS * (lengths - 1)
-        ends = corners @ self._matrix.T + self._shift
-        top = np.array(self._part.shape) - 1
-        first = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, top)
-        last = np.clip(np.ceil(ends.max(axis=0)).astype(int), 0, top)
-        source: Any = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
-        voxels = np.empty((self.channels, *(last - first + 1)), self._part.dtype)
+        source, ends = self._needed(box)
+        first = np.array([s.start for s in source])
+        voxels = np.empty((self.channels, *(s.stop - s.start for s in source)), self._part.dtype)
         self._part.into(voxels, source)
         shift = self._shift + self._matrix @ low - first
         inside = self._inside(low, lengths, ends)
@@ -308,6 +309,16 @@ class Resampled:
             )
             if inside is not None:
                 target[~inside] = 0
+
+    def _needed(self, box: Box) -> tuple[Box, np.ndarray]:
+        """The box of the volume that a box of the new grid needs, and its corners in the volume."""
+        low = np.array([s.start for s in box], dtype=np.float64)
+        ends = (low + _CORNERS * (np.array([s.stop - s.start for s in box]) - 1)) @ self._matrix.T + self._shift
+        top = np.array(self._part.shape) - 1
+        first = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, top)
+        last = np.clip(np.ceil(ends.max(axis=0)).astype(int), 0, top)
+        z, y, x = (slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        return (z, y, x), ends
 
     def _inside(self, low: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> NDArray[np.bool_] | None:
         """Which voxels of the box lie over the volume; None for all."""

@@ -96,6 +96,7 @@ def grow(
         with _writing(target):
             if not journal.finished:
                 remove(journal.store)
+                remove(notes(target))
                 omezarr.create(volume, journal.store)
             _run(writer, journal, progress, shown)
         held = dict(provenance()) | {"digest": identity["digest"]}
@@ -115,6 +116,11 @@ class _Journal:
         self.finished[level, index] = filled
         self._file.write(f"{level} {index} {int(filled)}\n")
         self._file.flush()
+
+
+def notes(target: Path) -> Path:
+    """A text file that lives as long as the store grows, for what is worth a line in its provenance."""
+    return _draft(target) / "notes"
 
 
 def _draft(target: Path) -> Path:

@@ -1,69 +1,171 @@
-"""A network over a whole volume, written to OME-Zarr.
+"""A network over a volume of any size, written to OME-Zarr block by block.
 
-Two meanings, which differ for a network that pads with zeros. *Patch*: each voxel is the centre of a
-patch of the training size, as published for MRH-Net, so the network meets exactly what it was trained
-on. *Dense*: the network runs once over whole planes (or the whole volume); voxels deep inside see real
-neighbours where training saw padding. Dense is cheaper, patch is what was trained.
+The blocks are whole shards of the result. Each is made from boxes of the input that threads decode
+ahead, by one of the methods of :mod:`mrhdata.mapping`, while the one before is written; a run that was
+killed goes on behind the last finished block (:mod:`mrhdata.growing`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array as da
 import numpy as np
 import torch
-from dask.delayed import delayed
-from numpy.lib.stride_tricks import sliding_window_view
+from dask.base import tokenize
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from mrhdata import formats
+from mrhdata import aligning, formats, growing
+from mrhdata.conversion import in_bytes
+from mrhdata.drafting import check_target, remove
 from mrhdata.errors import DataError, ModelError
+from mrhdata.formats import omezarr
+from mrhdata.formats._lazy import source_of
+from mrhdata.formats.chunks import Stored
+from mrhdata.loading import in_thread
+from mrhdata.mapping import Centres, Dense, Method, Network, Step, Windowing, Windows
+from mrhdata.models.field import field_of
 from mrhdata.models.storage import Spec, physical
-from mrhdata.volume import SPATIAL, describe, mask_on, stack
+from mrhdata.sweeping import Inside, Span, Sweep, span
+from mrhdata.volume import SPATIAL, place
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
+    from mrhdata.formats.blocks import Box
+    from mrhdata.tiles import Stream
+
 Floats = NDArray[np.float32]
 
-#: Planes that are read and run together.
-SLAB_PLANES = 8
+log = logging.getLogger("mrhdata")
+
+#: Raised when the same network gives other voxels.
+_VERSION = 1
+#: Shares of the budget: decoded chunks, the network's tensors, and one block of answers.
+_TILES, _TENSORS, _BLOCK = 1 / 4, 1 / 4, 1 / 8
+#: Steps that are planned together.
+_PLANNED = 512
 
 
-def predict(
+@dataclass(frozen=True)
+class Output:
+    """What is written for the network's answers.
+
+    Attributes
+    ----------
+    activation : {None, "softmax", "sigmoid"}
+        Over channels, or of each.
+    decide : {None, "argmax"} or float
+        The channel of the highest answer as a label volume, or a mask of the answers of at least so much.
+    dtype : str
+        Of the answers; integers need a range.
+    range : (float, float) or None
+        Answers that become the smallest and the largest value of an integer type.
+    """
+
+    activation: str | None = None
+    decide: str | float | None = None
+    dtype: str = "float32"
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.activation not in (None, "softmax", "sigmoid"):
+            raise ModelError(f"activation is softmax or sigmoid, not {self.activation!r}")
+        if isinstance(self.decide, str) and self.decide != "argmax":
+            raise ModelError(f"decide is 'argmax' or a threshold, not {self.decide!r}")
+        if np.dtype(self.dtype).kind in "iu" and self.range is None and self.decide is None:
+            raise ModelError(f"{self.dtype} answers need a range, such as (0, 1) for probabilities")
+
+    @property
+    def kind(self) -> str:
+        """Of the volume."""
+        return "image" if self.decide is None else "labels" if self.decide == "argmax" else "mask"
+
+    def channels(self, answers: int) -> int:
+        """How many are written."""
+        return 1 if self.decide == "argmax" else answers
+
+    @property
+    def written(self) -> np.dtype[Any]:
+        """Type of what is written."""
+        return np.dtype(self.dtype if self.decide is None else np.uint8)
+
+    def of(self, answers: Floats) -> np.ndarray:
+        """What is written for answers (C, z, y, x)."""
+        values = torch.from_numpy(answers)
+        if self.activation is not None:
+            values = values.softmax(0) if self.activation == "softmax" else values.sigmoid()
+        if self.decide == "argmax":
+            return values.argmax(0, keepdim=True).to(torch.uint8).numpy()
+        if isinstance(self.decide, (int, float)):
+            return (values >= self.decide).to(torch.uint8).numpy()
+        if self.range is not None and self.written.kind in "iu":
+            low, high = self.range
+            ends = np.iinfo(self.written)
+            values = ((values - low) / (high - low)).clamp(0, 1) * float(ends.max - ends.min) + float(ends.min)
+            return values.round().numpy().astype(self.written)
+        return values.numpy().astype(self.written, copy=False)
+
+
+def predict(  # noqa: PLR0913 (settings of one act)
     model: nn.Module,
     inputs: Mapping[str, xr.DataArray] | xr.DataArray,
     store: str | os.PathLike[str],
     *,
-    where: xr.DataArray | None = None,
+    where: xr.DataArray | str | None = None,
     mode: str = "patch",
-    batch_size: int = 1024,
+    windows: Windowing = Windowing(),  # noqa: B008
+    align: str = "same",
+    output: Output = Output(),
+    memory: int | str = "1 GB",
+    device: str | None = None,
+    precision: str = "float32",
+    skip_corrupt: bool = False,
     name: str = "prediction",
     overwrite: bool = False,
     progress: bool = True,
 ) -> xr.DataArray:
-    """Map a trained network over a volume.
+    """Map a trained network over volumes of any size.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Trained by :func:`mrhdata.fit` or loaded.
+        Trained by :func:`mrhdata.fit`, loaded, or any network that takes (B, C, z, y, x).
     inputs : volume or mapping of volumes
-        The channels that the network was trained on, in the same order, on one grid.
+        The channels that the network was trained on, in the same order.
     store : path
-        OME-Zarr folder to write, or a file of any format that is written.
-    where : mask volume, optional
-        Only voxels where it is not zero are computed; the others are 0.
+        OME-Zarr folder to write, or a file of any format that is written. A run that was killed goes on
+        where it was when it is called again with the same network, inputs and parameters.
+    where : mask volume or "stored", optional
+        Only voxels where the mask, of any grid, is not zero are computed; the others are 0. ``"stored"``
+        leaves out blocks of which the first input holds no chunk.
     mode : {"patch", "dense"}
-        See above.
-    batch_size : int
-        Patches at once.
+        *Dense* runs the network on large boxes with the exact margin of its receptive field: the result is
+        that of one pass over the whole volume. *Patch* runs it on windows of the size that it was trained
+        on and blends them.
+    windows : Windowing
+        Of patch mode: their shape, overlap and blending.
+    align : {"same", "first"}
+        Whether inputs lie on one grid, or are resampled to that of the first as they are read.
+    output : Output
+        Softmax, decision, type.
+    memory : int or str
+        Bytes for voxels, tensors and answers together, such as ``"500 MB"``.
+    device : str, optional
+        ``"cuda"`` where there is one, else ``"cpu"``.
+    precision : {"float32", "bfloat16"}
+    skip_corrupt : bool
+        Chunks that cannot be read count as 0, and answers that are not finite become 0; both are listed
+        in ``attrs["provenance"]["skipped"]``.
     name : str
         Of the result.
     overwrite, progress : bool
@@ -71,120 +173,256 @@ def predict(
     Returns
     -------
     volume : xarray.DataArray
-        float32, on the grid of the inputs, read back from `store`.
+        On the grid of the first input, or a finer or coarser one where the network makes one; read back
+        from `store`.
 
     Raises
     ------
     ModelError
-        Channels differ from those of training, or the network was not trained.
+        Channels differ from those of training, the network was not trained, or it cannot be run so.
     DataError
-        Inputs hold values that are not finite, or the mask is empty.
+        Answers are not finite, or the mask is empty.
+    FormatError
+        An input cannot be read (the chunk is named), or the store not written; run it again to go on.
     GridError
         Grids differ.
 
     Notes
     -----
-    At the border of the volume patches are filled with the nearest voxel.
+    In patch mode voxels beyond the border of the volume are the nearest ones within. Where a
+    ``dask.distributed`` client is active, its workers make the blocks, each with `memory` for itself.
+    Volumes that are computed by Dask are computed as they are read; only files and arrays in memory are
+    recognised by a run that goes on.
+
+    Examples
+    --------
+    >>> import tempfile, mrhdata
+    >>> mean = torch.nn.Conv3d(1, 1, 3, padding=1, bias=False).requires_grad_(False)
+    >>> _ = mean.weight.fill_(1 / 27)
+    >>> v = mrhdata.volume.from_array(np.ones((8, 8, 8), np.float32), spacing=(1, 1, 1))
+    >>> mapped = predict(mean, v, tempfile.mkdtemp() + "/mean.zarr", mode="dense", progress=False)
+    >>> round(float(mapped[4, 4, 4]), 4), round(float(mapped[0, 0, 0]), 4)
+    (1.0, 0.2963)
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
-    if mode not in ("patch", "dense"):
-        raise ModelError(f"mode is patch or dense, not {mode!r}")
-    if spec.patch is None:
+    target, budget = Path(store), in_bytes(memory)
+    inputs = {key: omezarr.forward(volume) for key, volume in aligning.named(inputs).items()}
+    network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+    first = next(iter(inputs.values()))
+    stream = aligning.one_grid(inputs, (1, 1, 1), None, align == "first")
+    _check(network, stream, align)
+    inside = Inside(where, first, stream)
+    method, windowing = _method(network, stream, inside, mode, windows, budget)
+    volume = _template(stream, first, method, output, name)
+    grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
+    if grown != target:
+        check_target(target, overwrite)
+    about = {
+        "model": network.spec.name,
+        "weights": _weights(model),
+        "spec": _plain(network.spec),
+        "mode": mode,
+        "windows": None if windowing is None else asdict(windowing),
+        "output": asdict(output),
+        "precision": precision,
+    }
+    identity = {
+        "digest": _digest([_VERSION, about, _inputs(inputs), None if where is None else _inputs(where), name, align])
+    }
+    notes = growing.notes(grown)
+    result = growing.grow(
+        grown,
+        volume,
+        lambda: _Map(method, Sweep(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
+        identity,
+        lambda: _provenance(about, inputs, notes),
+        memory=budget,
+        limit=_limit(budget, volume, method),
+        overwrite=overwrite,
+        progress=progress,
+        shown=("predicting", volume.dtype.itemsize, "voxel"),
+    )
+    skipped = result.attrs["provenance"].get("skipped", [])
+    if skipped:
+        log.warning("%d parts were skipped and are 0, the first: %s", len(skipped), skipped[0])
+    if grown == target:
+        return result
+    formats.write(result, target, overwrite=overwrite)
+    remove(grown)
+    return formats.read(target)
+
+
+def _check(network: Network, stream: Stream, align: str) -> None:
+    """The inputs are those of training."""
+    spec = network.spec
+    if align not in ("same", "first"):
+        raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
+    if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(f"{spec.name} was not trained; use mrhdata.fit or load a trained one")
-    stacked = stack(inputs)
-    channels = tuple(str(c) for c in stacked.c.values)
-    if channels != spec.channels:
+    offsets = [f"{k:+d}" if k else "" for k in range(-spec.neighbours, spec.neighbours + 1)]
+    channels = tuple(channel + offset for channel in stream.channels for offset in offsets)
+    if spec.channels and channels != spec.channels:
         raise ModelError(
             f"the network was trained on {spec.channels} but is given {channels}; give those, in that order"
         )
-    inside = mask_on(where, stacked)
-    run = _Sweep(model.eval(), da.asarray(stacked.transpose("c", *SPATIAL).data), inside, mode, batch_size)
-    with tqdm(total=inside.sum(), desc="predicting", unit="voxel", unit_scale=True, disable=not progress) as bar:
-        run.done = bar.update
-        template = stacked.isel(c=0, drop=True).transpose(*SPATIAL)
-        volume = template.copy(data=run.lazy()).rename(name)
-        volume = describe(
-            volume, modality="virtual histology", kind="image", provenance={"model": spec.name, "mode": mode}
+
+
+def _method(
+    network: Network, stream: Stream, inside: Inside, mode: str, windows: Windowing, budget: int
+) -> tuple[Method, Windowing | None]:
+    """How the network is run, and on which windows."""
+    shape, given, memory = stream.grid.shape, len(stream.channels), int(_TENSORS * budget)
+    if mode == "dense":
+        field = field_of(network.model, given * (2 * network.spec.neighbours + 1))
+        return Dense(network, field, shape, given, inside, memory), None
+    if mode != "patch":
+        raise ModelError(f"mode is patch or dense, not {mode!r}")
+    own = windows.of(network)
+    assert own.shape is not None
+    margins = [2 * network.spec.neighbours if axis == network.axis else 0 for axis in range(3)]
+    answer = network.answer((1, given, *(n + m for n, m in zip(own.shape, margins, strict=True))))
+    if answer[2:] != own.shape:
+        raise ModelError(
+            f"{network.spec.name} answers windows of {own.shape} by {answer[2:]}; only mode='dense' can place those"
         )
-        # PyTorch uses all cores itself: one slab at a time.
-        with dask.config.set(scheduler="synchronous"):
-            formats.write(volume, store, overwrite=overwrite)
-    return formats.read(store)
+    if own.blend == "centre":
+        return Centres(network, shape, given, answer[1], inside, own, memory), own
+    return Windows(network, shape, answer[1], inside, own), own
 
 
-class _Sweep:
-    """Slabs of planes along one axis, each read, run and handed on by itself."""
+def _template(stream: Stream, first: xr.DataArray, method: Method, output: Output, name: str) -> xr.DataArray:
+    """The result without its voxels: where it lies and what it is."""
+    spacing, channels = stream.grid.spacing, output.channels(method.channels)
+    starts = np.array([float(np.atleast_1d(first.coords[d])[0]) for d in SPATIAL])
+    made = place(
+        da.zeros((*((channels,) if channels > 1 else ()), *method.shape), dtype=output.written, chunks=-1),
+        [*(["c"] if channels > 1 else []), *SPATIAL],
+        spacing * method.jump,
+        first.attrs["affine"],
+        start=starts + spacing * method.first,
+        space=first.mrh.space,
+        kind=output.kind,
+        name=name,
+        modality="virtual histology",
+    )
+    return made.assign_attrs({key: first.attrs[key] for key in ("source_axes",) if key in first.attrs})
 
-    def __init__(self, model: nn.Module, data: da.Array, inside: NDArray[np.bool_], mode: str, batch_size: int) -> None:
-        spec: Spec = model.spec  # type: ignore[assignment]
-        self.model, self.data, self.inside, self.mode, self.batch_size = model, data, inside, mode, batch_size
-        self.patch = spec.patch or (1, 1, 1)
-        self.axis = spec.axis or 0
-        self.done: Callable[[int], Any] = lambda voxels: None
 
-    def lazy(self) -> da.Array:
-        """The result as a Dask array, one task per slab."""
-        length = self.inside.shape[self.axis]
-        # A 3D network run densely needs the volume in one piece.
-        thick = length if self.mode == "dense" and self.model.ndim == 3 else SLAB_PLANES
-        parts = []
-        for low in range(0, length, thick):
-            shape = list(self.inside.shape)
-            shape[self.axis] = min(thick, length - low)
-            part = delayed(self.slab, pure=False)(low, low + shape[self.axis])
-            parts.append(da.from_delayed(part, shape, np.float32))
-        return da.concatenate(parts, axis=self.axis)
+def _limit(budget: int, volume: xr.DataArray, method: Method) -> int:
+    """Bytes of a block of the result, whose answers are held as float32."""
+    written = volume.dtype.itemsize * volume.sizes.get("c", 1)
+    return int(_BLOCK * budget * written / (4 * method.channels))
 
-    def slab(self, low: int, high: int) -> Floats:
-        """Prediction of planes `low` to `high`; 0 outside the mask."""
-        inside = self.inside.take(range(low, high), axis=self.axis)
-        result = np.zeros(inside.shape, dtype=np.float32)
-        if inside.any():
-            values = self._read(low, high)
-            with torch.inference_mode():
-                run = self._patches if self.mode == "patch" else self._dense
-                result[inside] = run(values, inside)
-        self.done(int(inside.sum()))
-        return result
 
-    def _read(self, low: int, high: int) -> Floats:
-        """Voxels (C, z, y, x) of a slab; in patch mode with a margin of half a patch, edges repeated."""
-        before = [(n - 1) // 2 if self.mode == "patch" else 0 for n in self.patch]
-        after = [n // 2 if self.mode == "patch" else 0 for n in self.patch]
-        length = self.inside.shape[self.axis]
-        first, last = max(0, low - before[self.axis]), min(length, high + after[self.axis])
-        key = [slice(None)] * 4
-        key[self.axis + 1] = slice(first, last)
-        values = np.asarray(self.data[tuple(key)], dtype=np.float32)
-        if not np.isfinite(values).all():
-            raise DataError(
-                f"planes {low} to {high} hold values that are not finite; fill or mask them before predicting"
-            )
-        before[self.axis] -= low - first
-        after[self.axis] -= last - high
-        return np.pad(values, [(0, 0), *zip(before, after, strict=True)], mode="edge")
+class _Map:
+    """Blocks of the result, in the order in which they are asked for.
 
-    def _patches(self, values: Floats, inside: NDArray[np.bool_]) -> Floats:
-        """Each voxel from the patch around it."""
-        windows = sliding_window_view(np.moveaxis(values, 0, -1), self.patch, axis=(0, 1, 2))
-        centre = [(n - 1) // 2 for n in self.patch]
-        places = np.argwhere(inside)
-        found = []
-        for start in range(0, len(places), self.batch_size):
-            batch = windows[tuple(places[start : start + self.batch_size].T)]  # (n, C, z, y, x)
-            predicted = physical(self.model, torch.from_numpy(batch)).numpy()
-            found.append(predicted[:, 0, centre[0], centre[1], centre[2]])
-        return np.concatenate(found)
+    Parameters
+    ----------
+    method : Method
+    sweep : Sweep
+    output : Output
+    inside : Inside
+    """
 
-    def _dense(self, values: Floats, inside: NDArray[np.bool_]) -> Floats:
-        """Whole planes (2D network) or the whole volume (3D) at once."""
-        if self.model.ndim == 3:
-            return physical(self.model, torch.from_numpy(values[None])).numpy()[0, 0][inside]
-        planes = [
-            physical(self.model, torch.from_numpy(values.take([i], axis=self.axis + 1)[None])).numpy()[0, 0]
-            for i in range(values.shape[self.axis + 1])
-        ]
-        return np.concatenate(planes, axis=self.axis)[inside]
+    def __init__(self, method: Method, sweep: Sweep, output: Output, inside: Inside) -> None:
+        self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
+        self.dtype = output.written
+
+    def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
+        """Each made in a thread while the one before is written."""
+        spans = [span([s.start for s in box[-3:]], [s.stop for s in box[-3:]]) for box in boxes]
+        return in_thread(self._made(spans), 1)
+
+    def _made(self, boxes: Sequence[Span]) -> Iterator[np.ndarray | None]:
+        for group in self._groups(boxes):
+            values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
+            for box, above, steps in group:
+                if steps is None:
+                    yield None
+                    continue
+                held = self._method.begin(box, above)
+                for step in steps:
+                    held = self._method.add(held, step, next(values))
+                yield self._written(box, self._method.end(held))
+            # Threads that read ahead end with the group.
+            next(values, None)
+
+    def _groups(self, boxes: Sequence[Span]) -> Iterator[list[tuple[Span, Span | None, list[Step] | None]]]:
+        """Boxes, each with the one that was made just before and its steps (None where nothing is wanted).
+
+        A group is as many as are planned together.
+        """
+        group: list[tuple[Span, Span | None, list[Step] | None]] = []
+        before: Span | None = None
+        planned = 0
+        for box in boxes:
+            wanted = self._inside.any(self._method.needs(box))
+            steps = list(self._method.steps(box, before)) if wanted else None
+            group.append((box, before, steps))
+            before = box if wanted else None
+            planned += len(steps or [])
+            if planned >= _PLANNED:
+                yield group
+                group, planned = [], 0
+        if group:
+            yield group
+
+    def _written(self, box: Span, answers: Floats) -> np.ndarray:
+        """What is stored of a box: 0 where nothing is wanted."""
+        outside = ~self._inside.about(box, self._method.jump, self._method.first)
+        bad = ~np.isfinite(answers).all(axis=0) & ~outside
+        if bad.any():
+            self._refuse(box, np.argwhere(bad)[0] + box.low, int(bad.sum()))
+        found = self._output.of(answers)
+        found[:, outside | bad] = 0
+        return found if len(found) > 1 else found[0]
+
+    def _refuse(self, box: Span, at: NDArray[np.int64], count: int) -> None:
+        reason = f"{count} answers from {box.low} to {box.high} are not finite, the first at {tuple(at.tolist())}"
+        if not self._sweep.skip(reason):
+            raise DataError(f"{reason}; fill or mask the input there, or skip them with skip_corrupt=True")
+
+
+def _provenance(about: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:
+    skipped = sorted(set(notes.read_text(encoding="utf-8").splitlines())) if notes.exists() else []
+    given = {key: volume.attrs.get("provenance", {}) for key, volume in aligning.named(inputs).items()}
+    found = {**about, "inputs": given, "mrhdata": version("mrhdata"), "torch": torch.__version__}
+    return found | ({"skipped": skipped} if skipped else {})
+
+
+def _weights(model: nn.Module) -> str:
+    """SHA-256 of the names and values of all weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _plain(spec: Spec) -> Any:
+    return json.loads(json.dumps(asdict(spec)))
+
+
+def _inputs(volumes: Any) -> Any:
+    """What tells volumes from others: files by name, size and time, stores by their metadata, arrays by value."""
+    if isinstance(volumes, str):
+        return volumes
+    found = []
+    for name, volume in aligning.named(volumes).items():
+        source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
+        if source is None:
+            of = volume.data.name if isinstance(volume.data, da.Array) else tokenize(np.asarray(volume.data))
+        elif isinstance(source.part, Stored):
+            of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict()]
+        else:
+            state = source.path.stat()
+            of = [str(source.path), state.st_size, state.st_mtime_ns]
+        found.append([name, of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()])
+    return found
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:

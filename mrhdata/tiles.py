@@ -48,6 +48,9 @@ class Readable(Protocol):
     def chunk(self) -> tuple[int, int, int]:
         """Voxels along z, y, x that are read together."""
 
+    def stored(self, box: Box) -> bool:
+        """Whether some voxels of a box were ever written."""
+
     def whole_chunk(self, box: Box, room: np.ndarray | None) -> np.ndarray | None:
         """A box that is one stored chunk, without a copy."""
 
@@ -121,6 +124,13 @@ class Part:
         lengths = {axis: int(length) for axis, length in zip(axes, stored, strict=True)}
         return (lengths.get(1, 1), lengths.get(2, 1), lengths.get(3, 1))
 
+    def stored(self, box: Box) -> bool:
+        """Whether some voxels of a box were ever written: of a store, chunk by chunk; all of another volume."""
+        if self.chunks is None:
+            return True
+        box, _ = self._flipped(box)
+        return self.chunks.stored(self._key(box))
+
     def whole_chunk(self, box: Box, room: np.ndarray | None) -> np.ndarray | None:
         """The box (z, y, x) without a copy, where it is one stored chunk of a volume without channels."""
         chunks = self.chunks
@@ -136,19 +146,28 @@ class Part:
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array (C, z, y, x)."""
-        for axis, flip in enumerate(self._flips):
-            if flip:
-                n, s = self.shape[axis], box[axis]
-                box = (*box[:axis], slice(n - s.stop, n - s.start), *box[axis + 1 :])  # type: ignore[assignment]
-                out = np.flip(out, axis + 1)
-        target = out[self._present]
-        key = tuple(s for s, p in zip((slice(0, self.channels), *box), self._present, strict=True) if p != 0)
+        box, turned = self._flipped(box)
+        target = np.flip(out, tuple(turned))[self._present]
+        key = self._key(box)
         if self._source is not None:
             self._source.into(target, key)
         elif isinstance(self._data, da.Array):
             target[...] = self._data[key].compute(scheduler="synchronous")
         else:
             target[...] = self._data[key]
+
+    def _flipped(self, box: Box) -> tuple[Box, list[int]]:
+        """Where a box lies in an array that is read backwards, and which axes of (C, z, y, x) that turns."""
+        found = list(box)
+        for axis, flip in enumerate(self._flips):
+            if flip:
+                n, s = self.shape[axis], box[axis]
+                found[axis] = slice(n - s.stop, n - s.start)
+        return (found[0], found[1], found[2]), [axis + 1 for axis, flip in enumerate(self._flips) if flip]
+
+    def _key(self, box: Box) -> tuple[slice, ...]:
+        """A box as slices of the axes that there are."""
+        return tuple(s for s, p in zip((slice(0, self.channels), *box), self._present, strict=True) if p != 0)
 
 
 class Stream:
@@ -216,6 +235,11 @@ class Stream:
     def slow(self) -> str | None:
         """Why reading chunk by chunk is slow, None where it is not."""
         return next((part.slow for part in self._parts if part.slow is not None), None)
+
+    def stored(self, low: Sequence[int], high: Sequence[int]) -> bool:
+        """Whether some voxels of a box were ever written."""
+        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
+        return any(part.stored((z, y, x)) for part in self._parts)
 
     @property
     def sources(self) -> set[str]:

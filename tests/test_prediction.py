@@ -6,6 +6,7 @@ import torch
 
 import mrhdata
 from mrhdata.errors import DataError, FormatError, GridError, ModelError
+from mrhdata.mapping import Windowing
 from mrhdata.models.storage import physical
 
 
@@ -42,12 +43,12 @@ def test_dense_mode_is_one_pass_per_plane_and_differs(trained, tmp_path):
     assert np.abs(dense - patch).max() > 1
 
 
-def test_slabs_do_not_show(trained, tmp_path, monkeypatch):
+def test_slabs_do_not_show(trained, tmp_path):
     """The same map for any slab thickness and batch size."""
     model, _, inputs, _ = trained
     whole = mrhdata.predict(model, inputs, tmp_path / "a.zarr", progress=False).values
-    monkeypatch.setattr(mrhdata.prediction, "SLAB_PLANES", 3)
-    thin = mrhdata.predict(model, inputs, tmp_path / "b.zarr", batch_size=17, progress=False).values
+    few = Windowing(batch_size=17)
+    thin = mrhdata.predict(model, inputs, tmp_path / "b.zarr", windows=few, memory="10 MB", progress=False).values
     np.testing.assert_allclose(thin, whole, rtol=1e-5)
 
 
@@ -86,4 +87,4 @@ def test_refusals_leave_nothing_behind(trained, tmp_path):
     assert list(tmp_path.iterdir()) == []
     mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False)
     with pytest.raises(FormatError, match="exists"):
-        mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False)
+        mrhdata.predict(model, inputs, tmp_path / "p.zarr", mode="dense", progress=False)

@@ -7,6 +7,7 @@ keeps no threads of its own and lets go of the interpreter while it decodes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,14 @@ class Chunks:
         ValueError
             The chunk is not of the expected length, or its shard is damaged.
         """
+        try:
+            return self._decoded(index, out)
+        except Exception as error:
+            # Each codec has exceptions of its own.
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"chunk {', '.join(map(str, index))}: {detail}") from error
+
+    def _decoded(self, index: Sequence[int], out: np.ndarray | None) -> np.ndarray:
         content = self._file(index) if self._shard is None else self._shard.read(self._root, self._key, index)
         if content is None:
             out = np.empty(self.chunk, self.dtype) if out is None else out
@@ -106,12 +115,16 @@ class Chunks:
         out[...] = values
         return out
 
+    def stored(self, box: Sequence[slice]) -> bool:
+        """Whether a file holds some chunk of a box; of a shard, whether there is the shard."""
+        files = self.chunk if self._shard is None else self._shard.shape(self.chunk)
+        return any(
+            os.path.exists(f"{self._root}/{self._key(place)}") for place in itertools.product(*_numbers(box, files))
+        )
+
     def into(self, out: np.ndarray, box: Sequence[slice]) -> None:
         """Read a box of the array into an array of its shape."""
-        numbers = [
-            range(s.start // c, -(-s.stop // c)) if s.stop > s.start else range(0)
-            for s, c in zip(box, self.chunk, strict=True)
-        ]
+        numbers = _numbers(box, self.chunk)
         for index in np.ndindex(*map(len, numbers)):
             at = [r[i] for r, i in zip(numbers, index, strict=True)]
             starts = [n * c for n, c in zip(at, self.chunk, strict=True)]
@@ -131,12 +144,23 @@ class Chunks:
             os.close(file)
 
 
+def _numbers(box: Sequence[slice], chunk: Sequence[int]) -> list[range]:
+    """Numbers of the chunks along each axis that a box reaches into."""
+    return [
+        range(s.start // c, -(-s.stop // c)) if s.stop > s.start else range(0) for s, c in zip(box, chunk, strict=True)
+    ]
+
+
 class _Shard:
     """Where the chunks lie in a shard: pairs of offset and length, and their checksum, at its end."""
 
     def __init__(self, chunks: tuple[int, ...]) -> None:
         self._chunks = chunks
         self._length = 16 * int(np.prod(chunks)) + 4
+
+    def shape(self, chunk: Sequence[int]) -> tuple[int, ...]:
+        """Voxels of a shard."""
+        return tuple(n * c for n, c in zip(self._chunks, chunk, strict=True))
 
     def read(self, root: str, key: Callable[[tuple[int, ...]], str], index: Sequence[int]) -> bytes | None:
         """Encoded bytes of a chunk, None where it was never written."""

@@ -38,6 +38,8 @@ class Field:
     align : tuple of int
         A box must begin at a multiple of this many voxels.
     channels : int
+    least : tuple of int
+        Voxels of the smallest box that no layer is larger than.
     live : float
         Most bytes of float32 tensors held at one time, for each input voxel.
     """
@@ -47,6 +49,7 @@ class Field:
     high: Fractions
     align: tuple[int, ...]
     channels: int
+    least: tuple[int, ...] = ()
     live: float = 0.0
 
     @property
@@ -57,12 +60,14 @@ class Field:
     def moved(self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None) -> Field:
         """After a layer whose output ``q`` depends on its inputs ``jump * q + low`` to ``jump * q + high``."""
         jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
+        rows = zip(self.least, self.jump, self.low, self.high, low, high, strict=True)
         return replace(
             self,
             jump=jumps,
             low=tuple(b + j * Fraction(n) for b, j, n in zip(self.low, self.jump, low, strict=True)),
             high=tuple(h + j * Fraction(n) for h, j, n in zip(self.high, self.jump, high, strict=True)),
             align=tuple(math.lcm(a, j.numerator) for a, j in zip(self.align, jumps, strict=True)),
+            least=tuple(max(n, math.ceil(j * (e - a + 1) + t - b)) for n, j, b, t, a, e in rows),
             channels=self.channels if channels is None else channels,
         )
 
@@ -96,7 +101,8 @@ def field_of(model: nn.Module, channels: int) -> Field:
     """
     ndim = int(getattr(model, "ndim", 3))
     try:
-        traced = fx.symbolic_trace(model)
+        # Within another one, since a layer by itself would be traced into.
+        traced = fx.symbolic_trace(nn.Sequential(model))
     except Exception as error:
         raise ModelError(
             f"the receptive field cannot be read off {type(model).__name__} ({_short(error)}); use mode='patch'"
@@ -106,7 +112,7 @@ def field_of(model: nn.Module, channels: int) -> Field:
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            fields[node] = Field((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels)
+            fields[node] = Field((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels, (1,) * ndim)
         elif node.op == "output":
             found = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
             if found is None:
@@ -158,6 +164,7 @@ def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Fiel
         low=tuple(map(min, zip(*(i.low for i in inputs), strict=True))),
         high=tuple(map(max, zip(*(i.high for i in inputs), strict=True))),
         align=tuple(math.lcm(*a) for a in zip(*(i.align for i in inputs), strict=True)),
+        least=tuple(map(max, zip(*(i.least for i in inputs), strict=True))),
         channels=max(i.channels for i in inputs) if channels is None else channels,
     )
 

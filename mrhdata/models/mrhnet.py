@@ -36,6 +36,8 @@ class MRHNet(nn.Module):
     """
 
     ndim = 2
+    #: A map is made of the centres of patches, one for each voxel.
+    blend = "centre"
 
     def __init__(self, in_channels: int = 67, blocks: int = 30) -> None:
         super().__init__()

@@ -42,6 +42,8 @@ class Spec:
         For a 2D network, the axis (0 z, 1 y, 2 x) its planes are stacked along.
     spacing_mm : tuple of float or None
         Of the training inputs.
+    neighbours : int
+        Planes on each side that are channels of the plane between them.
     inputs, target : Scale or None
         Intensity scales, fixed at training: prediction never measures its own.
     """
@@ -52,6 +54,7 @@ class Spec:
     patch: tuple[int, int, int] | None = None
     axis: int | None = None
     spacing_mm: tuple[float, ...] | None = None
+    neighbours: int = 0
     inputs: Scale | None = None
     target: Scale | None = None
 
@@ -64,7 +67,7 @@ def physical(model: nn.Module, x: Tensor) -> Tensor:
     spec: Spec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None:
         raise ModelError(f"{spec.name} has no intensity scales: train it with mrhdata.fit, or load a trained one")
-    return _scaled(network_on(model, scaled(x, spec.inputs)), spec.target)
+    return rescaled(network_on(model, scaled(x, spec.inputs)), spec.target)
 
 
 def network_on(model: nn.Module, x: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def scaled(x: Tensor, scale: Scale) -> Tensor:
     return (x - _per_channel(x, scale.offset)) / _per_channel(x, scale.factor)
 
 
-def _scaled(x: Tensor, scale: Scale) -> Tensor:
+def rescaled(x: Tensor, scale: Scale) -> Tensor:
+    """What the network says (B, C, ...) in the target's units."""
     return x * _per_channel(x, scale.factor) + _per_channel(x, scale.offset)
 
 
