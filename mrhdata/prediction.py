@@ -132,7 +132,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     skip_corrupt: bool = False,
     name: str = "prediction",
     overwrite: bool = False,
-    progress: bool = True,
+    progress: growing.Progress = True,
 ) -> xr.DataArray:
     """Map a trained network over volumes of any size.
 

@@ -119,10 +119,12 @@ class ReadAhead:
         self._frees: dict[int, list[int]] = {}
         for i, batch in enumerate(loads.last.tolist()):
             self._frees.setdefault(batch, []).append(i)
-        # A tile may be read ahead for its next use before its last one ends.
+        # A tile may be read ahead for its next use before its last one ends, and even be there first.
         self._users: Counter[int] = Counter()
+        self._latest: dict[int, int] = {}
         self._change = threading.Condition()
-        self._error: BaseException | None = None
+        #: By the batch that first needs what could not be read.
+        self._errors: dict[int, BaseException] = {}
         self._stopped = False
         self._threads = [threading.Thread(target=self._work, args=(i > 0,), daemon=True) for i in range(threads)]
 
@@ -146,9 +148,9 @@ class ReadAhead:
             self._now = batch
             self._change.notify_all()
             while batch < len(self._missing) and self._missing[batch]:
-                if self._error is not None:
-                    raise self._error
                 self._change.wait()
+            if batch in self._errors:
+                raise self._errors[batch]
 
     def done_with(self, batch: int) -> None:
         """Let go of the tiles that no batch after this one needs."""
@@ -160,7 +162,7 @@ class ReadAhead:
                 tile = int(self._loads.tile[i])
                 self._users[tile] -= 1
                 if not self._users[tile]:
-                    del self._users[tile], self._tiles[tile]
+                    del self._users[tile], self._tiles[tile], self._latest[tile]
                 self._held -= int(self._loads.size[i])
                 self._give(i)
             self._change.notify_all()
@@ -179,15 +181,17 @@ class ReadAhead:
     def _work(self, helper: bool) -> None:
         while (i := self._next(helper)) is not None:
             number = int(self._loads.tile[i])
+            tile: np.ndarray | None
             try:
                 tile = self._read(number, self._take(i))
             except BaseException as error:
-                with self._change:
-                    self._error = error
-                    self._change.notify_all()
-                return
+                # What comes before it is still wanted.
+                tile = None
+                self._errors[int(self._loads.first[i])] = error
             with self._change:
-                self._tiles[number] = tile
+                if tile is not None and self._latest.get(number, -1) < i:
+                    # Memory of an earlier reading is given back earlier.
+                    self._tiles[number], self._latest[number] = tile, i
                 self._users[number] += 1
                 self._missing[self._loads.first[i]] -= 1
                 if not self._missing[self._loads.first[i]]:
@@ -196,7 +200,7 @@ class ReadAhead:
     def _next(self, helper: bool) -> int | None:
         """Number of the next reading, when there is room for it; None at the end."""
         with self._change:
-            while not self._stopped and self._error is None:
+            while not self._stopped:
                 i = self._begun
                 if i == len(self._loads.tile):
                     return None

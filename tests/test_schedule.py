@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ import mrhdata
 from mrhdata import schedule
 from mrhdata.choosing import Uniform
 from mrhdata.errors import DataError
-from mrhdata.reading import Loads, ReadAhead
+from mrhdata.reading import Loads, ReadAhead, Rooms
 
 from .conftest import FULL
 from .test_patching import volume
@@ -222,6 +223,28 @@ class TestReadAhead:
                 assert list(tiles) == [5]
                 ahead.done_with(batch)
         assert not tiles
+
+    def test_a_later_reading_that_is_there_first_stays(self):
+        """The memory of the first reading is given back, and used for another tile, while the second counts."""
+        loads = Loads(np.array([5, 5, 6]), np.array([0, 1, 2]), np.array([0, 1, 2]), np.array([8] * 3), 0, 0)
+        tiles, calls = {}, []
+
+        def decode(number, room):
+            calls.append(number)
+            first = calls == [5]
+            while first and 5 not in tiles:
+                time.sleep(0.001)
+            room[:] = number
+            return room
+
+        with ReadAhead(loads, tiles, decode, 16, 2, Rooms()) as ahead:
+            ahead.wait_for(0)
+            ahead.done_with(0)
+            ahead.wait_for(1)
+            while 6 not in tiles:
+                time.sleep(0.001)
+            assert (tiles[5] == 5).all()
+            assert (tiles[6] == 6).all()
 
     @pytest.mark.parametrize("threads", [1, 3])
     def test_errors_reach_who_waits(self, threads):
