@@ -232,14 +232,14 @@ def test_inputs_of_two_grids(tmp_path):
 
 def test_a_corrupt_chunk_is_named_and_may_be_skipped(tmp_path):
     """The run goes on behind the blocks that were finished once the chunk is repaired."""
-    volume = stored(tmp_path)
+    volume = stored(tmp_path, (140, 530, 40))
     model, store = smoothing(), tmp_path / "m.zarr"
     how = {"mode": "dense", "memory": "10 MB", "progress": False}
     whole = mrhdata.predict(model, volume, tmp_path / "whole.zarr", **how)
     shard = max((tmp_path / "brain.zarr" / "scale0").rglob("c/*/*/*"))
     kept = shard.read_bytes()
     shard.write_bytes(kept[:2000])
-    with pytest.raises(FormatError, match=r"brain.zarr cannot be read.*chunk 2, 4, 0"):
+    with pytest.raises(FormatError, match=r"brain.zarr cannot be read.*chunk 2, 8, 0"):
         mrhdata.predict(model, volume, store, **how)
     journal = tmp_path / ".m.zarr.partial" / "journal"
     finished = len(journal.read_text().splitlines())
@@ -248,7 +248,7 @@ def test_a_corrupt_chunk_is_named_and_may_be_skipped(tmp_path):
     np.testing.assert_array_equal(mrhdata.predict(model, volume, store, **how), whole)
     shard.write_bytes(kept[:2000])
     skipping = mrhdata.predict(model, volume, tmp_path / "skip.zarr", skip_corrupt=True, **how)
-    assert "chunk 2, 4, 0" in skipping.attrs["provenance"]["skipped"][0]
+    assert "chunk 2, 8, 0" in skipping.attrs["provenance"]["skipped"][0]
     np.testing.assert_array_equal(skipping[:120], whole[:120])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["brain.zarr", "m.zarr", "skip.zarr", "whole.zarr"]
 
@@ -295,9 +295,9 @@ import sys, mrhdata
 from tests.test_prediction import smoothing
 from mrhdata.mapping import Windowing
 volume = mrhdata.read(sys.argv[1])
-print("begun", flush=True)
 windows = Windowing(shape=(48, 64, 40))
-mrhdata.predict(smoothing(), volume, sys.argv[2], mode=sys.argv[3], windows=windows, memory="10 MB", progress=False)
+report = lambda done, total: print(done, flush=True)
+mrhdata.predict(smoothing(), volume, sys.argv[2], mode=sys.argv[3], windows=windows, memory="10 MB", progress=report)
 """
 
 
@@ -305,22 +305,24 @@ def _blocks(store):
     return {p: p.stat().st_mtime_ns for p in store.rglob("scale*/*/c/*/*/*") if p.is_file()}
 
 
+@pytest.mark.parametrize("seed", range(5 if FULL else 1))
 @pytest.mark.parametrize("mode", ["dense", "patch"])
-def test_killed_at_random_moments(tmp_path, mode):
+def test_killed_at_random_moments(tmp_path, mode, seed):
     """SIGKILL anywhere, run again until it ends: equal to one run, finished shards not made again."""
     volume = stored(tmp_path)
     windows = Windowing(shape=(48, 64, 40))
     how = {"mode": mode, "windows": windows, "memory": "10 MB", "progress": False}
     whole = mrhdata.predict(smoothing(), volume, tmp_path / "whole.zarr", **how)
-    target, rng, kills = tmp_path / "m.zarr", random.Random(0), 0
+    target, rng, kills = tmp_path / "m.zarr", random.Random(seed), 0
     draft = tmp_path / ".m.zarr.partial"
-    for _ in range(60):
+    for _ in range(30):
         noted = (draft / "journal").read_text().splitlines()[1:] if (draft / "journal").exists() else []
         before = _blocks(draft / "store")
         command = [sys.executable, "-c", CHILD, tmp_path / "brain.zarr", target, mode]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # From the first finished block on, so that the work goes forward; then anywhere within it.
         child.stdout.readline()
-        time.sleep(rng.random() * (0.9 if FULL else 2.5))
+        time.sleep(rng.random() * 0.3)
         child.send_signal(signal.SIGKILL)
         ended = child.wait()
         assert ended in (0, -signal.SIGKILL), child.stderr.read().decode()
@@ -335,8 +337,8 @@ def test_killed_at_random_moments(tmp_path, mode):
         if target.exists():
             break
     else:
-        pytest.fail("60 runs did not finish")
-    assert kills >= (10 if FULL else 1)
+        pytest.fail("30 runs did not finish")
+    assert kills >= 1
     np.testing.assert_allclose(mrhdata.predict(smoothing(), volume, target, **how), whole, rtol=1e-5, atol=1e-2)
 
 
