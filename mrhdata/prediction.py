@@ -257,7 +257,10 @@ def _check(network: Network, stream: Stream, align: str) -> None:
     if align not in ("same", "first"):
         raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
-        raise ModelError(f"{spec.name} was not trained; use mrhdata.fit or load a trained one")
+        raise ModelError(
+            f"{spec.name} was not trained or has no intensity scales; use mrhdata.fit, load a trained one, or give "
+            "maximum= to mrhdata.models.load_matlab"
+        )
     offsets = [f"{k:+d}" if k else "" for k in range(-spec.neighbours, spec.neighbours + 1)]
     channels = tuple(channel + offset for channel in stream.channels for offset in offsets)
     if spec.channels and channels != spec.channels:

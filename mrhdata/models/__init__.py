@@ -10,12 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mrhdata.errors import ModelError
+from mrhdata.models.matlab import load_matlab
 from mrhdata.models.storage import Spec, load, save
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create", "list", "load", "save"]
+__all__ = ["create", "list", "load", "load_matlab", "save"]
 
 #: Name -> module and class.
 NETWORKS = {"mrhnet": ("mrhnet", "MRHNet")}

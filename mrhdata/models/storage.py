@@ -66,7 +66,10 @@ def physical(model: nn.Module, x: Tensor) -> Tensor:
     """
     spec: Spec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None:
-        raise ModelError(f"{spec.name} has no intensity scales: train it with mrhdata.fit, or load a trained one")
+        raise ModelError(
+            f"{spec.name} has no intensity scales: train it with mrhdata.fit, load a trained one, or give maximum= "
+            "to mrhdata.models.load_matlab"
+        )
     return rescaled(network_on(model, scaled(x, spec.inputs)), spec.target)
 
 
