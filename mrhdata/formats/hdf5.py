@@ -34,7 +34,7 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
             name = _choose(path, {n: shape for n, (shape, _, _) in found.items()}, dataset)
             shape, dtype, sizes = found[name]
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
-    data = lazy(Slices(shape, values, _Part(path, name), path), 0)
+    data = lazy(Slices(shape, values, Part(path, name), path), 0)
     label = name.rpartition("/")[2]
     if path.suffix.lower() == ".mat":
         # MATLAB stores its first axis fastest.
@@ -46,13 +46,14 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     return from_array(data, spacing=steps, name=label)
 
 
-class _Part:
+class Part:
     """Parts of one array; the file is opened for each, so that it travels to other processes."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
 
     def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
+        """Values of a box."""
         with h5py.File(self._path, "r") as file:
             values = file[self._name][box]
         return values if values.dtype.fields is None else values["real"] + 1j * values["imag"]
