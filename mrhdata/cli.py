@@ -197,6 +197,75 @@ def fetch(
 
 
 @app.command()
+def predict(
+    model: Path,
+    store: Path,
+    inputs: Annotated[list[str], typer.Argument(help="Volumes, as FILE or CHANNEL=FILE, in the order of training.")],
+    where: Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")] = None,
+    mode: Annotated[str, typer.Option(help="patch (windows that are blended) or dense (as one pass).")] = "patch",
+    window: Annotated[list[int] | None, typer.Option(help="Voxels of a window, z, y, x: given three times.")] = None,
+    overlap: Annotated[float, typer.Option(help="Part of a window that the next one covers again.")] = 0.5,
+    blend: Annotated[str | None, typer.Option(help="gaussian, hann, constant, or centre.")] = None,
+    activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
+    decide: Annotated[str | None, typer.Option(help="argmax for labels, or a threshold for a mask.")] = None,
+    align: Annotated[str, typer.Option(help="same grid, or resampled to that of the first.")] = "same",
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    skip_corrupt: Annotated[bool, typer.Option(help="Count chunks that cannot be read as 0, and list them.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Map a trained network over volumes of any size.
+
+    Killed and run again, it goes on where it was.
+
+    Example: mrhdata predict mrhnet/ virtual-af.zarr t2=t2w.nii.gz mtr=mtr.nii.gz --where brain.mha
+    """
+    from mrhdata import formats, models, prediction
+    from mrhdata.mapping import Windowing
+
+    mask = where if where in (None, "stored") else formats.read(str(where), kind="mask")
+    mapped = prediction.predict(
+        models.load(model),
+        {name: formats.read(file) for name, file in _channels(inputs).items()},
+        store,
+        where=mask,
+        mode=mode,
+        windows=Windowing(window or None, overlap, blend),
+        align=align,
+        output=prediction.Output(activation, _decision(decide)),
+        memory=memory,
+        device=device,
+        skip_corrupt=skip_corrupt,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    found = {"written": str(store), "shape": dict(mapped.sizes), "dtype": str(mapped.dtype)}
+    skipped = mapped.attrs.get("provenance", {}).get("skipped", [])
+    _print(found | ({"skipped": skipped} if skipped else {}), as_json)
+
+
+def _channels(given: list[str]) -> dict[str, str]:
+    """Files by the names that they were given, or by their own."""
+    named: dict[str, str] = {}
+    for word in given:
+        name, equals, file = word.partition("=")
+        named |= {name: file} if equals else _named([word])
+    if len(named) < len(given):
+        raise DataError(f"two inputs have one name among {given}; write them as CHANNEL=FILE")
+    return named
+
+
+def _decision(text: str | None) -> str | float | None:
+    if text is None or text == "argmax":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"--decide is argmax or a number, not {text!r}") from error
+
+
+@app.command()
 def view(
     files: list[str],
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("view.png"),
@@ -307,7 +376,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return "; ".join(value)
-    return "nothing" if value == [] else str(value)
+    return "nothing" if isinstance(value, list) and not value else str(value)
 
 
 def main() -> None:

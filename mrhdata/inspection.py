@@ -279,6 +279,6 @@ class _Total:
         return {
             "different": self.different,
             "max_difference": self._worst,
-            "mean_difference": self._off / max(1.0, n),
+            "mean_difference": float(self._off / max(1.0, n)),
             "correlation": float((n * xy - x * y) / np.sqrt(spread)) if spread > 0 else None,
         }

@@ -119,9 +119,34 @@ def test_help_names_every_command():
     """Each command has its own help with an example."""
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "info", "convert", "sensitivity", "diff", "fetch", "view"):
+    for command in ("demo", "info", "convert", "sensitivity", "diff", "fetch", "view", "predict"):
         assert command in out
         assert "Example: mrhdata" in run(command, "--help")[1]
     for command in ("build", "check", "list"):
         assert command in run("catalog", "--help")[1]
         assert "Example: mrhdata" in run("catalog", command, "--help")[1]
+
+
+def test_predict_from_files(trained, tmp_path):
+    """A saved network over named files equals the function; wrong names, modes and numbers are one sentence."""
+    model, _, inputs, _ = trained
+    mrhdata.models.save(model, tmp_path / "net")
+    for name, volume in inputs.items():
+        mrhdata.write(volume, tmp_path / f"{name}.nii")
+    given = [tmp_path / "a.nii", f"b={tmp_path / 'b.nii'}"]
+    code, out, err = run("predict", tmp_path / "net", tmp_path / "m.zarr", *given, "--json")
+    assert code == 0, err
+    assert json.loads(out)["dtype"] == "float32"
+    expected = mrhdata.predict(model, inputs, tmp_path / "e.zarr", progress=False)
+    np.testing.assert_allclose(mrhdata.read(tmp_path / "m.zarr"), expected, rtol=1e-5)
+    assert run("diff", tmp_path / "m.zarr", tmp_path / "e.zarr")[0] == 0
+    for words, sentence in [
+        ([given[1], given[0]], "trained on ('a', 'b') but is given ('b', 'a')"),
+        ([*given, "--mode", "fast"], "mode is patch or dense, not 'fast'"),
+        ([*given, "--decide", "most"], "argmax or a number, not 'most'"),
+        ([*given, "--window", "3"], "three lengths along z, y, x, not [3]"),
+        ([given[0], given[0]], "two inputs have one name"),
+    ]:
+        code, _, err = run("predict", tmp_path / "net", tmp_path / "n.zarr", *words)
+        assert (code, sentence in err) == (2, True), err
+    assert not (tmp_path / "n.zarr").exists()

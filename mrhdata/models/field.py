@@ -24,6 +24,9 @@ from mrhdata.errors import ModelError
 
 Fractions = tuple[Fraction, ...]
 
+#: Channels of a block.
+_BLOCK = 16
+
 
 @dataclass(frozen=True)
 class Field:
@@ -175,7 +178,14 @@ def _live(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
     place = {node: i for i, node in enumerate(nodes)}
     last = {node: max([place[node], *(place.get(user, len(nodes)) for user in node.users)]) for node in nodes}
     sizes = [(place[n], last[n], found.bytes) for n in nodes if (found := fields[n]) is not None]
-    return max(sum(size for first, end, size in sizes if first <= i <= end) for i in range(len(nodes)))
+    held = [sum(size for first, end, size in sizes if first <= i <= end) for i in range(len(nodes))]
+    # oneDNN convolves copies whose channels are filled up to blocks.
+    copies = [sum(_blocked(fields[n]) for n in (node, *node.all_input_nodes)) for node in nodes]
+    return max(a + b for a, b in zip(held, copies, strict=True))
+
+
+def _blocked(field: Field | None) -> float:
+    return 0.0 if field is None else field.bytes * (-(-field.channels // _BLOCK) * _BLOCK) / field.channels
 
 
 # --- layers ---------------------------------------------------------------------------------------------
