@@ -100,10 +100,10 @@ class Output:
         return np.dtype(self.dtype if self.decide is None else np.uint8)
 
     def of(self, answers: Floats) -> np.ndarray:
-        """What is written for answers (C, z, y, x)."""
+        """What is written for answers (C, z, y, x), which are used up."""
         values = torch.from_numpy(answers)
         if self.activation is not None:
-            values = values.softmax(0) if self.activation == "softmax" else values.sigmoid()
+            values = values.softmax(0) if self.activation == "softmax" else values.sigmoid_()
         if self.decide == "argmax":
             return values.argmax(0, keepdim=True).to(torch.uint8).numpy()
         if isinstance(self.decide, (int, float)):
@@ -111,8 +111,9 @@ class Output:
         if self.range is not None and self.written.kind in "iu":
             low, high = self.range
             ends = np.iinfo(self.written)
-            values = ((values - low) / (high - low)).clamp(0, 1) * float(ends.max - ends.min) + float(ends.min)
-            return values.round().numpy().astype(self.written)
+            factor = (float(ends.max) - float(ends.min)) / (high - low)
+            # In place: a copy of a block for every step would take several times the block.
+            values.sub_(low).mul_(factor).add_(float(ends.min)).round_().clamp_(float(ends.min), float(ends.max))
         return values.numpy().astype(self.written, copy=False)
 
 
@@ -372,12 +373,17 @@ class _Map:
 
     def _written(self, box: Span, answers: Floats) -> np.ndarray:
         """What is stored of a box: 0 where nothing is wanted."""
-        outside = ~self._inside.about(box, self._method.jump, self._method.first)
-        bad = ~np.isfinite(answers).all(axis=0) & ~outside
-        if bad.any():
-            self._refuse(box, np.argwhere(bad)[0] + box.low, int(bad.sum()))
+        outside = self._inside.outside(box, self._method.jump, self._method.first)
+        # A sum is finite where all its terms are, and quicker to look at.
+        if not np.isfinite(answers.sum()):
+            bad = ~np.isfinite(answers).all(axis=0)
+            bad = bad if outside is None else bad & ~outside
+            if bad.any():
+                self._refuse(box, np.argwhere(bad)[0] + box.low, int(bad.sum()))
+            outside = bad if outside is None else bad | outside
         found = self._output.of(answers)
-        found[:, outside | bad] = 0
+        if outside is not None:
+            found[:, outside] = 0
         return found if len(found) > 1 else found[0]
 
     def _refuse(self, box: Span, at: NDArray[np.int64], count: int) -> None:

@@ -220,15 +220,15 @@ class Inside:
             raise DataError(f"{np.isnan(values).sum()} mask voxels from {box.low} on are NaN; set them to 0")
         return np.asarray(values != 0)
 
-    def about(self, box: Span, jump: Sequence[float], first: Sequence[float]) -> NDArray[np.bool_]:
-        """Which voxels of a box of another grid are wanted: those whose nearest voxel of this one is."""
+    def outside(self, box: Span, jump: Sequence[float], first: Sequence[float]) -> NDArray[np.bool_] | None:
+        """Which voxels of a box of another grid are not wanted: those whose nearest voxel is not; None for none."""
         if self._mask is None:
-            return np.ones(box.lengths, dtype=bool)
+            return None
         rows = zip(box.low, box.high, jump, first, self._shape, strict=True)
         near = [np.clip(np.floor(np.arange(a, b) * j + f + 0.5).astype(int), 0, n - 1) for a, b, j, f, n in rows]
         low = [int(axis[0]) for axis in near]
-        found = self.of(span(low, [int(axis[-1]) + 1 for axis in near]))
-        return found[np.ix_(*(axis - b for axis, b in zip(near, low, strict=True)))]
+        wanted = self.of(span(low, [int(axis[-1]) + 1 for axis in near]))
+        return ~wanted[np.ix_(*(axis - b for axis, b in zip(near, low, strict=True)))]
 
     def _near(self, box: Span) -> bool:
         """Whether a mask of another grid has voxels about a box."""
