@@ -1,5 +1,5 @@
 """Steps from volume to volume before training.
 
 ``maps`` makes parameter maps of raw MRI signals; ``gradients`` says how a diffusion scan was weighted, and
-``diffusion`` averages and fits it.
+``diffusion`` averages and fits it. ``bias`` takes uneven illumination out.
 """
