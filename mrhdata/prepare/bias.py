@@ -22,7 +22,7 @@ from mrhdata.volume import SPATIAL
 #: Fields with a range of logarithms below this are no more than rounding.
 _FLAT = 1e-6
 #: Weight of the second differences of a pattern's coefficients, as part of the weight of the cells.
-_STIFFNESS = 1e-3
+_STIFFNESS = 1e-5
 
 
 def n4(
@@ -138,7 +138,7 @@ def flat_field(
     planes: int = 64,
     dark: float = 0.0,
     percentile: float = 50.0,
-    spans: int = 4,
+    spans: int = 3,
 ) -> xr.DataArray:
     """Volume less `dark`, each plane divided by the illumination pattern that all planes share.
 
@@ -183,7 +183,7 @@ def illumination(
     planes: int = 64,
     dark: float = 0.0,
     percentile: float = 50.0,
-    spans: int = 4,
+    spans: int = 3,
 ) -> xr.DataArray:
     """The pattern that :func:`flat_field` divides by, lazy, on the grid of `volume`; arguments as there.
 
@@ -322,13 +322,16 @@ def _pattern_lattice(
 ) -> Floats:
     """Coefficients of the log pattern that the planes share, one along the axis of planes."""
     places, shape = [len(r) for r in rows], [r.shape[1] for r in rows]
-    values = np.where(inside, image, np.nan).reshape(-1, *places)
-    seen = inside.reshape(values.shape).sum(0)
-    log = np.zeros(places)
+    values = np.where(inside, image, np.nan).reshape(-1, int(np.prod(places)))
+    values = values[inside.reshape(values.shape).any(1)]
+    # Planes of one pattern may differ in brightness.
+    values = values / np.nanmedian(values, axis=1, keepdims=True)
+    seen = np.isfinite(values).sum(0)
+    log = np.zeros(seen.shape)
     log[seen > 0] = np.log(np.nanpercentile(values[:, seen > 0], percentile, axis=0))
-    weight, design = seen.ravel() / seen.sum(), np.asarray(reduce(np.kron, rows), dtype=np.float64)
+    weight, design = seen / seen.sum(), np.asarray(reduce(np.kron, rows), dtype=np.float64)
     normal = (design.T * weight) @ design + _STIFFNESS * _bending(shape)
-    solved = np.linalg.lstsq(normal, design.T @ (weight * log.ravel()), rcond=None)[0]
+    solved = np.linalg.lstsq(normal, design.T @ (weight * log), rcond=None)[0]
     return (solved - weight @ (design @ solved)).reshape((1,) * (image.ndim - len(shape)) + tuple(shape))
 
 
