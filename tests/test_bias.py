@@ -274,6 +274,8 @@ class TestFlatField:
             flat_field(volume, percentile=101)
         with pytest.raises(DataError, match="above 0"):
             flat_field(volume, dark=1e6)
+        with pytest.raises(GridError, match="whole planes"):
+            flat_field(volume.isel(y=0, x=0))
 
 
 def test_a_deep_volume_is_read_once_and_never_held():

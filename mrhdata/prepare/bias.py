@@ -199,6 +199,9 @@ def illumination(
     >>> pattern.dims, float(pattern.max().round(4))
     (('z', 'y', 'x'), 1.0)
     """
+    along = tuple(str(d) for d in volume.dims if d in ("y", "x"))
+    if not along:
+        raise GridError(f"planes have the axes y and x, the volume only {list(volume.dims)}; give whole planes")
     if planes < 1 or spans < 1 or not 0 <= percentile <= 100:
         raise DataError(
             f"planes {planes} and spans {spans} are at least 1, percentile {percentile} is 0 to 100; "
@@ -210,7 +213,6 @@ def illumination(
         chosen = np.unique(np.linspace(0, volume.sizes["z"] - 1, planes).round().astype(int))
         sample, where = volume.isel(z=chosen), None if where is None else where.isel(z=chosen)
     coarse = coarse_cells(sample, factors_for(sample, ("y", "x"), 64), where)
-    along = tuple(d for d in ("y", "x") if d in coarse.dims)
 
     def fit(image: Floats, share: Floats) -> Floats:
         inside = _inside(image - dark, share, coarse.factors, otsu=False)
@@ -238,8 +240,10 @@ def _check_place(source: xr.DataArray, volume: xr.DataArray) -> None:
     spatial = [[d for d in v.dims if d in SPATIAL] for v in (source, volume)]
     if not same or spatial[0] != spatial[1]:
         raise GridError(
-            f"fit_on has axes {spatial[0]} in frame {source.frame.item()!r}, the volume {spatial[1]} in "
-            f"{volume.frame.item()!r}; fit on a level of the same store, or resample it first"
+            f"fit_on has axes {spatial[0]}, origin {source.mrh.affine[:3, 3].tolist()} and orientation "
+            f"{source.mrh.grid.orientation} in {source.mrh.space!r}, the volume {spatial[1]}, "
+            f"{volume.mrh.affine[:3, 3].tolist()} and {volume.mrh.grid.orientation} in {volume.mrh.space!r}; fit on a "
+            "level of the same store, or resample it first"
         )
     for d in source.dims:
         if d not in SPATIAL and source.sizes[d] != volume.sizes.get(d):

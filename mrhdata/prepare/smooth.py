@@ -217,9 +217,11 @@ def evaluate(lattice: Floats, cells: Cells, source: xr.DataArray, volume: xr.Dat
 
 def divide(volume: xr.DataArray, field: xr.DataArray, dark: float = 0.0) -> xr.DataArray:
     """Volume less `dark` over field, lazy, float32, with the attributes of `volume`."""
-    image = volume.chunk().astype(np.float32)
+    image = volume.copy(data=da.asarray(volume.data)).astype(np.float32)
     corrected = (image - np.float32(dark) if dark else image) / field
-    return corrected.transpose(*volume.dims).rename(volume.name).assign_attrs(volume.attrs)
+    corrected = corrected.transpose(*volume.dims).rename(volume.name)
+    corrected.attrs = dict(volume.attrs)
+    return corrected
 
 
 def _rows(dim: str, n: int, cells: Cells, source: xr.DataArray, volume: xr.DataArray) -> Floats:
