@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
@@ -145,6 +145,10 @@ class Windowing:
         return Windowing(shape, self.overlap, blend, batch)
 
 
+#: Turns the answers for a box (C, z, y, x), which are used up, into what is written of it.
+Finish = Callable[[Span, Floats], np.ndarray]
+
+
 class Method(Protocol):
     """One way to run a network over a volume."""
 
@@ -159,14 +163,14 @@ class Method(Protocol):
     def needs(self, box: Span) -> Span:
         """The input voxels that an output box is about."""
 
-    def begin(self, box: Span, before: Span | None) -> Any:
-        """What answers are put into."""
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> Any:
+        """What answers are put into, for what is written of a box: zeros, (C, z, y, x)."""
 
-    def add(self, held: Any, step: Step, values: Floats) -> Any:
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
         """Run the network on a step's boxes and put the answers where they belong."""
 
-    def end(self, held: Any) -> Floats:
-        """The output box, (C, z, y, x)."""
+    def end(self, held: Any, finish: Finish) -> None:
+        """What is written of the box is complete."""
 
 
 class Dense:
@@ -271,23 +275,21 @@ class Dense:
         rows = zip(lengths, field.jump, field.low, field.high, self._input, strict=True)
         return math.prod(min(float(j * (n - 1) + h - b + 1), s) for n, j, b, h, s in rows)
 
-    def begin(self, box: Span, before: Span | None) -> tuple[Span, Floats]:
-        """Zeros."""
-        return box, np.zeros((self.channels, *box.lengths), np.float32)
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
+        """Pieces are written as they come."""
+        return box, out
 
-    def add(self, held: Any, step: Step, values: Floats) -> Any:
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
         """The piece out of the answer for its box."""
         box, out = held
         piece, reads = step.place, step.boxes[0]
         answer = self._network(values).numpy()[0]
         rows = zip(reads.low, self._field.jump, piece.low, strict=True)
         base = [p if axis == self._network.axis else int(a / j) for axis, (a, j, p) in enumerate(rows)]
-        out[:, *piece.slices(box.low)] = answer[:, *piece.slices(base)]
-        return held
+        out[:, *piece.slices(box.low)] = finish(piece, answer[:, *piece.slices(base)])
 
-    def end(self, held: Any) -> Floats:
-        """All pieces."""
-        return np.asarray(held[1])
+    def end(self, held: Any, finish: Finish) -> None:
+        """All pieces are there."""
 
 
 def _cut(low: int, high: int, parts: int, unit: int) -> list[tuple[int, int]]:
@@ -346,7 +348,7 @@ class Windows:
         grown = [max(n, w) for n, w in zip(shape, self._window, strict=True)]
         self._starts = [strided((n,), (w,), (s,))[:, 0] for n, w, s in zip(grown, self._window, strides, strict=True)]
         self._shares = [_shares(*rows, blend) for rows in zip(self._starts, self._window, grown, strict=True)]
-        self._carried: tuple[Span, Floats] | None = None
+        self._carried: Floats | None = None
 
     def needs(self, box: Span) -> Span:
         """The box itself."""
@@ -381,19 +383,18 @@ class Windows:
     def _covered(self, box: Span) -> Span:
         return box.within(self.shape)
 
-    def begin(self, box: Span, before: Span | None) -> tuple[Span, Floats, int]:
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, Span, Floats, np.ndarray]:
         """Sums as deep as windows that begin in the box reach, with what those of the box above left."""
-        deep = min(max(box.high[0] - 1 + self._window[0], box.high[0]), max(self.shape[0], self._window[0]))
+        deep = max(box.high[0], min(box.high[0] - 1 + self._window[0], max(self.shape[0], self._window[0])))
         reach = span(box.low, [deep, *box.high[1:]])
         sums = np.zeros((self.channels, *reach.lengths), np.float32)
         if before is not None and _follows(before, box) and self._carried is not None:
-            left = self._carried[1]
-            sums[:, : left.shape[1]] = left[:, : sums.shape[1]]
-        return reach, sums, box.lengths[0]
+            sums[:, : self._carried.shape[1]] = self._carried[:, : sums.shape[1]]
+        return box, reach, sums, out
 
-    def add(self, held: Any, step: Step, values: Floats) -> Any:
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
         """Each answer by its share."""
-        reach, sums, _ = held
+        _, reach, sums, _ = held
         # In NumPy: on a busy machine PyTorch's threads wait for each other longer than this takes.
         for place, answer in zip(step.place, self._network(values).numpy(), strict=True):
             low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
@@ -404,13 +405,13 @@ class Windows:
             within, target = both.slices(low), both.slices(reach.low)
             z, y, x = (shares[i][w] for shares, i, w in zip(self._shares, place, within, strict=True))
             sums[:, *target] += answer[:, *within] * (z[:, None, None] * (y[:, None] * x))
-        return held
 
-    def end(self, held: Any) -> Floats:
-        """The box; what lies below it is kept for the next one."""
-        reach, sums, deep = held
-        self._carried = (reach, sums[:, deep:].copy())
-        return np.asarray(sums[:, :deep])
+    def end(self, held: Any, finish: Finish) -> None:
+        """The box is written; what lies below it is kept for the next one."""
+        box, _, sums, out = held
+        deep = box.lengths[0]
+        self._carried = sums[:, deep:].copy()
+        out[...] = finish(box, sums[:, :deep])
 
 
 def _settled(windowing: Windowing) -> tuple[Three, int, str]:
@@ -504,28 +505,27 @@ class Centres:
     def _margins(self) -> tuple[list[int], list[int]]:
         return [(n - 1) // 2 for n in self._patch], [n // 2 for n in self._patch]
 
-    def begin(self, box: Span, before: Span | None) -> tuple[Span, Floats]:
-        """Zeros."""
-        return box, np.zeros((self.channels, *box.lengths), np.float32)
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
+        """Parts are written as they come."""
+        return box, out
 
-    def add(self, held: Any, step: Step, values: Floats) -> Any:
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
         """The answer's centre for each voxel of the part that is wanted."""
         box, out = held
         part = step.place
         inside = self._inside.of(part)
         windows = sliding_window_view(np.moveaxis(values[0], 0, -1), self._patch, axis=(0, 1, 2))
-        places, found = np.argwhere(inside), []
+        places = np.argwhere(inside)
         z, y, x = self._margins()[0]
+        answers = np.zeros((self.channels, *part.lengths), np.float32)
         for start in range(0, len(places), self._batch):
-            batch = windows[tuple(places[start : start + self._batch].T)]  # (n, C, z, y, x)
-            found.append(self._network(np.ascontiguousarray(batch)).numpy()[:, :, z, y, x])
-        if found:
-            out[:, *part.slices(box.low)][:, inside] = np.concatenate(found).T
-        return held
+            at = places[start : start + self._batch].T
+            batch = np.ascontiguousarray(windows[tuple(at)])  # (n, C, z, y, x)
+            answers[:, *at] = self._network(batch).numpy()[:, :, z, y, x].T
+        out[:, *part.slices(box.low)] = finish(part, answers)
 
-    def end(self, held: Any) -> Floats:
-        """All parts."""
-        return np.asarray(held[1])
+    def end(self, held: Any, finish: Finish) -> None:
+        """All parts are there."""
 
 
 def _three(values: Any) -> Any:

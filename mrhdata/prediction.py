@@ -51,7 +51,7 @@ log = logging.getLogger("mrhdata")
 #: Raised when the same network gives other voxels.
 _VERSION = 1
 #: Shares of the budget: decoded chunks, the network's tensors, and one block of answers.
-_TILES, _TENSORS, _BLOCK = 1 / 4, 1 / 4, 1 / 8
+_TILES, _TENSORS, _BLOCK = 1 / 5, 1 / 5, 1 / 7
 #: Steps that are planned together.
 _PLANNED = 512
 
@@ -312,9 +312,9 @@ def _template(stream: Stream, first: xr.DataArray, method: Method, output: Outpu
 
 
 def _limit(budget: int, volume: xr.DataArray, method: Method) -> int:
-    """Bytes of a block of the result, whose answers are held as float32."""
-    written = volume.dtype.itemsize * volume.sizes.get("c", 1)
-    return int(_BLOCK * budget * written / (4 * method.channels))
+    """Bytes of a block of the result; windows are added up as float32."""
+    held = volume.dtype.itemsize * volume.sizes.get("c", 1)
+    return int(_BLOCK * budget * (held / (4 * method.channels) if isinstance(method, Windows) else 1))
 
 
 class _Map:
@@ -344,10 +344,12 @@ class _Map:
                 if steps is None:
                     yield None
                     continue
-                held = self._method.begin(box, above)
+                out = np.zeros((self._output.channels(self._method.channels), *box.lengths), self.dtype)
+                held = self._method.begin(box, above, out)
                 for step in steps:
-                    held = self._method.add(held, step, next(values))
-                yield self._written(box, self._method.end(held))
+                    self._method.add(held, step, next(values), self._written)
+                self._method.end(held, self._written)
+                yield out if len(out) > 1 else out[0]
             # Threads that read ahead end with the group.
             next(values, None)
 
@@ -376,15 +378,15 @@ class _Map:
         outside = self._inside.outside(box, self._method.jump, self._method.first)
         # A sum is finite where all its terms are, and quicker to look at.
         if not np.isfinite(answers.sum()):
-            bad = ~np.isfinite(answers).all(axis=0)
-            bad = bad if outside is None else bad & ~outside
+            hidden = np.zeros(box.lengths, dtype=bool) if outside is None else outside
+            bad = ~np.isfinite(answers).all(axis=0) & ~hidden
             if bad.any():
                 self._refuse(box, np.argwhere(bad)[0] + box.low, int(bad.sum()))
-            outside = bad if outside is None else bad | outside
-        found = self._output.of(answers)
+            outside = bad | hidden
+        found = self._output.of(np.ascontiguousarray(answers))
         if outside is not None:
             found[:, outside] = 0
-        return found if len(found) > 1 else found[0]
+        return found
 
     def _refuse(self, box: Span, at: NDArray[np.int64], count: int) -> None:
         reason = f"{count} answers from {box.low} to {box.high} are not finite, the first at {tuple(at.tolist())}"
