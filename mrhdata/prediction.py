@@ -101,20 +101,25 @@ class Output:
 
     def of(self, answers: Floats) -> np.ndarray:
         """What is written for answers (C, z, y, x), which are used up."""
-        values = torch.from_numpy(answers)
-        if self.activation is not None:
-            values = values.softmax(0) if self.activation == "softmax" else values.sigmoid_()
+        values = answers
+        if self.activation == "softmax":
+            values = torch.from_numpy(values).softmax(0).numpy()
+        elif self.activation == "sigmoid":
+            values = torch.from_numpy(values).sigmoid().numpy()
         if self.decide == "argmax":
-            return values.argmax(0, keepdim=True).to(torch.uint8).numpy()
+            return values.argmax(axis=0, keepdims=True).astype(np.uint8)
         if isinstance(self.decide, (int, float)):
-            return (values >= self.decide).to(torch.uint8).numpy()
+            return (values >= self.decide).astype(np.uint8)
         if self.range is not None and self.written.kind in "iu":
             low, high = self.range
             ends = np.iinfo(self.written)
             factor = (float(ends.max) - float(ends.min)) / (high - low)
-            # In place: a copy of a block for every step would take several times the block.
-            values.sub_(low).mul_(factor).add_(float(ends.min)).round_().clamp_(float(ends.min), float(ends.max))
-        return values.numpy().astype(self.written, copy=False)
+            # In place, and in NumPy: PyTorch's threads wait for each other longer than this takes.
+            values *= np.float32(factor)
+            values += np.float32(ends.min - low * factor)
+            np.rint(values, out=values)
+            np.clip(values, ends.min, ends.max, out=values)
+        return values.astype(self.written, copy=False)
 
 
 def predict(  # noqa: PLR0913 (settings of one act)
