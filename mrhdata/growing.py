@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Progress = bool | Callable[[int, int], None]
 
 
-def grow(
+def grow(  # noqa: PLR0913  (what is made, from what, within what)
     target: Path,
     volume: xr.DataArray,
     finest: Callable[[], Finest],
@@ -40,6 +40,7 @@ def grow(
     *,
     memory: int,
     limit: int | None = None,
+    encoders: int = 1,
     overwrite: bool = False,
     progress: Progress = False,
     shown: tuple[str, int, str] = ("writing", 1, "B"),
@@ -60,8 +61,8 @@ def grow(
         Asked at the end for what is kept in ``attrs["provenance"]``, beside the digest.
     memory : int
         Bytes for everything that is held at once.
-    limit : int, optional
-        Bytes of a block, as for :class:`~mrhdata.formats.streaming.Writer`.
+    limit, encoders : int, optional
+        Bytes of a block, and threads that encode a shard, as for :class:`~mrhdata.formats.streaming.Writer`.
     overwrite : bool
     progress : bool or callable
         Show a bar, or call this with what is done and all there is, in bytes of voxels.
@@ -89,7 +90,7 @@ def grow(
     from mrhdata.formats.streaming import Writer
 
     paths = [_draft(target) / "store" / omezarr.level_path(n, name) for n in range(len(made))]
-    writer = Writer(finest(), made, paths, volume.attrs["kind"], memory, limit)
+    writer = Writer(finest(), made, paths, volume.attrs["kind"], memory, limit, encoders)
     # The numbers of blocks mean others where the budget makes them of another size.
     head = dict(identity) | {"blocks": [list(blocks.size) for blocks in writer.blocks]}
     with _journal(target, head) as journal:

@@ -51,7 +51,7 @@ log = logging.getLogger("mrhdata")
 #: Raised when the same network gives other voxels.
 _VERSION = 1
 #: Shares of the budget: decoded chunks, the network's tensors, and one block of answers.
-_TILES, _TENSORS, _BLOCK = 1 / 5, 1 / 5, 1 / 7
+_TILES, _TENSORS, _BLOCK = 1 / 6, 1 / 3, 1 / 7
 #: Steps that are planned together.
 _PLANNED = 512
 
@@ -243,6 +243,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
         lambda: _provenance(about, inputs, notes),
         memory=budget,
         limit=_limit(budget, volume, method),
+        # Blocks are of few shards.
+        encoders=os.cpu_count() or 1,
         overwrite=overwrite,
         progress=progress,
         shown=("predicting", volume.dtype.itemsize, "voxel"),

@@ -56,6 +56,8 @@ class Writer:
         Bytes for everything that is held at once.
     limit : int, optional
         Bytes of a block; a sixth of the memory by default.
+    encoders : int
+        Threads that encode one shard. With more than one, equal voxels may not be equal files.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Writer:
         kind: str,
         memory: int,
         limit: int | None = None,
+        encoders: int = 1,
     ) -> None:
         self.finest, self.levels, self.paths, self.kind = finest, levels, list(paths), kind
-        self._itemsize = finest.dtype.itemsize
+        self._itemsize, self._encoders = finest.dtype.itemsize, encoders
         limit = int(memory * _BLOCK_SHARE) if limit is None else limit
         self.blocks = [Blocks(level, self._itemsize, limit) for level in levels]
         self._halves: dict[tuple[int, int], np.ndarray] = {}
@@ -90,7 +93,7 @@ class Writer:
         state = _State(dict(finished), done, [0] * len(self.levels))
         pending = [i for i in range(len(self.blocks[0])) if (0, i) not in finished]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            arrays = [open_array(path) for path in self.paths]
+            arrays = [open_array(path, self._encoders) for path in self.paths]
             made = self.finest.blocks(Chosen(self.blocks[0], pending))
             for index, block in zip(pending, made, strict=True):
                 self._finish(0, index, block, arrays, state, threads)
@@ -107,7 +110,7 @@ class Writer:
             else next(self.finest.blocks([self.blocks[0][index]]))
         )
         if block is not None:
-            self._write(level, index, block, open_array(self.paths[level]))
+            self._write(level, index, block, open_array(self.paths[level], self._encoders))
         return block is not None
 
     def _coarser(self, level: int, arrays: list[Any], state: _State, threads: ThreadPoolExecutor) -> None:
@@ -208,7 +211,7 @@ class Writer:
         return tuple(slice(s.start, min(s.stop, n)) for s, n in zip(halved(box, axes), here.shape, strict=True))
 
 
-def open_array(path: Path) -> Any:
+def open_array(path: Path, encoders: int = 1) -> Any:
     """The array, decoded and encoded by zarrs, which is faster than zarr-python.
 
     It is not handed on to readers: after a fork, zarrs hangs.
@@ -216,8 +219,8 @@ def open_array(path: Path) -> Any:
     import zarrs  # noqa: F401  (registers the pipeline)
 
     array = zarr.open_array(path, mode="r+")
-    # One thread to a shard, so that its chunks lie in the same order every time; other shards are
+    # With one thread to a shard its chunks lie in the same order every time; other shards are
     # encoded beside it. Set while the array is made, not while it is opened: zarr-python would take the
     # number for all its own threads.
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}):
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": encoders}):
         return zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=array.store_path))

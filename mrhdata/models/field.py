@@ -24,9 +24,6 @@ from mrhdata.errors import ModelError
 
 Fractions = tuple[Fraction, ...]
 
-#: Channels of a block.
-_BLOCK = 16
-
 
 @dataclass(frozen=True)
 class Field:
@@ -179,13 +176,7 @@ def _live(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
     last = {node: max([place[node], *(place.get(user, len(nodes)) for user in node.users)]) for node in nodes}
     sizes = [(place[n], last[n], found.bytes) for n in nodes if (found := fields[n]) is not None]
     held = [sum(size for first, end, size in sizes if first <= i <= end) for i in range(len(nodes))]
-    # oneDNN convolves copies whose channels are filled up to blocks.
-    copies = [sum(_blocked(fields[n]) for n in (node, *node.all_input_nodes)) for node in nodes]
-    return max(a + b for a, b in zip(held, copies, strict=True))
-
-
-def _blocked(field: Field | None) -> float:
-    return 0.0 if field is None else field.bytes * (-(-field.channels // _BLOCK) * _BLOCK) / field.channels
+    return max(held)
 
 
 # --- layers ---------------------------------------------------------------------------------------------
