@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mrhdata.formats import read, write
     from mrhdata.patching import patches
     from mrhdata.prediction import predict
+    from mrhdata.prepare.registration import register
+    from mrhdata.prepare.resampling import resample
     from mrhdata.training import fit
 
 __version__ = "0.1.0"
@@ -29,6 +31,8 @@ _HOME = {
     "write": "formats",
     "convert": "conversion",
     "open_catalog": "catalog",
+    "register": "prepare.registration",
+    "resample": "prepare.resampling",
     "phantom": "phantom",
     "choosing": "choosing",
     "patches": "patching",
@@ -50,6 +54,8 @@ __all__ = [
     "phantom",
     "predict",
     "read",
+    "register",
+    "resample",
     "sensitivity",
     "volume",
     "write",

@@ -34,7 +34,15 @@ def test_the_accessor_is_there_after_the_import():
 
 
 @pytest.mark.parametrize(
-    "module", ["mrhdata.volume", "mrhdata.formats", "mrhdata.catalog", "mrhdata.conversion", "mrhdata.phantom"]
+    "module",
+    [
+        "mrhdata.volume",
+        "mrhdata.formats",
+        "mrhdata.catalog",
+        "mrhdata.conversion",
+        "mrhdata.phantom",
+        "mrhdata.prepare.registration",
+    ],
 )
 def test_data_without_torch(module):
     """Everything up to the catalogue works where torch is not installed."""
@@ -78,6 +86,8 @@ def test_every_public_name_can_be_called(tmp_path, trained):
     assert mrhdata.fit(fresh, p, p, mrhdata.training.Training(epochs=1), progress=False).training
     assert mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False).shape == target.shape
     assert len(mrhdata.sensitivity(inputs, target, threshold=325, blocks=4).table) == 4
+    assert mrhdata.register(inputs["b"], inputs["b"], "rigid").source == "scanner"
+    assert mrhdata.resample(target, inputs["a"]).shape == target.shape
     assert mrhdata.phantom.mouse_brain(0.8)["mask"].any()
     with pytest.raises(AttributeError, match="nothing"):
         _ = mrhdata.nothing
