@@ -8,6 +8,7 @@ is noted, so that a run that was killed goes on behind the last one.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import os
@@ -99,6 +100,7 @@ class Writer:
                 self._finish(0, index, block, arrays, state, threads)
                 del block
                 self._coarser(1, arrays, state, threads)
+                give_back()
             for level in range(1, len(self.levels)):
                 self._coarser(level, arrays, state, threads)
 
@@ -209,6 +211,13 @@ class Writer:
         here = self.levels[level]
         axes = [here.dims.index(d) for d in here.halved]
         return tuple(slice(s.start, min(s.stop, n)) for s, n in zip(halved(box, axes), here.shape, strict=True))
+
+
+def give_back() -> None:
+    """Return memory that is free to the system, where the allocator can: glibc keeps some for every thread that was."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def open_array(path: Path, encoders: int = 1) -> Any:
