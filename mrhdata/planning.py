@@ -242,23 +242,34 @@ class Plan:
             )
             return Loads(tile, begin, end, size, needed, schedule.peak(first, last, copied))
 
-        return self._longest(kept_for, batches)
+        return kept_for(batches) if self.resident else longest(kept_for, batches, self.budget)
 
-    def _longest(self, kept_for: Callable[[int], Loads], longest: int) -> Loads:
-        """The plan of the longest pause within the budget, to about a fifth."""
-        limit, pause, above = _FILLED * self.budget, longest, longest
+
+def longest(kept_for: Callable[[int], Loads], batches: int, budget: int) -> Loads:
+    """The plan of the longest pause within a budget, to about a fifth; some of it is left for reading ahead.
+
+    Parameters
+    ----------
+    kept_for : callable
+        The plan in which tiles are kept for a pause of so many batches.
+    batches : int
+        The longest pause.
+    budget : int
+        Bytes.
+    """
+    limit, pause, above = _FILLED * budget, batches, batches
+    found = kept_for(pause)
+    while found.needed > limit and pause:
+        above, pause = pause, pause // 4
         found = kept_for(pause)
-        while found.needed > limit and pause and not self.resident:
-            above, pause = pause, pause // 4
-            found = kept_for(pause)
-        for _ in range(3 if pause < above else 0):
-            middle = round((max(1, pause) * above) ** 0.5)
-            tried = kept_for(middle)
-            if tried.needed <= limit:
-                found, pause = tried, middle
-            else:
-                above = middle
-        return found
+    for _ in range(3 if pause < above else 0):
+        middle = round((max(1, pause) * above) ** 0.5)
+        tried = kept_for(middle)
+        if tried.needed <= limit:
+            found, pause = tried, middle
+        else:
+            above = middle
+    return found
 
 
 def _distinct(numbers: Ints) -> Ints:

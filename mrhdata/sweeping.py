@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mrhdata import schedule
 from mrhdata.aligning import one_grid
 from mrhdata.errors import DataError, FormatError
+from mrhdata.planning import longest
 from mrhdata.reading import Loads, ReadAhead, Rooms, decoders
 from mrhdata.tiles import Stream
 from mrhdata.volume import stack
@@ -110,14 +111,13 @@ class Sweep:
             used.append(found)
             when.append(np.full(len(found), number))
         tile, time = np.concatenate(used), np.concatenate(when)
-        pause = len(group)
-        while True:
+
+        def kept_for(pause: int) -> Loads:
             tiles, first, last = schedule.lifetimes(tile, time, time, pause)
             size = stream.sizes(np.stack(np.unravel_index(tiles, stream.tiles), axis=1))
-            needed = schedule.peak(first, last, size)
-            if needed <= 0.9 * self._memory or not pause:
-                return Loads(tiles, first, last, size, needed, 0)
-            pause //= 2
+            return Loads(tiles, first, last, size, schedule.peak(first, last, size), 0)
+
+        return longest(kept_for, len(group), self._memory)
 
     def _tiles_of(self, box: Span) -> Ints:
         inside = box.within(self.stream.grid.shape)
@@ -194,9 +194,8 @@ class Inside:
         assert mask is not None
         for place in np.ndindex(*mask.tiles):
             low = [i * t for i, t in zip(place, mask.tile, strict=True)]
-            if self.of(
-                span(low, [min(b + t, n) for b, t, n in zip(low, mask.tile, mask.grid.shape, strict=True)])
-            ).any():
+            tile = span(low, [b + t for b, t in zip(low, mask.tile, strict=True)])
+            if self.of(tile.within(mask.grid.shape)).any():
                 return
         raise DataError("the mask is empty; give one that covers part of the volumes")
 
