@@ -32,7 +32,7 @@ MEMORY = "256 MB"
 #: Budget of the detector, whose first layer makes 512 bytes of every voxel.
 DETECTOR_MEMORY = "1 GB"
 #: Voxels of the part that the detector is run on.
-PART = (128, 256, 256)
+PART = (128, 512, 512)
 
 
 class Planes:

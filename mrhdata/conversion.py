@@ -40,9 +40,9 @@ def convert(
     """Convert a file, folder or URL to OME-Zarr and return the stored volume.
 
     Chunks are cubes of 64 voxels (fewer where channels make them larger than 2 MB), shards up to
-    2 x 4 x 4 of them, compressed by Blosc (zstd 3, bit shuffle). Levels are halved until no axis is
-    longer than 64 voxels, images by mean, labels and masks by mode. Where a ``dask.distributed``
-    client is active, its workers convert.
+    2 x 4 x 4 of them, compressed by Blosc (bit shuffle; zstd 3, LZ4 for real numbers). Levels are halved
+    until no axis is longer than 64 voxels, images by mean, labels and masks by mode. Where a
+    ``dask.distributed`` client is active, its workers convert.
 
     Parameters
     ----------

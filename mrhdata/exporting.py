@@ -15,7 +15,7 @@ from dask.delayed import delayed
 
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
-from mrhdata.formats.omezarr import CODEC
+from mrhdata.formats.omezarr import codec
 
 #: Bytes of a chunk of a frozen training set, about.
 _CHUNK = 8_000_000
@@ -141,7 +141,7 @@ def write_patches(patches: Source, store: str | os.PathLike[str], *, seed: int, 
                 shape=(len(patches), *width),
                 chunks=(length, *width),
                 dtype="float32",
-                compressors=CODEC,
+                compressors=codec(np.dtype(np.float32)),
                 dimension_names=["patch", *_dims(name, patches)],
             )
             for name, width in patches.widths.items()

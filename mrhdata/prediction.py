@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -52,6 +53,8 @@ log = logging.getLogger("mrhdata")
 _VERSION = 1
 #: Shares of the budget: decoded chunks, the network's tensors, and one block of answers.
 _TILES, _TENSORS, _BLOCK = 1 / 6, 1 / 3, 1 / 7
+#: Bytes of answers that stay in the cache until they are written.
+_CACHED = 500_000
 #: Steps that are planned together.
 _PLANNED = 512
 
@@ -345,13 +348,20 @@ class _Map:
         return in_thread(self._made(spans), 1)
 
     def _made(self, boxes: Sequence[Span]) -> Iterator[np.ndarray | None]:
+        # Two in turn: fresh memory of this size would be mapped anew each time.
+        buffers = [np.empty(0, self.dtype), np.empty(0, self.dtype)]
         for group in self._groups(boxes):
             values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
             for box, above, steps in group:
                 if steps is None:
                     yield None
                     continue
-                out = np.zeros((self._output.channels(self._method.channels), *box.lengths), self.dtype)
+                buffers.reverse()
+                shape = (self._output.channels(self._method.channels), *box.lengths)
+                if buffers[0].size < math.prod(shape):
+                    buffers[0] = np.empty(math.prod(shape), self.dtype)
+                out = buffers[0][: math.prod(shape)].reshape(shape)
+                out.fill(0)
                 held = self._method.begin(box, above, out)
                 for step in steps:
                     self._method.add(held, step, next(values), self._written)
@@ -380,25 +390,34 @@ class _Map:
         if group:
             yield group
 
-    def _written(self, box: Span, answers: Floats) -> np.ndarray:
-        """What is stored of a box: 0 where nothing is wanted."""
+    def _written(self, box: Span, answers: Floats, out: np.ndarray) -> None:
+        """Put what is stored of a box into `out`: 0 where nothing is wanted."""
         outside = self._inside.outside(box, self._method.jump, self._method.first)
-        # A sum is finite where all its terms are, and quicker to look at.
-        if not np.isfinite(answers.sum()):
-            hidden = np.zeros(box.lengths, dtype=bool) if outside is None else outside
-            bad = ~np.isfinite(answers).all(axis=0) & ~hidden
-            if bad.any():
-                self._refuse(box, np.argwhere(bad)[0] + box.low, int(bad.sum()))
-            outside = bad | hidden
-        found = self._output.of(np.ascontiguousarray(answers))
-        if outside is not None:
-            found[:, outside] = 0
-        return found
+        # So few planes at a time stay in the cache.
+        deep = max(1, _CACHED // answers[:, 0].nbytes)
+        for low in range(0, box.lengths[0], deep):
+            planes = slice(low, low + deep)
+            part = np.ascontiguousarray(answers[:, planes])
+            hidden = None if outside is None else outside[planes]
+            # A sum is finite where all its terms are, and quicker to look at.
+            if not np.isfinite(part.sum()):
+                hidden = self._not_finite(part, hidden, (box.low[0] + low, *box.low[1:]))
+            found = self._output.of(part)
+            if hidden is not None:
+                found[:, hidden] = 0
+            out[:, planes] = found
 
-    def _refuse(self, box: Span, at: NDArray[np.int64], count: int) -> None:
-        reason = f"{count} answers from {box.low} to {box.high} are not finite, the first at {tuple(at.tolist())}"
-        if not self._sweep.skip(reason):
-            raise DataError(f"{reason}; fill or mask the input there, or skip them with skip_corrupt=True")
+    def _not_finite(self, answers: Floats, hidden: NDArray[np.bool_] | None, base: tuple[int, ...]) -> Any:
+        """Where answers are not wanted, or are not finite and may be left out."""
+        hidden = np.zeros(answers.shape[1:], dtype=bool) if hidden is None else hidden
+        bad = ~np.isfinite(answers).all(axis=0) & ~hidden
+        if bad.any():
+            first = tuple((np.argwhere(bad)[0] + base).tolist())
+            high = tuple(b + n for b, n in zip(base, bad.shape, strict=True))
+            reason = f"{bad.sum()} answers from {base} to {high} are not finite, the first at {first}"
+            if not self._sweep.skip(reason):
+                raise DataError(f"{reason}; fill or mask the input there, or skip them with skip_corrupt=True")
+        return bad | hidden
 
 
 def _provenance(about: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def run(method, sweep, box, before=None):
     steps, out = list(method.steps(box, before)), np.zeros((method.channels, *box.lengths), np.float32)
     held = method.begin(box, before, out)
     for step, values in zip(steps, sweep.read([s.boxes for s in steps]), strict=True):
-        method.add(held, step, values, lambda box, answers: answers)
-    method.end(held, lambda box, answers: answers)
+        method.add(held, step, values, lambda box, answers, into: np.copyto(into, answers))
+    method.end(held, lambda box, answers, into: np.copyto(into, answers))
     return out
 
 

@@ -33,8 +33,17 @@ if TYPE_CHECKING:
 MEMORY = 1_000_000_000
 
 _ATTRS = ("affine", "space", "kind", "units", "modality", "provenance", "source_axes", "spacing_stated")
-CODEC = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 _VERSIONS = ("0.4", "0.5")
+
+
+def codec(dtype: np.dtype[Any]) -> BloscCodec:
+    """How voxels are compressed: Blosc with bit shuffle, of zstd for whole numbers and LZ4 for others.
+
+    The low bits of real numbers are noise, which zstd makes little smaller (of MRI volumes 1 to 6 percent)
+    and spends most of its time on.
+    """
+    whole = np.dtype(dtype).kind in "iub"
+    return BloscCodec(cname="zstd" if whole else "lz4", clevel=3 if whole else 5, shuffle="bitshuffle")
 
 
 def read(
@@ -197,7 +206,7 @@ def create(volume: xr.DataArray, path: Path) -> tuple[list[Level], str]:
             dtype=np.uint8 if volume.dtype == bool else volume.dtype,
             chunks=level.chunks,
             shards=level.shards,
-            compressors=CODEC,
+            compressors=codec(volume.dtype),
             dimension_names=level.dims,
         )
     return made, name
