@@ -157,6 +157,25 @@ class VolumeBlocks:
         list(threads.map(read, starts))
 
 
+def pieces(box: Box, chunks: Sequence[int], most: int) -> Iterator[Box]:
+    """Parts of a box of whole chunks, each of at most so many voxels where one chunk is; cut along the first axes.
+
+    Examples
+    --------
+    >>> [*pieces((slice(2, 6), slice(0, 4)), (2, 2), most=8)]
+    [(slice(2, 4, None), slice(0, 4, None)), (slice(4, 6, None), slice(0, 4, None))]
+    """
+    if not box:
+        yield ()
+        return
+    first, rest = box[0], math.prod(s.stop - s.start for s in box[1:])
+    step = max(1, most // rest // chunks[0]) * chunks[0]
+    for low in range(first.start // step * step, first.stop, step):
+        high = slice(max(low, first.start), min(low + step, first.stop))
+        for others in pieces(box[1:], chunks[1:], max(1, most // (high.stop - high.start))):
+            yield (high, *others)
+
+
 def overlap(a: Box, b: Box) -> Box | None:
     """What lies in both; None for nothing."""
     common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))

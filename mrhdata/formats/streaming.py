@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import zarr
 
-from mrhdata.formats.blocks import Blocks, Box, Chosen, Finest, halved, overlap, within
+from mrhdata.formats.blocks import Blocks, Box, Chosen, Finest, halved, overlap, pieces, within
 from mrhdata.formats.pyramid import Level, halve
 
 #: Share of the budget for one block: there is the block, the next one, its parts before they are
 #: joined, the encoded shards and the halves.
 _BLOCK_SHARE = 1 / 6
 _HALVES_SHARE = 1 / 4
+#: Bytes of a finer level that are read back at once.
+_PIECE = 8_000_000
 
 #: Told of level, index and bytes of a block that is finished, and whether it holds voxels other than 0.
 Done = Callable[[int, int, int, bool], None]
@@ -127,6 +129,7 @@ class Writer:
                 empty = not any(state.finished[source] for source in sources)
                 block = None if empty else self._from_finer(level, index, arrays[level - 1], threads)
                 self._finish(level, index, block, arrays, state, threads)
+                del block
                 self._forget_halves(level, state.finished)
                 self._coarser(level + 1, arrays, state, threads)
             state.next[level] += 1
@@ -179,14 +182,13 @@ class Writer:
             # Blocks begin at whole shards, which are even, so halves meet without a gap.
             common = overlap(box, source)
             assert common is not None
-            half = self._halves.get((level - 1, i))
-            if half is None:
-                half, base = halve(np.asarray(finer[common]), axes, self.kind, threads), halved(common, axes)
-            else:
-                base = halved(box, axes)
-            inside = overlap(tuple(slice(b.start, b.start + n) for b, n in zip(base, half.shape, strict=True)), target)
-            if inside is not None:
-                out[within(inside, target)] = half[within(inside, base)]
+            kept = self._halves.get((level - 1, i))
+            if kept is not None:
+                _put_half(out, target, kept, halved(box, axes))
+                continue
+            for piece in pieces(common, self.levels[level - 1].chunks, _PIECE // self.finest.dtype.itemsize):
+                half = halve(np.asarray(finer[piece]), axes, self.kind, threads)
+                _put_half(out, target, half, halved(piece, axes))
         return out
 
     def _keep_half(self, level: int, index: int, block: np.ndarray, threads: ThreadPoolExecutor) -> None:
@@ -211,6 +213,13 @@ class Writer:
         here = self.levels[level]
         axes = [here.dims.index(d) for d in here.halved]
         return tuple(slice(s.start, min(s.stop, n)) for s, n in zip(halved(box, axes), here.shape, strict=True))
+
+
+def _put_half(out: np.ndarray, target: Box, half: np.ndarray, base: Box) -> None:
+    """Copy what of a half, which begins where `base` does, lies in the target."""
+    inside = overlap(tuple(slice(b.start, b.start + n) for b, n in zip(base, half.shape, strict=True)), target)
+    if inside is not None:
+        out[within(inside, target)] = half[within(inside, base)]
 
 
 def give_back() -> None:
