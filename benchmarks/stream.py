@@ -108,8 +108,8 @@ def main():
     methods = compared(folder, python, 1 if asked.quick else asked.repeats)
     planes = 128 if asked.quick else 1600
     wanted = {
-        "one convolution, 256 planes": ("depth", 256),
-        "one convolution, 1024 planes": ("depth", 512 if asked.quick else 1024),
+        "one convolution, 1024 planes": ("depth", 128 if asked.quick else 1024),
+        "one convolution, 4096 planes": ("depth", 512 if asked.quick else 4096),
         "stream": ("stream", planes),
         "reading and writing alone": ("copy", planes),
         "detector": ("detector", planes),
