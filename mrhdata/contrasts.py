@@ -1,15 +1,15 @@
 """How well MRI contrasts see what histology shows.
 
 Histology below (or above) a threshold is positive. Each contrast by itself, and polynomial fits of
-several, are asked how well they rank positive voxels (AUC) and predict the histology (R2, RMSE).
-Fits, and the direction in which a contrast points, come from training rows only.
+several, are asked how well they rank positive voxels (AUC), predict the histology (R2, RMSE), share
+information with it, and what they add to the other contrasts. Fits, thresholds, cuts and the direction
+in which a contrast points come from training rows only.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +17,27 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.scoring import image, intervals, ranking
+from mrhdata.scoring import association, image, intervals, ranking
+from mrhdata.scoring.fitting import polynomial
 from mrhdata.scoring.intervals import Bootstrap, Interval
-from mrhdata.volume import SPATIAL, mask_on, stack
+from mrhdata.scoring.spatial import cubes, likeness
+from mrhdata.volume import SPATIAL
+from mrhdata.voxels import MOST, PLACE, row_blocks, voxel_table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Floats = NDArray[np.float64]
+__all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_table"]
 
-#: Columns of a voxel table that say where a voxel is.
-PLACE = ("block", *SPATIAL)
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+#: Blocks are so many times as long as voxels are alike (``benchmarks/coverage.py``), but not fewer than
+#: so many.
+_LENGTHS = 3
+_FEWEST = 27
+#: Percentiles of the histology at which AUC is shown.
+_PERCENTILES = tuple(range(5, 100, 5))
 
 
 @dataclass(frozen=True)
@@ -58,23 +68,37 @@ class Sensitivity:
     Attributes
     ----------
     table : pandas.DataFrame
-        One row per contrast and model, best AUC first: ``contrast``, ``model`` (``single``,
-        ``prediction`` or a fit's name), and ``auc``, ``r2``, ``rmse``, each with ``_low`` and ``_high``.
+        One row per contrast and model, best AUC first: ``contrast``, ``model`` (``single``, ``prediction`` or
+        a fit's name), and, each with ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
+        ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``; ``information`` (mutual, in bits); ``adds``
+        (partial correlation with the histology when all single contrasts are known; NaN for fits). Then the
+        ``cut``, in the histology's units, that is best on the training rows, and ``cut_sensitivity`` and
+        ``cut_specificity`` where it is scored.
     curves : dict of str to (fpr, tpr)
         ROC curve of each.
-    threshold, positive, level, rows, positives, blocks
+    thresholds : pandas.DataFrame
+        ``contrast``, ``percentile``, ``threshold``, ``auc``: how the AUC depends on what is called positive.
+    regions : pandas.DataFrame
+        ``region``, ``contrast``, ``rows``, ``positives``, ``auc``, ``auc_low``, ``auc_high``; empty without
+        regions. A region with one class only has no AUC.
+    threshold, positive, specificity, level, rows, positives, blocks, block_voxels
         What was scored: histology ``positive`` ("below" or "above") ``threshold`` in ``positives`` of
-        ``rows`` voxels, intervals at ``level`` over ``blocks``.
+        ``rows`` voxels, intervals at ``level`` over ``blocks`` cubes of ``block_voxels`` (None where blocks
+        were given).
     """
 
     table: pd.DataFrame
     curves: dict[str, tuple[Floats, Floats]]
+    thresholds: pd.DataFrame
+    regions: pd.DataFrame
     threshold: float
     positive: str
+    specificity: float
     level: float
     rows: int
     positives: int
     blocks: int
+    block_voxels: int | None
     _replicates: dict[str, dict[str, Floats]] = field(repr=False)
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
@@ -88,85 +112,70 @@ class Sensitivity:
         >>> s.difference("good", "poor").low > 0
         True
         """
+        return intervals.interval(*self._paired(first, second, score), self.level)
+
+    def compare(self, reference: str | None = None, score: str = "auc") -> pd.DataFrame:
+        """Every contrast against one, in pairs, with the chance of such a difference by luck.
+
+        Parameters
+        ----------
+        reference : str, optional
+            The first of the table by default.
+        score : str
+            A column of the table that has an interval.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            ``contrast``, ``difference`` (reference less contrast), ``low``, ``high``, ``p`` (two-sided, from
+            the resamplings) and ``p_adjusted`` for the number of comparisons (Holm 1979, Scand. J. Stat. 6:65).
+
+        Examples
+        --------
+        >>> t = np.linspace(0, 1, 400)
+        >>> noisy = pd.DataFrame({"good": t, "poor": t + np.sin(40 * t)})
+        >>> s = sensitivity(noisy, t, threshold=0.5, blocks=np.arange(400) // 20, fits=[])
+        >>> s.compare()[["contrast", "p_adjusted"]].round(3).values.tolist()
+        [['poor', 0.002]]
+        """
+        chosen = str(self.table["contrast"].iloc[0]) if reference is None else reference
+        rows = []
+        for other in self.table["contrast"]:
+            if other == chosen:
+                continue
+            estimate, replicates = self._paired(chosen, other, score)
+            found = intervals.interval(estimate, replicates, self.level)
+            p = intervals.chance(replicates)
+            rows.append({"contrast": other, "difference": estimate, "low": found.low, "high": found.high, "p": p})
+        table = pd.DataFrame(rows, columns=["contrast", "difference", "low", "high", "p"])
+        return table.assign(p_adjusted=intervals.holm(table["p"]))
+
+    def _paired(self, first: str, second: str, score: str) -> tuple[float, Floats]:
         for name in (first, second):
             if name not in self._replicates:
                 raise DataError(f"nothing called {name!r} was scored; there are {sorted(self._replicates)}")
+            if score not in self._replicates[name]:
+                raise DataError(f"{name!r} has no {score!r}; there are {sorted(self._replicates[name])}")
         held = self.table.set_index("contrast")[score]
         replicates = self._replicates[first][score] - self._replicates[second][score]
-        return intervals.interval(float(held[first] - held[second]), replicates, self.level)
+        return float(held[first] - held[second]), replicates
 
 
-def voxel_table(
-    volumes: Mapping[str, xr.DataArray], where: xr.DataArray | None = None, *, block_voxels: int = 8
-) -> pd.DataFrame:
-    """Voxels of co-registered volumes on one grid as rows.
-
-    Parameters
-    ----------
-    volumes : mapping of str to volume
-        Channels become columns of their own.
-    where : mask volume, optional
-        Rows are the voxels where it is not zero.
-    block_voxels : int
-        Edge of the cubes that ``block`` numbers.
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        A float64 column per contrast, ``block``, and ``z``, ``y``, ``x`` voxel indices.
-
-    Raises
-    ------
-    GridError, DataError
-        Grids differ, or the mask is empty.
-
-    Examples
-    --------
-    >>> from mrhdata.volume import from_array
-    >>> v = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> voxel_table({"t2": v}, where=v > 5)
-        t2  block  z  y  x
-    0  6.0      0  1  1  0
-    1  7.0      0  1  1  1
-    """
-    stacked = stack(volumes)
-    taken = [str(c) for c in stacked.c.values if c in PLACE]
-    if taken:
-        raise DataError(f"contrasts may not be called {taken}: these columns say where a voxel is; rename them")
-    inside = mask_on(where, stacked)
-    index = np.argwhere(inside)
-    values = np.asarray(stacked.data)[:, inside].astype(np.float64)
-    table = pd.DataFrame(dict(zip((str(c) for c in stacked.c.values), values, strict=True)))
-    cubes = index // block_voxels
-    table["block"] = np.unique(np.ravel_multi_index(tuple(cubes.T), tuple(cubes.max(axis=0) + 1)), return_inverse=True)[
-        1
-    ]
-    return table.assign(**{d: index[:, i] for i, d in enumerate(SPATIAL)})
-
-
-def row_blocks(rows: int, length: int) -> NDArray[np.int64]:
-    """Blocks of contiguous rows, for voxel lists without coordinates: (rows,) ints.
-
-    Examples
-    --------
-    >>> row_blocks(5, 2).tolist()
-    [0, 0, 1, 1, 2]
-    """
-    return np.arange(rows) // length
-
-
-def sensitivity(
+def sensitivity(  # noqa: PLR0913 (settings of one act)
     contrasts: pd.DataFrame | Mapping[str, Any],
     histology: Any,
     *,
-    threshold: float,
+    threshold: float | str,
     positive: str = "below",
     fits: Sequence[Fit] = FITS,
     predictions: Mapping[str, Any] | None = None,
     train: Any = None,
     where: xr.DataArray | None = None,
+    regions: Any = None,
     blocks: ArrayLike | int | None = None,
+    specificity: float = 0.9,
     bootstrap: Bootstrap | None = None,
+    voxels: int = MOST,
 ) -> Sensitivity:
     """Score contrasts, and fits of them, against histology as ground truth.
 
@@ -176,8 +185,9 @@ def sensitivity(
         Volumes on one grid; or a ``DataFrame`` with a row per voxel and a column per contrast.
     histology : volume, or (n,) array-like beside a table
         The ground truth.
-    threshold : float
-        Of the histology, stated with the result.
+    threshold : float or str
+        Of the histology: a number, ``"otsu"``, or a percentile such as ``"20%"``, of the training rows;
+        stated with the result.
     positive : {"below", "above"}
         Which side is positive: autofluorescence is low in myelin, MBP is high.
     fits : sequence of Fit
@@ -190,11 +200,18 @@ def sensitivity(
         use all voxels: in-sample figures.
     where : mask volume, optional
         Voxels to use, for volumes.
+    regions : label volume, or (n,) array-like beside a table, optional
+        AUC is given in each region too, but in 0.
     blocks : int or (n,) int array-like, optional
-        For volumes, the edge of the cubic blocks in voxels, 8 by default. For a table, the block of each
-        row; a column ``block`` serves too.
+        The edge of the cubic blocks in voxels. By default three times the distance over which the
+        histology's voxels are alike, as measured, but at least 27 blocks. For a table, the block of each
+        row; a column ``block`` serves too, and without it the columns ``z``, ``y``, ``x``.
+    specificity : float
+        At which sensitivity is given.
     bootstrap : Bootstrap, optional
         1000 resamplings of blocks and 95 % intervals by default.
+    voxels : int
+        Where more voxels are inside, a lattice of about so many is scored.
 
     Returns
     -------
@@ -223,41 +240,100 @@ def sensitivity(
     """
     if positive not in ("below", "above"):
         raise DataError(f"positive is 'below' or 'above', not {positive!r}")
+    if not 0 < specificity < 1:
+        raise DataError(f"specificity lies between 0 and 1, not at {specificity}")
     bootstrap = bootstrap or Bootstrap()
     if isinstance(contrasts, pd.DataFrame):
-        table, truth, guesses, fitting = _rows_of_table(contrasts, histology, predictions, train, blocks)
+        rows = _rows_of_table(contrasts, histology, predictions, train, regions, blocks)
     else:
-        edge = 8 if blocks is None else int(np.asarray(blocks).item())
-        table, truth, guesses, fitting = _rows_of_volumes(contrasts, histology, predictions, train, where, edge)
-    testing = ~fitting if train is not None else fitting
-    if not fitting.any() or not testing.any():
-        raise DataError(
-            f"train covers {fitting.sum()} of {len(fitting)} voxels; leave some to fit on and some to score"
-        )
-    features = table.drop(columns=[c for c in PLACE if c in table])
-    _check_finite(features.assign(histology=truth))
-    _check_finite(pd.DataFrame({name: values[testing] for name, values in guesses.items()}))
-    candidates = _candidates(features, truth, guesses, fits, fitting, testing)
-    truth = truth[testing]
-    block = np.unique(table["block"].to_numpy()[testing], return_inverse=True)[1]
-    draws = intervals.draw_blocks(int(block.max()) + 1 if len(block) else 0, bootstrap)
-    is_positive = truth < threshold if positive == "below" else truth > threshold
-    sign = -1.0 if positive == "below" else 1.0
-    rows, curves, held = [], {}, {}
+        rows = _rows_of_volumes(contrasts, histology, predictions, train, where, regions, blocks, voxels)
+    rows.check()
+    candidates = _candidates(rows, fits)
+    limit = _limit(threshold, rows.truth[rows.fitting])
+    sides = _Sides(limit, positive)
+    test = rows.tested()
+    draws = intervals.draw_blocks(int(test.block.max()) + 1, bootstrap, rows.widening)
+    table: list[dict[str, Any]] = []
+    held: dict[str, dict[str, Floats]] = {}
     for one in candidates:
-        estimates = {
-            "auc": ranking.auc(is_positive, sign * one.values),
-            "r2": image.r2(truth, one.values),
-            "rmse": image.rmse(truth, one.values, parameters=one.parameters if train is None else 0),
-        }
-        samples = dict(zip(("r2", "rmse"), intervals.error_replicates(truth, one.values, block, draws), strict=True))
-        samples["auc"] = intervals.auc_replicates(is_positive, sign * one.values, block, draws)
-        rows.append({"contrast": one.name, "model": one.model} | _row(estimates, samples, bootstrap.level))
-        curves[one.name] = ranking.roc(is_positive, sign * one.values)[:2]
+        values = one.values[rows.testing]
+        estimates, samples = _scores(test, values, sides, draws, specificity, one.parameters if rows.in_sample else 0)
         held[one.name] = samples
-    ordered = pd.DataFrame(rows).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
-    counts = {"rows": len(truth), "positives": int(is_positive.sum()), "blocks": draws.shape[1]}
-    return Sensitivity(ordered, curves, threshold, positive, bootstrap.level, **counts, _replicates=held)
+        cut = _cut(rows, one.values, sides)
+        shown = _row(estimates, samples, bootstrap.level)
+        table.append({"contrast": one.name, "model": one.model, **shown, **cut})
+    _add_partial(table, held, candidates, rows, draws, bootstrap.level)
+    ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
+    tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}
+    is_positive = sides.of(test.truth)
+    return Sensitivity(
+        ordered,
+        {name: ranking.roc(is_positive, values)[:2] for name, values in tested.items()},
+        _over_thresholds(rows, tested, positive),
+        _by_region(test, tested, is_positive, bootstrap),
+        limit,
+        positive,
+        specificity,
+        bootstrap.level,
+        len(test.truth),
+        int(is_positive.sum()),
+        draws.shape[1],
+        rows.edge,
+        _replicates=held,
+    )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What is called positive."""
+
+    threshold: float
+    positive: str
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.positive == "below" else 1.0
+
+    def of(self, truth: Floats) -> Bools:
+        return np.asarray(truth < self.threshold if self.positive == "below" else truth > self.threshold)
+
+
+def _limit(threshold: float | str, truth: Floats) -> float:
+    """The threshold in the histology's units."""
+    if not isinstance(threshold, str):
+        return float(threshold)
+    if threshold == "otsu":
+        import SimpleITK as sitk
+
+        otsu = sitk.OtsuThresholdImageFilter()
+        otsu.SetNumberOfHistogramBins(256)
+        otsu.Execute(sitk.GetImageFromArray(truth[None]))
+        return float(otsu.GetThreshold())
+    try:
+        return float(np.percentile(truth, float(threshold.removesuffix("%")))) if "%" in threshold else float(threshold)
+    except ValueError as error:
+        raise DataError(f"threshold is a number, 'otsu' or a percentile such as '20%', not {threshold!r}") from error
+
+
+def _scores(
+    test: _Rows, values: Floats, sides: _Sides, draws: Floats, specificity: float, parameters: int
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Every score of one candidate, and its resamplings."""
+    truth, score, is_positive = test.truth, sides.sign * values, sides.of(test.truth)
+    curve = intervals.roc_replicates(is_positive, score, test.block, draws, specificity)
+    r2, rmse = intervals.error_replicates(truth, values, test.block, draws)
+    found = {
+        "auc": (ranking.auc(is_positive, score), curve.auc),
+        "sensitivity": (ranking.sensitivity_at(is_positive, score, specificity), curve.sensitivity),
+        "partial_auc": (ranking.partial_auc(is_positive, score, specificity), curve.partial_auc),
+        "r2": (image.r2(truth, values), r2),
+        "rmse": (image.rmse(truth, values, parameters=parameters), rmse),
+        "information": (
+            association.mutual_information(truth, values),
+            association.information_replicates(truth, values, test.block, draws),
+        ),
+    }
+    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
 def _row(estimates: dict[str, float], samples: dict[str, Floats], level: float) -> dict[str, float]:
@@ -268,9 +344,85 @@ def _row(estimates: dict[str, float], samples: dict[str, Floats], level: float) 
     return row
 
 
+def _cut(rows: _Rows, values: Floats, sides: _Sides) -> dict[str, float]:
+    """The best cut of the training rows, and what it does where it is scored."""
+    known = rows.fitting & np.isfinite(values)
+    is_positive = sides.of(rows.truth)
+    if not known.any() or is_positive[known].all() or not is_positive[known].any():
+        return {"cut": np.nan, "cut_sensitivity": np.nan, "cut_specificity": np.nan}
+    cut = ranking.best_threshold(is_positive[known], sides.sign * values[known])
+    called, positive = (sides.sign * values >= cut)[rows.testing], is_positive[rows.testing]
+    return {
+        "cut": sides.sign * cut,
+        "cut_sensitivity": float(called[positive].mean()),
+        "cut_specificity": float(1 - called[~positive].mean()),
+    }
+
+
+def _add_partial(
+    table: list[dict[str, Any]],
+    held: dict[str, dict[str, Floats]],
+    candidates: Sequence[_Candidate],
+    rows: _Rows,
+    draws: Floats,
+    level: float,
+) -> None:
+    """What single contrasts add to each other, and predictions to all of them."""
+    test = rows.tested()
+    singles = test.features.to_numpy()
+    among = [association.partial_correlation(test.truth, singles)]
+    among.append(association.partial_replicates(test.truth, singles, test.block, draws))
+    for row, one in zip(table, candidates, strict=True):
+        if one.model == "single":
+            place = list(test.features.columns).index(one.name)
+            estimate, samples = float(among[0][place]), among[1][:, place]
+        elif one.model == "prediction":
+            joined = np.column_stack([singles, one.values[rows.testing]])
+            estimate = float(association.partial_correlation(test.truth, joined)[-1])
+            samples = association.partial_replicates(test.truth, joined, test.block, draws)[:, -1]
+        else:
+            row |= {"adds": np.nan, "adds_low": np.nan, "adds_high": np.nan}
+            continue
+        row |= _row({"adds": estimate}, {"adds": samples}, level)
+        held[one.name]["adds"] = samples
+
+
+def _over_thresholds(rows: _Rows, tested: Mapping[str, Floats], positive: str) -> pd.DataFrame:
+    """AUC where other parts of the histology are called positive."""
+    truth, found = rows.truth[rows.testing], []
+    for percentile in _PERCENTILES:
+        sides = _Sides(float(np.percentile(rows.truth[rows.fitting], percentile)), positive)
+        is_positive = sides.of(truth)
+        if is_positive.all() or not is_positive.any():
+            continue
+        for name, values in tested.items():
+            auc = ranking.auc(is_positive, values)
+            found.append({"contrast": name, "percentile": percentile, "threshold": sides.threshold, "auc": auc})
+    return pd.DataFrame(found, columns=["contrast", "percentile", "threshold", "auc"])
+
+
+def _by_region(test: _Rows, tested: Mapping[str, Floats], is_positive: Bools, bootstrap: Bootstrap) -> pd.DataFrame:
+    found = []
+    for region in np.unique(test.region[test.region != 0]) if test.region is not None else []:
+        here = test.region == region
+        block = np.unique(test.block[here], return_inverse=True)[1]
+        counts = {"rows": int(here.sum()), "positives": int(is_positive[here].sum())}
+        both = 0 < counts["positives"] < counts["rows"] and block.max() > 0
+        draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if both else None
+        for name, values in tested.items():
+            row = {"region": int(region), "contrast": name} | counts
+            scores = {"auc": np.nan, "auc_low": np.nan, "auc_high": np.nan}
+            if draws is not None:
+                auc = ranking.auc(is_positive[here], values[here])
+                samples = intervals.roc_replicates(is_positive[here], values[here], block, draws).auc
+                scores = _row({"auc": auc}, {"auc": samples}, bootstrap.level)
+            found.append(row | scores)
+    return pd.DataFrame(found, columns=["region", "contrast", "rows", "positives", "auc", "auc_low", "auc_high"])
+
+
 @dataclass(frozen=True)
 class _Candidate:
-    """Predicted histology of the test rows, and how many parameters were fitted for it."""
+    """Predicted histology of all rows, and how many parameters were fitted for it."""
 
     name: str
     model: str
@@ -278,19 +430,12 @@ class _Candidate:
     parameters: int
 
 
-def _candidates(
-    features: pd.DataFrame,
-    truth: Floats,
-    guesses: dict[str, Floats],
-    fits: Sequence[Fit],
-    fitting: NDArray[np.bool_],
-    testing: NDArray[np.bool_],
-) -> list[_Candidate]:
-    found = [_Candidate(name, "prediction", values[testing], 0) for name, values in guesses.items()]
-    wanted = [(Fit(str(column), 1, [str(column)]), "single") for column in features]
+def _candidates(rows: _Rows, fits: Sequence[Fit]) -> list[_Candidate]:
+    found = [_Candidate(name, "prediction", values, 0) for name, values in rows.guesses.items()]
+    wanted = [(Fit(str(column), 1, [str(column)]), "single") for column in rows.features]
     for fit, model in [*wanted, *((f, f.name) for f in fits)]:
-        chosen = features if fit.columns is None else features[list(fit.columns)]
-        values, parameters = _fitted(chosen.to_numpy(), truth, fit.degree, fitting, testing)
+        chosen = rows.features if fit.columns is None else rows.features[list(fit.columns)]
+        values, parameters = polynomial(chosen.to_numpy(), rows.truth, fit.degree, rows.fitting)
         found.append(_Candidate(fit.name, model, values, parameters))
     names = [c.name for c in found]
     if len(set(names)) < len(names):
@@ -298,26 +443,47 @@ def _candidates(
     return found
 
 
-def _fitted(
-    x: Floats, truth: Floats, degree: int, fitting: NDArray[np.bool_], testing: NDArray[np.bool_]
-) -> tuple[Floats, int]:
-    """Least-squares polynomial of the fitting rows, applied to the testing rows, and its parameter count."""
-    # Scaled to the fitting rows: powers of raw scanner counts would lose all precision.
-    centre, scale = x[fitting].mean(axis=0), x[fitting].std(axis=0)
-    terms = _terms((x - centre) / np.where(scale > 0, scale, 1.0), degree)
-    if fitting.sum() <= terms.shape[1]:
-        raise DataError(f"{fitting.sum()} training rows cannot fit {terms.shape[1]} parameters; use more rows")
-    coefficients = np.linalg.lstsq(terms[fitting], truth[fitting], rcond=None)[0]
-    return terms[testing] @ coefficients, terms.shape[1]
+@dataclass(frozen=True)
+class _Rows:
+    """Voxels as rows: contrasts, histology, predictions, where to fit and to score, blocks and regions."""
 
+    features: pd.DataFrame
+    truth: Floats
+    guesses: dict[str, Floats]
+    fitting: Bools
+    testing: Bools
+    block: NDArray[np.int64]
+    region: NDArray[np.int64] | None
+    edge: int | None
+    widening: float
 
-def _terms(x: Floats, degree: int) -> Floats:
-    """All products of up to `degree` columns, the constant first."""
-    columns = [np.ones(len(x))]
-    for d in range(1, degree + 1):
-        for chosen in itertools.combinations_with_replacement(range(x.shape[1]), d):
-            columns.append(np.prod(x[:, chosen], axis=1))
-    return np.stack(columns, axis=1)
+    @property
+    def in_sample(self) -> bool:
+        return bool((self.fitting & self.testing).any())
+
+    def check(self) -> None:
+        """There is something to fit on and to score, and all of it is finite."""
+        if not self.fitting.any() or not self.testing.any():
+            raise DataError(
+                f"train covers {self.fitting.sum()} of {len(self.fitting)} voxels; leave some to fit on and some to "
+                "score"
+            )
+        _check_finite(self.features.assign(histology=self.truth))
+        _check_finite(pd.DataFrame({name: values[self.testing] for name, values in self.guesses.items()}))
+
+    def tested(self) -> _Rows:
+        """The rows that are scored, their blocks numbered anew."""
+        t = self.testing
+        return replace(
+            self,
+            features=self.features[t],
+            truth=self.truth[t],
+            guesses={name: values[t] for name, values in self.guesses.items()},
+            fitting=self.fitting[t],
+            testing=t[t],
+            block=np.unique(self.block[t], return_inverse=True)[1],
+            region=None if self.region is None else self.region[t],
+        )
 
 
 def _check_finite(table: pd.DataFrame) -> None:
@@ -328,16 +494,43 @@ def _check_finite(table: pd.DataFrame) -> None:
 
 
 def _rows_of_table(
-    table: pd.DataFrame, histology: Any, predictions: Mapping[str, Any] | None, train: Any, blocks: ArrayLike | None
-) -> tuple[pd.DataFrame, Floats, dict[str, Floats], NDArray[np.bool_]]:
-    if blocks is None and "block" not in table:
-        raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
-    if blocks is not None:
-        table = table.assign(block=_column("blocks", blocks, len(table)))
+    table: pd.DataFrame,
+    histology: Any,
+    predictions: Mapping[str, Any] | None,
+    train: Any,
+    regions: Any,
+    blocks: ArrayLike | None,
+) -> _Rows:
+    columns = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
     truth = _column("histology", histology, len(table)).astype(np.float64)
-    guesses = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
     fitting = np.ones(len(table), dtype=bool) if train is None else _column("train", train, len(table)).astype(bool)
-    return table, truth, guesses, fitting
+    testing = fitting if train is None else ~fitting
+    features = table.drop(columns=[c for c in PLACE if c in table])
+    edge, widening = None, 1.0
+    if blocks is not None and np.ndim(blocks):
+        block = _column("blocks", blocks, len(table))
+    elif blocks is None and "block" in table:
+        block = table["block"].to_numpy()
+    elif set(SPATIAL) <= set(table.columns):
+        place = table[list(SPATIAL)].to_numpy()
+        alike = likeness(truth, place)
+        edge = _edge(place[testing], alike.range) if blocks is None else int(np.asarray(blocks).item())
+        block, lengths = cubes(place, edge)
+        widening = alike.widening(lengths)
+    else:
+        raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
+    region = None if regions is None else _column("regions", regions, len(table)).astype(np.int64)
+    return _Rows(features, truth, columns, fitting, testing, np.asarray(block), region, edge, widening)
+
+
+def _edge(place: NDArray[np.int64], far: float) -> int:
+    """Edge of blocks: long beside the distance over which voxels are alike, while there are enough of them."""
+    edge = max(1, int(np.ceil(_LENGTHS * far)))
+    if not len(place):
+        return edge
+    while edge > 1 and int(cubes(place, edge)[0].max()) + 1 < _FEWEST:
+        edge -= 1
+    return edge
 
 
 def _column(name: str, values: Any, rows: int) -> NDArray[Any]:
@@ -353,14 +546,17 @@ def _rows_of_volumes(
     predictions: Mapping[str, xr.DataArray] | None,
     train: xr.DataArray | None,
     where: xr.DataArray | None,
-    block_voxels: int,
-) -> tuple[pd.DataFrame, Floats, dict[str, Floats], NDArray[np.bool_]]:
+    regions: xr.DataArray | None,
+    blocks: ArrayLike | None,
+    voxels: int,
+) -> _Rows:
     # Reserved names, so that a contrast may be called histology too.
-    extra = {"\0truth": histology} | {f"\0{name}": p for name, p in (predictions or {}).items()}
-    if train is not None:
-        extra["\0train"] = train
-    table = voxel_table({**contrasts, **extra}, where, block_voxels=block_voxels)
-    truth = table.pop("\0truth").to_numpy()
-    fitting = table.pop("\0train").to_numpy() != 0 if train is not None else np.ones(len(table), dtype=bool)
-    guesses = {name: table.pop(f"\0{name}").to_numpy() for name in predictions or {}}
-    return table, truth, guesses, fitting
+    extra = {"\0truth": histology, "\0train": train, "\0regions": regions}
+    extra |= {f"\0{name}": p for name, p in (predictions or {}).items()}
+    given = {name: volume for name, volume in extra.items() if volume is not None}
+    table = voxel_table({**contrasts, **given}, where, most=voxels).drop(columns="block")
+    taken = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in given}
+    guesses = {name: taken[name] for name in predictions or {}}
+    fitting = taken["train"] != 0 if train is not None else None
+    edge = None if blocks is None else int(np.asarray(blocks).item())
+    return _rows_of_table(table, taken["truth"], guesses, fitting, taken.get("regions"), edge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
+import numpy as np
+import pandas as pd
 
 from mrhdata.drafting import appearing
+from mrhdata.viewing import bars, roc_curves, threshold_curves
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from mrhdata.contrasts import Sensitivity
@@ -114,13 +117,102 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def readable(result: Sensitivity, names: Sequence[str] | None = None) -> pd.DataFrame:
+#: Score -> how a table heads it.
+_HEADS = {
+    "auc": "AUC",
+    "sensitivity": "sensitivity",
+    "partial_auc": "partial AUC",
+    "r2": "R2",
+    "rmse": "RMSE",
+    "information": "bits",
+    "adds": "adds",
+}
+
+
+def readable(
+    result: Sensitivity, names: Sequence[str] | None = None, scores: Sequence[str] = ("auc", "r2", "rmse")
+) -> pd.DataFrame:
     """The table of a sensitivity analysis with each score and its interval in one cell."""
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
     shown = table[["contrast", "model"]].copy()
-    for score, label in (("auc", "AUC"), ("r2", "R2"), ("rmse", "RMSE")):
-        shown[label] = [
-            f"{e:.3f} [{low:.3f}, {high:.3f}]"
+    for score in scores:
+        shown[_HEADS[score]] = [
+            "" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]"
             for e, low, high in zip(table[score], table[f"{score}_low"], table[f"{score}_high"], strict=True)
         ]
     return shown
+
+
+def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | None = None) -> list[Section]:
+    """What a report says of contrasts against one histology.
+
+    Parameters
+    ----------
+    name : str
+        Of the histology.
+    result : Sensitivity
+    names : sequence of str, optional
+        Contrasts that are drawn; the best eight by default. Tables hold all.
+
+    Returns
+    -------
+    sections : list of Section
+        Scores with ROC and threshold curves and what contrasts add; paired comparisons; regions, where there
+        are any.
+    """
+    drawn = list(result.table["contrast"][:8]) if names is None else list(names)
+    figures = [
+        (roc_curves(result, drawn), f"ROC curves against {name}"),
+        (threshold_curves(result, drawn), "AUC by the percentile of the histology that divides positive from negative"),
+        (
+            bars(result.table[result.table["contrast"].isin(drawn)], "contrast", "adds"),
+            "What each adds to the other single contrasts: partial correlation with the histology",
+        ),
+    ]
+    scores = readable(result, scores=tuple(_HEADS))
+    cuts = result.table[["cut", "cut_sensitivity", "cut_specificity"]].map(lambda v: f"{v:.3f}")
+    found = [Section(f"{name}: scores", [methods_text(name, result)], scores.join(cuts), figures)]
+    best = str(result.table["contrast"].iloc[0])
+    compared = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
+    text = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
+    found.append(Section(f"{name}: comparisons", [text], compared))
+    if len(result.regions):
+        columns = result.regions[["auc", "auc_low", "auc_high"]].to_numpy()
+        shown = ["one class only" if np.isnan(e) else f"{e:.3f} [{a:.3f}, {b:.3f}]" for e, a, b in columns]
+        wide = result.regions.assign(shown=shown)
+        wide = wide[wide["contrast"].isin(drawn)]
+        wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
+        found.append(Section(f"{name}: regions", ["AUC within each region."], wide.reset_index()))
+    return found
+
+
+def methods_text(name: str, result: Sensitivity) -> str:
+    """What was done, in words for a paper's methods section."""
+    blocks = f"{result.blocks} blocks that were given"
+    if result.block_voxels is not None:
+        blocks = (
+            f"{result.blocks} cubes of {result.block_voxels} voxels (three times the distance at which the "
+            "histology's correlation falls to 0.1, where that leaves 27)"
+        )
+    return (
+        f"{result.rows} voxels were scored against {name}; the {result.positives} {result.positive} "
+        f"{result.threshold:.4g} counted as positive. Single contrasts were fitted to the histology by a straight "
+        "line, polynomial models by least squares, on training voxels where these were set apart. We give the area "
+        f"under the ROC curve (AUC), sensitivity at a specificity of {result.specificity:.0%}, the partial area above "
+        "it (McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (32 bins of equal numbers) and, for "
+        "what a contrast adds, its partial correlation with the histology when the other single contrasts are known. "
+        f"Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
+        "(Hesterberg 2015) and for what is alike across their faces. Cuts are those of the largest Youden index on "
+        "training voxels."
+    )
+
+
+def training_section(folder: str | os.PathLike[str]) -> Section:
+    """Loss of training and validation by epoch, of a network that ``mrhdata train`` wrote."""
+    history = json.loads((Path(folder) / "history.json").read_text(encoding="utf-8"))
+    rows = zip(history["training"], history["validation"], strict=True)
+    table = pd.DataFrame(
+        [{"epoch": n, "training": f"{a:.5f}", "validation": f"{b:.5f}"} for n, (a, b) in enumerate(rows, 1)]
+    )
+    text = f"The weights of epoch {history['best_epoch'] + 1} were kept: the lowest loss on the validation part."
+    return Section("Training", [text], table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,10 @@ from mrhdata.errors import DataError, GridError
 from mrhdata.grid import Grid
 from mrhdata.sampling import Ints, shares
 from mrhdata.tiles import Stream
-from mrhdata.volume import SPATIAL
+from mrhdata.volume import SPATIAL, describe
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Low and high ends.
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -75,6 +78,26 @@ def folds_of(patches: Source, k: int, by: str, guard: int | None, seed: int) -> 
         ]
         folds.append((np.sort(np.concatenate(beside)), test))
     return folds
+
+
+def labelled(parts: Sequence[Source], by: str, like: xr.DataArray) -> xr.DataArray:
+    """Where the patches of each part of one subject lie along an axis: labels from 1 on, 0 between parts.
+
+    Parameters
+    ----------
+    parts : sequence of Patches
+        From :meth:`mrhdata.patching.Patches.split`, of one subject.
+    by : {"z", "y", "x"}
+    like : volume
+        On the grid of the first input.
+    """
+    axis = _axis(by)
+    labels = np.zeros([like.sizes[d] for d in SPATIAL], dtype=np.uint8)
+    for number, part in enumerate(parts, start=1):
+        at = part.positions[:, axis]
+        planes = slice(int(at.min()), int(at.max()) + part.shape[axis])
+        labels[(*(slice(None),) * axis, planes)] = number
+    return describe(like.copy(data=labels), kind="labels", units="1").rename("parts")
 
 
 def _by_subject(patches: Source, sizes: Sequence[float], seed: int) -> list[Ints]:

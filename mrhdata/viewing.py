@@ -15,6 +15,7 @@ from mrhdata.inspection import length as length_of
 from mrhdata.volume import SPATIAL, group
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
@@ -212,4 +213,39 @@ def roc_curves(result: Sensitivity, names: list[str]) -> Figure:
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle=":")
     ax.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.005))
     ax.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def threshold_curves(result: Sensitivity, names: list[str]) -> Figure:
+    """AUC of some of the scored contrasts over the percentile of the histology that divides the classes."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    for name, rows in result.thresholds.groupby("contrast", sort=False):
+        if name in names:
+            ax.plot(rows["percentile"], rows["auc"], label=name, linewidth=1.5)
+    ax.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
+    ax.set(xlabel=f"percentile of the histology, positive {result.positive}", ylabel="AUC", xlim=(0, 100))
+    ax.legend(fontsize=8)
+    return figure
+
+
+def bars(table: pd.DataFrame, label: str, value: str) -> Figure:
+    """A bar per row, largest first, with its interval where ``<value>_low`` and ``<value>_high`` are there.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> len(bars(pd.DataFrame({"contrast": ["t2", "mtr"], "share": [0.3, 0.7]}), "contrast", "share").axes)
+    1
+    """
+    shown = table.dropna(subset=[value]).sort_values(value)
+    figure = Figure(figsize=(5.5, 0.8 + 0.25 * max(1, len(shown))), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    ends = None
+    if f"{value}_low" in shown:
+        ends = np.abs(shown[[f"{value}_low", f"{value}_high"]].to_numpy().T - shown[value].to_numpy())
+    ax.barh(shown[label].astype(str), shown[value], xerr=ends, color="0.6", ecolor="0.2", error_kw={"linewidth": 1})
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set(xlabel=value.replace("_", " "))
+    ax.tick_params(axis="y", labelsize=8)
     return figure

@@ -56,7 +56,7 @@ def test_sensitivity(files):
     )
     assert code == 0
     rows = {row["contrast"]: row for row in json.loads(out)}
-    assert 0.8 < rows["t2.nii"]["auc_low"] < rows["t2.nii"]["auc"] < 1
+    assert 0.8 < rows["t2"]["auc_low"] < rows["t2"]["auc"] < 1
 
 
 def damaged(files, kind):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.ndimage import gaussian_filter
 
 import mrhdata
 from mrhdata.contrasts import Fit, row_blocks, sensitivity, voxel_table
@@ -61,7 +62,7 @@ def test_volumes_and_their_table_score_alike():
     contrasts, histology = phantom_volumes()
     first = sensitivity(contrasts, histology, threshold=0.3, blocks=4)
     table = voxel_table({**contrasts, "histology": histology}, block_voxels=4)
-    second = sensitivity(table.drop(columns="histology"), table["histology"], threshold=0.3)
+    second = sensitivity(table.drop(columns=["histology", "block"]), table["histology"], threshold=0.3, blocks=4)
     pd.testing.assert_frame_equal(first.table, second.table)
     assert first.blocks == 3 * 4 * 3
     assert first.table.contrast.iloc[-1] == "poor"
@@ -115,6 +116,133 @@ def test_polynomials_have_all_terms():
     assert found.r2["linear"] < 0.1
     cubic = sensitivity(table, table.a**3, threshold=0, fits=[Fit("cubic", 3, ["a"])], blocks=row_blocks(400, 20))
     assert cubic.table.set_index("contrast").r2["cubic"] == pytest.approx(1)
+
+
+def correlated(shape=(30, 34, 32), width=1.5, seed=0):
+    """A volume maker: smooth random fields of unit spread on one grid."""
+    rng = np.random.default_rng(seed)
+
+    def field():
+        values = gaussian_filter(rng.standard_normal(shape), width)
+        return from_array(values / values.std(), spacing=(1, 1, 1))
+
+    return field
+
+
+def three_kinds(seed):
+    """A contrast with nothing, one with some, its copy, and one with all of the histology; scored on half a brain."""
+    field = correlated(seed=seed)
+    truth, part = field(), field()
+    some = (truth + 0.8 * part).assign_attrs(truth.attrs)
+    contrasts = {
+        "nothing": field(),
+        "some": some,
+        "copy": (100 - 3 * some).assign_attrs(truth.attrs),
+        "all": (truth + 0.05 * field()).assign_attrs(truth.attrs),
+    }
+    train = (truth * 0).assign_attrs(truth.attrs)
+    train[{"z": slice(0, 13)}] = 1
+    inside = (train * 0 + 1).assign_attrs(truth.attrs)
+    inside[{"z": slice(13, 17)}] = 0
+    return sensitivity(contrasts, truth, threshold="20%", train=train, where=inside, fits=[])
+
+
+def test_a_contrast_with_nothing_a_copy_and_one_with_all():
+    """AUC of a half and nothing added, within their intervals; a copy adds nothing; nearly perfect."""
+    results = [three_kinds(seed) for seed in range(4)]
+    tables = [result.table.set_index("contrast") for result in results]
+    # Of 95 % intervals one of four may fail.
+    assert sum(t.auc_low["nothing"] <= 0.5 <= t.auc_high["nothing"] for t in tables) >= 3
+    assert sum(t.adds_low["nothing"] <= 0 <= t.adds_high["nothing"] for t in tables) >= 3
+    for result, rows in zip(results, tables, strict=True):
+        assert rows.adds["copy"] == rows.adds["some"] == 0
+        assert rows.auc["copy"] == pytest.approx(rows.auc["some"], abs=1e-9)
+        assert rows.auc["all"] > 0.99
+        assert rows.information["all"] > rows.information["some"] > rows.information["nothing"]
+        assert rows.sensitivity["all"] > 0.9 > 0.3 > rows.sensitivity["nothing"]
+        compared = result.compare("all").set_index("contrast")
+        assert (compared.p_adjusted >= compared.p).all()
+        assert (compared.low > 0).all()
+        assert compared.p_adjusted["nothing"] < 0.05
+        assert result.compare("some").set_index("contrast").p["copy"] == 1
+
+
+def test_blocks_follow_the_measured_correlation():
+    """Smoother brains get longer blocks; few are never chosen."""
+    edges = []
+    for width in (1.0, 2.0):
+        field = correlated(width=width)
+        truth = field()
+        found = sensitivity({"a": (truth + field()).assign_attrs(truth.attrs)}, truth, threshold=0.0, fits=[])
+        edges.append(found.block_voxels)
+        assert found.blocks >= 20
+    assert edges[0] < edges[1]
+
+
+def test_thresholds_are_of_the_training_rows():
+    """Percentiles and Otsu's are found without the rows that are scored; AUC is shown over all."""
+    table = pd.DataFrame({"a": np.r_[np.arange(100.0), np.arange(1000.0, 1100)]})
+    truth, train = table.a.to_numpy(), np.arange(200) % 2 == 0
+    blocks = row_blocks(200, 10)
+    at_fifth = sensitivity(table, truth, threshold="25%", train=train, blocks=blocks, fits=[])
+    assert at_fifth.threshold == np.percentile(truth[train], 25)
+    otsu = sensitivity(table, truth, threshold="otsu", train=train, blocks=blocks, fits=[])
+    assert 98 < otsu.threshold < 1000
+    assert set(otsu.thresholds.percentile) == set(range(5, 100, 5))
+    assert (otsu.thresholds.auc == 1).all()
+    with pytest.raises(DataError, match="'otsu' or a percentile"):
+        sensitivity(table, truth, threshold="mean", blocks=blocks)
+
+
+def test_cuts_come_from_training_rows():
+    """The best cut of the training rows, applied to others whose best one is elsewhere."""
+    value = np.r_[np.arange(100.0), np.arange(100.0)]
+    truth = np.r_[np.arange(100) >= 50, np.arange(100) >= 80].astype(float)
+    train = np.arange(200) < 100
+    result = sensitivity(
+        pd.DataFrame({"other": np.cos(value)}), truth, threshold=0.5, positive="above", train=train, fits=[],
+        predictions={"p": value}, blocks=row_blocks(200, 5),
+    )  # fmt: skip
+    row = result.table.set_index("contrast").loc["p"]
+    assert row.cut == 50
+    assert row.cut_sensitivity == 1
+    assert row.cut_specificity == pytest.approx(50 / 80)
+
+
+def test_regions():
+    """AUC within each label but 0; a region of one class has none."""
+    contrasts, histology = phantom_volumes()
+    labels = histology.copy(data=np.zeros(histology.shape, np.uint8))
+    labels[{"y": slice(0, 8)}] = 3
+    labels[{"y": slice(8, 14)}] = 7
+    labels = mrhdata.volume.describe(labels, kind="labels")
+    histology = histology.copy(data=np.where(labels == 7, 0.9, histology))
+    found = sensitivity(contrasts, histology, threshold=0.3, regions=labels, blocks=4, fits=[]).regions
+    assert set(found.region) == {3, 7}
+    three = found[(found.region == 3) & (found.contrast == "good")].iloc[0]
+    alone = sensitivity(
+        contrasts, histology, threshold=0.3, blocks=4, fits=[], where=(labels == 3).assign_attrs(labels.attrs)
+    )
+    # The line is fitted elsewhere, but its direction is the same: so are the ranks.
+    assert three.auc == pytest.approx(alone.table.set_index("contrast").auc["good"])
+    assert three.auc_low < three.auc < three.auc_high
+    assert found[found.region == 7].auc.isna().all()
+
+
+def test_large_volumes_are_scored_on_a_lattice():
+    """About as many voxels as asked for, spread over all of the mask; scores hardly differ."""
+    field = correlated((60, 60, 60), 2)
+    truth = field().chunk(20)
+    contrast = (truth + 0.5 * field()).assign_attrs(truth.attrs)
+    inside = (abs(truth) < 9).assign_attrs(truth.attrs)
+    full = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], where=inside)
+    thin = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], where=inside, voxels=10_000)
+    assert 5_000 < thin.rows <= 10_000 < full.rows == 60**3
+    assert thin.table.auc[0] == pytest.approx(full.table.auc[0], abs=0.02)
+    assert thin.block_voxels == pytest.approx(full.block_voxels, abs=3)
+    table = voxel_table({"a": truth}, inside, most=10_000)
+    assert (table[["z", "y", "x"]] % 3 == 0).all(axis=None)
+    np.testing.assert_array_equal(table.a, truth.values[*table[["z", "y", "x"]].to_numpy().T])
 
 
 class TestRefusals:

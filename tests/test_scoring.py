@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from scipy.ndimage import gaussian_filter
 from sklearn import metrics
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.scoring import image, intervals, ranking
+from mrhdata.scoring import association, image, intervals, ranking, spatial
 from mrhdata.scoring.intervals import Bootstrap
 
 from .conftest import FULL
@@ -34,12 +36,12 @@ def test_auc_and_roc_agree_with_scikit_learn(seed, ties):
         np.testing.assert_allclose(got, want)
 
 
-def test_block_pairs_give_the_auc_of_any_resampling():
+def test_resampled_blocks_give_the_auc_of_any_resampling():
     """Weights on blocks are the same as repeating their rows."""
     truth, score = classes(0)
     block = np.arange(200) // 25
-    draws = intervals.draw_blocks(8, Bootstrap(replicates=50))
-    got = intervals.auc_replicates(truth, score, block, draws)
+    draws = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=50).astype(float)
+    got = intervals.roc_replicates(truth, score, block, draws).auc
     r2, rmse = intervals.error_replicates(score, truth, block, draws)
     for i, draw in enumerate(draws):
         rows = np.concatenate([np.tile(np.flatnonzero(block == b), int(n)) for b, n in enumerate(draw)])
@@ -51,7 +53,7 @@ def test_block_pairs_give_the_auc_of_any_resampling():
 def test_resamplings_with_one_class_have_no_auc():
     """They are NaN, and intervals leave them out."""
     truth = np.array([1, 1, 0, 0])
-    values = intervals.auc_replicates(truth, [3.0, 2, 1, 0], [0, 0, 1, 1], np.array([[2.0, 0], [1, 1]]))
+    values = intervals.roc_replicates(truth, [3.0, 2, 1, 0], [0, 0, 1, 1], np.array([[2.0, 0], [1, 1]])).auc
     assert np.isnan(values[0])
     assert values[1] == 1
     assert intervals.interval(1.0, values).low == 1
@@ -70,10 +72,100 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         score = np.repeat(rng.normal(0, 1, blocks), length) + positive
         for kind, block in (("block", np.arange(blocks * length) // length), ("row", np.arange(blocks * length) // 2)):
             draws = intervals.draw_blocks(int(block.max()) + 1, Bootstrap(replicates=300, seed=trial))
-            found = intervals.interval(0, intervals.auc_replicates(positive, score, block, draws))
+            found = intervals.interval(0, intervals.roc_replicates(positive, score, block, draws).auc)
             covered[kind] += found.low <= truth_auc <= found.high
     assert 0.90 <= covered["block"] / trials <= 0.98
     assert covered["row"] / trials < 0.7
+
+
+@settings(max_examples=100 if FULL else 20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
+def test_parts_of_the_roc_curve_agree_with_scikit_learn(seed, specificity):
+    """Partial areas as McClish's, sensitivity on the line between points; the best threshold is the best of all."""
+    truth, score = classes(seed)
+    expected = metrics.roc_auc_score(truth, score, max_fpr=1 - specificity)
+    assert ranking.partial_auc(truth, score, specificity) == pytest.approx(expected, abs=1e-12)
+    fpr, tpr, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
+    assert ranking.sensitivity_at(truth, score, specificity) == pytest.approx(np.interp(1 - specificity, fpr, tpr))
+    cut = ranking.best_threshold(truth, score)
+    sums = [(score[truth] >= t).mean() + (score[~truth] < t).mean() for t in np.unique(score)]
+    assert (score[truth] >= cut).mean() + (score[~truth] < cut).mean() == pytest.approx(max(sums))
+
+
+def test_binned_curves_are_those_of_all_values():
+    """With many distinct scores: AUC, sensitivity and partial area of one resampling of everything."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(60_000) < 0.2
+    score = rng.normal(truth.astype(float))
+    found = intervals.roc_replicates(truth, score, np.arange(60_000) // 600, np.ones((1, 100)), 0.9)
+    assert found.auc[0] == pytest.approx(ranking.auc(truth, score), abs=2e-5)
+    assert found.sensitivity[0] == pytest.approx(ranking.sensitivity_at(truth, score, 0.9), abs=2e-3)
+    assert found.partial_auc[0] == pytest.approx(ranking.partial_auc(truth, score, 0.9), abs=5e-4)
+
+
+def test_partial_correlation_is_that_of_residuals():
+    """Each column and the truth, both less what the other columns give by least squares."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4)) + 100
+    truth = x @ [1.0, 0, -2, 0.5] + rng.normal(0, 3, 500)
+    got = association.partial_correlation(truth, x)
+    for j in range(4):
+        others = np.column_stack([np.ones(500), np.delete(x, j, axis=1)])
+        left = [v - others @ np.linalg.lstsq(others, v, rcond=None)[0] for v in (truth, x[:, j])]
+        assert got[j] == pytest.approx(np.corrcoef(*left)[0, 1], abs=1e-6)
+    # A copy adds nothing, nor does what it copies; a constant neither. The rest stays as it was.
+    more = association.partial_correlation(truth, np.column_stack([x, 3 * x[:, 1] - 7, np.ones(500)]))
+    assert more[[1, 4, 5]].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(more[[0, 2, 3]], got[[0, 2, 3]], atol=1e-6)
+
+
+def test_partial_correlations_of_resampled_blocks():
+    """Weights on blocks are the same as repeating their rows."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(200, 3))
+    truth = x[:, 0] + rng.normal(size=200)
+    block = np.arange(200) // 20
+    draws = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=20).astype(float)
+    partial = association.partial_replicates(truth, x, block, draws)
+    shared = association.information_replicates(truth, x[:, 0], block, draws)
+    for i, draw in enumerate(draws):
+        rows = np.concatenate([np.tile(np.flatnonzero(block == b), int(n)) for b, n in enumerate(draw)])
+        np.testing.assert_allclose(partial[i], association.partial_correlation(truth[rows], x[rows]), atol=1e-6)
+        assert np.isfinite(shared[i])
+
+
+def test_mutual_information_against_its_formula():
+    """Of a bivariate normal, -log2(1 - r^2) / 2; none where there is none; the same after any monotone change."""
+    rng = np.random.default_rng(3)
+    x, e = rng.normal(size=(2, 200_000))
+    y = 0.6 * x + 0.8 * e
+    found = association.mutual_information(x, y)
+    # Bins lose a little.
+    assert found == pytest.approx(-0.5 * np.log2(1 - 0.36), abs=0.012)
+    assert association.mutual_information(x, -np.exp(y)) == pytest.approx(found, abs=1e-9)
+    assert abs(association.mutual_information(x, e)) < 5e-4
+
+
+def test_range_of_alike_voxels():
+    """Of white noise behind a Gaussian of width s: exp(-d^2 / 4 s^2) is 0.1 at 3.03 s; also on a sparse lattice."""
+    field = gaussian_filter(np.random.default_rng(4).normal(size=(60, 60, 60)), 3)
+    place = np.argwhere(np.ones(field.shape))
+    assert spatial.likeness(field.ravel(), place).range == pytest.approx(9.1, rel=0.15)
+    some = (place % 2 == 0).all(axis=1)
+    assert spatial.likeness(field.ravel()[some], place[some]).range == pytest.approx(9.1, rel=0.15)
+    inside = np.random.default_rng(5).random(len(place)) < 0.5
+    assert spatial.likeness(field.ravel()[inside], place[inside]).range == pytest.approx(9.1, rel=0.15)
+
+
+def test_weights_of_blocks_have_the_spread_that_is_asked_for():
+    """A mean of independent blocks gets a t interval's width, more where it is widened; weights are positive."""
+    values = np.random.default_rng(6).normal(size=30)
+    for widening in (1.0, 1.4):
+        draws = intervals.draw_blocks(30, Bootstrap(replicates=20_000), widening)
+        assert draws.min() > 0
+        found = intervals.interval(values.mean(), draws @ values / 30)
+        expected = 2 * widening * stats.t.ppf(0.975, 29) * values.std(ddof=1) / np.sqrt(30)
+        assert found.high - found.low == pytest.approx(expected, rel=0.08)
 
 
 def test_rmse_and_r2_agree_with_their_definitions():

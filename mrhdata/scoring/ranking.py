@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from mrhdata.errors import DataError
 from mrhdata.scoring.image import check_same_shape
@@ -11,7 +12,8 @@ from mrhdata.scoring.image import check_same_shape
 Floats = NDArray[np.float64]
 
 
-def _classes(truth: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+def classes(truth: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    """Which values are positive, and the scores, both flat; there are some of each class."""
     t, s = check_same_shape(truth, score)
     positive = t.ravel() != 0
     if positive.all() or not positive.any():
@@ -36,8 +38,10 @@ def auc(truth: ArrayLike, score: ArrayLike) -> float:
     >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    pairs, positives, negatives = block_pairs(truth, score, np.zeros(np.size(truth), dtype=np.int64))
-    return float(pairs[0, 0] / (positives[0] * negatives[0]))
+    positive, s = classes(truth, score)
+    many = int(positive.sum())
+    above = float(rankdata(s)[positive].sum()) - many * (many + 1) / 2
+    return above / (many * (len(s) - many))
 
 
 def roc(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats, Floats]:
@@ -49,7 +53,7 @@ def roc(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats, Floats]:
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
-    positive, s = _classes(truth, score)
+    positive, s = classes(truth, score)
     order = np.argsort(-s, kind="stable")
     hits, misses = np.cumsum(positive[order]), np.cumsum(~positive[order])
     last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
@@ -57,43 +61,57 @@ def roc(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats, Floats]:
     return np.r_[0.0, misses[last] / misses[-1]], np.r_[0.0, hits[last] / hits[-1]], thresholds
 
 
-def block_pairs(truth: ArrayLike, score: ArrayLike, block: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Count ranked pairs between blocks, from which the AUC of any resampling of blocks follows.
-
-    With ``w`` the number of times that each block is drawn, the AUC of that sample is exactly
-    ``w @ pairs @ w / ((w @ positives) * (w @ negatives))``, without ranking it again.
-
-    Parameters
-    ----------
-    truth, score : array-like, n values
-    block : (n,) int array-like
-        Block of each value, 0 to b - 1.
-
-    Returns
-    -------
-    pairs : (b, b) array
-        ``pairs[i, j]``: positives of block i that score above negatives of block j, ties half.
-    positives, negatives : (b,) arrays
-        How many of each a block holds.
+def sensitivity_at(truth: ArrayLike, score: ArrayLike, specificity: float) -> float:
+    """Sensitivity where the ROC curve has a specificity, on the line between its points.
 
     Examples
     --------
-    >>> pairs, positives, negatives = block_pairs([1, 0, 1, 0], [3, 1, 2, 2], [0, 0, 1, 1])
-    >>> pairs.tolist()
-    [[1.0, 1.0], [1.0, 0.5]]
+    >>> sensitivity_at([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], specificity=0.5)
+    1.0
     """
-    positive, s = _classes(truth, score)
-    blocks = np.asarray(block).ravel()
-    count = int(blocks.max()) + 1
-    positives = np.bincount(blocks[positive], minlength=count).astype(np.float64)
-    negatives = np.bincount(blocks[~positive], minlength=count).astype(np.float64)
-    high, high_block = s[positive], blocks[positive]
-    low, low_block = s[~positive], blocks[~positive]
-    order = np.lexsort((low, low_block))
-    starts = np.searchsorted(low_block[order], np.arange(count + 1))
-    pairs = np.zeros((count, count))
-    for j in range(count):
-        mine = low[order[starts[j] : starts[j + 1]]]
-        below = np.searchsorted(mine, high, side="left") + np.searchsorted(mine, high, side="right")
-        pairs[:, j] = np.bincount(high_block, weights=below / 2, minlength=count)
-    return pairs, positives, negatives
+    fpr, tpr, _ = roc(truth, score)
+    return float(at_specificity(fpr[None], tpr[None], specificity)[0])
+
+
+def partial_auc(truth: ArrayLike, score: ArrayLike, specificity: float) -> float:
+    """Area under the ROC curve above a specificity, from 0.5 (chance) to 1 (perfect): McClish 1989, MDM 9:190.
+
+    Examples
+    --------
+    >>> partial_auc([0, 0, 1, 1], [1, 2, 3, 4], specificity=0.9)
+    1.0
+    """
+    fpr, tpr, _ = roc(truth, score)
+    return float(area_above(fpr[None], tpr[None], specificity)[0])
+
+
+def best_threshold(truth: ArrayLike, score: ArrayLike) -> float:
+    """The threshold ``score >= t`` of the largest sensitivity + specificity (Youden 1950, Cancer 3:32).
+
+    To be found on training voxels: on those that are scored it flatters.
+
+    Examples
+    --------
+    >>> best_threshold([0, 0, 1, 1], [1, 2, 3, 4])
+    3.0
+    """
+    fpr, tpr, thresholds = roc(truth, score)
+    return float(thresholds[1:][np.argmax((tpr - fpr)[1:])])
+
+
+def at_specificity(fpr: Floats, tpr: Floats, specificity: float) -> Floats:
+    """Sensitivity of curves (n, points) at one specificity: (n,)."""
+    limit = 1 - specificity
+    return np.array([np.interp(limit, x, y) for x, y in zip(fpr, tpr, strict=True)])
+
+
+def area_above(fpr: Floats, tpr: Floats, specificity: float) -> Floats:
+    """Standardised area of curves (n, points) above one specificity: (n,)."""
+    limit = 1 - specificity
+    end = at_specificity(fpr, tpr, specificity)
+    inside = fpr <= limit
+    x = np.concatenate([np.where(inside, fpr, limit), np.full((len(fpr), 1), limit)], axis=1)
+    y = np.concatenate([np.where(inside, tpr, end[:, None]), end[:, None]], axis=1)
+    area = np.sum(np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1]) / 2, axis=1)
+    chance, most = limit**2 / 2, limit
+    return np.asarray(0.5 * (1 + (area - chance) / (most - chance)))

@@ -1,0 +1,92 @@
+"""Commands on catalogues and published data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrhdata.cli import words
+from mrhdata.cli.app import app, catalog_app
+from mrhdata.errors import DataError
+
+
+@catalog_app.command("check")
+def catalog_check(file: str) -> None:
+    """Say whether a catalogue only describes data, before anything opens it.
+
+    Example: mrhdata catalog check catalog.yaml
+    """
+    from mrhdata import catalog
+
+    catalog.check(file)
+    typer.echo(f"{file} only describes data")
+
+
+@catalog_app.command("build")
+def catalog_build(
+    folder: Path,
+    out: Annotated[Path | None, typer.Option(help="The YAML file; catalog.yaml in the folder by default.")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the catalogue.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of all volumes.")] = None,
+    citation: Annotated[str | None, typer.Option(help="Of all volumes.")] = None,
+    split: Annotated[str | None, typer.Option(help="Shares by subject, such as train=0.8,test=0.2.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    axes: words.Axes = None,
+    unit: words.Unit = None,
+    space: words.Space = None,
+) -> None:
+    """List every volume below a folder in a catalogue.
+
+    Example: mrhdata catalog build study/ --licence CC0-1.0 --split train=0.8,test=0.2
+    """
+    from mrhdata import catalog_build as building
+
+    shares = _shares(split) if split else None
+    given = words.options(axes=axes, unit=unit, space=space)
+    path = building.build(
+        folder, out, title=title, licence=licence, citation=citation, split=shares, seed=seed, **given
+    )
+    typer.echo(f"{path}")
+
+
+@catalog_app.command("list")
+def catalog_list(file: str, as_json: words.Json = False) -> None:
+    """Print the entries of a catalogue with their metadata.
+
+    Example: mrhdata catalog list catalog.yaml
+    """
+    from mrhdata import catalog
+
+    found = {name: held for name, (held, _) in catalog.open_catalog(file).find().items()}
+    words.answer(found, as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Of a published volume; all are listed without it.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder of the stores and their catalogue.")] = None,
+    as_json: words.Json = False,
+) -> None:
+    """Download a published volume, check it, and convert it to OME-Zarr.
+
+    Example: mrhdata fetch ccfv3-template-25um --into atlas/
+    """
+    from mrhdata import fetching
+
+    if name is None:
+        entries = fetching.published().items()
+        shown = {n: f"{e['description']} [{e['metadata'].get('licence', 'licence unknown')}]" for n, e in entries}
+        words.answer(shown, as_json)
+        return
+    volume = fetching.fetch(name, into, progress=sys.stderr.isatty())
+    words.answer({"fetched": name, "shape": dict(volume.sizes), "space": volume.mrh.space}, as_json)
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise DataError(f"--split {text}: write shares as train=0.8,test=0.2") from error

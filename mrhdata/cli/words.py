@@ -1,0 +1,80 @@
+"""Options that commands share, and how answers are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrhdata.errors import DataError
+
+Axes = Annotated[str | None, typer.Option(help="Where the file's axes point, such as PIR, if its header lies.")]
+Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um, nm.")]
+Spacing = Annotated[list[float] | None, typer.Option(help="Voxel size; once for all axes, or once for each.")]
+Origin = Annotated[list[float] | None, typer.Option(help="World X, Y, Z of the first voxel, given three times.")]
+Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
+Kind = Annotated[str | None, typer.Option(help="image, labels or mask.")]
+Dataset = Annotated[str | None, typer.Option(help="Which array of an HDF5 or MATLAB file, or series of DICOM.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def options(**given: Any) -> Any:
+    """Options of the command line as those of mrhdata.read; the ones not given are left out."""
+    found = {key: value for key, value in given.items() if value is not None}
+    for key in ("spacing", "origin"):
+        numbers = found.get(key)
+        if numbers is not None:
+            found[key] = numbers[0] if key == "spacing" and len(numbers) == 1 else numbers
+    return found
+
+
+def named(files: list[str]) -> dict[str, str]:
+    """Files by their names; those of one name are told apart by a number."""
+    found: dict[str, str] = {}
+    for file in files:
+        stem = Path(file).name.split(".")[0] or "volume"
+        name, n = stem, 1
+        while name in found:
+            n += 1
+            name = f"{stem}-{n}"
+        found[name] = file
+    return found
+
+
+def channels(given: list[str]) -> dict[str, str]:
+    """Files by the names that they were given, or by their own."""
+    found: dict[str, str] = {}
+    for word in given:
+        name, equals, file = word.partition("=")
+        found |= {name: file} if equals else named([word])
+    if len(found) < len(given):
+        raise DataError(f"two inputs have one name among {given}; write them as CHANNEL=FILE")
+    return found
+
+
+def answer(found: dict[str, Any], as_json: bool) -> None:
+    """Print what was found."""
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    width = max(map(len, found))
+    for key, value in found.items():
+        typer.echo(f"{key:{width}}  {_shown(value)}")
+
+
+def optional(volume: Path | str | None, kind: str) -> Any:
+    """A volume of a kind where a file was given."""
+    from mrhdata import formats
+
+    return None if volume is None else formats.read(volume, kind=kind)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+        return "; ".join(value)
+    return "nothing" if isinstance(value, list) and not value else str(value)
