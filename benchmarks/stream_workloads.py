@@ -2,7 +2,7 @@
 
 Prints JSON.
 
-    python benchmarks/stream_workloads.py {depth,stream,copy,detector,bare,sparse} FOLDER [NUMBER]
+    python benchmarks/stream_workloads.py {depth,stream,copy,detector,sparse} FOLDER [NUMBER]
 """
 
 import json
@@ -147,38 +147,35 @@ def detector_network():
 
 
 def detector(folder, planes):
-    """The detector over a part of the stream."""
+    """The detector over a part of the stream, and its network alone in the same boxes: in turn, three times each."""
     volume = write(folder, (planes, 2500, 2500))[: PART[0], 300 : 300 + PART[1], 300 : 300 + PART[2]]
     mrhdata.write(volume, folder / "part.zarr", overwrite=True)
-    peak, start = Peak(children=False), time.perf_counter()
-    out, part = folder / "detector.zarr", mrhdata.read(folder / "part.zarr")
-    remove(out)
-    mrhdata.predict(detector_network(), part, out, mode="dense", memory=DETECTOR_MEMORY, progress=False)
-    seconds = time.perf_counter() - start
-    found = {"seconds": round(seconds, 1), "peak_mb": peak.megabytes()}
-    remove(out)
-    return found | {"mvoxels_per_second": round(np.prod(PART) / 1e6 / seconds, 3)}
-
-
-def bare(folder, planes):
-    """The network alone over the same voxels in memory: in the boxes that the map is made of, and in larger ones."""
     net = detector_network()
-    values = np.asarray(mrhdata.read(folder / "part.zarr").values, np.float32)
-    network = Network(net, "cpu", "float32")
-    found = {}
-    boxes = _boxes(folder, net)
-    for name, run in {
-        "same boxes": lambda: [network(np.ascontiguousarray(values[box])[None, None]) for box in boxes],
-        "same boxes, PyTorch's own layout": lambda: [
-            net(torch.from_numpy(values[box].copy())[None, None]) for box in boxes
-        ],
-        "half the volume at once": lambda: [network(values[None, None, :74]), network(values[None, None, 64:])],
-    }.items():
+    out, part = folder / "detector.zarr", mrhdata.read(folder / "part.zarr")
+    values = np.asarray(part.values, np.float32)
+    network, boxes = Network(net, "cpu", "float32"), _boxes(folder, net)
+    whole, alone, own = [], [], []
+    peak = Peak(children=False)
+    for _ in range(3):
+        remove(out)
+        start = time.perf_counter()
+        mrhdata.predict(net, part, out, mode="dense", memory=DETECTOR_MEMORY, progress=False)
+        whole.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for box in boxes:
+            network(np.ascontiguousarray(values[box])[None, None])
+        alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
         with torch.inference_mode():
-            start = time.perf_counter()
-            run()
-        found[name] = round(time.perf_counter() - start, 1)
-    return found
+            for box in boxes:
+                net(torch.from_numpy(values[box].copy())[None, None])
+        own.append(time.perf_counter() - start)
+    remove(out)
+    found = {"seconds": whole, "network alone": alone, "in PyTorch's own layout": own}
+    found = {name: [round(s, 1) for s in runs] for name, runs in found.items()}
+    overhead = np.median(whole) / min(np.median(alone), np.median(own)) - 1
+    found |= {"overhead": round(float(overhead), 3), "peak_mb": peak.megabytes()}
+    return found | {"mvoxels_per_second": round(np.prod(PART) / 1e6 / float(np.median(whole)), 3)}
 
 
 def _boxes(folder, net):
@@ -235,7 +232,7 @@ def sparse(folder, planes):
     return found
 
 
-WORKLOADS = {"depth": depth, "stream": stream, "copy": copy, "detector": detector, "bare": bare, "sparse": sparse}
+WORKLOADS = {"depth": depth, "stream": stream, "copy": copy, "detector": detector, "sparse": sparse}
 
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)

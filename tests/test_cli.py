@@ -119,7 +119,9 @@ def test_help_names_every_command():
     """Each command has its own help with an example."""
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "info", "convert", "sensitivity", "diff", "fetch", "view", "predict"):
+    for command in ("sensitivity", "report", "register", "resample", "train", "predict", "view"):
+        assert command in out
+    for command in ("demo", "info", "convert", "report"):
         assert command in out
         assert "Example: mrhdata" in run(command, "--help")[1]
     for command in ("build", "check", "list"):
@@ -150,3 +152,44 @@ def test_predict_from_files(trained, tmp_path):
         code, _, err = run("predict", tmp_path / "net", tmp_path / "n.zarr", *words)
         assert (code, sentence in err) == (2, True), err
     assert not (tmp_path / "n.zarr").exists()
+
+
+def test_from_two_files_to_a_report(tmp_path):
+    """Register, train, map and report; the network is scored on planes that it did not learn from."""
+    brain = mrhdata.phantom.mouse_brain(spacing_mm=0.6)
+    shifted = brain["t2w"].assign_coords(x=brain["t2w"].x + 0.6)
+    for name, volume in {"t2w": shifted, "af": brain["af"], "mask": brain["mask"]}.items():
+        mrhdata.write(volume, tmp_path / f"{name}.zarr")
+    at = {name: tmp_path / name for name in ("t2w.zarr", "af.zarr", "mask.zarr", "on.zarr", "net", "map.zarr", "to.h5")}
+    code, out, err = run(
+        "register", at["t2w.zarr"], at["af.zarr"], at["to.h5"], "--kind", "rigid", "--out", at["on.zarr"]
+    )
+    assert code == 0, err
+    code, out, err = run(
+        "resample", at["t2w.zarr"], tmp_path / "same.nii", "--like", at["af.zarr"], "--transform", at["to.h5"]
+    )
+    assert code == 0, err
+    carried = mrhdata.read(at["on.zarr"])
+    np.testing.assert_allclose(mrhdata.read(tmp_path / "same.nii"), carried, rtol=1e-3, atol=1)
+    quick = ["--where", at["mask.zarr"], "--epochs", 1, "--blocks", 1, "--shares", "0.4,0.2,0.4"]
+    code, out, err = run("train", at["net"], at["af.zarr"], f"t2w={at['on.zarr']}", *quick, "--json")
+    assert code == 0, err
+    assert json.loads(out)["epochs"] == 1
+    assert set(np.unique(mrhdata.read(at["net"] / "parts.zarr"))) == {0, 1, 2, 3}
+    assert run("predict", at["net"], at["map.zarr"], f"t2w={at['on.zarr']}", "--where", at["mask.zarr"])[0] == 0
+    words = [f"t2w={at['on.zarr']}", "--histology", f"AF={at['af.zarr']}", "--prediction", f"virtual={at['map.zarr']}"]
+    scored = ["--mask", at["mask.zarr"], "--parts", at["net"] / "parts.zarr", "--network", at["net"]]
+    code, out, err = run("report", tmp_path / "page.html", *words, *scored)
+    assert code == 0, err
+    text = (tmp_path / "page.md").read_text()
+    assert "| virtual | prediction |" in text
+    assert "What each adds" in (tmp_path / "page.html").read_text()
+    for more, sentence in [
+        (["--train", at["mask.zarr"]], "--train and --parts both say where to fit"),
+        (["--threshold", "mean"], "'otsu' or a percentile"),
+        ([], "page.html exists"),
+    ]:
+        target = tmp_path / ("page.html" if not more else "other.html")
+        code, out, err = run("report", target, *words, *scored, *more)
+        assert (code, sentence in err) == (2, True), err
+    assert not (tmp_path / "other.html").exists()
