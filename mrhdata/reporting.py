@@ -200,8 +200,8 @@ def methods_text(name: str, result: Sensitivity) -> str:
         "line, polynomial models by least squares, on training voxels where these were set apart. We give the area "
         f"under the ROC curve (AUC), sensitivity at a specificity of {result.specificity:.0%}, the partial area above "
         "it (McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (up to 32 bins of equal numbers) and, "
-        "for what a contrast adds, its partial correlation with the histology when the other single contrasts are known. "
-        f"Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
+        "for what a contrast adds, its partial correlation with the histology when the other single contrasts are "
+        f"known. Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
         "(Hesterberg 2015) and for what is alike across their faces. Cuts are those of the largest Youden index on "
         "training voxels."
     )
