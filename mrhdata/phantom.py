@@ -22,7 +22,8 @@ MRI signal model (symbols below; diffusivities in um^2/ms, b in ms/um^2):
   MRM 34:910).
 
 Histology on the same grid, with section-wise staining differences and camera noise: autofluorescence
-falls with myelin and saturates; neurofilament (NF) saturates with axons and MBP with myelin.
+falls with myelin and saturates; neurofilament (NF) saturates with axons, MBP with myelin and Nissl with
+cell bodies.
 
 Tissue values are of the size that microscopy and MRI of fixed mouse brain report: myelin 0.2-0.3 in
 white matter (West et al. 2018, NeuroImage 182:489), cell bodies densest in granule layers (Eroe et al.
@@ -112,9 +113,9 @@ def mouse_brain(spacing_mm: float = 0.2, seed: int = 0, protocol: Protocol | Non
     -------
     group : dict of str to volume
         MRI, uint16: ``t2w``, ``mt_off``, ``mt_on``; ``dwi2000``, ``dwi5000`` with channels ``c`` (b0
-        first). Histology, float32 from 0 to about 1: ``af``, ``nf``, ``mbp``. Truth: ``axon``,
-        ``myelin``, ``cell`` (fractions), ``af_clean`` (autofluorescence before staining differences and
-        noise), ``tissue`` (labels of `TISSUES`), ``mask``.
+        first). Histology, float32 from 0 to about 1: ``af``, ``nf``, ``mbp``, ``nissl``. Truth:
+        ``axon``, ``myelin``, ``cell`` (fractions), ``af_clean`` (autofluorescence before staining
+        differences and noise), ``tissue`` (labels of `TISSUES`), ``mask``.
 
     Examples
     --------
@@ -333,6 +334,8 @@ def _histology(tissue: _Tissue, rng: np.random.Generator) -> dict[str, Floats]:
         "af": tissue.inside * (1 - tissue.water) * (0.75 - 0.50 * m / (m + 0.10) - 0.10 * a + 0.15 * c),
         "nf": 1.4 * a / (a + 0.30),
         "mbp": 1.4 * m / (m + 0.12),
+        # Last: a stain that is added draws its noise after the others', which stay as they were.
+        "nissl": 1.4 * c / (c + 0.15),
     }
     stains = {}
     for name, stain in clean.items():

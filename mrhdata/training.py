@@ -1,4 +1,4 @@
-"""Training a network on patches: scales fixed first, early stopping, the best weights kept."""
+"""Training a network on patches: scales fixed first, early stopping, the best weights kept; fine-tuning by layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import os
 import pickle
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from tqdm.auto import tqdm
 from mrhdata.aligning import PLANES
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.storage import Scale, Spec, network_on, scaled
+from mrhdata.models.storage import Scale, Spec, network_on, rescaled, scaled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +55,12 @@ class Training:
         Standard deviation of Gaussian noise added to the scaled inputs.
     scale : {"channel", "maximum"}
         Inputs are centred and scaled channel by channel, or (published) divided by one maximum.
+    rates : tuple of (str, float)
+        Layers, by the beginning of their parameters' names, and the factor on their learning rate. The
+        first that fits counts, ``""`` fits all, and those that none fits have 1. A factor of 0 freezes:
+        no gradient, no weight decay. ``(("conv5", 10), ("", 0))`` trains the last layer alone.
+    keep : {"best", "last"}
+        Weights of the epoch with the lowest validation loss, or of the last.
     """
 
     epochs: int = 20
@@ -67,6 +75,8 @@ class Training:
     noise: float = 0.0
     scale: str = "channel"
     seed: int = 0
+    rates: tuple[tuple[str, float], ...] = ()
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         choices = {
@@ -74,20 +84,39 @@ class Training:
             "schedule": ("one-cycle", "steps"),
             "loss": ("mse", "mae"),
             "scale": ("channel", "maximum"),
+            "keep": ("best", "last"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ModelError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for prefix, factor in self.rates:
+            if factor < 0:
+                raise ModelError(f"the learning rate of {prefix!r} has the factor {factor}; give 0 to freeze, or more")
 
 
 @dataclass
 class History:
-    """Losses of each epoch, in the target's scaled units, and the epoch whose weights were kept."""
+    """What happened in each epoch.
+
+    Attributes
+    ----------
+    training, validation : list of float
+        Losses, in the target's scaled units.
+    rmse : list of float
+        Root of the mean squared error of the validation patches, in the target's own units.
+    rate : list of float
+        Learning rate at the first step, of layers without a factor.
+    best_epoch : int
+        The one with the lowest validation loss.
+    seconds : float
+    """
 
     training: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best_epoch: int = -1
     seconds: float = 0.0
+    rmse: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -105,7 +134,9 @@ def fit(
     ----------
     model : torch.nn.Module
         From :func:`mrhdata.models.create`; afterwards it holds the weights of the epoch with the lowest
-        validation loss, and ``model.spec`` the intensity scales measured on the training patches.
+        validation loss, and ``model.spec`` the intensity scales measured on the training patches. A network
+        with input scales but none of a target, as :func:`mrhdata.methods.mrhnet.transfer` makes, keeps the
+        former: they are what its weights know.
     patches, validation : Patches
         With a target. They must share no voxel; slice the volumes, or use other subjects.
     settings : Training, optional
@@ -123,7 +154,8 @@ def fit(
     DataError
         Patches have no target, or values are not finite.
     ModelError
-        Channels do not fit the network, or the checkpoint belongs to another run.
+        Channels do not fit the network, the checkpoint belongs to another run, or no layer is called as
+        one of ``settings.rates``.
 
     Examples
     --------
@@ -140,8 +172,19 @@ def fit(
     start = time.perf_counter()
     model.spec = _measured(model.spec, patches, settings)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
-    run = _Run(model, patches, settings)
-    path = Path(checkpoint) if checkpoint is not None else None
+    with _trainable(model, settings) as groups:
+        run = _Run(model, groups, patches, settings)
+        _train(run, patches, validation, Path(checkpoint) if checkpoint is not None else None, progress)
+    if settings.keep == "best":
+        model.load_state_dict(run.best)
+    model.eval()
+    run.history.seconds = time.perf_counter() - start
+    return run.history
+
+
+def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, progress: bool) -> None:
+    """All epochs that are left, unless patience ends first."""
+    settings = run.settings
     if path is not None and path.exists():
         run.resume(path)
     bar = tqdm(range(len(run.history.training), settings.epochs), desc="training", unit="epoch", disable=not progress)
@@ -152,31 +195,58 @@ def fit(
         bar.set_postfix(validation=f"{run.history.validation[-1]:.4f}", best=f"{min(run.history.validation):.4f}")
         if path is not None:
             run.save(path)
-    model.load_state_dict(run.best)
-    model.eval()
-    run.history.seconds = time.perf_counter() - start
-    return run.history
+
+
+@contextmanager
+def _trainable(model: nn.Module, settings: Training) -> Iterator[dict[float, list[nn.Parameter]]]:
+    """Parameters by the factor on their rate, without the frozen ones, which take no gradient for as long."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = next((float(factor) for prefix, factor in settings.rates if _begins(name, prefix)), 1.0)
+        groups.setdefault(factor, []).append(parameter)
+    for prefix, _ in settings.rates:
+        if not any(_begins(name, prefix) for name, _ in model.named_parameters()):
+            layers = ", ".join(name for name, _ in model.named_children())
+            raise ModelError(f"no layer is called {prefix!r}; there are {layers}")
+    frozen = [parameter for parameter in groups.pop(0.0, []) if parameter.requires_grad]
+    if not groups:
+        raise ModelError(f"the rates {settings.rates} freeze every layer; leave one to train")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield groups
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _begins(name: str, prefix: str) -> bool:
+    """Whole names only: ``conv3`` is not the beginning of ``conv3_1.weight``."""
+    return not prefix or f"{name}.".startswith(f"{prefix}.")
 
 
 class _Run:
     """State of one training: everything that a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, patches: Patches, settings: Training) -> None:
+    def __init__(
+        self, model: nn.Module, groups: dict[float, list[nn.Parameter]], patches: Patches, settings: Training
+    ) -> None:
         self.model, self.settings, self.history = model, settings, History()
+        spec: Spec = model.spec  # type: ignore[assignment]
+        if spec.inputs is None or spec.target is None:
+            raise ModelError("the intensity scales are missing; this is a bug")
+        self.inputs, self.target = spec.inputs, spec.target
         self.best = _copy(model)
+        self.factor = next(iter(groups))
+        rates = [factor * settings.learning_rate for factor in groups]
+        parts = [{"params": ps, "lr": rate} for ps, rate in zip(groups.values(), rates, strict=True)]
         if settings.optimizer == "adamw":
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-                model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(parts, weight_decay=settings.weight_decay)
         else:
-            self.optimizer = torch.optim.SGD(
-                model.parameters(), lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
-            )
+            self.optimizer = torch.optim.SGD(parts, lr=rates[0], momentum=0.9, weight_decay=settings.weight_decay)
         steps = -(-len(patches) // settings.batch_size)
         self.schedule: Any = (
-            torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer, settings.learning_rate, total_steps=steps * settings.epochs
-            )
+            torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rates, total_steps=steps * settings.epochs)
             if settings.schedule == "one-cycle"
             else torch.optim.lr_scheduler.StepLR(self.optimizer, 10 * steps, 0.1)
         )
@@ -192,6 +262,7 @@ class _Run:
         self.model.train()
         losses = []
         settings = self.settings
+        self.history.rate.append(self.schedule.get_last_lr()[0] / self.factor)
         for rows, parts in patches.stream(settings.batch_size, seed=settings.seed, epoch=number):
             x, y = self._scaled(parts)
             if self.settings.noise:
@@ -208,25 +279,28 @@ class _Run:
             self.schedule.step()
             losses.append(loss.item() * len(rows))
         self.history.training.append(sum(losses) / len(patches))
-        self.history.validation.append(self._validate(validation))
+        found, rmse = self._validate(validation)
+        self.history.validation.append(found)
+        self.history.rmse.append(rmse)
         if self.history.validation[-1] <= min(self.history.validation):
             self.history.best_epoch, self.best = number, _copy(self.model)
 
-    def _validate(self, validation: Patches) -> float:
+    def _validate(self, validation: Patches) -> tuple[float, float]:
+        """The loss, and the root mean squared error in the target's units."""
         self.model.eval()
-        total = 0.0
+        total = squares = 0.0
         with torch.inference_mode():
             for rows, parts in validation.stream(_VALIDATED, shuffle=False):
                 x, y = self._scaled(parts)
-                total += self._loss(network_on(self.model, x), y).item() * len(rows)
-        return total / len(validation)
+                answer = network_on(self.model, x)
+                total += self._loss(answer, y).item() * len(rows)
+                error = rescaled(answer, self.target) - torch.from_numpy(parts[1])
+                squares += error.square().mean().item() * len(rows)
+        return total / len(validation), float(np.sqrt(squares / len(validation)))
 
     def _scaled(self, parts: list[Any]) -> tuple[Tensor, Tensor]:
         x, y = (torch.from_numpy(part) for part in parts)
-        spec: Spec = self.model.spec  # type: ignore[assignment]
-        if spec.inputs is None or spec.target is None:
-            raise ModelError("the intensity scales are missing; this is a bug")
-        return scaled(x, spec.inputs), scaled(y, spec.target)
+        return scaled(x, self.inputs), scaled(y, self.target)
 
     def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return f.mse_loss(prediction, target) if self.settings.loss == "mse" else f.l1_loss(prediction, target)
@@ -273,6 +347,12 @@ def _measured(spec: Spec, patches: Patches, settings: Training) -> Spec:
         if bad.any():
             where = patches.positions[chosen[bad][0]].tolist()
             raise DataError(f"{bad.sum()} patches have {what} that are not finite, the first at {where}; mask them out")
+    kept = spec.inputs if spec.target is None else None
+    if kept is not None and spec.channels and spec.channels != tuple(patches.channels):
+        raise ModelError(
+            f"the network keeps the input scales of {spec.channels} but the patches have {tuple(patches.channels)}; "
+            "give those channels, in that order"
+        )
     flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
     axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
     return dataclasses.replace(
@@ -281,7 +361,7 @@ def _measured(spec: Spec, patches: Patches, settings: Training) -> Spec:
         patch=patches.shape,
         axis=axis,
         spacing_mm=patches.spacing_mm,
-        inputs=_scale(parts[0], settings.scale),
+        inputs=kept or _scale(parts[0], settings.scale),
         target=_scale(parts[1], settings.scale),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mrhdata.drafting import appearing
-from mrhdata.errors import FormatError, GridError
+from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.inspection import length as length_of
 from mrhdata.volume import SPATIAL, group
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from mrhdata.contrasts import Sensitivity
+    from mrhdata.training import History
 
 #: Plane -> the axis held fixed, the axis drawn upwards, the axis drawn to the right.
 _PLANES = {"axial": ("z", "y", "x"), "coronal": ("y", "z", "x"), "sagittal": ("x", "z", "y")}
@@ -248,4 +249,44 @@ def bars(table: pd.DataFrame, label: str, value: str) -> Figure:
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(xlabel=value.replace("_", " "))
     ax.tick_params(axis="y", labelsize=8)
+    return figure
+
+
+def training_curve(history: History) -> Figure:
+    """Loss and validation RMSE of each epoch; the dotted line is the epoch with the lowest validation loss.
+
+    Parameters
+    ----------
+    history : History
+        From :func:`mrhdata.fit`.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The loss in the target's scaled units, the RMSE in its own.
+
+    Raises
+    ------
+    DataError
+        No epoch was run.
+
+    Examples
+    --------
+    >>> from mrhdata.training import History
+    >>> history = History(training=[0.5, 0.3], validation=[0.6, 0.4], rmse=[12.0, 9.8], best_epoch=1)
+    >>> [ax.get_ylabel() for ax in training_curve(history).axes]
+    ['loss', 'validation RMSE']
+    """
+    if not history.validation:
+        raise DataError("the history holds no epoch, so there is no curve to draw; train for one or more")
+    figure = Figure(figsize=(8.0, 3.4), layout="constrained", facecolor="white")
+    losses, errors = figure.subplots(1, 2)
+    epochs = np.arange(1, len(history.validation) + 1)
+    losses.plot(epochs, history.training, label="training", linewidth=1.5)
+    losses.plot(epochs, history.validation, label="validation", linewidth=1.5)
+    losses.legend(fontsize=8)
+    errors.plot(epochs, history.rmse, color="C1", linewidth=1.5)
+    for ax, label in ((losses, "loss"), (errors, "validation RMSE")):
+        ax.axvline(history.best_epoch + 1, color="0.7", linewidth=0.8, linestyle=":")
+        ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
     return figure

@@ -123,3 +123,75 @@ def test_what_cannot_be_trained(sets):
         mrhdata.fit(model, thick, thick, progress=False)
     with pytest.raises(ModelError, match="optimizer is one of"):
         Training(optimizer="lion")
+
+
+def test_defaults_are_a_plain_loop(sets):
+    """Without factors of rates: AdamW over all parameters on a one-cycle schedule, bit for bit."""
+    settings = dataclasses.replace(QUICK, noise=0.0)
+    model, history = fitted(sets, settings)
+    plain = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    plain.spec = model.spec
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=1e-2)
+    steps = -(-len(sets[0]) // 16)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=4 * steps)
+    scaled = mrhdata.models.storage.scaled
+    rates, states = [], []
+    for epoch in range(4):
+        rates.append(schedule.get_last_lr()[0])
+        for _, parts in sets[0].stream(16, seed=0, epoch=epoch):
+            x, y = (torch.from_numpy(part) for part in parts)
+            optimizer.zero_grad()
+            answer = mrhdata.models.storage.network_on(plain, scaled(x, model.spec.inputs))
+            torch.nn.functional.mse_loss(answer, scaled(y, model.spec.target)).backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        states.append(weights(plain).clone())
+    assert torch.equal(weights(model), states[history.best_epoch])
+    assert history.rate == pytest.approx(rates)
+
+
+def test_the_rmse_is_in_the_targets_units(sets):
+    """That of the kept weights on the validation patches, computed anew; also where the loss is another."""
+    for settings in (QUICK, dataclasses.replace(QUICK, loss="mae", scale="maximum")):
+        model, history = fitted(sets, settings)
+        x, y = (torch.from_numpy(part) for part in sets[1].gather(np.arange(len(sets[1]))))
+        with torch.inference_mode():
+            errors = mrhdata.models.storage.physical(model, x) - y
+        assert history.rmse[history.best_epoch] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-4)
+
+
+def test_a_factor_is_a_rate(sets):
+    """Ten times the rate for all layers is ten times the rate; the history says the rate without a factor."""
+    plain, _ = fitted(sets)
+    settings = dataclasses.replace(QUICK, learning_rate=3e-4, rates=(("", 10.0),))
+    faster, history = fitted(sets, settings)
+    torch.testing.assert_close(weights(faster), weights(plain), rtol=1e-4, atol=1e-5)
+    assert max(history.rate) <= 3e-4
+
+
+def test_the_first_rate_that_fits_counts_and_names_are_whole(sets):
+    """``conv3`` is not ``conv3_1``; what is frozen keeps its weights and can be trained again afterwards."""
+    settings = dataclasses.replace(QUICK, rates=(("conv3", 1.0), ("conv5.bias", 2.0), ("", 0.0)))
+    fresh = dict(mrhdata.models.create("mrhnet", in_channels=1, blocks=1).named_parameters())
+    model, _ = fitted(sets, settings)
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, fresh[name])}
+    assert changed == {"conv3.weight", "conv3.bias", "conv5.bias"}
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ModelError, match=r"no layer is called 'conv9'; there are conv1, conv2"):
+        fitted(sets, dataclasses.replace(QUICK, rates=(("conv9", 0.0),)))
+    with pytest.raises(ModelError, match="freeze every layer"):
+        fitted(sets, dataclasses.replace(QUICK, rates=(("", 0.0),)))
+    with pytest.raises(ModelError, match="factor -1"):
+        Training(rates=(("conv1", -1.0),))
+
+
+def test_the_last_weights_can_be_kept(sets):
+    """Validation asks for the opposite of training, so what is learnt later is worse: best and last differ."""
+    v = from_array(np.random.default_rng(2).random((8, 6, 8)).astype(np.float32), spacing=(1, 1, 1), name="t2")
+    opposite = mrhdata.patches(v, v.copy(data=700 + 400 * v.values), shape=3, stride=1, plane="coronal")
+    best, history = fitted((sets[0], opposite))
+    assert history.best_epoch < len(history.validation) - 1
+    last, _ = fitted((sets[0], opposite), dataclasses.replace(QUICK, keep="last"))
+    assert not torch.equal(weights(best), weights(last))
+    assert torch.equal(weights(last), weights(fitted((sets[0], sets[0]))[0]))

@@ -8,9 +8,10 @@ import pytest
 
 import mrhdata
 from mrhdata.contrasts import row_blocks, sensitivity
-from mrhdata.errors import GridError
+from mrhdata.errors import DataError, GridError
 from mrhdata.reporting import Section, readable, write_page
-from mrhdata.viewing import roc_curves, slices
+from mrhdata.training import History
+from mrhdata.viewing import roc_curves, slices, training_curve
 from mrhdata.volume import from_array
 
 
@@ -60,6 +61,18 @@ def test_only_three_axes_can_be_shown():
         slices({"v": from_array(np.zeros((2, 3, 3, 3)), spacing=(1, 1, 1))})
     with pytest.raises(GridError, match="at least one"):
         slices({})
+
+
+def test_training_curve_shows_every_epoch():
+    """Three lines of the history's own numbers, and the epoch that was kept."""
+    history = History(training=[3, 2, 1], validation=[4, 2, 3], rmse=[40, 20, 30], best_epoch=1)
+    losses, errors = training_curve(history).axes
+    assert [list(line.get_ydata()) for line in losses.lines[:2]] == [history.training, history.validation]
+    assert list(errors.lines[0].get_ydata()) == history.rmse
+    assert list(errors.lines[0].get_xdata()) == [1, 2, 3]
+    assert list(losses.lines[2].get_xdata()) == [2, 2]
+    with pytest.raises(DataError, match="no epoch"):
+        training_curve(History())
 
 
 def test_page_is_self_contained(tmp_path):
