@@ -17,18 +17,16 @@ import torch
 from torch.nn import functional as f
 from tqdm.auto import tqdm
 
-from mrhdata.aligning import PLANES
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.storage import Scale, Spec, network_on, rescaled, scaled
+from mrhdata.models.storage import Spec, network_on, rescaled, scaled
+from mrhdata.scaling import measured
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mrhdata.patching import Patches
 
-#: Patches that intensity scales are measured on.
-SCALE_PATCHES = 20_000
 #: Patches of a batch of validation.
 _VALIDATED = 256
 
@@ -170,7 +168,7 @@ def fit(
     """
     settings = settings or Training()
     start = time.perf_counter()
-    model.spec = _measured(model.spec, patches, settings)  # type: ignore[assignment, arg-type]
+    model.spec = measured(model.spec, patches, settings.scale)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
     with _trainable(model, settings) as groups:
         run = _Run(model, groups, patches, settings)
@@ -334,45 +332,6 @@ class _Run:
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _measured(spec: Spec, patches: Patches, settings: Training) -> Spec:
-    """The spec with channels, patch and intensity scales of the training patches."""
-    chosen = np.linspace(0, len(patches) - 1, min(len(patches), SCALE_PATCHES)).astype(np.int64)
-    parts = patches.gather(chosen)
-    if len(parts) != 2:
-        raise DataError("the patches have no target; give target= to mrhdata.patches")
-    for what, part in zip(("inputs", "target"), parts, strict=True):
-        bad = ~np.isfinite(part).all(axis=(1, 2, 3, 4))
-        if bad.any():
-            where = patches.positions[chosen[bad][0]].tolist()
-            raise DataError(f"{bad.sum()} patches have {what} that are not finite, the first at {where}; mask them out")
-    kept = spec.inputs if spec.target is None else None
-    if kept is not None and spec.channels and spec.channels != tuple(patches.channels):
-        raise ModelError(
-            f"the network keeps the input scales of {spec.channels} but the patches have {tuple(patches.channels)}; "
-            "give those channels, in that order"
-        )
-    flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
-    axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
-    return dataclasses.replace(
-        spec,
-        channels=tuple(patches.channels),
-        patch=patches.shape,
-        axis=axis,
-        spacing_mm=patches.spacing_mm,
-        inputs=kept or _scale(parts[0], settings.scale),
-        target=_scale(parts[1], settings.scale),
-    )
-
-
-def _scale(part: np.ndarray, kind: str) -> Scale:
-    channels = part.shape[1]
-    if kind == "maximum":
-        return Scale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
-    values = part.astype(np.float64)
-    spread = values.std(axis=(0, 2, 3, 4))
-    return Scale(tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
 
 
 def _check_channels(model: nn.Module, patches: Patches) -> None:

@@ -1,0 +1,81 @@
+"""Intensity scales, measured once on training patches: what a network sees stays the same wherever it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mrhdata.aligning import PLANES
+from mrhdata.errors import DataError, ModelError
+from mrhdata.models.storage import Scale, Spec
+
+if TYPE_CHECKING:
+    from mrhdata.patching import Patches
+
+#: Patches that scales are measured on.
+SCALE_PATCHES = 20_000
+
+
+def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
+    """The spec with channels, patch and intensity scales of the training patches.
+
+    Parameters
+    ----------
+    spec : Spec
+        One with input scales but none of a target keeps the former: they are what its weights know.
+    patches : Patches
+        With a target.
+    kind : {"channel", "maximum"}
+        Mean and standard deviation of each channel, or one maximum for all.
+
+    Raises
+    ------
+    DataError
+        Patches have no target, or values are not finite.
+    ModelError
+        Scales that are kept are of other channels.
+
+    Examples
+    --------
+    >>> import mrhdata
+    >>> v = mrhdata.volume.from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1), name="t2")
+    >>> measured(Spec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
+    Scale(offset=(0.0,), factor=(70.0,))
+    """
+    chosen = np.linspace(0, len(patches) - 1, min(len(patches), SCALE_PATCHES)).astype(np.int64)
+    parts = patches.gather(chosen)
+    if len(parts) != 2:
+        raise DataError("the patches have no target; give target= to mrhdata.patches")
+    for what, part in zip(("inputs", "target"), parts, strict=True):
+        bad = ~np.isfinite(part).all(axis=(1, 2, 3, 4))
+        if bad.any():
+            where = patches.positions[chosen[bad][0]].tolist()
+            raise DataError(f"{bad.sum()} patches have {what} that are not finite, the first at {where}; mask them out")
+    kept = spec.inputs if spec.target is None else None
+    if kept is not None and spec.channels and spec.channels != tuple(patches.channels):
+        raise ModelError(
+            f"the network keeps the input scales of {spec.channels} but the patches have {tuple(patches.channels)}; "
+            "give those channels, in that order"
+        )
+    flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
+    axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
+    return dataclasses.replace(
+        spec,
+        channels=tuple(patches.channels),
+        patch=patches.shape,
+        axis=axis,
+        spacing_mm=patches.spacing_mm,
+        inputs=kept or _scale(parts[0], kind),
+        target=_scale(parts[1], kind),
+    )
+
+
+def _scale(part: np.ndarray, kind: str) -> Scale:
+    channels = part.shape[1]
+    if kind == "maximum":
+        return Scale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
+    values = part.astype(np.float64)
+    spread = values.std(axis=(0, 2, 3, 4))
+    return Scale(tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
