@@ -68,7 +68,7 @@ def run(seeds):
     parts = {role: [cut(brains[3], *planes) for planes in blocks] for role, blocks in BLOCKS.items()}
     limit = threshold(parts["train"], STAIN, PERCENTILE)
     held = planned(parts["validation"], STAIN, 3)
-    places = dict(zip(PLACES, (planned(parts["test"], STAIN, 2), planned(brains[4:], STAIN, 3)), strict=True))
+    places = dict(zip(PLACES, (planned(parts["test"], STAIN, 2), planned(brains[4:], STAIN, VALIDATION)), strict=True))
     found = []
     for size in SIZES:
         for seed in range(seeds):
