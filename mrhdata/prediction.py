@@ -462,9 +462,31 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
+def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:
+    """Run a trained network on raw patches and keep the centre voxels of its answers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    patches : (n, C, z, y, x) array
+        As :meth:`mrhdata.patching.Patches.gather` gives them.
+    batch_size : int
+
+    Returns
+    -------
+    answers : (n, K) float32 array
+        In the target's units; K is 1 but for networks with several answers.
+    """
+    values = torch.from_numpy(np.asarray(patches, dtype=np.float32))
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(values), batch_size):
+            answer = physical(model, values[start : start + batch_size])
+            z, y, x = ((n - 1) // 2 for n in answer.shape[2:])
+            found.append(answer[:, :, z, y, x])
+    return torch.cat(found).numpy()
+
+
 def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:
     """Run a network trained on single voxels over a table: (n, C) to (n,), in the target's units."""
-    values = torch.from_numpy(np.asarray(rows, dtype=np.float32))[:, :, None, None, None]
-    with torch.inference_mode():
-        found = [physical(model, values[i : i + batch_size]).flatten() for i in range(0, len(values), batch_size)]
-    return torch.cat(found).numpy()
+    return predict_patches(model, np.asarray(rows)[:, :, None, None, None], batch_size)[:, 0]

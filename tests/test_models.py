@@ -110,7 +110,7 @@ def test_unknown_networks():
     """The ones that exist are named."""
     with pytest.raises(ModelError, match="there are mrhnet"):
         mrhdata.models.create("resnet")
-    assert mrhdata.models.list() == ("mrhnet",)
+    assert mrhdata.models.list() == ("mrhnet", "ensemble")
 
 
 def test_untrained_networks_have_no_units():

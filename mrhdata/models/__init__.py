@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["create", "list", "load", "load_matlab", "save"]
 
 #: Name -> module and class.
-NETWORKS = {"mrhnet": ("mrhnet", "MRHNet")}
+NETWORKS = {"mrhnet": ("mrhnet", "MRHNet"), "ensemble": ("ensemble", "Ensemble")}
 
 
 def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:

@@ -320,6 +320,14 @@ def _interpolated(field: Field, node: fx.Node) -> Field:
     return _finer(field, _whole(factor, field), str(settings.get("mode", "nearest")))
 
 
+def _reduced(field: Field, node: fx.Node) -> Field:
+    """One value from all channels of a voxel."""
+    settings = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    if settings.get("dim") != 1 or not settings.get("keepdim"):
+        raise _refused(f"{node.target} over other axes than channels, or without keepdim,")
+    return replace(field, channels=1)
+
+
 def _padded_by(field: Field, node: fx.Node) -> Field:
     settings = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
     pad: Any = settings["pad"]
@@ -333,6 +341,9 @@ _CALLS: dict[str, Callable[[Field, fx.Node], Field]] = {
     operator.getitem.__name__: _cropped,
     "interpolate": _interpolated,
     "pad": _padded_by,
+    "sum": _reduced,
+    "mean": _reduced,
+    "std": _reduced,
 }
 
 

@@ -144,7 +144,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
 
     path = Path(folder)
     try:
-        spec = _spec(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
         state = load_file(path / "model.safetensors")
     except FileNotFoundError as error:
         raise ModelError(f"{path} is no model folder: {error.filename or error} is missing") from error
@@ -161,7 +161,8 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     return model.eval()
 
 
-def _spec(content: dict[str, Any]) -> Spec:
+def spec_from(content: dict[str, Any]) -> Spec:
+    """A spec from what ``config.json`` holds; unknown keys are refused (ValueError)."""
     unknown = set(content) - {f.name for f in fields(Spec)}
     if unknown:
         raise ValueError(f"unknown keys {sorted(unknown)}")
