@@ -1,6 +1,7 @@
 """Ensembles: mean, spread and distance are what they say, also from disk and through whole maps."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -108,6 +109,12 @@ def test_saved_and_loaded_it_is_the_same(members, voxels, tmp_path):
     assert back.spec == made.spec
     x = torch.rand(5, 2, 3, 1, 3, generator=torch.Generator().manual_seed(0)) * 100
     assert torch.equal(physical(made, x), physical(back, x))
+    config = tmp_path / "net" / "config.json"
+    good = json.loads(config.read_text())
+    for bad in ({"code": "import os"}, {"name": "os.system"}, {"inputs": {"offset": [0]}}, {"target": None}):
+        config.write_text(json.dumps(good | {"config": {"members": [m | bad for m in good["config"]["members"]]}}))
+        with pytest.raises(ModelError):
+            mrhdata.models.load(tmp_path / "net")
 
 
 @pytest.mark.parametrize("mode", ["patch", "dense"])

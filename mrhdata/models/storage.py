@@ -162,12 +162,21 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
 
 
 def spec_from(content: dict[str, Any]) -> Spec:
-    """A spec from what ``config.json`` holds; unknown keys are refused (ValueError)."""
+    """A spec from what ``config.json`` holds.
+
+    Raises
+    ------
+    ModelError
+        Keys are missing or unknown.
+    """
     unknown = set(content) - {f.name for f in fields(Spec)}
     if unknown:
-        raise ValueError(f"unknown keys {sorted(unknown)}")
+        raise ModelError(f"a network has settings of an unknown kind, {sorted(unknown)}; save the model again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    for key in ("inputs", "target"):
-        if values.get(key) is not None:
-            values[key] = Scale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
-    return Spec(**values)
+    try:
+        for key in ("inputs", "target"):
+            if values.get(key) is not None:
+                values[key] = Scale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
+        return Spec(**values)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"the settings of a network are incomplete ({error}); save the model again") from error
