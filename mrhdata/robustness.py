@@ -354,6 +354,12 @@ def unfamiliar(mapped: xr.DataArray) -> xr.DataArray:
     flags : mask volume
         1 where strangeness is above 1, which one in a hundred familiar voxels is.
 
+    Notes
+    -----
+    Inputs in the wrong order are flagged everywhere. Signals that lie among those of training are not, however
+    wrong: tissue that looks like a mixture of others, gain that changes by a tenth, a weak ghost
+    (``benchmarks/robustness.py`` has the figures). Nor does uncertainty grow there as much as the error.
+
     Examples
     --------
     >>> from mrhdata.volume import from_array
