@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from mrhdata.drafting import appearing
-from mrhdata.viewing import bars, roc_curves, threshold_curves
+from mrhdata.errors import ModelError
+from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,11 +209,30 @@ def methods_text(name: str, result: Sensitivity) -> str:
 
 
 def training_section(folder: str | os.PathLike[str]) -> Section:
-    """Loss of training and validation by epoch, of a network that ``mrhdata train`` wrote."""
-    history = json.loads((Path(folder) / "history.json").read_text(encoding="utf-8"))
-    rows = zip(history["training"], history["validation"], strict=True)
-    table = pd.DataFrame(
-        [{"epoch": n, "training": f"{a:.5f}", "validation": f"{b:.5f}"} for n, (a, b) in enumerate(rows, 1)]
-    )
-    text = f"The weights of epoch {history['best_epoch'] + 1} were kept: the lowest loss on the validation part."
-    return Section("Training", [text], table)
+    """Loss and error by epoch of a network that ``mrhdata train`` wrote.
+
+    Raises
+    ------
+    ModelError
+        There is no history, or it is damaged.
+    """
+    from mrhdata.training import History
+
+    try:
+        history = History(**json.loads((Path(folder) / "history.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder} holds no history of a training; give a folder of mrhdata train") from error
+    rows = zip(history.training, history.validation, history.rmse, strict=True)
+    shown = [(n, *(f"{value:.5g}" for value in row)) for n, row in enumerate(rows, 1)]
+    table = pd.DataFrame(shown, columns=["epoch", "training loss", "validation loss", "validation RMSE"])
+    text = f"The weights of epoch {history.best_epoch + 1} were kept, which has the lowest loss on the validation part."
+    return Section("Training", [text], table, [(training_curve(history), "Loss and validation RMSE by epoch")])
+
+
+def contribution_section(tables: Mapping[str, pd.DataFrame]) -> Section:
+    """Bars of what the inputs of a network contribute, from the tables of :mod:`mrhdata.robustness`."""
+    figures = []
+    for name, table in tables.items():
+        value = next(c for c in ("contribution", "auc_loss") if c in table)
+        figures.append((bars(table.head(30), "input", value), name))
+    return Section("What the network lives on", ["The thirty largest of each."], figures=figures)

@@ -70,7 +70,7 @@ class HeldOut:
         positive = sign * self.truth > sign * self.threshold
         draws = intervals.draw_blocks(int(self.block.max()) + 1, self.bootstrap)
         samples = {
-            "auc": intervals.auc_replicates(positive, sign * prediction, self.block, draws),
+            "auc": intervals.roc_replicates(positive, sign * prediction, self.block, draws).auc,
             "r2": intervals.error_replicates(self.truth, prediction, self.block, draws)[0],
         }
         return {"auc": ranking.auc(positive, sign * prediction), "r2": image.r2(self.truth, prediction)}, samples
