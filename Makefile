@@ -7,12 +7,15 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/mrhdata demo
 
+# One file of tests per process, and one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest -q -m "not full"
+	$(PYTEST) -m "not full"
 
 # The long form: every test at full counts, with coverage.
 check: lint
-	MRHDATA_FULL=1 $(BIN)/python -m pytest -q --cov --cov-report=term-missing:skip-covered
+	MRHDATA_FULL=1 $(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ def pairs():
         "",
         f"Mean of five seeds: R2 {mean['r2']:.4f}, AUC {mean['auc']:.4f}. Noise {found['chosen_noise']} on the",
     ]
-    lines += ["scaled inputs, the largest within one standard error of the lowest cross-validated error.", ""]
+    lines += ["scaled inputs, that of the lowest cross-validated error.", ""]
     return "\n".join(lines + [f"- {name}: {value}" for name, value in found["differences"].items()])
 
 

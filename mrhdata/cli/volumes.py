@@ -116,10 +116,10 @@ def _serve(files: list[str], port: int) -> None:
     from mrhdata.serving import Server
 
     with Server(words.named(files), port) as server:
-        typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
-        typer.echo(server.link())
-        sys.stdout.flush()
         try:
+            typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
+            typer.echo(server.link())
+            sys.stdout.flush()
             server.serve_forever()
         except KeyboardInterrupt:
             typer.echo("stopped")
