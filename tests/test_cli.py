@@ -183,10 +183,13 @@ def test_from_two_files_to_a_report(tmp_path):
     assert code == 0, err
     text = (tmp_path / "page.md").read_text()
     assert "| virtual | prediction |" in text
-    assert "What each adds" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "What each adds" in page
+    assert "AUC lost where the values of one input are shuffled" in page
     for more, sentence in [
         (["--train", at["mask.zarr"]], "--train and --parts both say where to fit"),
         (["--threshold", "mean"], "'otsu' or a percentile"),
+        (["--positive", "above", "--positive", "below"], "given 2 times for 1 volumes"),
         ([], "page.html exists"),
     ]:
         target = tmp_path / ("page.html" if not more else "other.html")

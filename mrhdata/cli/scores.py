@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mrhdata.cli import words
 from mrhdata.cli.app import app
+from mrhdata.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from mrhdata.contrasts import Sensitivity
+    from mrhdata.models.storage import Spec
 
 
 @app.command()
@@ -54,9 +62,11 @@ def sensitivity(
 
     Example: mrhdata sensitivity af.nrrd t2w.nii.gz mtr.nii.gz --threshold 20% --mask brain.mha
     """
+    from mrhdata import formats
     from mrhdata.reporting import readable
 
-    (result,) = _scored([histology], contrasts, threshold, positive, prediction, mask, train, parts, regions).values()
+    rows = _Given(contrasts, prediction, mask, train, parts, regions)
+    result = rows.scored(formats.read(histology), threshold, positive)
     if as_json:
         typer.echo(result.table.to_json(orient="records"))
     else:
@@ -73,13 +83,17 @@ def report(
     contrasts: Annotated[list[str], typer.Argument(help="Single contrasts, as FILE or NAME=FILE.")],
     histology: Annotated[list[str], typer.Option(help="Ground truth, as FILE or NAME=FILE; once for each.")],
     threshold: _Threshold = "20%",
-    positive: _Positive = "below",
+    positive: Annotated[
+        list[str] | None, typer.Option(help="Which side is positive: below or above; once, or once for each histology.")
+    ] = None,
     prediction: _Predictions = None,
     mask: _Mask = None,
     train: _Train = None,
     parts: _Parts = None,
     regions: _Regions = None,
-    network: Annotated[Path | None, typer.Option(help="Folder of mrhdata train: its training curve is shown.")] = None,
+    network: Annotated[
+        Path | None, typer.Option(help="Folder of mrhdata train: its curve and what it lives on.")
+    ] = None,
     overwrite: words.Overwrite = False,
 ) -> None:
     """Write one page on how well contrasts see what histology shows.
@@ -91,60 +105,93 @@ def report(
     from mrhdata.viewing import slices
 
     check_target(out, overwrite)
-    results = _scored(histology, contrasts, threshold, positive, prediction, mask, train, parts, regions)
-    named = words.channels([*histology, *(prediction or []), *contrasts])
-    shown = {name: formats.read(file) for name, file in list(named.items())[:6]}
+    sides = positive or ["below"]
+    if len(sides) not in (1, len(histology)):
+        raise DataError(f"--positive is given {len(sides)} times for {len(histology)} volumes; once, or once for each")
+    rows = _Given(contrasts, prediction, mask, train, parts, regions)
+    truths = {name: formats.read(file) for name, file in words.channels(histology).items()}
+    sides = sides * len(truths) if len(sides) == 1 else sides
+    results = {name: rows.scored(t, threshold, p) for (name, t), p in zip(truths.items(), sides, strict=True)}
+    shown = dict(list((truths | rows.predictions | rows.contrasts).items())[:6])
     sections = [section for name, result in results.items() for section in reporting.sensitivity_sections(name, result)]
     sections.append(reporting.Section("Volumes", figures=[(slices(shown), ", ".join(shown))]))
     if network is not None:
         sections.append(reporting.training_section(network))
+        name, result = next(iter(results.items()))
+        sections.append(reporting.contribution_section(rows.contributions(network, truths[name], result)))
     reporting.write_page(out, "What MRI shows of histology", sections)
     reporting.write_markdown(out.with_suffix(".md"), "What MRI shows of histology", sections)
     typer.echo(str(out))
 
 
-def _scored(
-    histology: list[str],
-    contrasts: list[str],
-    threshold: str,
-    positive: str,
-    prediction: list[str] | None,
-    mask: str | None,
-    train: str | None,
-    parts: str | None,
-    regions: str | None,
-) -> dict[str, Any]:
-    """Results by the name of the histology."""
-    from mrhdata import contrasts as scoring
-    from mrhdata import formats
-    from mrhdata.errors import DataError
+class _Given:
+    """Contrasts, predictions and where they are compared, as files name them."""
 
-    volumes, guesses, truths = (
-        {name: formats.read(file) for name, file in words.channels(files or []).items()}
-        for files in (contrasts, prediction, histology)
-    )
-    inside, fitting, labels = (
-        words.optional(mask, "mask"),
-        words.optional(train, "mask"),
-        words.optional(regions, "labels"),
-    )
-    if parts is not None:
-        if train is not None:
-            raise DataError("--train and --parts both say where to fit; give one of them")
-        cut = formats.read(parts, kind="labels")
-        fitting = (cut == 1).assign_attrs(cut.attrs | {"kind": "mask"})
-        used = (cut == 1) | (cut == 3)
-        inside = (used if inside is None else used & (inside.mrh.like(cut) != 0)).assign_attrs(fitting.attrs)
-    return {
-        name: scoring.sensitivity(
-            volumes,
+    def __init__(
+        self,
+        contrasts: list[str],
+        prediction: list[str] | None,
+        mask: str | None,
+        train: str | None,
+        parts: str | None,
+        regions: str | None,
+    ) -> None:
+        from mrhdata import formats
+
+        self.contrasts, self.predictions = (
+            {name: formats.read(file) for name, file in words.channels(files or []).items()}
+            for files in (contrasts, prediction)
+        )
+        self.where, self.train = words.optional(mask, "mask"), words.optional(train, "mask")
+        self.regions = words.optional(regions, "labels")
+        if parts is not None:
+            if train is not None:
+                raise DataError("--train and --parts both say where to fit; give one of them")
+            cut = formats.read(parts, kind="labels")
+            self.train = (cut == 1).assign_attrs(cut.attrs | {"kind": "mask"})
+            self._within((cut == 1) | (cut == 3))
+
+    def _within(self, more: xr.DataArray) -> None:
+        if self.where is not None:
+            more = more & (self.where.mrh.like(more) != 0)
+        self.where = more.assign_attrs(self.train.attrs)
+
+    def scored(self, truth: xr.DataArray, threshold: str, positive: str) -> Sensitivity:
+        """All against one histology."""
+        from mrhdata.contrasts import sensitivity
+
+        return sensitivity(
+            self.contrasts,
             truth,
             threshold=threshold,
             positive=positive,
-            predictions=guesses,
-            where=inside,
-            train=fitting,
-            regions=labels,
+            predictions=self.predictions,
+            where=self.where,
+            train=self.train,
+            regions=self.regions,
         )
-        for name, truth in truths.items()
-    }
+
+    def contributions(self, folder: Path, truth: xr.DataArray, result: Sensitivity) -> dict[str, pd.DataFrame]:
+        """What a network makes of its inputs, on patches about the voxels that are scored."""
+        from mrhdata import models, robustness
+        from mrhdata.patching import patches
+
+        model = models.load(folder)
+        spec: Spec = model.spec  # type: ignore[assignment]
+        where = self.where
+        if self.train is not None:
+            scored = self.train == 0
+            where = (scored if where is None else scored & (where.mrh.like(scored) != 0)).assign_attrs(self.train.attrs)
+        planned = patches(self.contrasts, truth, shape=spec.patch or 1, where=where)
+        if tuple(planned.channels) != spec.channels:
+            raise DataError(
+                f"the network takes {spec.channels} but the contrasts are {tuple(planned.channels)}; give those, "
+                "in that order"
+            )
+        held = robustness.held_out(planned, result.threshold, positive=result.positive)
+        return {
+            "Change of the map with 10 % noise on one input, as a share of all": robustness.noise_contribution(
+                model, held
+            ),
+            "AUC lost where the values of one input are shuffled": robustness.permutation_importance(model, held),
+        }
