@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
+
+import xarray as xr
 
 from mrhdata import formats
 from mrhdata.errors import FormatError
 from mrhdata.formats import Options, omezarr
 from mrhdata.formats.blocks import VolumeBlocks
-from mrhdata.growing import Progress, grow
+from mrhdata.growing import Progress, digest, grow, told
 from mrhdata.volume import DIMS
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 #: Raised when what is written for the same source and parameters changes.
 _LAYOUT = 1
@@ -28,7 +26,7 @@ _HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | xr.DataArray,
     store: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -37,7 +35,7 @@ def convert(
     checksum: bool = True,
     **options: Unpack[Options],
 ) -> xr.DataArray:
-    """Convert a file, folder or URL to OME-Zarr and return the stored volume.
+    """Convert a file, folder, URL or volume to OME-Zarr and return the stored volume.
 
     Chunks are cubes of 64 voxels (fewer where channels make them larger than 2 MB), shards up to
     2 x 4 x 4 of them, compressed by Blosc (bit shuffle; zstd 3, LZ4 for real numbers). Levels are halved
@@ -46,8 +44,9 @@ def convert(
 
     Parameters
     ----------
-    source : path or URL
-        Anything that :func:`mrhdata.read` reads.
+    source : path, URL or volume
+        Anything that :func:`mrhdata.read` reads; or a volume, such as one that was resampled or corrected,
+        which is computed block by block.
     store : path
         A folder ending in ``.zarr``; it appears when it is complete. Killed and called again, the
         conversion goes on behind the last finished block. A store that is already there from the same
@@ -62,7 +61,7 @@ def convert(
     checksum : bool
         Put the SHA-256 of the source into the provenance.
     **options
-        As for :func:`mrhdata.read`.
+        As for :func:`mrhdata.read`; none for a volume.
 
     Returns
     -------
@@ -87,8 +86,23 @@ def convert(
     if not target.name.lower().endswith(".zarr"):
         raise FormatError(f"{target} must end in .zarr; for other formats use mrhdata.write")
     budget = in_bytes(memory)
-    volume = formats.read(source, **options)
-    volume = omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
+    if isinstance(source, xr.DataArray):
+        if options:
+            raise FormatError(f"{sorted(options)} say how a file is read; describe a volume by mrhdata.volume.describe")
+        volume, given = _ordered(source), dict(source.attrs.get("provenance", {}))
+        identity = {"digest": digest([_LAYOUT, told(volume)])}
+        return grow(
+            target,
+            volume,
+            lambda: VolumeBlocks(volume),
+            identity,
+            lambda: given,
+            memory=budget,
+            overwrite=overwrite,
+            progress=progress,
+            shown=("convert", 1, "B"),
+        )
+    volume = _ordered(formats.read(source, **options))
     held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
     with ThreadPoolExecutor(1) as aside:
         checksums: Future[dict[str, Any]] = aside.submit(source_checksum, source, checksum)
@@ -103,6 +117,10 @@ def convert(
             progress=progress,
             shown=("convert", 1, "B"),
         )
+
+
+def _ordered(volume: xr.DataArray) -> xr.DataArray:
+    return omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
 
 
 def in_bytes(memory: int | str) -> int:
@@ -128,8 +146,7 @@ def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) 
     """What makes two conversions the same: files with their sizes and times, options, layout."""
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(source)]
     listed = [str(source) if "://" in str(source) else Path(source).name, files, sorted(options.items()), checksum]
-    text = json.dumps([_LAYOUT, *listed], default=str)
-    return {"digest": hashlib.sha256(text.encode()).hexdigest(), "source": str(source)}
+    return {"digest": digest([_LAYOUT, *listed]), "source": str(source)}
 
 
 def _files(source: str | os.PathLike[str]) -> list[Path]:

@@ -8,18 +8,24 @@ another one begins again. Where a ``dask.distributed`` client is active, its wor
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
 from tqdm.auto import tqdm
 
 from mrhdata import formats
 from mrhdata.drafting import check_target, put, remove, remove_leftovers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.formats import omezarr
+from mrhdata.formats._lazy import source_of
+from mrhdata.formats.chunks import Stored
 from mrhdata.volume import describe
 
 if TYPE_CHECKING:
@@ -104,6 +110,28 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
         omezarr.finish(describe(volume, provenance=held), journal.store)
         put(journal.store, target)
     return formats.read(target)
+
+
+def told(volume: xr.DataArray) -> Any:
+    """What tells a volume from others, as JSON.
+
+    Files are told by name, size and time, stores by their metadata, arrays by value, and volumes that are
+    computed by the name of Dask's graph, which may be another in another process.
+    """
+    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
+    if source is None:
+        of: Any = volume.data.name if isinstance(volume.data, da.Array) else tokenize(np.asarray(volume.data))
+    elif isinstance(source.part, Stored):
+        of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict()]
+    else:
+        state = source.path.stat()
+        of = [str(source.path), state.st_size, state.st_mtime_ns]
+    return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of anything as JSON."""
+    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 class _Journal:

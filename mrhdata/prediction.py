@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import torch
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from mrhdata import aligning, formats, growing
@@ -29,8 +28,6 @@ from mrhdata.conversion import in_bytes
 from mrhdata.drafting import check_target, remove
 from mrhdata.errors import DataError, ModelError
 from mrhdata.formats import omezarr
-from mrhdata.formats._lazy import source_of
-from mrhdata.formats.chunks import Stored
 from mrhdata.loading import in_thread
 from mrhdata.mapping import Centres, Dense, Method, Network, Step, Windowing, Windows
 from mrhdata.models.field import field_of
@@ -234,9 +231,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
         "output": asdict(output),
         "precision": precision,
     }
-    identity = {
-        "digest": _digest([_VERSION, about, _inputs(inputs), None if where is None else _inputs(where), name, align])
-    }
+    content = [_VERSION, about, _told(inputs), None if where is None else _told(where), name, align]
+    identity = {"digest": growing.digest(content)}
     notes = growing.notes(grown)
     result = growing.grow(
         grown,
@@ -440,26 +436,11 @@ def _plain(spec: Spec) -> Any:
     return json.loads(json.dumps(asdict(spec)))
 
 
-def _inputs(volumes: Any) -> Any:
-    """What tells volumes from others: files by name, size and time, stores by their metadata, arrays by value."""
+def _told(volumes: Any) -> Any:
+    """What tells inputs, or a mask, from others."""
     if isinstance(volumes, str):
         return volumes
-    found = []
-    for name, volume in aligning.named(volumes).items():
-        source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
-        if source is None:
-            of = volume.data.name if isinstance(volume.data, da.Array) else tokenize(np.asarray(volume.data))
-        elif isinstance(source.part, Stored):
-            of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict()]
-        else:
-            state = source.path.stat()
-            of = [str(source.path), state.st_size, state.st_mtime_ns]
-        found.append([name, of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()])
-    return found
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
+    return [[name, growing.told(volume)] for name, volume in aligning.named(volumes).items()]
 
 
 def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:

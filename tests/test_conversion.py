@@ -309,6 +309,24 @@ def test_a_dask_client_does_the_work(stack, tmp_path):
     assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
 
 
+def test_prepared_volumes_are_converted_block_by_block(stack, tmp_path):
+    """A resampled volume becomes a store, here or on a client's workers; one that is there already is left."""
+    distributed = pytest.importorskip("distributed")
+    made = mrhdata.resample(mrhdata.read(stack[0], spacing=1), spacing_mm=1.7)
+    stored = mrhdata.convert(made, tmp_path / "alone.zarr", memory="20 MB")
+    np.testing.assert_array_equal(stored, made)
+    np.testing.assert_allclose(stored.mrh.affine, made.mrh.affine)
+    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.Client(**cluster):
+        mrhdata.convert(made, tmp_path / "client.zarr", memory="20 MB")
+    assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
+    before = (tmp_path / "alone.zarr" / "zarr.json").stat().st_mtime_ns
+    mrhdata.convert(made, tmp_path / "alone.zarr", memory="20 MB")
+    assert (tmp_path / "alone.zarr" / "zarr.json").stat().st_mtime_ns == before
+    with pytest.raises(FormatError, match=r"\['unit'\] say how a file is read"):
+        mrhdata.convert(made, tmp_path / "b.zarr", unit="um")
+
+
 def test_names_cannot_lead_out_of_the_store(tmp_path):
     """A name is a folder within the store, whatever it holds."""
     volume = from_array(np.zeros((2, 3, 4)), spacing=(1, 1, 1), name="../../etc/x")
