@@ -9,20 +9,19 @@ in which a contrast points come from training rows only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from mrhdata.errors import DataError, GridError
+from mrhdata.comparing import Rows, rows_of_table, rows_of_volumes
+from mrhdata.errors import DataError
 from mrhdata.scoring import association, image, intervals, ranking
 from mrhdata.scoring.fitting import polynomial
 from mrhdata.scoring.intervals import Bootstrap, Interval
-from mrhdata.scoring.spatial import cubes, likeness
-from mrhdata.volume import SPATIAL
-from mrhdata.voxels import MOST, PLACE, row_blocks, voxel_table
+from mrhdata.voxels import MOST, row_blocks, voxel_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,10 +31,6 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-#: Blocks are so many times as long as voxels are alike (``benchmarks/coverage.py``), but not fewer than
-#: so many.
-_LENGTHS = 3
-_FEWEST = 27
 #: Percentiles of the histology at which AUC is shown.
 _PERCENTILES = tuple(range(5, 100, 5))
 
@@ -244,9 +239,9 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         raise DataError(f"specificity lies between 0 and 1, not at {specificity}")
     bootstrap = bootstrap or Bootstrap()
     if isinstance(contrasts, pd.DataFrame):
-        rows = _rows_of_table(contrasts, histology, predictions, train, regions, blocks)
+        rows = rows_of_table(contrasts, histology, predictions, train, regions, blocks)
     else:
-        rows = _rows_of_volumes(contrasts, histology, predictions, train, where, regions, blocks, voxels)
+        rows = rows_of_volumes(contrasts, histology, predictions, train, where, regions, blocks, voxels)
     rows.check()
     candidates = _candidates(rows, fits)
     limit = _limit(threshold, rows.truth[rows.fitting])
@@ -316,7 +311,7 @@ def _limit(threshold: float | str, truth: Floats) -> float:
 
 
 def _scores(
-    test: _Rows, values: Floats, sides: _Sides, draws: Floats, specificity: float, parameters: int
+    test: Rows, values: Floats, sides: _Sides, draws: Floats, specificity: float, parameters: int
 ) -> tuple[dict[str, float], dict[str, Floats]]:
     """Every score of one candidate, and its resamplings."""
     truth, score, is_positive = test.truth, sides.sign * values, sides.of(test.truth)
@@ -344,7 +339,7 @@ def _row(estimates: dict[str, float], samples: dict[str, Floats], level: float) 
     return row
 
 
-def _cut(rows: _Rows, values: Floats, sides: _Sides) -> dict[str, float]:
+def _cut(rows: Rows, values: Floats, sides: _Sides) -> dict[str, float]:
     """The best cut of the training rows, and what it does where it is scored."""
     known = rows.fitting & np.isfinite(values)
     is_positive = sides.of(rows.truth)
@@ -363,7 +358,7 @@ def _add_partial(
     table: list[dict[str, Any]],
     held: dict[str, dict[str, Floats]],
     candidates: Sequence[_Candidate],
-    rows: _Rows,
+    rows: Rows,
     draws: Floats,
     level: float,
 ) -> None:
@@ -387,7 +382,7 @@ def _add_partial(
         held[one.name]["adds"] = samples
 
 
-def _over_thresholds(rows: _Rows, tested: Mapping[str, Floats], positive: str) -> pd.DataFrame:
+def _over_thresholds(rows: Rows, tested: Mapping[str, Floats], positive: str) -> pd.DataFrame:
     """AUC where other parts of the histology are called positive."""
     truth, found = rows.truth[rows.testing], []
     for percentile in _PERCENTILES:
@@ -401,7 +396,7 @@ def _over_thresholds(rows: _Rows, tested: Mapping[str, Floats], positive: str) -
     return pd.DataFrame(found, columns=["contrast", "percentile", "threshold", "auc"])
 
 
-def _by_region(test: _Rows, tested: Mapping[str, Floats], is_positive: Bools, bootstrap: Bootstrap) -> pd.DataFrame:
+def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, bootstrap: Bootstrap) -> pd.DataFrame:
     found = []
     for region in np.unique(test.region[test.region != 0]) if test.region is not None else []:
         here = test.region == region
@@ -430,7 +425,7 @@ class _Candidate:
     parameters: int
 
 
-def _candidates(rows: _Rows, fits: Sequence[Fit]) -> list[_Candidate]:
+def _candidates(rows: Rows, fits: Sequence[Fit]) -> list[_Candidate]:
     found = [_Candidate(name, "prediction", values, 0) for name, values in rows.guesses.items()]
     wanted = [(Fit(str(column), 1, [str(column)]), "single") for column in rows.features]
     for fit, model in [*wanted, *((f, f.name) for f in fits)]:
@@ -441,122 +436,3 @@ def _candidates(rows: _Rows, fits: Sequence[Fit]) -> list[_Candidate]:
     if len(set(names)) < len(names):
         raise DataError(f"two contrasts, fits or predictions share a name: {sorted(names)}; rename one")
     return found
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Voxels as rows: contrasts, histology, predictions, where to fit and to score, blocks and regions."""
-
-    features: pd.DataFrame
-    truth: Floats
-    guesses: dict[str, Floats]
-    fitting: Bools
-    testing: Bools
-    block: NDArray[np.int64]
-    region: NDArray[np.int64] | None
-    edge: int | None
-    widening: float
-
-    @property
-    def in_sample(self) -> bool:
-        return bool((self.fitting & self.testing).any())
-
-    def check(self) -> None:
-        """There is something to fit on and to score, and all of it is finite."""
-        if not self.fitting.any() or not self.testing.any():
-            raise DataError(
-                f"train covers {self.fitting.sum()} of {len(self.fitting)} voxels; leave some to fit on and some to "
-                "score"
-            )
-        _check_finite(self.features.assign(histology=self.truth))
-        _check_finite(pd.DataFrame({name: values[self.testing] for name, values in self.guesses.items()}))
-
-    def tested(self) -> _Rows:
-        """The rows that are scored, their blocks numbered anew."""
-        t = self.testing
-        return replace(
-            self,
-            features=self.features[t],
-            truth=self.truth[t],
-            guesses={name: values[t] for name, values in self.guesses.items()},
-            fitting=self.fitting[t],
-            testing=t[t],
-            block=np.unique(self.block[t], return_inverse=True)[1],
-            region=None if self.region is None else self.region[t],
-        )
-
-
-def _check_finite(table: pd.DataFrame) -> None:
-    bad = (~np.isfinite(table.to_numpy(dtype=np.float64))).sum(axis=0)
-    if bad.any():
-        worst = {name: int(n) for name, n in zip(table.columns, bad, strict=True) if n}
-        raise DataError(f"values that are not finite among {len(table)}: {worst}; leave them out with a mask")
-
-
-def _rows_of_table(
-    table: pd.DataFrame,
-    histology: Any,
-    predictions: Mapping[str, Any] | None,
-    train: Any,
-    regions: Any,
-    blocks: ArrayLike | None,
-) -> _Rows:
-    columns = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
-    truth = _column("histology", histology, len(table)).astype(np.float64)
-    fitting = np.ones(len(table), dtype=bool) if train is None else _column("train", train, len(table)).astype(bool)
-    testing = fitting if train is None else ~fitting
-    features = table.drop(columns=[c for c in PLACE if c in table])
-    edge, widening = None, 1.0
-    if blocks is not None and np.ndim(blocks):
-        block = _column("blocks", blocks, len(table))
-    elif blocks is None and "block" in table:
-        block = table["block"].to_numpy()
-    elif set(SPATIAL) <= set(table.columns):
-        place = table[list(SPATIAL)].to_numpy()
-        alike = likeness(truth, place)
-        edge = _edge(place[testing], alike.range) if blocks is None else int(np.asarray(blocks).item())
-        block, lengths = cubes(place, edge)
-        widening = alike.widening(lengths)
-    else:
-        raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
-    region = None if regions is None else _column("regions", regions, len(table)).astype(np.int64)
-    return _Rows(features, truth, columns, fitting, testing, np.asarray(block), region, edge, widening)
-
-
-def _edge(place: NDArray[np.int64], far: float) -> int:
-    """Edge of blocks: long beside the distance over which voxels are alike, while there are enough of them."""
-    edge = max(1, int(np.ceil(_LENGTHS * far)))
-    if not len(place):
-        return edge
-    while edge > 1 and int(cubes(place, edge)[0].max()) + 1 < _FEWEST:
-        edge -= 1
-    return edge
-
-
-def _column(name: str, values: Any, rows: int) -> NDArray[Any]:
-    column = np.asarray(values)
-    if column.shape != (rows,):
-        raise GridError(f"{name} has shape {column.shape} but the table has {rows} rows; give one value per row")
-    return column
-
-
-def _rows_of_volumes(
-    contrasts: Mapping[str, xr.DataArray],
-    histology: xr.DataArray,
-    predictions: Mapping[str, xr.DataArray] | None,
-    train: xr.DataArray | None,
-    where: xr.DataArray | None,
-    regions: xr.DataArray | None,
-    blocks: ArrayLike | None,
-    voxels: int,
-) -> _Rows:
-    # Reserved names, so that a contrast may be called histology too.
-    extra = {"\0truth": histology, "\0train": train, "\0regions": regions}
-    extra |= {f"\0{name}": p for name, p in (predictions or {}).items()}
-    given = {name: volume for name, volume in extra.items() if volume is not None}
-    table = voxel_table({**contrasts, **given}, where, most=voxels).drop(columns="block")
-    taken = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in given}
-    guesses = {name: taken[name] for name in predictions or {}}
-    fitting = taken["train"] != 0 if train is not None else None
-    edge = None if blocks is None else int(np.asarray(blocks).item())
-    return _rows_of_table(table, taken["truth"], guesses, fitting, taken.get("regions"), edge)
