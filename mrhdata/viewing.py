@@ -221,9 +221,9 @@ def threshold_curves(result: Sensitivity, names: list[str]) -> Figure:
     """AUC of some of the scored contrasts over the percentile of the histology that divides the classes."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained", facecolor="white")
     ax = figure.subplots()
-    for name, rows in result.thresholds.groupby("contrast", sort=False):
-        if name in names:
-            ax.plot(rows["percentile"], rows["auc"], label=name, linewidth=1.5)
+    for name in names:
+        rows = result.thresholds[result.thresholds["contrast"] == name]
+        ax.plot(rows["percentile"], rows["auc"], label=name, linewidth=1.5)
     ax.axhline(0.5, color="0.7", linewidth=0.8, linestyle=":")
     ax.set(xlabel=f"percentile of the histology, positive {result.positive}", ylabel="AUC", xlim=(0, 100))
     ax.legend(fontsize=8)
