@@ -45,6 +45,11 @@ def choose(table, target):
     RESULTS.write_text(json.dumps(found | {"cross_validated_mse": errors}, indent=1) + "\n")
 
 
+def records(table):
+    """Rows as JSON holds them."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
 def score(table, target, train):
     """Networks at the level of the lowest cross-validated error, beside fits and boosting, on the test rows."""
     errors = json.loads(RESULTS.read_text())["cross_validated_mse"]
@@ -80,8 +85,8 @@ def score(table, target, train):
                 "torch": torch.__version__,
                 "cross_validated_mse": errors,
                 "chosen_noise": chosen,
-                "in_sample": in_sample.table.round(5).to_dict("records"),
-                "test": result.table.round(4).to_dict("records"),
+                "in_sample": records(in_sample.table.round(5)),
+                "test": records(result.table.round(4)),
                 "mean_of_seeds": {"r2": round(seeds.r2.mean(), 4), "auc": round(seeds.auc.mean(), 4)},
                 "differences": differences,
             },
