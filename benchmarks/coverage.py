@@ -5,7 +5,7 @@ score: the AUC, and its difference between the contrasts, from a very large samp
 ``mrhdata.sensitivity`` chooses them, from the measured correlation. Writes
 ``benchmarks/results/coverage.json`` and ``.md``.
 
-    python benchmarks/coverage.py [--trials 500]
+    python benchmarks/coverage.py [--trials 125]
 """
 
 import argparse
@@ -79,7 +79,7 @@ def trial(seed, shape, width, truth_of, limit):
 def main():
     """Print and write the figures."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--trials", type=int, default=500)
+    words.add_argument("--trials", type=int, default=125)
     trials = words.parse_args().trials
     limit = -np.quantile(np.random.default_rng(1).standard_normal(4_000_000), POSITIVE)
     truth_of, rows = true_scores(limit), []
@@ -90,6 +90,14 @@ def main():
         rows.append({"shape": shape, "width": width, **shares, "edge": int(held.edge.median())})
         rows[-1] |= {"blocks": int(held.blocks.median()), "seconds": round(time.perf_counter() - start, 1)}
         print(rows[-1], flush=True)
+    shares = [name for name in rows[0] if name not in ("shape", "width", "edge", "blocks", "seconds")]
+    pooled = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in shares}
+    print("all", pooled)
+    write(trials, [*rows, {"shape": f"all {trials * len(rows)}", "width": "", **pooled}])
+
+
+def write(trials, rows):
+    """The table, as JSON and Markdown."""
     heads = list(rows[0])
     text = [
         "# How often 95 % intervals hold the truth",
@@ -97,7 +105,7 @@ def main():
         f"`python benchmarks/coverage.py --trials {trials}`: part of {trials} simulated data sets. Edges and blocks "
         "are medians of what `mrhdata.sensitivity` chose.",
         "",
-        *markdown(heads, [[str(row[h]) for h in heads] for row in rows]),
+        *markdown(heads, [[str(row.get(h, "")) for h in heads] for row in rows]),
     ]
     (RESULTS / "coverage.json").write_text(json.dumps({"trials": trials, "cases": rows}, indent=1) + "\n")
     (RESULTS / "coverage.md").write_text("\n".join(text) + "\n")
