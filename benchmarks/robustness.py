@@ -36,7 +36,7 @@ from phantom_brains import (
 )
 
 from mrhdata import robustness
-from mrhdata.prediction import predict_patches
+from mrhdata.prediction import centres, predict_patches
 
 RESULTS = Path(__file__).parent / "results"
 MEMBERS = 5
@@ -147,7 +147,7 @@ def judged(ensemble, subject, stride=STRIDE, where="mask", target=TARGET):
     """Answers at the patches of one subject, and the truth."""
     patches = planned([subject], stride=stride, where=where, target=target)
     parts = patches.gather(np.arange(len(patches)))
-    return predict_patches(ensemble, parts[0]), robustness.centres(parts[1])[:, 0]
+    return predict_patches(ensemble, parts[0]), centres(parts[1])[:, 0]
 
 
 def flags(ensemble, subject):

@@ -17,7 +17,7 @@ from mrhdata.formats._lazy import source_of
 from mrhdata.formats.chunks import Stored
 from mrhdata.grid import Grid
 from mrhdata.tiles import Box, Part, Readable, Stream
-from mrhdata.volume import SPATIAL, group, stack
+from mrhdata.volume import PLANES, SPATIAL, group, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-#: The axis that each anatomical plane holds fixed.
-PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 #: How volumes of one subject may lie to each other.
 ALIGN = ("same", "own", "first")
 #: Axes that turn by more than this part of a voxel over half a patch are not parallel.

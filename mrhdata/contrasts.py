@@ -257,7 +257,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         cut = _cut(rows, one.values, sides)
         shown = _row(estimates, samples, bootstrap.level)
         table.append({"contrast": one.name, "model": one.model, **shown, **cut})
-    _add_partial(table, held, candidates, rows, draws, bootstrap.level)
+    _add_partial(table, held, candidates, rows.testing, test, draws, bootstrap.level)
     ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
     tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}
     is_positive = sides.of(test.truth)
@@ -358,21 +358,21 @@ def _add_partial(
     table: list[dict[str, Any]],
     held: dict[str, dict[str, Floats]],
     candidates: Sequence[_Candidate],
-    rows: Rows,
+    testing: Bools,
+    test: Rows,
     draws: Floats,
     level: float,
 ) -> None:
     """What single contrasts add to each other, and predictions to all of them."""
-    test = rows.tested()
     singles = test.features.to_numpy()
-    among = [association.partial_correlation(test.truth, singles)]
-    among.append(association.partial_replicates(test.truth, singles, test.block, draws))
+    among = association.partial_correlation(test.truth, singles)
+    resampled = association.partial_replicates(test.truth, singles, test.block, draws)
     for row, one in zip(table, candidates, strict=True):
         if one.model == "single":
             place = list(test.features.columns).index(one.name)
-            estimate, samples = float(among[0][place]), among[1][:, place]
+            estimate, samples = float(among[place]), resampled[:, place]
         elif one.model == "prediction":
-            joined = np.column_stack([singles, one.values[rows.testing]])
+            joined = np.column_stack([singles, one.values[testing]])
             estimate = float(association.partial_correlation(test.truth, joined)[-1])
             samples = association.partial_replicates(test.truth, joined, test.block, draws)[:, -1]
         else:

@@ -86,32 +86,26 @@ def convert(
     if not target.name.lower().endswith(".zarr"):
         raise FormatError(f"{target} must end in .zarr; for other formats use mrhdata.write")
     budget = in_bytes(memory)
-    if isinstance(source, xr.DataArray):
-        if options:
-            raise FormatError(f"{sorted(options)} say how a file is read; describe a volume by mrhdata.volume.describe")
-        volume, given = _ordered(source), dict(source.attrs.get("provenance", {}))
-        identity = {"digest": digest([_LAYOUT, told(volume)])}
+    with ThreadPoolExecutor(1) as aside:
+        if isinstance(source, xr.DataArray):
+            if options:
+                raise FormatError(
+                    f"{sorted(options)} say how a file is read; describe a volume by mrhdata.volume.describe"
+                )
+            volume, held = _ordered(source), dict(source.attrs.get("provenance", {}))
+            identity = {"digest": digest([_LAYOUT, told(volume)])}
+            checksums: Future[dict[str, Any]] = aside.submit(dict)
+        else:
+            volume = _ordered(formats.read(source, **options))
+            held = {"options": {key: value for key, value in options.items() if key not in ("storage_options", "name")}}
+            identity = _identity(source, options, checksum)
+            checksums = aside.submit(source_checksum, source, checksum)
         return grow(
             target,
             volume,
             lambda: VolumeBlocks(volume),
             identity,
-            lambda: given,
-            memory=budget,
-            overwrite=overwrite,
-            progress=progress,
-            shown=("convert", 1, "B"),
-        )
-    volume = _ordered(formats.read(source, **options))
-    held = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
-    with ThreadPoolExecutor(1) as aside:
-        checksums: Future[dict[str, Any]] = aside.submit(source_checksum, source, checksum)
-        return grow(
-            target,
-            volume,
-            lambda: VolumeBlocks(volume),
-            _identity(source, options, checksum),
-            lambda: {**checksums.result(), "options": held},
+            lambda: {**checksums.result(), **held},
             memory=budget,
             overwrite=overwrite,
             progress=progress,

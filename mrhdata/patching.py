@@ -26,6 +26,7 @@ from mrhdata.reading import ReadAhead, Rooms, decoders
 from mrhdata.sampling import Ints, shares
 from mrhdata.splitting import folds_of, parts_of, shared_with
 from mrhdata.tiles import Stream
+from mrhdata.volume import PLANES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -379,7 +380,7 @@ class Patches:
         """Neighbouring planes of the first tensor as channels: those of one channel stand together."""
         if not self.neighbours or self.plane is None:
             return parts
-        axis = 2 + aligning.PLANES[self.plane]
+        axis = 2 + PLANES[self.plane]
         planes = np.moveaxis(parts[0], axis, 2)
         channels = planes.reshape(len(planes), -1, *planes.shape[3:])
         return [np.expand_dims(channels, axis), *parts[1:]]
@@ -508,7 +509,7 @@ class Patches:
             out[mine] = affine
             if self.neighbours and self.plane is not None and not stream:
                 # The plane in the middle is where the patch lies.
-                starts = starts + self.neighbours * np.eye(3, dtype=np.int64)[aligning.PLANES[self.plane]]
+                starts = starts + self.neighbours * np.eye(3, dtype=np.int64)[PLANES[self.plane]]
             out[mine, :3, 3] += starts @ affine[:3, :3].T
         return out
 
@@ -526,7 +527,7 @@ class Patches:
         if self.neighbours and self.plane is not None:
             first = self._names.flat()[0]
             lengths = list(self.shape)
-            lengths[aligning.PLANES[self.plane]] = 1
+            lengths[PLANES[self.plane]] = 1
             found[first] = (len(self.channels), *lengths)
         return found
 

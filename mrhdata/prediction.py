@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from mrhdata.conversion import in_bytes
 from mrhdata.drafting import check_target, remove
 from mrhdata.errors import DataError, ModelError
 from mrhdata.formats import omezarr
+from mrhdata.formats.blocks import InTurn
 from mrhdata.loading import in_thread
 from mrhdata.mapping import Centres, Dense, Method, Network, Step, Windowing, Windows
 from mrhdata.models.field import field_of
@@ -344,19 +344,14 @@ class _Map:
         return in_thread(self._made(spans), 1)
 
     def _made(self, boxes: Sequence[Span]) -> Iterator[np.ndarray | None]:
-        # Two in turn: fresh memory of this size would be mapped anew each time.
-        buffers = [np.empty(0, self.dtype), np.empty(0, self.dtype)]
+        buffers = InTurn(self.dtype)
         for group in self._groups(boxes):
             values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
             for box, above, steps in group:
                 if steps is None:
                     yield None
                     continue
-                buffers.reverse()
-                shape = (self._output.channels(self._method.channels), *box.lengths)
-                if buffers[0].size < math.prod(shape):
-                    buffers[0] = np.empty(math.prod(shape), self.dtype)
-                out = buffers[0][: math.prod(shape)].reshape(shape)
+                out = buffers.take((self._output.channels(self._method.channels), *box.lengths))
                 out.fill(0)
                 held = self._method.begin(box, above, out)
                 for step in steps:
@@ -462,10 +457,20 @@ def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -
     found = []
     with torch.inference_mode():
         for start in range(0, len(values), batch_size):
-            answer = physical(model, values[start : start + batch_size])
-            z, y, x = ((n - 1) // 2 for n in answer.shape[2:])
-            found.append(answer[:, :, z, y, x])
+            found.append(centres(physical(model, values[start : start + batch_size])))
     return torch.cat(found).numpy()
+
+
+def centres(patches: Any) -> Any:
+    """Centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
+
+    Examples
+    --------
+    >>> centres(np.arange(9).reshape(1, 1, 3, 1, 3)).tolist()
+    [[4]]
+    """
+    z, y, x = ((n - 1) // 2 for n in patches.shape[2:])
+    return patches[:, :, z, y, x]
 
 
 def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:

@@ -18,7 +18,8 @@ from scipy.stats import norm
 
 from mrhdata.errors import DataError
 from mrhdata.models.ensemble import MEAN, STRANGENESS, UNCERTAINTY, Ensemble
-from mrhdata.prediction import predict_patches
+from mrhdata.prediction import centres, predict_patches
+from mrhdata.sampling import spread
 from mrhdata.scoring import image, intervals, ranking
 from mrhdata.scoring.intervals import Bootstrap
 
@@ -122,29 +123,12 @@ def held_out(
     return HeldOut(inputs, truth, block, list(patches.channels), threshold, positive)
 
 
-def spread(count: int, most: int) -> Ints:
-    """At most `most` numbers, evenly spread from 0 to `count` - 1.
-
-    Examples
-    --------
-    >>> spread(9, 3).tolist(), spread(2, 3).tolist()
-    ([0, 4, 8], [0, 1])
-    """
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-
-
 def _centred(patches: Patches, rows: Ints) -> tuple[Floats, Floats]:
     """Inputs (n, C, z, y, x) of patches and the target (n,) at their centres."""
     parts = patches.gather(rows)
     if len(parts) != 2 or parts[1].shape[1] != 1:
         raise DataError("the patches have no single target channel; give one histology volume as target=")
     return parts[0], centres(parts[1])[:, 0]
-
-
-def centres(patches: Floats) -> Floats:
-    """Centre voxels (n, C) of patches (n, C, z, y, x)."""
-    z, y, x = ((n - 1) // 2 for n in patches.shape[2:])
-    return patches[:, :, z, y, x]
 
 
 # --- inputs ---------------------------------------------------------------------------------------------

@@ -217,3 +217,14 @@ def fraction_inside(mask: NDArray[np.bool_], positions: Ints, patch: Sequence[in
         sign = (-1) ** (mask.ndim - sum(corner))
         total += sign * sums[tuple((positions + np.multiply(corner, patch)).T)]
     return total / np.prod(patch)
+
+
+def spread(count: int, most: int) -> Ints:
+    """At most `most` numbers, evenly spread from 0 to `count` - 1.
+
+    Examples
+    --------
+    >>> spread(9, 3).tolist(), spread(2, 3).tolist()
+    ([0, 4, 8], [0, 1])
+    """
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

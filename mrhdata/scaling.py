@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrhdata.aligning import PLANES
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.storage import Scale, Spec
+from mrhdata.sampling import spread
+from mrhdata.volume import PLANES
 
 if TYPE_CHECKING:
     from mrhdata.patching import Patches
@@ -44,7 +45,7 @@ def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
     >>> measured(Spec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
     Scale(offset=(0.0,), factor=(70.0,))
     """
-    chosen = np.linspace(0, len(patches) - 1, min(len(patches), SCALE_PATCHES)).astype(np.int64)
+    chosen = spread(len(patches), SCALE_PATCHES)
     parts = patches.gather(chosen)
     if len(parts) != 2:
         raise DataError("the patches have no target; give target= to mrhdata.patches")

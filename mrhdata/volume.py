@@ -23,6 +23,8 @@ from mrhdata.grid import Floats, Grid, check_affine, nearest_axes
 DIMS = ("t", "c", "z", "y", "x")
 SPATIAL = ("z", "y", "x")
 KINDS = ("image", "labels", "mask")
+#: The axis that each anatomical plane holds fixed.
+PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 #: A stack without orientation: z, y, x lie along world Z, Y, X.
 UNORIENTED = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -289,13 +291,29 @@ def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool
     like = stack(volume).isel(c=0)
     if where is None:
         return np.ones(like.shape, dtype=bool)
-    values = np.asarray(stack({"mask": where}).isel(c=0).mrh.like(like).data)
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise DataError(f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN; set them to 0")
-    inside = values != 0
+    inside = nonzero(stack({"mask": where}).isel(c=0).mrh.like(like).data)
     if not inside.any():
         raise DataError("the mask is empty; give one that covers part of the volumes")
     return inside
+
+
+def nonzero(mask: ArrayLike) -> NDArray[np.bool_]:
+    """Which voxels of a mask are inside.
+
+    Raises
+    ------
+    DataError
+        It holds NaN.
+
+    Examples
+    --------
+    >>> nonzero([0, 2, -1]).tolist()
+    [False, True, True]
+    """
+    values = np.asarray(mask)
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise DataError(f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN; set them to 0")
+    return np.asarray(values != 0)
 
 
 def _channel_names(name: str, volume: xr.DataArray) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mrhdata.errors import DataError
 from mrhdata.formats.blocks import Box, pieces
 from mrhdata.scoring.spatial import cubes
-from mrhdata.volume import SPATIAL, stack
+from mrhdata.volume import SPATIAL, nonzero, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,7 +76,7 @@ def voxel_table(
     for box in _boxes(stacked, step):
         cut = {d: slice(s.start, s.stop, step) for d, s in zip(SPATIAL, box, strict=True)}
         part = stacked.isel(cut)
-        kept = np.ones(part.shape[1:], dtype=bool) if inside is None else _nonzero(inside.isel(cut))
+        kept = np.ones(part.shape[1:], dtype=bool) if inside is None else nonzero(inside.isel(cut).data)
         if kept.any():
             rows.append(np.asarray(part.data)[:, kept].astype(np.float64))
             places.append(np.argwhere(kept) * step + [s.start for s in box])
@@ -117,13 +117,6 @@ def _step(stacked: xr.DataArray, inside: xr.DataArray | None, most: int) -> int:
     if inside is not None:
         # Counted on a coarse lattice.
         coarse = max(1, round((total / _READ) ** (1 / 3)))
-        seen = _nonzero(inside.isel({d: slice(None, None, coarse) for d in SPATIAL}))
+        seen = nonzero(inside.isel({d: slice(None, None, coarse) for d in SPATIAL}).data)
         total *= seen.mean()
     return max(1, int(np.ceil((total / most) ** (1 / 3) - 1e-9)))
-
-
-def _nonzero(mask: xr.DataArray) -> NDArray[np.bool_]:
-    values = np.asarray(mask.data)
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise DataError(f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN; set them to 0")
-    return np.asarray(values != 0)

@@ -149,12 +149,12 @@ class _Given:
                 raise DataError("--train and --parts both say where to fit; give one of them")
             cut = formats.read(parts, kind="labels")
             self.train = (cut == 1).assign_attrs(cut.attrs | {"kind": "mask"})
-            self._within((cut == 1) | (cut == 3))
+            self.where = self._within((cut == 1) | (cut == 3))
 
-    def _within(self, more: xr.DataArray) -> None:
-        if self.where is not None:
-            more = more & (self.where.mrh.like(more) != 0)
-        self.where = more.assign_attrs(self.train.attrs)
+    def _within(self, part: xr.DataArray) -> xr.DataArray:
+        """What of a part of the volume lies in the mask."""
+        inside = part if self.where is None else part & (self.where.mrh.like(part) != 0)
+        return inside.assign_attrs(self.train.attrs)
 
     def scored(self, truth: xr.DataArray, threshold: str, positive: str) -> Sensitivity:
         """All against one histology."""
@@ -178,10 +178,7 @@ class _Given:
 
         model = models.load(folder)
         spec: Spec = model.spec  # type: ignore[assignment]
-        where = self.where
-        if self.train is not None:
-            scored = self.train == 0
-            where = (scored if where is None else scored & (where.mrh.like(scored) != 0)).assign_attrs(self.train.attrs)
+        where = self.where if self.train is None else self._within(self.train == 0)
         planned = patches(self.contrasts, truth, shape=spec.patch or 1, where=where)
         if tuple(planned.channels) != spec.channels:
             raise DataError(

@@ -98,6 +98,24 @@ class Chosen(Sequence[Box]):
         return self._blocks[self._numbers[index]]
 
 
+class InTurn:
+    """Two arrays in turn: fresh ones of this size would be mapped anew each time.
+
+    What was taken is used up before the next but one.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._buffers = [np.empty(0, dtype), np.empty(0, dtype)]
+
+    def take(self, shape: Sequence[int]) -> np.ndarray:
+        """An array of any values."""
+        self._buffers.reverse()
+        size = math.prod(shape)
+        if self._buffers[0].size < size:
+            self._buffers[0] = np.empty(size, self._buffers[0].dtype)
+        return self._buffers[0][:size].reshape(shape)
+
+
 class VolumeBlocks:
     """Blocks of a volume, the next one read while one is used.
 
@@ -117,18 +135,14 @@ class VolumeBlocks:
         self.dtype = self.data.dtype
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
-        """Voxels of boxes, in two buffers in turn: fresh ones of this size would be mapped anew each time."""
+        """Voxels of boxes."""
         if not len(boxes):
             return
-        buffers = [np.empty(0, self.dtype), np.empty(0, self.dtype)]
+        buffers = InTurn(self.dtype)
         with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
 
             def read(box: Box) -> np.ndarray:
-                buffers.reverse()
-                lengths = [s.stop - s.start for s in box]
-                if buffers[0].size < math.prod(lengths):
-                    buffers[0] = np.empty(math.prod(lengths), self.dtype)
-                block = buffers[0][: math.prod(lengths)].reshape(lengths)
+                block = buffers.take([s.stop - s.start for s in box])
                 self._fill(block, box, threads)
                 return block
 

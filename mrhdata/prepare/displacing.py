@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.volume import SPATIAL
+from mrhdata.volume import PLANES, SPATIAL
 
 Floats = NDArray[np.float64]
-
-PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 
 def displacement(

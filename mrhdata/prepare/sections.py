@@ -12,13 +12,11 @@ from mrhdata.grid import Floats
 from mrhdata.prepare import linear, starting
 from mrhdata.prepare.pictures import Picture, finest, levels, picture
 from mrhdata.prepare.transforms import Affine, Transform
-from mrhdata.volume import SPATIAL
+from mrhdata.volume import PLANES, SPATIAL
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: The axis that each anatomical plane holds fixed.
-PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 #: Voxels along the longest axis of the pictures in which planes are compared, and how many starts go on.
 _COARSE, _SECOND_ROUND = 48, 12
 

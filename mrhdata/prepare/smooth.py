@@ -20,9 +20,8 @@ from dask.base import compute
 from dask.delayed import delayed
 from scipy.interpolate import BSpline
 
-from mrhdata.errors import DataError
 from mrhdata.grid import Floats
-from mrhdata.volume import SPATIAL, describe
+from mrhdata.volume import SPATIAL, describe, nonzero
 
 _ORDER = 3
 #: Sums of so many blocks are added at once, so that those of a large volume never pile up.
@@ -107,9 +106,7 @@ def _sums(block: np.ndarray, mask: np.ndarray | None, start: Sequence[int], fact
     """First cell of a block, and the sums and counts (2, ...) of its voxels in each of its cells."""
     good = np.isfinite(block)
     if mask is not None:
-        if np.isnan(mask).any():
-            raise DataError(f"{np.isnan(mask).sum()} of {mask.size} mask voxels are NaN; set them to 0")
-        good &= mask != 0
+        good &= nonzero(mask)
     edges = [
         [0, *range(-first % factor or factor, n, factor), n]
         for first, factor, n in zip(start, factors, block.shape, strict=True)
