@@ -7,6 +7,7 @@ import pytest
 from scipy.integrate import quad
 
 from mrhdata import phantom
+from mrhdata.phantom import mouse
 from mrhdata.prepare import maps
 
 
@@ -74,9 +75,9 @@ def test_powder_average_is_the_integral_over_directions():
     """The closed form against numerical integration over the sphere."""
     b, axial, radial = 5.0, 0.6, 0.2
     expected = quad(lambda u: np.exp(-b * (radial + (axial - radial) * u**2)), 0, 1)[0]
-    got = phantom._averaged(b, axial, np.array(radial), np.array(0.0), np.array(1.0))
+    got = mouse._averaged(b, axial, np.array(radial), np.array(0.0), np.array(1.0))
     assert float(got) == pytest.approx(expected, rel=1e-9)
-    along = phantom._averaged(b, axial, np.array(radial), np.array(1.0), np.array(0.0))
+    along = mouse._averaged(b, axial, np.array(radial), np.array(1.0), np.array(0.0))
     assert float(along) == pytest.approx(np.exp(-b * axial))
 
 
@@ -85,7 +86,7 @@ def test_noise_is_rician():
     rng = np.random.default_rng(0)
     signal, inside = np.zeros((60, 60, 60)), np.zeros((60, 60, 60), bool)
     signal[:30], inside[:30] = 0.5, True
-    values = phantom._magnitude(signal, 20.0, inside, rng).astype(float)
+    values = mouse._magnitude(signal, 20.0, inside, rng).astype(float)
     assert values[30:].mean() / values[30:].std() == pytest.approx(1.913, rel=0.01)
     assert values[:30].mean() / values[:30].std() == pytest.approx(20, rel=0.02)
 
