@@ -95,7 +95,7 @@ def build(
     about = _description(folder)
     target = Path(path) if path is not None else folder / "catalog.yaml"
     entries: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
-    for place in _volumes(folder):
+    for place in volumes_in(folder):
         try:
             held = _metadata(place, options, checksum)
         except MrhdataError as error:
@@ -136,7 +136,19 @@ def parse(name: str) -> dict[str, str]:
     return {_LONG.get(m[1], m[1]): m[2] for m in found if m is not None} | {"suffix": suffix}
 
 
-def _volumes(folder: Path) -> Iterator[Path]:
+def parse_loosely(name: str) -> dict[str, str]:
+    """Entities of a name that need not be BIDS throughout, such as minc_keras's.
+
+    Examples
+    --------
+    >>> parse_loosely("sub-01_task-01_ses-01_T1w_anat_rsl.mnc")
+    {'subject': '01', 'task': '01', 'session': '01'}
+    """
+    found = [_ENTITY.fullmatch(part) for part in name.partition(".")[0].split("_")]
+    return {_LONG.get(m[1], m[1]): m[2] for m in found if m is not None}
+
+
+def volumes_in(folder: Path) -> Iterator[Path]:
     """Files and folders below a folder that could be volumes; header and voxels of a pair count once."""
     # The voxels of these lie beside a header that is listed itself.
     second = (".img", ".img.gz", ".brik", ".brik.gz", ".rec")
@@ -153,7 +165,7 @@ def _volumes(folder: Path) -> Iterator[Path]:
             ):
                 yield place
             else:
-                yield from _volumes(place)
+                yield from volumes_in(place)
         elif any(name.endswith(ending) for ending in FORMATS) and not name.endswith(second):
             yield place
 

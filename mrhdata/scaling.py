@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrhdata.errors import DataError, ModelError
+from mrhdata.losses import IGNORED
 from mrhdata.models.storage import Scale, Spec
 from mrhdata.sampling import spread
 from mrhdata.volume import PLANES
@@ -15,11 +16,11 @@ from mrhdata.volume import PLANES
 if TYPE_CHECKING:
     from mrhdata.patching import Patches
 
-#: Patches that scales are measured on.
-SCALE_PATCHES = 20_000
+#: Patches that scales are measured on, and the bytes they may take.
+SCALE_PATCHES, SCALE_BYTES = 20_000, 400_000_000
 
 
-def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
+def measured(spec: Spec, patches: Patches, kind: str, classes: int | None = None) -> Spec:
     """The spec with channels, patch and intensity scales of the training patches.
 
     Parameters
@@ -28,8 +29,11 @@ def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
         One with input scales but none of a target keeps the former: they are what its weights know.
     patches : Patches
         With a target.
-    kind : {"channel", "maximum"}
-        Mean and standard deviation of each channel, or one maximum for all.
+    kind : {"channel", "maximum", "none"}
+        Mean and standard deviation of each channel, or one maximum for all, or values as they are.
+    classes : int, optional
+        Of a network that tells labels apart: the target is not scaled, and its labels are found where the
+        spec does not name them.
 
     Raises
     ------
@@ -45,7 +49,7 @@ def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
     >>> measured(Spec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
     Scale(offset=(0.0,), factor=(70.0,))
     """
-    chosen = spread(len(patches), SCALE_PATCHES)
+    chosen = spread(len(patches), max(1, min(SCALE_PATCHES, SCALE_BYTES // patches.batch_bytes(1))))
     parts = patches.gather(chosen)
     if len(parts) != 2:
         raise DataError("the patches have no target; give target= to mrhdata.patches")
@@ -69,12 +73,35 @@ def measured(spec: Spec, patches: Patches, kind: str) -> Spec:
         axis=axis,
         spacing_mm=patches.spacing_mm,
         inputs=kept or _scale(parts[0], kind),
-        target=_scale(parts[1], kind),
+        target=_scale(parts[1], kind) if classes is None else _scale(np.empty((0, classes)), "none"),
+        labels=spec.labels if classes is None else _labels(spec, parts[1], classes),
     )
+
+
+def _labels(spec: Spec, target: np.ndarray, classes: int) -> tuple[int, ...]:
+    """The value of each class: those named before, or those that the patches hold, in order."""
+    held = np.unique(target)
+    if (held != np.rint(held)).any():
+        raise DataError(f"the target holds {held[held != np.rint(held)][0]}, which is no label; use a label volume")
+    found = tuple(int(v) for v in held if v != IGNORED)
+    labels = spec.labels or found
+    if len(labels) != classes:
+        raise ModelError(
+            f"the network tells {classes} classes apart but the labels are {labels}; create it with "
+            f"classes={len(labels)}"
+        )
+    if set(found) - set(labels):
+        raise DataError(
+            f"the target holds the labels {sorted(set(found) - set(labels))}, which are not among those of the "
+            f"network, {labels}; set them to {IGNORED} to leave them out"
+        )
+    return labels
 
 
 def _scale(part: np.ndarray, kind: str) -> Scale:
     channels = part.shape[1]
+    if kind == "none":
+        return Scale((0.0,) * channels, (1.0,) * channels)
     if kind == "maximum":
         return Scale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
     values = part.astype(np.float64)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional as f
+from scipy.ndimage import maximum_filter1d
 from tqdm.auto import tqdm
 
+from mrhdata.augmenting import Augmentation
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
+from mrhdata.losses import IGNORED, LOSSES, OF_CLASSES, centre, loss
 from mrhdata.models.storage import Spec, network_on, rescaled, scaled
 from mrhdata.scaling import measured
 
 if TYPE_CHECKING:
+    import xarray as xr
     from torch import Tensor, nn
 
     from mrhdata.patching import Patches
@@ -42,17 +45,24 @@ class Training:
         The highest, for the one-cycle schedule; the first, for steps.
     optimizer : {"adamw", "sgd"}
         ``sgd`` has momentum 0.9.
-    schedule : {"one-cycle", "steps"}
+    schedule : {"one-cycle", "steps", "constant"}
         ``steps`` divides by 10 every 10 epochs.
     weight_decay, clip : float
         `clip` bounds the norm of the gradient.
-    loss : {"mse", "mae"}
+    loss : {"mse", "mae", "cross-entropy", "dice", "dice+cross-entropy"}
+        Of values, or of the classes of a label volume: see :mod:`mrhdata.losses`.
     patience : int
         Epochs without a lower validation loss before training stops.
     noise : float
         Standard deviation of Gaussian noise added to the scaled inputs.
-    scale : {"channel", "maximum"}
-        Inputs are centred and scaled channel by channel, or (published) divided by one maximum.
+    scale : {"channel", "maximum", "none"}
+        Inputs are centred and scaled channel by channel, or (published) divided by one maximum, or were
+        scaled before.
+    augment : Augmentation or None
+        How scaled batches vary.
+    precision : {"float32", "bfloat16"}
+        Of convolutions. The shorter one is twice as fast where the processor has it, and rounds weights and
+        answers to three digits while training; the trained weights are float32.
     rates : tuple of (str, float)
         Layers, by the beginning of their parameters' names, and the factor on their learning rate. The
         first that fits counts, ``""`` fits all, and those that none fits have 1. A factor of 0 freezes:
@@ -75,14 +85,17 @@ class Training:
     seed: int = 0
     rates: tuple[tuple[str, float], ...] = ()
     keep: str = "best"
+    augment: Augmentation | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("adamw", "sgd"),
-            "schedule": ("one-cycle", "steps"),
-            "loss": ("mse", "mae"),
-            "scale": ("channel", "maximum"),
+            "schedule": ("one-cycle", "steps", "constant"),
+            "loss": LOSSES,
+            "scale": ("channel", "maximum", "none"),
             "keep": ("best", "last"),
+            "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -101,7 +114,11 @@ class History:
     training, validation : list of float
         Losses, in the target's scaled units.
     rmse : list of float
-        Root of the mean squared error of the validation patches, in the target's own units.
+        Root of the mean squared error of the validation patches, in the target's own units; empty for classes.
+    dice : list of float
+        Mean Dice over the classes but the first, of all validation patches together; empty for values.
+    waited : float
+        Seconds in which training waited for patches.
     rate : list of float
         Learning rate at the first step, of layers without a factor.
     best_epoch : int
@@ -115,6 +132,8 @@ class History:
     seconds: float = 0.0
     rmse: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
+    dice: list[float] = field(default_factory=list)
+    waited: float = 0.0
 
 
 def fit(
@@ -168,7 +187,8 @@ def fit(
     """
     settings = settings or Training()
     start = time.perf_counter()
-    model.spec = measured(model.spec, patches, settings.scale)  # type: ignore[assignment, arg-type]
+    classes = _classes(model) if settings.loss in OF_CLASSES else None
+    model.spec = measured(model.spec, patches, settings.scale, classes)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
     with _trainable(model, settings) as groups:
         run = _Run(model, groups, patches, settings)
@@ -193,6 +213,68 @@ def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, 
         bar.set_postfix(validation=f"{run.history.validation[-1]:.4f}", best=f"{min(run.history.validation):.4f}")
         if path is not None:
             run.save(path)
+
+
+def hard_negatives(
+    truth: xr.DataArray,
+    found: xr.DataArray | None = None,
+    *,
+    tile: Sequence[int],
+    stride: Sequence[int] | None = None,
+    background: int = 0,
+) -> xr.DataArray:
+    """Labels to learn from: those of tiles that hold a label, or where one was found wrongly.
+
+    Most of a volume is easy background. A first round learns from tiles with labels alone, and labels things
+    elsewhere that look alike; the second learns from those, too (segDGM_CNN, 2017; Dou et al. 2016, IEEE TMI
+    35:1182, for points).
+
+    Parameters
+    ----------
+    truth : (z, y, x) label volume
+    found : label volume, optional
+        On the same grid, from the round before.
+    tile, stride : (3,) sequence of int
+        Voxels along z, y, x of a tile, and from one to the next; the stride is the tile by default.
+    background : int
+
+    Returns
+    -------
+    labels : label volume, int16
+        `IGNORED` outside those tiles; voxels that were so before stay so.
+
+    Examples
+    --------
+    >>> from mrhdata.volume import from_array
+    >>> row = from_array(np.array([[[0, 0, 5, 0, 0, 0, 0, 0]]]), spacing=(1, 1, 1), kind="labels")
+    >>> wrong = row.copy(data=[[[0, 0, 5, 0, 0, 0, 5, 0]]])
+    >>> hard_negatives(row, tile=(1, 1, 2)).values.ravel().tolist()
+    [-1, -1, 5, 0, -1, -1, -1, -1]
+    >>> hard_negatives(row, wrong, tile=(1, 1, 2)).values.ravel().tolist()
+    [-1, -1, 5, 0, -1, -1, 0, 0]
+    """
+    stride = tile if stride is None else stride
+    values = np.asarray(truth.data).astype(np.int16)
+    known = values != IGNORED
+    marked = known & (values != background)
+    if found is not None:
+        wrong = np.asarray(found.mrh.like(truth).data) != background
+        marked |= known & (values == background) & wrong
+    held = _any_of(marked, tile, ahead=True)
+    begins = np.zeros(held.shape, dtype=bool)
+    every = tuple(slice(None, None, int(s)) for s in stride)
+    begins[every] = held[every]
+    return truth.copy(data=np.where(_any_of(begins, tile, ahead=False), values, IGNORED)).astype(np.int16)
+
+
+def _any_of(marked: np.ndarray, lengths: Sequence[int], *, ahead: bool) -> np.ndarray:
+    """Whether any of so many voxels from each on (or up to each) is marked."""
+    values = marked.astype(np.uint8)
+    for axis, n in enumerate(lengths):
+        # The window of an even length lies half a voxel off.
+        origin = -(n // 2) if ahead else (n - 1) // 2
+        values = maximum_filter1d(values, int(n), axis=axis, mode="constant", origin=origin)
+    return values.astype(bool)
 
 
 @contextmanager
@@ -234,6 +316,7 @@ class _Run:
         if spec.inputs is None or spec.target is None:
             raise ModelError("the intensity scales are missing; this is a bug")
         self.inputs, self.target = spec.inputs, spec.target
+        self.labels = spec.labels if settings.loss in OF_CLASSES else ()
         self.best = _copy(model)
         self.factor = next(iter(groups))
         rates = [factor * settings.learning_rate for factor in groups]
@@ -243,11 +326,7 @@ class _Run:
         else:
             self.optimizer = torch.optim.SGD(parts, lr=rates[0], momentum=0.9, weight_decay=settings.weight_decay)
         steps = -(-len(patches) // settings.batch_size)
-        self.schedule: Any = (
-            torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rates, total_steps=steps * settings.epochs)
-            if settings.schedule == "one-cycle"
-            else torch.optim.lr_scheduler.StepLR(self.optimizer, 10 * steps, 0.1)
-        )
+        self.schedule: Any = _schedule(settings, self.optimizer, rates, steps)
 
     def stale(self) -> int:
         """Epochs since the best one."""
@@ -261,47 +340,68 @@ class _Run:
         losses = []
         settings = self.settings
         self.history.rate.append(self.schedule.get_last_lr()[0] / self.factor)
-        for rows, parts in patches.stream(settings.batch_size, seed=settings.seed, epoch=number):
+        for rows, parts in self._arriving(patches.stream(settings.batch_size, seed=settings.seed, epoch=number)):
             x, y = self._scaled(parts)
-            if self.settings.noise:
-                x = x + self.settings.noise * torch.randn(x.shape, generator=generator)
+            if settings.augment is not None:
+                x, y = settings.augment(x, y, patches.spacing_mm, generator)
+            if settings.noise:
+                x = x + settings.noise * torch.randn(x.shape, generator=generator)
             self.optimizer.zero_grad()
-            loss = self._loss(network_on(self.model, x), y)
-            if not torch.isfinite(loss):
+            found = loss(settings.loss, self._answer(x), y)
+            if not torch.isfinite(found):
                 raise DataError(
-                    f"the loss is {loss.item()} in epoch {number + 1}; look for NaN, or lower the learning rate"
+                    f"the loss is {found.item()} in epoch {number + 1}; look for NaN, or lower the learning rate"
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            found.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
             self.optimizer.step()
             self.schedule.step()
-            losses.append(loss.item() * len(rows))
+            losses.append(found.item() * len(rows))
         self.history.training.append(sum(losses) / len(patches))
-        found, rmse = self._validate(validation)
-        self.history.validation.append(found)
-        self.history.rmse.append(rmse)
+        self._validate(validation)
         if self.history.validation[-1] <= min(self.history.validation):
             self.history.best_epoch, self.best = number, _copy(self.model)
 
-    def _validate(self, validation: Patches) -> tuple[float, float]:
-        """The loss, and the root mean squared error in the target's units."""
+    def _arriving(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches, while the wait for them is measured."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.history.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _answer(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, self.settings.precision == "bfloat16"):
+            return network_on(self.model, x)
+
+    def _validate(self, validation: Patches) -> None:
+        """The loss, and the root mean squared error in the target's units or the mean Dice."""
         self.model.eval()
         total = squares = 0.0
+        overlap = np.zeros((2, len(self.target.offset)))
         with torch.inference_mode():
-            for rows, parts in validation.stream(_VALIDATED, shuffle=False):
+            for rows, parts in validation.stream(min(_VALIDATED, 4 * self.settings.batch_size), shuffle=False):
                 x, y = self._scaled(parts)
-                answer = network_on(self.model, x)
-                total += self._loss(answer, y).item() * len(rows)
-                error = rescaled(answer, self.target) - torch.from_numpy(parts[1])
-                squares += error.square().mean().item() * len(rows)
-        return total / len(validation), float(np.sqrt(squares / len(validation)))
+                answer = centre(self._answer(x), y.shape[2:]).float()
+                total += loss(self.settings.loss, answer, y).item() * len(rows)
+                if self.labels:
+                    overlap += _overlap(answer, y)
+                else:
+                    error = rescaled(answer, self.target) - torch.from_numpy(parts[1])
+                    squares += error.square().mean().item() * len(rows)
+        self.history.validation.append(total / len(validation))
+        if self.labels:
+            self.history.dice.append(float(np.mean(overlap[0, 1:] / np.maximum(overlap[1, 1:], 1))))
+        else:
+            self.history.rmse.append(float(np.sqrt(squares / len(validation))))
 
     def _scaled(self, parts: list[Any]) -> tuple[Tensor, Tensor]:
-        x, y = (torch.from_numpy(part) for part in parts)
-        return scaled(x, self.inputs), scaled(y, self.target)
-
-    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return f.mse_loss(prediction, target) if self.settings.loss == "mse" else f.l1_loss(prediction, target)
+        x = scaled(torch.from_numpy(parts[0]), self.inputs)
+        if self.labels:
+            return x, torch.from_numpy(_numbered(parts[1], self.labels))
+        return x, scaled(torch.from_numpy(parts[1]), self.target)
 
     def save(self, path: Path) -> None:
         state = {
@@ -330,14 +430,47 @@ class _Run:
         self.best, self.history = state["best"], History(**state["history"])
 
 
+def _schedule(settings: Training, optimizer: torch.optim.Optimizer, rates: list[float], steps: int) -> Any:
+    """How rates change from step to step, `steps` of which make an epoch."""
+    if settings.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps * settings.epochs)
+    if settings.schedule == "steps":
+        return torch.optim.lr_scheduler.StepLR(optimizer, 10 * steps, 0.1)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)
+
+
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+def _classes(model: nn.Module) -> int:
+    """How many a network answers: those of its last layer."""
+    return int([p for p in model.parameters() if p.ndim > 1][-1].shape[0])
+
+
+def _numbered(values: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    """Labels as numbers of their classes; those that are none become `IGNORED`."""
+    table = np.asarray(labels, dtype=np.float32)
+    order = np.argsort(table)
+    place = np.searchsorted(table[order], values).clip(max=len(table) - 1)
+    found = order[place]
+    return np.where(table[found] == values, found, IGNORED).astype(np.float32)
+
+
+def _overlap(answer: Tensor, truth: Tensor) -> np.ndarray:
+    """Twice the voxels that answer and truth share, and those of both, of each class: (2, classes)."""
+    classes, y = answer.argmax(1).numpy(), truth[:, 0].numpy().astype(np.int64)
+    known, count = y != IGNORED, answer.shape[1]
+    y, classes = y[known], classes[known]
+    both = np.bincount(y[y == classes], minlength=count)
+    return np.stack([2 * both, np.bincount(y, minlength=count) + np.bincount(classes, minlength=count)])
+
+
 def _check_channels(model: nn.Module, patches: Patches) -> None:
     first = next(p for p in model.parameters() if p.ndim > 1)
-    if first.shape[1] != len(patches.channels):
+    taken = int(getattr(model, "in_channels", first.shape[1]))
+    if taken != len(patches.channels):
         raise ModelError(
-            f"the network takes {first.shape[1]} channels but the patches have {len(patches.channels)}: "
+            f"the network takes {taken} channels but the patches have {len(patches.channels)}: "
             f"{patches.channels}; create it with in_channels={len(patches.channels)}"
         )

@@ -18,8 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "list", "load", "load_matlab", "save"]
 
-#: Name -> module and class.
-NETWORKS = {"mrhnet": ("mrhnet", "MRHNet"), "ensemble": ("ensemble", "Ensemble")}
+#: Name -> module, class, and settings that the name stands for.
+NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mrhnet": ("mrhnet", "MRHNet", {}),
+    "tissue2d": ("tissue2d", "Tissue2D", {}),
+    **{f"tissue2d_{v}": ("tissue2d", "Tissue2D", {"variant": v}) for v in ("0_0", "1_0", "2_0", "3_0", "4_0")},
+    "fcn3d": ("fcn3d", "FCN3D", {"variant": ""}),
+    "fcn3d_aniso": ("fcn3d", "FCN3D", {"variant": "_aniso"}),
+    "unet2d": ("unet", "UNet", {"ndim": 2}),
+    "unet3d": ("unet", "UNet", {"ndim": 3}),
+    "ensemble": ("ensemble", "Ensemble", {}),
+}
+#: Names that papers and slides use.
+ALIASES = {f"model_{v}": f"tissue2d_{v}" for v in ("0_0", "1_0", "2_0", "3_0", "4_0")}
 
 
 def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
@@ -52,14 +63,18 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
     """
     import torch
 
+    name = ALIASES.get(name, name)
     if name not in NETWORKS:
         raise ModelError(f"there is no network called {name!r}; there are {', '.join(NETWORKS)}")
-    module, kind = NETWORKS[name]
-    network = getattr(importlib.import_module(f"mrhdata.models.{module}"), kind)
+    home, kind, implied = NETWORKS[name]
+    module = importlib.import_module(f"mrhdata.models.{home}")
+    network = getattr(module, kind)
+    # A published variant is a row of its module.
+    settings = dict(module.VARIANTS[implied["variant"]]) if "variant" in implied else dict(implied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = network(**config)
+            model = network(**(settings | config))
         except TypeError as error:
             raise ModelError(f"{name} has no such settings as {config} ({error})") from error
     model.spec = Spec(name=name, config=dict(config))

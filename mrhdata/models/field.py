@@ -302,14 +302,15 @@ _VALUEWISE = {
 
 
 def _cropped(field: Field, node: fx.Node) -> Field:
-    """Slices, which may leave out voxels at either end."""
+    """Slices, which may leave out channels, and voxels at either end."""
     key: Any = node.args[1]
     key = key if isinstance(key, tuple) else (key,)
     key = (*key, *(slice(None),) * (2 + len(field.jump) - len(key)))
     plain = all(isinstance(k, slice) and k.step in (None, 1) and (k.start or 0) >= 0 for k in key[2:])
-    if Ellipsis in key or not plain or key[1] != slice(None):
-        raise _refused("indexing other than by slices of space")
-    return _shifted(field, [int(k.start or 0) for k in key[2:]])
+    if Ellipsis in key or not plain or not isinstance(key[1], slice):
+        raise _refused("indexing other than by slices of channels and space")
+    kept = len(range(field.channels)[key[1]])
+    return replace(_shifted(field, [int(k.start or 0) for k in key[2:]]), channels=kept)
 
 
 def _interpolated(field: Field, node: fx.Node) -> Field:

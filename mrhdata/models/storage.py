@@ -46,6 +46,11 @@ class Spec:
         Planes on each side that are channels of the plane between them.
     inputs, target : Scale or None
         Intensity scales, fixed at training: prediction never measures its own.
+    labels : tuple of int
+        For a network that tells classes apart, the value of each in label volumes.
+    prepare, finish : tuple of (str, dict)
+        What becomes of volumes before the network sees them, and of its labels: names and settings of
+        :mod:`mrhdata.prepare.steps`.
     """
 
     name: str
@@ -57,6 +62,9 @@ class Spec:
     neighbours: int = 0
     inputs: Scale | None = None
     target: Scale | None = None
+    labels: tuple[int, ...] = ()
+    prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
+    finish: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 def physical(model: nn.Module, x: Tensor) -> Tensor:
@@ -73,8 +81,8 @@ def physical(model: nn.Module, x: Tensor) -> Tensor:
     return rescaled(network_on(model, scaled(x, spec.inputs)), spec.target)
 
 
-def network_on(model: nn.Module, x: Tensor) -> Tensor:
-    """Run a network on (B, C, z, y, x), whether it takes 2 or 3 spatial axes."""
+def network_on(model: nn.Module, x: Tensor) -> Any:
+    """Run a network on (B, C, z, y, x), whether it takes 2 or 3 spatial axes: a tensor, or a tuple of levels."""
     spec: Spec = model.spec  # type: ignore[assignment]
     if model.ndim == 3:
         return model(x)
@@ -83,7 +91,8 @@ def network_on(model: nn.Module, x: Tensor) -> Tensor:
         raise ModelError(
             f"{spec.name} works on planes, but axis {axis - 2} of the patch is {x.shape[axis]} long; use 1"
         )
-    return model(x.squeeze(axis)).unsqueeze(axis)
+    answer = model(x.squeeze(axis))
+    return tuple(a.unsqueeze(axis) for a in answer) if isinstance(answer, tuple) else answer.unsqueeze(axis)
 
 
 def scaled(x: Tensor, scale: Scale) -> Tensor:
@@ -174,6 +183,8 @@ def spec_from(content: dict[str, Any]) -> Spec:
         raise ModelError(f"a network has settings of an unknown kind, {sorted(unknown)}; save the model again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     try:
+        for key in ("prepare", "finish"):
+            values[key] = tuple((str(name), dict(settings)) for name, settings in values.get(key, ()))
         for key in ("inputs", "target"):
             if values.get(key) is not None:
                 values[key] = Scale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))

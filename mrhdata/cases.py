@@ -1,0 +1,86 @@
+"""Subjects of a folder by the names of its files, as BIDS has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mrhdata import formats
+from mrhdata.catalog_build import parse_loosely, volumes_in
+from mrhdata.errors import DataError
+from mrhdata.segmenting import Case
+
+#: What tells scans of one subject apart, besides the subject.
+_SCAN = ("session", "task", "acq", "run")
+
+
+def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None = None) -> list[Case]:
+    """Cases of a folder, by patterns of file names.
+
+    Parameters
+    ----------
+    folder : path
+        Searched with its subfolders; names begin with ``sub-01_``, and may have ``ses-``, ``task-``, ``acq-`` and
+        ``run-``.
+    inputs : mapping of str to str
+        A pattern for each channel, such as ``{"t1w": "*T1w*"}``; ``T1w`` means the same.
+    labels : str, optional
+        Pattern of the label volumes.
+
+    Returns
+    -------
+    cases : list of Case
+        Those that have all channels (and labels, where a pattern is given), by name. ``subject`` is all that
+        stands in the name, such as ``01_ses-2``, where a subject was scanned more than once.
+
+    Raises
+    ------
+    DataError
+        No file fits a pattern, two fit one scan, or no subject has all.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, mrhdata
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("sub-1_T1w.nii", "sub-1_seg.nii", "sub-10_T1w.nii"):
+    ...     mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), folder / name)
+    >>> [c.subject for c in find_cases(folder, {"t1w": "T1w"}, "seg")]
+    ['1']
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; give the one that holds the subjects")
+    patterns = {**inputs, **({} if labels is None else {"labels": labels})}
+    files = list(volumes_in(root))
+    found = {name: _matching(files, pattern, root) for name, pattern in patterns.items()}
+    complete = sorted(set.intersection(*(set(held) for held in found.values())))
+    if not complete:
+        held = ", ".join(f"{len(scans)} with {name}" for name, scans in found.items())
+        raise DataError(f"no subject of {root} has all volumes: {held}; names are to begin with sub-NAME_")
+    return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
+
+
+def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
+    """Files of a pattern by their scan."""
+    found: dict[str, Path] = {}
+    wide = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    for path in files:
+        entities = parse_loosely(path.name)
+        if "subject" not in entities or not fnmatch(path.name, wide):
+            continue
+        scan = "_".join([entities["subject"], *(f"{e}-{entities[e]}" for e in _SCAN if e in entities)])
+        if scan in found:
+            raise DataError(
+                f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower"
+            )
+        found[scan] = path
+    if not found:
+        raise DataError(f"no file of {root} fits {pattern!r} and begins with sub-NAME_; look at the names")
+    return found
+
+
+def _case(key: str, files: dict[str, Path]) -> Case:
+    labels = files.pop("labels", None)
+    inputs = {name: formats.read(path).rename(name) for name, path in files.items()}
+    return Case(key, inputs, None if labels is None else formats.read(labels, kind="labels"))

@@ -1,0 +1,147 @@
+"""Cross-validation by subject: every subject is scored once, by a network that never saw it.
+
+A fold that was finished is not made again; one that was stopped goes on from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mrhdata import formats, models
+from mrhdata.drafting import appearing
+from mrhdata.errors import DataError
+from mrhdata.segmenting import Case, scored, segment
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Trains on the first cases, stops by the second, keeps checkpoints in the folder.
+Train = Callable[[Sequence[Case], Sequence[Case], Path], "nn.Module"]
+
+
+def folds(cases: Sequence[Case], k: int, seed: int = 0) -> list[list[Case]]:
+    """Cases shared out by person at random, as evenly as can be.
+
+    Raises
+    ------
+    DataError
+        There are fewer persons than folds, or a scan comes twice.
+
+    Examples
+    --------
+    >>> cases = [Case(name, {}) for name in ("a_ses-1", "a_ses-2", "b", "c")]
+    >>> [[case.subject for case in fold] for fold in folds(cases, 3)]
+    [['b'], ['a_ses-1', 'a_ses-2'], ['c']]
+    """
+    names = [case.subject for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{twice} come more than once; give each scan a name of its own")
+    people = sorted({case.person for case in cases})
+    if not 2 <= k <= len(people):
+        raise DataError(f"{len(people)} subjects make 2 to {len(people)} folds, not {k}")
+    random.Random(seed).shuffle(people)
+    return [[case for who in people[i::k] for case in cases if case.person == who] for i in range(k)]
+
+
+def cross_validate(
+    train: Train,
+    cases: Sequence[Case],
+    folder: str | Path,
+    *,
+    k: int = 4,
+    validation: int = 1,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    only: Sequence[int] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train and test k times, each with other subjects left out.
+
+    Parameters
+    ----------
+    train : callable
+        Takes training cases, validation cases and a folder for checkpoints; returns a trained network.
+    cases : sequence of Case
+        With labels.
+    folder : path
+        Gets ``plan.json``, and for each fold its network, its labels of the subjects left out, and its scores.
+    k : int
+        Folds.
+    validation : int
+        Subjects of each fold's training that decide when to stop, and are not trained on.
+    seed : int
+    about : dict, optional
+        What else makes the run what it is, such as a recipe's settings; a folder of another one is refused.
+    only : sequence of int, optional
+        Folds to do now, from 0.
+    progress : bool
+
+    Returns
+    -------
+    scores : DataFrame
+        ``fold``, ``subject``, ``label``, ``dice`` and more (:func:`mrhdata.segmenting.scored`), a row for each
+        label of each subject; for intervals see :func:`mrhdata.scoring.overlap.pooled`.
+
+    Raises
+    ------
+    DataError
+        The folder belongs to another run, or folds and subjects do not fit.
+    """
+    target = Path(folder)
+    parts = folds(cases, k, seed)
+    names = [[case.subject for case in part] for part in parts]
+    _claim(target, {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
+    tables = []
+    for i in tqdm(range(k) if only is None else only, desc="folds", unit="fold", disable=not progress):
+        place = target / f"fold-{i + 1}"
+        if not (place / "scores.csv").exists():
+            rest = [case for part in parts[:i] + parts[i + 1 :] for case in part]
+            _fold(i, train, rest, parts[i], validation, place)
+        tables.append(pd.read_csv(place / "scores.csv", dtype={"subject": str}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _fold(number: int, train: Train, rest: list[Case], left_out: list[Case], validation: int, place: Path) -> None:
+    """Train on the rest and score who was left out; the scores are written last."""
+    people = list(dict.fromkeys(case.person for case in rest))
+    if not 0 < validation < len(people):
+        raise DataError(f"{validation} of {len(people)} subjects are for validation; leave some for each")
+    stopping = set(people[:validation])
+    place.mkdir(parents=True, exist_ok=True)
+    model = train(
+        [case for case in rest if case.person not in stopping], [c for c in rest if c.person in stopping], place
+    )
+    models.save(model, place / "network")
+    rows = pd.concat([_tested(model, case, place) for case in left_out], ignore_index=True)
+    rows.insert(0, "fold", number + 1)
+    with appearing(place / "scores.csv") as draft:
+        rows.to_csv(draft, index=False)
+
+
+def _tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
+    """Scores of a subject that was left out; its labels are kept."""
+    found = segment(model, case.inputs)
+    (place / "labels").mkdir(exist_ok=True)
+    formats.write(found, place / "labels" / f"{case.subject}.nii.gz", overwrite=True)
+    spec: Any = model.spec
+    return scored(case, found, spec.labels)
+
+
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down what the folder holds, or see that it holds this."""
+    path, text = folder / "plan.json", json.dumps(plan, indent=1, default=str)
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise DataError(f"{folder} holds a cross-validation of other subjects or settings; give another folder")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with appearing(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -1,0 +1,78 @@
+"""What training makes small: for values, and for classes of which each voxel has one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as f
+
+#: Target of voxels that no loss looks at.
+IGNORED = -1
+#: Losses whose target is the number of a class.
+OF_CLASSES = ("cross-entropy", "dice", "dice+cross-entropy")
+LOSSES = ("mse", "mae", *OF_CLASSES)
+
+
+def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """One number for the answers of a batch.
+
+    Parameters
+    ----------
+    name : str
+        One of `LOSSES`.
+    answer : (B, C, z, y, x) tensor, or a tuple of them
+        Values, or scores of classes before the softmax. Of several, finest first, each coarser one counts
+        half as much as the one before (deep supervision, Lee et al. 2015, AISTATS).
+    target : (B, C, z, y, x) tensor
+        Values, or (B, 1, z, y, x) numbers of classes, `IGNORED` where the answer does not matter. Answers
+        that reach further are cut to it, about one centre.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.0, 9.0], [9.0, 0.0]]).reshape(1, 2, 1, 1, 2)
+    >>> good, bad = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> [round(float(loss("dice+cross-entropy", scores, t.reshape(1, 1, 1, 1, 2))), 2) for t in (good, bad)]
+    [0.0, 10.0]
+    """
+    if isinstance(answer, tuple):
+        parts = [0.5**i * loss(name, level, coarser(target, level.shape[2:])) for i, level in enumerate(answer)]
+        return torch.stack(parts).sum() / sum(0.5**i for i in range(len(parts)))
+    answer = centre(answer, target.shape[2:]).float()
+    if name == "mse":
+        return f.mse_loss(answer, target)
+    if name == "mae":
+        return f.l1_loss(answer, target)
+    classes = target[:, 0].long()
+    found = answer.new_zeros(())
+    if "cross-entropy" in name:
+        voxels = (classes != IGNORED).sum().clamp(min=1)
+        found = found + f.cross_entropy(answer, classes, ignore_index=IGNORED, reduction="sum") / voxels
+    if "dice" in name:
+        found = found + _dice(answer, classes)
+    return found
+
+
+def _dice(answer: Tensor, classes: Tensor) -> Tensor:
+    """One less the mean soft Dice of the classes in the batch (Milletari et al. 2016, 3DV), background included."""
+    known = (classes != IGNORED).unsqueeze(1)
+    truth = f.one_hot(classes.clamp(min=0), answer.shape[1]).movedim(-1, 1) * known
+    share = answer.softmax(1) * known
+    axes = [0, *range(2, answer.ndim)]
+    both, sizes = (share * truth).sum(axes), share.sum(axes) + truth.sum(axes)
+    present = truth.sum(axes) > 0
+    dice = (2 * both + 1e-5) / (sizes + 1e-5)
+    # Classes that the batch does not hold would only be taught to be small.
+    return 1 - dice[present].mean() if present.any() else answer.new_zeros(())
+
+
+def centre(answer: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """The middle of (B, C, ...), of a shape."""
+    for axis, n in enumerate(shape, start=2):
+        answer = answer.narrow(axis, (answer.shape[axis] - n) // 2, n)
+    return answer
+
+
+def coarser(target: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Every so many voxels of (B, C, ...), as many as a shape has."""
+    steps = [max(1, n // m) for n, m in zip(target.shape[2:], shape, strict=True)]
+    return target[(slice(None), slice(None), *(slice(None, m * s, s) for m, s in zip(shape, steps, strict=True)))]

@@ -1,0 +1,294 @@
+"""What the recipes of segmentation share: which patches of a case are learned from, and how a network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mrhdata import choosing, models, sampling
+from mrhdata.errors import DataError
+from mrhdata.losses import IGNORED
+from mrhdata.models.storage import Scale, Spec
+from mrhdata.patching import Patches, patches
+from mrhdata.segmenting import Case, on_network_grid, segment
+from mrhdata.training import History, Training, fit, hard_negatives
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Steps = tuple[tuple[str, dict[str, Any]], ...]
+
+
+class Sampling(Protocol):
+    """Which patches of prepared cases a network learns from."""
+
+    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+        """Patches with inputs and labels; those of validation cover each case once."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Whole slices, those whose labels are not all background.
+
+    Attributes
+    ----------
+    plane : {"axial", "coronal", "sagittal"}
+    """
+
+    plane: str = "axial"
+
+    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+        """Slices as large as the largest case; smaller ones are filled up with 0."""
+        shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
+        axis = ("axial", "coronal", "sagittal").index(self.plane)
+        shape = shapes.max(axis=0)
+        shape[axis] = 1
+        positions = []
+        for case, lengths in zip(cases, shapes, strict=True):
+            held = (np.asarray(_labels(case).data) > 0).any(axis=tuple(a for a in range(3) if a != axis))
+            start = np.zeros((int(held.sum()), 3), dtype=np.int64) + (lengths - shape) // 2
+            start[:, axis] = np.flatnonzero(held)
+            positions.append(start)
+        even = bool((shapes == shapes[0]).all())
+        return _patches(
+            cases, shape=shape.tolist(), at=positions, plane=self.plane, padding=None if even else "constant"
+        )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Boxes drawn at random, a part of them about voxels of each label in turn.
+
+    Attributes
+    ----------
+    shape : (3,) sequence of int
+        Voxels along z, y, x; no longer than the shortest case.
+    each : int
+        Of each case in an epoch.
+    labelled : float
+        Part of them that is drawn about labels other than the background.
+    """
+
+    shape: tuple[int, int, int]
+    each: int = 8
+    labelled: float = 0.5
+
+    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+        """Drawn boxes for training; for validation those of a grid."""
+        shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
+        shape = np.minimum(self.shape, shapes.min(axis=0))
+        if not training:
+            return _patches(cases, shape=shape.tolist(), stride=shape.tolist())
+        labels = [_labels(case) for case in cases]
+        found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORED})
+        shares: dict[int | str, float] = {label: self.labelled / len(found) for label in found}
+        how = choosing.Balanced(self.each * len(cases), labels, shares | {"rest": 1 - self.labelled})
+        return _patches(cases, shape=shape.tolist(), at=how, seed=seed)
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Boxes of a grid for a network whose answer is smaller than what it sees, those that hold something to learn.
+
+    Attributes
+    ----------
+    core : (3,) sequence of int
+        Voxels of the answer along z, y, x.
+    margin : (3,) sequence of int
+        Of the network, on each side.
+    """
+
+    core: tuple[int, int, int]
+    margin: tuple[int, int, int]
+
+    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+        """Boxes whose core holds voxels that are not `IGNORED`; beyond a volume its edge is repeated."""
+        core, margin = np.array(self.core), np.array(self.margin)
+        positions = []
+        for case in cases:
+            known = np.asarray(_labels(case).data) != IGNORED
+            first = np.argwhere(known).min(axis=0)
+            start = first + sampling.strided(tuple(np.array(known.shape) - first), self.core, self.core, overhang=True)
+            padded = np.pad(known, [(0, int(n)) for n in core])
+            held = sampling.fraction_inside(padded, start, self.core) > 0
+            positions.append(start[held] - margin)
+        shape = (core + 2 * margin).tolist()
+        return _patches(cases, shape=shape, target_shape=core.tolist(), at=positions, padding="edge")
+
+
+def _patches(cases: Sequence[Case], **settings: Any) -> Patches:
+    return patches([dict(c.inputs) for c in cases], [{"labels": _labels(c)} for c in cases], **settings)
+
+
+def _labels(case: Case) -> Any:
+    if case.labels is None:
+        raise DataError(f"{case.subject} has no labels to learn from")
+    return case.labels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns to label volumes.
+
+    Attributes
+    ----------
+    network : str
+        For :func:`mrhdata.models.create`.
+    config : mapping
+        Its settings, without the classes and the channels.
+    prepare, finish : steps
+        See :mod:`mrhdata.prepare.steps`.
+    sampling : Sampling
+    training : sequence of Training
+        One after another, each from the best weights of the one before.
+    tile, stride : (3,) tuple of int or None
+        With tiles, only voxels of tiles with labels are learned from, and `rounds` more that add those with
+        false positives (:func:`mrhdata.training.hard_negatives`).
+    rounds : int
+    again : sequence of Training
+        Of the further rounds.
+    scale : (float, float) or None
+        A fixed offset and factor of the inputs; measured where None.
+    """
+
+    network: str
+    prepare: Steps
+    sampling: Sampling
+    training: tuple[Training, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    finish: Steps = ()
+    tile: tuple[int, int, int] | None = None
+    stride: tuple[int, int, int] | None = None
+    rounds: int = 0
+    again: tuple[Training, ...] = ()
+    scale: tuple[float, float] | None = None
+
+
+@dataclass
+class Trained:
+    """A network after each round, and what happened."""
+
+    rounds: list[nn.Module]
+    histories: list[list[History]]
+
+    @property
+    def model(self) -> nn.Module:
+        """After the last round."""
+        return self.rounds[-1]
+
+
+def train(
+    recipe: Recipe,
+    cases: Sequence[Case],
+    validation: Sequence[Case],
+    *,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train a network to label volumes.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    cases, validation : sequence of Case
+        With labels; different subjects.
+    labels : sequence of int, optional
+        Every value of the data set, background first; those of `cases` by default.
+    seed : int
+    folder : path, optional
+        Of checkpoints: a run that was stopped goes on from there.
+    progress : bool
+
+    Returns
+    -------
+    trained : Trained
+
+    Raises
+    ------
+    DataError
+        A subject is in both parts, or has no labels.
+    """
+    both = {c.person for c in cases} & {c.person for c in validation}
+    if both:
+        raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
+    values = label_map([*cases, *validation]) if labels is None else tuple(labels)
+    model = _fresh(recipe, cases, values, seed)
+    spec: Spec = model.spec  # type: ignore[assignment]
+    parts = [[_in_memory(on_network_grid(c, spec)) for c in part] for part in (cases, validation)]
+    found: list[list[Any]] = [[None] * len(part) for part in parts]
+    trained = Trained([], [])
+    for number in range(1 + recipe.rounds):
+        learned = [
+            [_learned(recipe, case, wrong) for case, wrong in zip(part, wrongs, strict=True)]
+            for part, wrongs in zip(parts, found, strict=True)
+        ]
+        training, testing = (
+            recipe.sampling(part, training=first, seed=seed) for part, first in zip(learned, (True, False), strict=True)
+        )
+        histories = []
+        for stage, settings in enumerate(recipe.again if number else recipe.training):
+            path = None if folder is None else folder / f"round-{number + 1}-{stage + 1}.pt"
+            histories.append(
+                fit(model, training, testing, replace(settings, seed=seed), checkpoint=path, progress=progress)
+            )
+        trained.histories.append(histories)
+        trained.rounds.append(whole(model, recipe))
+        if number < recipe.rounds:
+            found = [[_found(trained.rounds[-1], case) for case in part] for part in parts]
+    return trained
+
+
+def label_map(cases: Sequence[Case]) -> tuple[int, ...]:
+    """Every label of a data set in order, background 0 first, so that a case without one changes nothing."""
+    held = {int(v) for case in cases for v in np.unique(np.asarray(_labels(case).data))}
+    return (0, *sorted(held - {0, IGNORED}))
+
+
+def _fresh(recipe: Recipe, cases: Sequence[Case], values: tuple[int, ...], seed: int) -> nn.Module:
+    """The network with what is known before training."""
+    channels = len(cases[0].inputs)
+    config = {"in_channels": channels, "classes": len(values), **recipe.config}
+    model = models.create(recipe.network, seed=seed, **config)
+    scale = None
+    if recipe.scale is not None:
+        count = int(getattr(model, "in_channels", channels))
+        scale = Scale((recipe.scale[0],) * count, (recipe.scale[1],) * count)
+    model.spec = replace(  # type: ignore[type-var]
+        model.spec, labels=values, prepare=recipe.prepare, finish=recipe.finish, inputs=scale
+    )
+    return model
+
+
+def _in_memory(case: Case) -> Case:
+    return replace(case, inputs={k: v.compute() for k, v in case.inputs.items()}, labels=_labels(case).compute())
+
+
+def _learned(recipe: Recipe, case: Case, found: Any) -> Case:
+    if recipe.tile is None:
+        return case
+    return replace(case, labels=hard_negatives(_labels(case), found, tile=recipe.tile, stride=recipe.stride))
+
+
+def _found(model: nn.Module, case: Case) -> Any:
+    """What the network labels in a case that is prepared already, every voxel, unfinished."""
+    plain = whole(model, None)
+    plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
+    return segment(plain, dict(case.inputs))
+
+
+def whole(model: nn.Module, recipe: Recipe | None) -> nn.Module:
+    """A copy of a network that answers every voxel of what it is given, borders too."""
+    spec: Spec = model.spec  # type: ignore[assignment]
+    config = dict(spec.config)
+    if spec.name.startswith("fcn3d"):
+        config["border"] = "replicate"
+    copied = models.create(spec.name, **config)
+    copied.load_state_dict(model.state_dict())
+    copied.spec = replace(spec, config=config)  # type: ignore[assignment]
+    return copied.eval()
