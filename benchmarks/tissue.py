@@ -171,9 +171,9 @@ def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
     found = {"threads": threads, "torch": torch.__version__, "networks": rows, "whole head": heads, "grids": grids}
     text = [
         "# Tissue of T1w images",
-        f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {STOPPING} of each fold's twelve decide when to stop; "
-        f"{threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes are the slowest fold's, on a "
-        "machine that did other work beside it.",
+        f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {STOPPING} of each fold's twelve decide when to "
+        f"stop; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes are those of the "
+        "slowest fold, on a machine that did other work beside it.",
         pd.DataFrame(rows).round(3).to_markdown(index=False),
         "`human-t1-whole` against FSL FAST's grey and white matter, the spheres left out; the network of fold 1:",
         pd.DataFrame(heads).round(3).to_markdown(index=False),

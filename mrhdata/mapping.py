@@ -213,7 +213,10 @@ class Dense:
         self._field = field
         self._padded, self.channels, self.shape = self._extent(shape, channels)
         self.jump = _three(float(j) for j in field.jump)
-        self.first = _three(float(b + h) / 2 for b, h in zip(field.low, field.high, strict=True))
+        # An answer in the middle of what it depends on; but answers as many as the voxels stand for them, also
+        # where strides make the field reach further to one side, as in a U-Net.
+        rows = zip(field.low, field.high, field.jump, self.shape, shape, strict=True)
+        self.first = _three(0.0 if j == 1 and n == m else float(b + h) / 2 for b, h, j, n, m in rows)
         # Output pieces begin where input boxes may.
         self._unit = _three(max(1, int(a / j)) for a, j in zip(field.align, field.jump, strict=True))
         # Convolution holds a copy of its operands in another order.

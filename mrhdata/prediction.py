@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,12 +70,16 @@ class Output:
         Of the answers; integers need a range.
     range : (float, float) or None
         Answers that become the smallest and the largest value of an integer type.
+    labels : tuple of int
+        Values that the channels stand for, for ``"argmax"``; those of the network's training by default,
+        or the channels' numbers.
     """
 
     activation: str | None = None
     decide: str | float | None = None
     dtype: str = "float32"
     range: tuple[float, float] | None = None
+    labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.activation not in (None, "softmax", "sigmoid"):
@@ -97,7 +101,10 @@ class Output:
     @property
     def written(self) -> np.dtype[Any]:
         """Type of what is written."""
-        return np.dtype(self.dtype if self.decide is None else np.uint8)
+        if self.decide is None:
+            return np.dtype(self.dtype)
+        low, high = min(self.labels, default=0), max(self.labels, default=0)
+        return np.dtype(np.result_type(np.uint8, np.min_scalar_type(low), np.min_scalar_type(high)))
 
     def of(self, answers: Floats) -> np.ndarray:
         """What is written for answers (C, z, y, x), which are used up."""
@@ -107,7 +114,8 @@ class Output:
         elif self.activation == "sigmoid":
             values = torch.from_numpy(values).sigmoid().numpy()
         if self.decide == "argmax":
-            return values.argmax(axis=0, keepdims=True).astype(np.uint8)
+            chosen = values.argmax(axis=0, keepdims=True)
+            return (np.array(self.labels)[chosen] if self.labels else chosen).astype(self.written)
         if isinstance(self.decide, (int, float)):
             return (values >= self.decide).astype(np.uint8)
         if self.range is not None and self.written.kind in "iu":
@@ -215,6 +223,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
     network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
     first = next(iter(inputs.values()))
     stream = aligning.one_grid(inputs, (1, 1, 1), None, align == "first")
+    if output.decide == "argmax" and not output.labels:
+        output = replace(output, labels=network.spec.labels)
     _check(network, stream, align)
     inside = Inside(where, first, stream)
     method, windowing = _method(network, stream, inside, mode, windows, budget)

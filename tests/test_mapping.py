@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as f
 
-from mrhdata import aligning
+from mrhdata import aligning, models
 from mrhdata.errors import ModelError
 from mrhdata.mapping import Dense, Network, Windowing, Windows
 from mrhdata.models.field import field_of
 from mrhdata.models.storage import Spec
+from mrhdata.prediction import predict
 from mrhdata.sweeping import Inside, Sweep, span
 from mrhdata.volume import from_array
 from tests.conftest import FULL
@@ -224,3 +225,14 @@ def test_neighbouring_planes_as_channels():
     x = np.pad(values, [(0, 0), (1, 1), (0, 0)], mode="edge")[None, None]
     found = Network(model, "cpu", "float32")(x)[0, 0].numpy()
     np.testing.assert_allclose(found, x[0, 0, :, 2:] - x[0, 0, :, :-2])
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((8, 16, 12), (2, 2)), ((7, 16, 13), ((1, 2, 2), 2))])
+def test_a_map_of_as_many_voxels_lies_on_the_grid_of_its_input(shape, strides, tmp_path):
+    """A U-Net's strides make its field reach further to one side; its answers are no half voxel off for that."""
+    model = models.create("unet3d", widths=(2, 3, 4), strides=strides, classes=2)
+    del model.spec
+    values = np.random.default_rng(0).random(shape, dtype=np.float32)
+    volume = from_array(values, spacing=(3, 1, 2))
+    mapped = predict(model, volume, tmp_path / "map.zarr", mode="dense", progress=False)
+    assert mapped.isel(c=0).mrh.grid.same_as(volume.mrh.grid)

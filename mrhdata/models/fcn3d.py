@@ -24,7 +24,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "": {"kernel": (3, 3, 3), "depth": 3},
     "_aniso": {"kernel": (3, 7, 7), "depth": 1, "locations": 3, "normalise": True, "dropout": 0.2},
 }
-_WIDTHS, _JOINED = (25, 50, 75), (400, 200, 150)
 
 
 class FCN3D(nn.Module):
@@ -44,6 +43,8 @@ class FCN3D(nn.Module):
         Batch normalisation after each PReLU.
     dropout : float
         After each 1 x 1 x 1 layer but the last.
+    widths, joined : sequence of int
+        Channels of the three groups, and of the 1 x 1 x 1 layers.
     border : {"valid", "replicate"}
         With ``"valid"`` the answer is smaller by :attr:`margin` on each side, which is how patches are
         trained. With ``"replicate"`` the edge of what is given is repeated, so the answer is as large and
@@ -69,6 +70,8 @@ class FCN3D(nn.Module):
         locations: int = 0,
         normalise: bool = False,
         dropout: float = 0.0,
+        widths: Sequence[int] = (25, 50, 75),
+        joined: Sequence[int] = (400, 200, 150),
         border: str = "valid",
     ) -> None:
         super().__init__()
@@ -77,20 +80,20 @@ class FCN3D(nn.Module):
         self.images, self.in_channels, self.border = in_channels, in_channels + locations, border
         self._step = tuple(depth * (int(k) // 2) for k in kernel)
         groups, given = [], in_channels
-        for width in _WIDTHS:
+        for width in widths:
             layers: list[nn.Module] = []
             for _ in range(depth):
                 layers += [nn.Conv3d(given, width, _three(kernel)), *_after(width, normalise, 0.0)]
                 given = width
             groups.append(nn.Sequential(*layers))
         self.fine, self.middle, self.coarse = groups
-        joined: list[nn.Module] = []
-        given = sum(_WIDTHS) + locations
-        for width in _JOINED:
-            joined += [nn.Conv3d(given, width, 1), *_after(width, normalise, dropout)]
+        last: list[nn.Module] = []
+        given = sum(widths) + locations
+        for width in joined:
+            last += [nn.Conv3d(given, width, 1), *_after(width, normalise, dropout)]
             given = width
         # The published networks have a PReLU before the softmax, too.
-        self.joined = nn.Sequential(*joined, nn.Conv3d(given, classes, 1), nn.PReLU(classes, init=0.0))
+        self.joined = nn.Sequential(*last, nn.Conv3d(given, classes, 1), nn.PReLU(classes, init=0.0))
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
                 nn.init.xavier_uniform_(layer.weight)
