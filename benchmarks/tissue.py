@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from tables import markdown
 
 import mrhdata
 from mrhdata import models
@@ -174,11 +175,11 @@ def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
         f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {STOPPING} of each fold's twelve decide when to "
         f"stop; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes are those of the "
         "slowest fold, on a machine that did other work beside it.",
-        pd.DataFrame(rows).round(3).to_markdown(index=False),
+        markdown(rows),
         "`human-t1-whole` against FSL FAST's grey and white matter, the spheres left out; the network of fold 1:",
-        pd.DataFrame(heads).round(3).to_markdown(index=False),
+        markdown(heads),
         "Mean Dice of the subjects left out of fold 1 on other grids, each scored on its own:",
-        pd.DataFrame(grids).round(3).to_markdown(index=False),
+        markdown(grids),
     ]
     print("\n\n".join(text))
     (RESULTS / "tissue.json").write_text(json.dumps(found, indent=1) + "\n")

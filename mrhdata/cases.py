@@ -12,7 +12,7 @@ from mrhdata.errors import DataError
 from mrhdata.segmenting import Case
 
 #: What tells scans of one subject apart, besides the subject.
-_SCAN = ("session", "task", "acq", "run")
+_SCAN = {"session": "ses", "task": "task", "acq": "acq", "run": "run"}
 
 
 def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None = None) -> list[Case]:
@@ -69,7 +69,7 @@ def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
         entities = parse_loosely(path.name)
         if "subject" not in entities or not fnmatch(path.name, wide):
             continue
-        scan = "_".join([entities["subject"], *(f"{e}-{entities[e]}" for e in _SCAN if e in entities)])
+        scan = "_".join([entities["subject"], *(f"{short}-{entities[e]}" for e, short in _SCAN.items() if e in entities)])
         if scan in found:
             raise DataError(
                 f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower"
@@ -83,4 +83,9 @@ def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
 def _case(key: str, files: dict[str, Path]) -> Case:
     labels = files.pop("labels", None)
     inputs = {name: formats.read(path).rename(name) for name, path in files.items()}
-    return Case(key, inputs, None if labels is None else formats.read(labels, kind="labels"))
+    return Case(
+        key,
+        inputs,
+        None if labels is None else formats.read(labels, kind="labels"),
+        formats.written_as(next(iter(files.values()))),
+    )

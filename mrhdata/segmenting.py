@@ -42,11 +42,13 @@ class Case:
     """One scan of one subject: its volumes by channel, and its labels where they are known.
 
     ``subject`` may go on behind an underscore, such as ``01_ses-2``: who was scanned stands before it.
+    ``ending`` is that of the first volume's file.
     """
 
     subject: str
     inputs: Mapping[str, xr.DataArray]
     labels: xr.DataArray | None = field(default=None, compare=False)
+    ending: str = ".nii.gz"
 
     @property
     def person(self) -> str:

@@ -122,6 +122,54 @@ def picture(
         figure.savefig(draft, dpi=150)
 
 
+def montage(
+    image: xr.DataArray,
+    truth: xr.DataArray | None,
+    found: xr.DataArray,
+    path: str | os.PathLike[str],
+    *,
+    plane: str = "axial",
+    count: int = 25,
+) -> None:
+    """Write slices of an image beside their true and their found labels as PNG, five by five.
+
+    Parameters
+    ----------
+    image : volume (z, y, x)
+    truth : label volume, optional
+    found : label volume, on the grid of the image
+    path : path
+        Ends in ``.png``.
+    plane : {"axial", "coronal", "sagittal"}
+    count : int
+        Slices, evenly spread over those that hold labels.
+    """
+    if not str(path).lower().endswith(".png"):
+        raise FormatError(f"{path} must end in .png")
+    fixed, _, _ = _PLANES[plane]
+    parts = {"input": image, **({} if truth is None else {"label": truth.mrh.like(found)}), "prediction": found}
+    volumes = {name: _small(volume).compute() for name, volume in parts.items()}
+    held = np.flatnonzero((volumes["prediction"] != 0).any([d for d in SPATIAL if d != fixed]).values)
+    held = held if len(held) else np.arange(volumes["prediction"].sizes[fixed])
+    chosen = held[np.unique(np.linspace(0, len(held) - 1, min(count, len(held))).astype(int))]
+    looks = {name: _look(volume, 0, (1, 99)) for name, volume in volumes.items()}
+    wide = min(5, len(chosen))
+    rows = -(-len(chosen) // wide)
+    figure = Figure(figsize=(wide * 1.3 * len(parts), rows * 1.6), layout="constrained", facecolor="black")
+    axes = figure.subplots(rows, wide * len(parts), squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for number, index in enumerate(chosen):
+        for side, (name, volume) in enumerate(volumes.items()):
+            ax = axes[number // wide, number % wide * len(parts) + side]
+            point = volume.mrh.grid.world([index if d == fixed else 0 for d in SPATIAL])
+            _panel(ax, volume, plane, point, looks[name], None)
+            if number < wide:
+                ax.set_title(name, fontsize=7, color="white")
+    with appearing(path, overwrite=True) as draft:
+        figure.savefig(draft, dpi=150)
+
+
 def _small(volume: xr.DataArray) -> xr.DataArray:
     volume = volume.isel({d: 0 for d in ("t", "c") if d in volume.dims})
     missing = [d for d in SPATIAL if d not in volume.dims]

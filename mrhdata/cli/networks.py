@@ -46,7 +46,7 @@ def train(
     given = {name: formats.read(file) for name, file in words.channels(inputs).items()}
     truth, mask = formats.read(target), words.optional(where, "mask")
     planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask)
-    parts = planned.split(_sizes(shares), by=along)
+    parts = planned.split(words.shares(shares), by=along)
     settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
     model = models.create("mrhnet", in_channels=len(planned.channels), blocks=blocks, seed=seed)
     history = training.fit(model, parts[0], parts[1], settings, progress=sys.stderr.isatty())
@@ -55,16 +55,6 @@ def train(
     formats.write(splitting.labelled(parts, along, truth), out / "parts.zarr", overwrite=True)
     found = {"written": str(out), "patches": [len(part) for part in parts], "epochs": len(history.validation)}
     words.answer(found | {"best": history.best_epoch + 1, "seconds": round(history.seconds)}, as_json)
-
-
-def _sizes(text: str) -> list[float]:
-    try:
-        sizes = [float(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) != 3 or min(sizes) <= 0:
-        raise DataError(f"--shares {text}: write three shares as 0.6,0.2,0.2")
-    return sizes
 
 
 @app.command()

@@ -55,6 +55,17 @@ def channels(given: list[str]) -> dict[str, str]:
     return found
 
 
+def shares(text: str) -> list[float]:
+    """Those of training, validation and test."""
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or min(sizes) <= 0:
+        raise DataError(f"--shares {text}: write three shares as 0.6,0.2,0.2")
+    return sizes
+
+
 def answer(found: dict[str, Any], as_json: bool) -> None:
     """Print what was found."""
     if as_json:

@@ -227,6 +227,18 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
         writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
 
 
+def written_as(path: str | os.PathLike[str]) -> str:
+    """Ending that what comes from a file is written with: its own where that can be written, else ``.nii.gz``.
+
+    Examples
+    --------
+    >>> written_as("sub-01_T1w.mnc"), written_as("brain.mgz")
+    ('.mnc', '.nii.gz')
+    """
+    name = Path(path).name.lower()
+    return next((ending for ending, (_, can) in FORMATS.items() if can and name.endswith(ending)), ".nii.gz")
+
+
 def _module_for(path: Path) -> tuple[ModuleType, bool]:
     for ending, (module, writable) in FORMATS.items():
         if path.name.lower().endswith(ending):

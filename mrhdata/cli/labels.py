@@ -1,0 +1,230 @@
+"""Commands that train networks on label volumes, label volumes with them, and score labels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrhdata.cli import words
+from mrhdata.cli.app import app
+from mrhdata.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mrhdata.methods.segmentation import Recipe
+    from mrhdata.segmenting import Case
+
+Inputs = Annotated[
+    list[str], typer.Option("--input", help="Pattern of file names, as CHANNEL=PATTERN; once for each channel.")
+]
+
+
+@app.command("train-labels")
+def train_labels(
+    out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and the labels of the test subjects.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with files such as sub-01_T1w.nii.gz or sub-01_..._T1w.mnc.")],
+    inputs: Inputs,
+    labels: Annotated[str, typer.Option(help="Pattern of the label volumes, such as '*seg*'.")],
+    recipe: Annotated[
+        str, typer.Option(help="unet, tissue2d_0_0 to tissue2d_4_0, dgm (QSM, published), dgm-aniso or dgm-unet.")
+    ] = "unet",
+    spacing: words.Spacing = None,
+    shares: Annotated[str, typer.Option(help="Of training, validation and test subjects.")] = "0.7,0.15,0.15",
+    folds: Annotated[int | None, typer.Option(help="Cross-validate in so many folds instead.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, weights and order.")] = 0,
+    as_json: words.Json = False,
+) -> None:
+    """Train a network to label volumes, subject by subject apart, and score it on subjects it never saw.
+
+    A run that was stopped goes on when it is called again.
+
+    Example: mrhdata train-labels gm-wm/ study/ --input 't1w=*T1w_anat*' --labels '*seg*' --recipe tissue2d_0_0
+    """
+    from dataclasses import asdict
+
+    from mrhdata import models
+    from mrhdata.cases import find_cases
+    from mrhdata.crossvalidation import cross_validate
+    from mrhdata.methods import segmentation
+
+    cases = find_cases(folder, words.channels(inputs), labels)
+    made = _recipe(recipe, cases, spacing, epochs)
+    values = segmentation.label_map(cases)
+    shown = sys.stderr.isatty()
+
+    def train(training: Sequence[Case], validation: Sequence[Case], place: Path) -> nn.Module:
+        trained = segmentation.train(made, training, validation, labels=values, seed=seed, folder=place, progress=shown)
+        _written(place / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
+        return trained.model
+
+    about = {"recipe": recipe, "epochs": epochs, "spacing": spacing, "labels": values}
+    found: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
+    if folds is not None:
+        table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
+        words.answer(found | _summary(table), as_json)
+        return
+    parts = _shared_out(cases, shares, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
+    model = train(parts["training"], parts["validation"], out)
+    models.save(model, out / "network")
+    table = _tested(model, parts["test"], out)
+    words.answer(found | {k: len(v) for k, v in parts.items()} | _summary(table), as_json)
+
+
+def _recipe(name: str, cases: Sequence[Case], spacing: list[float] | None, epochs: int | None) -> Recipe:
+    """The recipe by its name, at the spacing of the first case where none is given."""
+    from dataclasses import replace
+
+    from mrhdata.methods import dgm, tissue2d
+
+    first = next(iter(cases[0].inputs.values()))
+    chosen = [float(s) for s in (first.mrh.spacing if spacing is None else words.options(spacing=spacing)["spacing"])]
+    steps = (chosen[0], chosen[1], chosen[2]) if len(chosen) == 3 else (chosen[0],) * 3
+    known: dict[str, Any] = {
+        "unet": lambda: tissue2d.unet(steps),
+        **{network: lambda network=network: tissue2d.slices(network, steps) for network in tissue2d.NETWORKS},
+        "dgm": dgm.published,
+        "dgm-aniso": lambda: dgm.published("fcn3d_aniso"),
+        "dgm-unet": dgm.unet,
+    }
+    if name not in known:
+        raise ModelError(f"there is no recipe called {name!r}; there are {', '.join(known)}")
+    made: Recipe = known[name]()
+    if name.startswith("dgm") and "qsm" not in cases[0].inputs:
+        raise DataError(
+            f"the recipe {name} wants a susceptibility map; give --input qsm=PATTERN, not {list(cases[0].inputs)}"
+        )
+    if epochs is None:
+        return made
+    changed = [tuple(replace(t, epochs=epochs, patience=epochs) for t in part) for part in (made.training, made.again)]
+    return replace(made, training=changed[0], again=changed[1])
+
+
+def _shared_out(cases: Sequence[Case], shares: str, seed: int) -> dict[str, list[Case]]:
+    """Whole persons to each part, in the given shares, at least one to each."""
+    from mrhdata.crossvalidation import folds
+
+    sizes = words.shares(shares)
+    people = [part[0].person for part in folds(cases, len({c.person for c in cases}), seed)]
+    if len(people) < 3:
+        raise DataError(f"there are {len(people)} subjects; training, validation and test want one each")
+    ends = [max(1, round(sizes[0] / sum(sizes) * len(people)))]
+    ends.append(min(len(people) - 1, max(ends[0] + 1, round((sizes[0] + sizes[1]) / sum(sizes) * len(people)))))
+    ends[0] = min(ends[0], ends[1] - 1)
+    chosen = {"training": people[: ends[0]], "validation": people[ends[0] : ends[1]], "test": people[ends[1] :]}
+    return {name: [c for c in cases if c.person in part] for name, part in chosen.items()}
+
+
+def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:
+    """Labels of each case in its own format, a montage, and all scores."""
+    import pandas as pd
+
+    from mrhdata import formats, viewing
+    from mrhdata.drafting import appearing
+    from mrhdata.segmenting import scored, segment
+
+    spec: Any = model.spec
+    (out / "labels").mkdir(exist_ok=True)
+    tables = []
+    for case in cases:
+        found = segment(model, case.inputs)
+        formats.write(found, out / "labels" / f"sub-{case.subject}{case.ending}", overwrite=True)
+        first = next(iter(case.inputs.values()))
+        viewing.montage(first, case.labels, found, out / "labels" / f"sub-{case.subject}.png")
+        tables.append(scored(case, found, spec.labels))
+    table = pd.concat(tables, ignore_index=True)
+    with appearing(out / "scores.csv", overwrite=True) as draft:
+        table.to_csv(draft, index=False)
+    return table
+
+
+def _summary(table: Any) -> dict[str, Any]:
+    from mrhdata.scoring.overlap import pooled
+
+    subjects = table.drop_duplicates("subject")
+    return {
+        "dice": {str(label): str(held) for label, held in pooled(table, "dice").items()},
+        "accuracy": round(float(subjects.accuracy.mean()), 4),
+        "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
+    }
+
+
+def _claim(path: Path, content: dict[str, Any]) -> None:
+    """Write down what a folder holds, or see that it holds this."""
+    import json
+
+    if path.exists() and path.read_text(encoding="utf-8") != json.dumps(content) + "\n":
+        raise DataError(f"{path.parent} holds another run; give another folder, or remove it")
+    _written(path, content)
+
+
+def _written(path: Path, content: Any) -> None:
+    import json
+
+    from mrhdata.drafting import appearing
+
+    with appearing(path, overwrite=True) as draft:
+        draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+@app.command("segment")
+def segment_(
+    model: Annotated[Path, typer.Argument(help="Folder of a network that was trained on labels.")],
+    out: Annotated[Path, typer.Argument(help="File of the labels: its ending says the format.")],
+    inputs: Annotated[list[str], typer.Argument(help="Volumes, as FILE or CHANNEL=FILE; the first gives the grid.")],
+    montage: Annotated[Path | None, typer.Option(help="PNG of slices with their labels.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="True labels, to score.")] = None,
+    regions: Annotated[Path | None, typer.Option(help="CSV of what the first volume holds in each label.")] = None,
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
+) -> None:
+    """Label a volume on its own grid, in any format that is written: NIfTI, MINC2, NRRD, OME-Zarr.
+
+    Example: mrhdata segment gm-wm/network labels.mnc sub-07_T1w.mnc --montage labels.png
+    """
+    from mrhdata import formats, models, viewing
+    from mrhdata.drafting import check_target
+    from mrhdata.segmenting import Case, scored, segment
+
+    check_target(out, overwrite)
+    network = models.load(model)
+    spec: Any = network.spec
+    named = {k: formats.read(v) for k, v in words.channels(inputs).items()}
+    given = next(iter(named.values())) if len(named) == 1 and "=" not in inputs[0] else named
+    found = segment(network, given, memory=memory, device=device, progress=sys.stderr.isatty())
+    formats.write(found, out, overwrite=overwrite)
+    first = next(iter(named.values()))
+    known = None if truth is None else formats.read(truth, kind="labels")
+    if montage is not None:
+        viewing.montage(first, known, found, montage)
+    answer: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in spec.labels]}
+    if known is not None:
+        table = scored(Case("1", {}, known), found, spec.labels)
+        answer["dice"] = dict(zip(table.label.astype(str), table.dice.round(4).tolist(), strict=True))
+        answer["accuracy"] = round(float(table.accuracy[0]), 4)
+    if regions is not None:
+        _regions(first, found, spec.labels, regions)
+    words.answer(answer, as_json)
+
+
+def _regions(volume: Any, labels: Any, values: Sequence[int], path: Path) -> None:
+    """Mean, standard deviation, median and volume of each label, for comparing reconstructions."""
+    import numpy as np
+
+    from mrhdata.drafting import appearing
+    from mrhdata.methods.dgm import LABELS
+    from mrhdata.scoring.overlap import roi_table
+
+    names = {int(v): LABELS.get(int(v), str(v)) if tuple(values[1:]) == tuple(LABELS) else str(v) for v in values[1:]}
+    table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
+    with appearing(path, overwrite=True) as draft:
+        table.to_csv(draft, index=False)
