@@ -1,8 +1,10 @@
 """Digital brains of known truth, one kind per file.
 
-``mouse``: tissue fractions, multi-contrast MRI and histology.
+``mouse``: tissue fractions, multi-contrast MRI and histology. ``qsm``: a human head's susceptibility, deep
+nuclei and all, as a scanner maps it; its anatomy is ``head``.
 """
 
 from mrhdata.phantom.mouse import TISSUES, Protocol, directions, mouse_brain
+from mrhdata.phantom.qsm import ROIS, Scan, deep_grey
 
-__all__ = ["TISSUES", "Protocol", "directions", "mouse_brain"]
+__all__ = ["ROIS", "TISSUES", "Protocol", "Scan", "deep_grey", "directions", "mouse_brain"]
