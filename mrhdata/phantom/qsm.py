@@ -121,7 +121,7 @@ def deep_grey(
     images["qsm"] = _inverted(images.pop("field") * mask, list(spacing), scan.threshold) * mask
     images["qsm"] -= images["qsm"][wet if wet.any() else mask].mean() * mask
     images["chi"] = _pooled(head.chi, factors)
-    affine = np.diag([*spacing[::-1], 1.0])[[2, 1, 0, 3]]
+    affine = np.diag([*spacing, 1.0])[[2, 1, 0, 3]]
     affine[:3, 3] = [axis[0] for axis in axes[::-1]]
     units = {"qsm": "ppm", "chi": "ppm", "r2star": "1/s"}
     modality = {"qsm": "qsm", "chi": "truth", "labels": "truth", "mask": "truth"}
