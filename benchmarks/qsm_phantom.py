@@ -123,7 +123,8 @@ def text(result):
         "`python benchmarks/qsm_phantom.py`",
         "",
         "Dice on test subjects 15 to 19, mean over the ten regions; subjects 0 to 14 made the atlas and chose the "
-        f"threshold. A subject takes {result['seconds']} s and {result['peak_mb']} MB.",
+        f"threshold. A subject took {result['seconds']} s; the process that held all twenty peaked at "
+        f"{result['peak_mb']} MB.",
         "",
         "| method | " + " | ".join(phantom.ROIS) + " | mean |",
         "|" + " --- |" * 12,
