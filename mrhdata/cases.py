@@ -69,7 +69,9 @@ def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
         entities = parse_loosely(path.name)
         if "subject" not in entities or not fnmatch(path.name, wide):
             continue
-        scan = "_".join([entities["subject"], *(f"{short}-{entities[e]}" for e, short in _SCAN.items() if e in entities)])
+        scan = "_".join(
+            [entities["subject"], *(f"{short}-{entities[e]}" for e, short in _SCAN.items() if e in entities)]
+        )
         if scan in found:
             raise DataError(
                 f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower"
