@@ -135,8 +135,8 @@ def report(work: Path, threads: int) -> None:
     surfaces = [{"method": r["method"], **{n: r[f"{n} hd95_mm"] for n in dgm.LABELS.values()}} for r in rows]
     text = [
         "# Deep grey matter on QSM",
-        f"Twenty phantom subjects: {len(TRAINING)} train, {len(STOPPING)} decide when to stop, {len(TEST)} test; {threads}"
-        " thread(s), bfloat16 convolutions. Minutes on a machine that did other work beside it.",
+        f"Twenty phantom subjects: {len(TRAINING)} train, {len(STOPPING)} decide when to stop, {len(TEST)} test. "
+        f"{threads} thread, bfloat16 convolutions. Minutes on a machine that did other work beside it.",
         "Dice (mean over subjects; the last column with a 95 % interval over subjects):",
         markdown(dice),
         "Precision:",

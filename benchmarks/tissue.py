@@ -34,7 +34,7 @@ LABELS = (0, *CLASSES)
 FOLDS, STOPPING, SEED = 4, 2, 0
 #: Epochs within 20 minutes a fold on one thread, most of them far below.
 EPOCHS = {
-    "tissue2d_0_0": 12, "tissue2d_1_0": 6, "tissue2d_2_0": 6, "tissue2d_3_0": 20, "tissue2d_4_0": 4, "unet3d": 20,
+    "tissue2d_0_0": 4, "tissue2d_1_0": 3, "tissue2d_2_0": 3, "tissue2d_3_0": 6, "tissue2d_4_0": 2, "unet3d": 20,
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

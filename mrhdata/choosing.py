@@ -209,11 +209,14 @@ class Balanced:
         Of each class; the key ``"rest"`` stands for all other classes, drawn by their size. Equal
         shares for every class that occurs where it is not given. ``{1: 1, "rest": 3}`` is one
         positive to three negatives.
+    sparse : bool
+        Subjects may lack some of the classes in `shares`; the others then have their part.
     """
 
     n: int
     labels: Any
     shares: Mapping[int | str, float] | None = None
+    sparse: bool = False
 
     def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, and the class of the voxel in the middle of each patch.
@@ -240,7 +243,9 @@ class Balanced:
             sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
             wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
         missing = [c for c in wanted if c not in index.classes]
-        if missing:
+        if self.sparse:
+            wanted = {c: share for c, share in wanted.items() if c not in missing}
+        elif missing:
             raise DataError(f"the labels hold no voxel of class {missing}; they hold {index.classes}")
         names = [int(c) for c in wanted]
         return [q for q in zip(names, sampling.shares(n, list(wanted.values())), strict=True) if q[1]]

@@ -113,16 +113,19 @@ def view(
 
 
 def _serve(files: list[str], port: int) -> None:
+    import signal
+    import threading
+
     from mrhdata.serving import Server
 
     with Server(words.named(files), port) as server:
-        try:
-            typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
-            typer.echo(server.link())
-            sys.stdout.flush()
-            server.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("stopped")
+        # A handler rather than KeyboardInterrupt, which is lost where it falls into a destructor.
+        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
+        typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
+        typer.echo(server.link())
+        sys.stdout.flush()
+        server.serve_forever()
+        typer.echo("stopped")
 
 
 @app.command()

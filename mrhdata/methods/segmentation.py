@@ -86,7 +86,8 @@ class Crops:
         labels = [_labels(case) for case in cases]
         found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORED})
         shares: dict[int | str, float] = {label: self.labelled / len(found) for label in found}
-        how = choosing.Balanced(self.each * len(cases), labels, shares | {"rest": 1 - self.labelled})
+        rest: dict[int | str, float] = {"rest": 1 - self.labelled}
+        how = choosing.Balanced(self.each * len(cases), labels, shares | rest, sparse=True)
         return _patches(cases, shape=shape.tolist(), at=how, seed=seed)
 
 
