@@ -85,7 +85,7 @@ def published(network: str = "fcn3d", epochs: int = 12, core: tuple[int, int, in
     )
 
 
-def unet(epochs: int = 24, each: int = 6) -> Recipe:
+def unet(epochs: int = 16, each: int = 8) -> Recipe:
     """A residual 3D U-Net with augmentation on boxes about the nuclei and elsewhere."""
     training = replace(
         _FIRST,
@@ -98,7 +98,7 @@ def unet(epochs: int = 24, each: int = 6) -> Recipe:
         patience=epochs,
     )
     config = {"widths": (16, 32, 64, 128), "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2))}
-    crops = Crops((24, 96, 96), each=each, labelled=0.7)
+    crops = Crops((16, 80, 80), each=each, labelled=0.7)
     return Recipe("unet3d", _steps(), crops, (training,), config, finish=_LARGEST)
 
 
