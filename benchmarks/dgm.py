@@ -1,10 +1,9 @@
-"""Deep grey matter on the QSM phantom: the published network in two rounds, and a U-Net; real anatomy beside it.
+"""Deep grey matter on the QSM phantom: the published network in two rounds, and a U-Net.
 
-Run: python benchmarks/dgm.py DATA WORK [--methods published unet atlas] [--threads 1]
+Run: python benchmarks/dgm.py WORK [--methods published unet] [--threads 1]
 
-Fifteen phantom subjects train (two of them decide when to stop), five test, as published; real anatomy is
-`dgm-atlas` of DATA. WORK keeps checkpoints and networks: a run that was stopped goes on, and the report is made of
-what is there.
+Fifteen phantom subjects train (two of them decide when to stop), five test, as published. WORK
+keeps checkpoints and networks: a run that was stopped goes on, and the report is made of what is there.
 """
 
 from __future__ import annotations
@@ -126,7 +125,6 @@ def report(work: Path, threads: int) -> None:
         found, values[method] = tested(method, work)
         rows += found
     costs = [cost(method, work) for method in there]
-    atlas = json.loads((work / "atlas.json").read_text()) if (work / "atlas.json").exists() else []
     dice = [
         {"method": r["method"], **{n: r[f"{n} dice"] for n in dgm.LABELS.values()}, "mean": r["mean Dice"]}
         for r in rows
@@ -160,7 +158,6 @@ def report(work: Path, threads: int) -> None:
             ],
             4,
         ),
-        *(["Real anatomy, trained on one brain and tested on the other:", markdown(atlas)] if atlas else []),
     ]
     print("\n\n".join(text))
     found = {
@@ -169,7 +166,6 @@ def report(work: Path, threads: int) -> None:
         "scores": rows,
         "values": values,
         "cost": costs,
-        "atlas": atlas,
     }
     (RESULTS / "dgm.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "dgm.md").write_text("\n\n".join(text) + "\n")
@@ -178,15 +174,13 @@ def report(work: Path, threads: int) -> None:
 def main() -> None:
     """Train what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--methods", nargs="*", default=["unet", "published", "atlas"])
+    parser.add_argument("--methods", nargs="*", default=list(RECIPES))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for method in given.methods:
-        if method != "atlas":
-            trained(method, given.work)
+        trained(method, given.work)
     report(given.work, given.threads)
 
 

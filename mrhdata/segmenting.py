@@ -165,7 +165,11 @@ def _decided(shares: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) ->
 
 
 def scored(case: Case, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
-    """Overlap of each label but the first, the background, with the case's own, a row each."""
+    """Overlap of each label but the first, the background, with the case's own, a row each.
+
+    ``accuracy`` counts all voxels, ``accuracy_inside`` those whose truth is not background, and
+    ``accuracy_background`` is what an answer of nothing but background has.
+    """
     if case.labels is None:
         raise DataError(f"{case.subject} has no labels to score with")
     truth = case.labels.mrh.like(found)
@@ -173,4 +177,5 @@ def scored(case: Case, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFra
     table.insert(0, "subject", case.subject)
     right = overlap.accuracy(truth.values, found.values)
     inner = overlap.accuracy(truth.values, found.values, background=labels[0])
-    return table.assign(accuracy=right, accuracy_inside=inner)
+    nothing = overlap.accuracy(truth.values, np.full(truth.shape, labels[0]))
+    return table.assign(accuracy=right, accuracy_inside=inner, accuracy_background=nothing)

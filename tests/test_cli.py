@@ -196,3 +196,45 @@ def test_from_two_files_to_a_report(tmp_path):
         code, out, err = run("report", target, *words, *scored, *more)
         assert (code, sentence in err) == (2, True), err
     assert not (tmp_path / "other.html").exists()
+
+
+def test_labels_from_a_folder_of_subjects(tmp_path):
+    """Train, score subjects that were left out, label one in another format; a second run is refused or goes on."""
+    rng = np.random.default_rng(0)
+    study = tmp_path / "study"
+    for who in range(4):
+        labels = np.zeros((6, 24, 24), np.uint8)
+        labels[1:5, 6:18, 6 + who : 18] = 7
+        image = (labels + rng.normal(0, 1, labels.shape)).astype(np.float32)
+        (study / f"sub-{who}").mkdir(parents=True)
+        mrhdata.write(from_array(image, spacing=(2, 1, 1)), study / f"sub-{who}" / f"sub-{who}_T1w.mnc")
+        mrhdata.write(from_array(labels, spacing=(2, 1, 1)), study / f"sub-{who}" / f"sub-{who}_seg.mnc")
+    words = ["train-labels", tmp_path / "net", study, "--input", "t1w=T1w", "--labels", "seg", "--epochs", 1]
+    code, out, err = run(*words, "--recipe", "tissue2d_3_0", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["training"], found["validation"], found["test"]) == (2, 1, 1)
+    assert found["labels"] == [0, 7]
+    (written,) = (tmp_path / "net" / "labels").glob("*.mnc")
+    own = mrhdata.read(study / written.name[:5] / f"{written.name[:5]}_T1w.mnc")
+    assert mrhdata.read(written, kind="labels").mrh.grid.same_as(own.mrh.grid)
+    assert written.with_suffix(".png").stat().st_size > 1000
+    code, _, err = run(*words, "--recipe", "tissue2d_0_0")
+    assert (code, "holds another run" in err) == (2, True)
+    subject = study / "sub-1" / "sub-1_T1w.mnc"
+    extra = [
+        "--montage",
+        tmp_path / "m.png",
+        "--regions",
+        tmp_path / "r.csv",
+        "--truth",
+        study / "sub-1" / "sub-1_seg.mnc",
+    ]
+    code, out, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject, *extra, "--json")
+    assert code == 0, err
+    assert set(json.loads(out)["dice"]) == {"7"}
+    assert (tmp_path / "r.csv").read_text().splitlines()[0] == "label,name,mean,sd,median,volume_mm3"
+    code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject)
+    assert (code, "exists" in err) == (2, True)
+    code, _, err = run(*words, "--recipe", "unet5")
+    assert (code, "no recipe called" in err) == (2, True)

@@ -153,6 +153,7 @@ def _summary(table: Any) -> dict[str, Any]:
         "dice": {str(label): str(held) for label, held in pooled(table, "dice").items()},
         "accuracy": round(float(subjects.accuracy.mean()), 4),
         "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
+        "accuracy of background alone": round(float(subjects.accuracy_background.mean()), 4),
     }
 
 

@@ -11,11 +11,13 @@ boxes: a valid convolution gives the same answers, and twenty times less is comp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mrhdata.augmenting import Augmentation
 from mrhdata.methods.segmentation import Cores, Crops, Recipe, Steps
 from mrhdata.models.fcn3d import FCN3D, VARIANTS
+from mrhdata.segmenting import Case
 from mrhdata.training import Training
 
 #: Values in label files, left and right of the world: red nucleus, substantia nigra, globus pallidus, putamen,
@@ -47,6 +49,9 @@ def _steps(spacing_mm: tuple[float, float, float] = SPACING_MM) -> Steps:
         ("upright", {"spacing_mm": list(spacing_mm)}),
         ("extent", {"shape": list(SHAPE)}),
         ("window", {"low": -WINDOW_PPM, "high": WINDOW_PPM, "only": ["qsm"]}),
+        # Magnitude, R2* or T1w beside it have no scale of their own.
+        ("normalise", {"how": "percentile", "but": ["qsm"]}),
+        ("window", {"low": 0.0, "high": 1.0, "but": ["qsm"]}),
     )
 
 
@@ -102,6 +107,14 @@ def unet(epochs: int = 16, each: int = 8) -> Recipe:
     return Recipe("unet3d", _steps(), crops, (training,), config, finish=_LARGEST)
 
 
-def binary(recipe: Recipe) -> Recipe:
-    """The recipe for one nucleus at a time: give it cases whose labels are 0 and 1."""
-    return replace(recipe, training=tuple(replace(t, loss="dice") for t in recipe.training))
+def single(recipe: Recipe, cases: Sequence[Case], label: int) -> tuple[Recipe, list[Case]]:
+    """A network for one nucleus alone: the recipe with Dice loss, and the cases with that label and no other.
+
+    Examples
+    --------
+    >>> single(unet(), [], 6)[0].training[0].loss
+    'dice'
+    """
+    stages = [tuple(replace(t, loss="dice") for t in part) for part in (recipe.training, recipe.again)]
+    alone = [c if c.labels is None else replace(c, labels=c.labels.where(c.labels == label, 0)) for c in cases]
+    return replace(recipe, training=stages[0], again=stages[1]), alone

@@ -198,7 +198,8 @@ def train(
     ----------
     recipe : Recipe
     cases, validation : sequence of Case
-        With labels; different subjects.
+        With labels; different subjects. Without any for validation, training is watched on its own cases, and
+        the recipe must keep the last weights.
     labels : sequence of int, optional
         Every value of the data set, background first; those of `cases` by default.
     seed : int
@@ -218,6 +219,8 @@ def train(
     both = {c.person for c in cases} & {c.person for c in validation}
     if both:
         raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
+    if not validation and any(t.keep == "best" for t in (*recipe.training, *recipe.again)):
+        raise DataError("the best epoch is chosen on validation cases; give some, or a recipe that keeps the last")
     values = label_map([*cases, *validation]) if labels is None else tuple(labels)
     model = _fresh(recipe, cases, values, seed)
     spec: Spec = model.spec  # type: ignore[assignment]
@@ -229,9 +232,8 @@ def train(
             [_learned(recipe, case, wrong) for case, wrong in zip(part, wrongs, strict=True)]
             for part, wrongs in zip(parts, found, strict=True)
         ]
-        training, testing = (
-            recipe.sampling(part, training=first, seed=seed) for part, first in zip(learned, (True, False), strict=True)
-        )
+        training = recipe.sampling(learned[0], training=True, seed=seed)
+        testing = recipe.sampling(learned[1] or learned[0], training=False, seed=seed)
         histories = []
         for stage, settings in enumerate(recipe.again if number else recipe.training):
             path = None if folder is None else folder / f"round-{number + 1}-{stage + 1}.pt"

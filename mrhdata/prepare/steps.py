@@ -23,10 +23,10 @@ Steps = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def _each(change: Callable[..., xr.DataArray]) -> Callable[..., Group]:
-    """A step for each volume by itself; ``only`` names those that it is for."""
+    """A step for each volume by itself; ``only`` names those that it is for, ``but`` those that it is not for."""
 
-    def step(group: Group, only: Sequence[str] | None = None, **settings: Any) -> Group:
-        chosen = [name for name in group if only is None or name in only]
+    def step(group: Group, only: Sequence[str] | None = None, but: Sequence[str] = (), **settings: Any) -> Group:
+        chosen = [name for name in group if (only is None or name in only) and name not in but]
         return {name: change(v, **settings) if name in chosen else v for name, v in group.items()}
 
     return step

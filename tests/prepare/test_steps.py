@@ -94,6 +94,8 @@ def test_steps_act_on_the_volumes_that_they_name():
     found = prepared(group, [("ppm", {"only": ["qsm"]}), ("window", {"low": -0.2, "high": 0.2, "only": ["qsm"]})])
     assert found["qsm"].values.max() == 192
     assert found["t1w"].values.max() == 900
+    others = prepared(group, [("window", {"low": 0, "high": 1000, "but": ["qsm"]})])
+    assert (others["qsm"].values.max(), others["t1w"].values.max()) == (0.1, 230)
 
 
 def test_places_are_millimetres_from_the_middle():
