@@ -41,6 +41,7 @@ def test_the_accessor_is_there_after_the_import():
         "mrhdata.catalog",
         "mrhdata.conversion",
         "mrhdata.phantom",
+        "mrhdata.degrade",
         "mrhdata.prepare.registration",
     ],
 )
