@@ -2,9 +2,12 @@
 
 ``mouse``: tissue fractions, multi-contrast MRI and histology. ``qsm``: a human head's susceptibility, deep
 nuclei and all, as a scanner maps it; its anatomy is ``head``.
+``mouse``: tissue fractions, multi-contrast MRI and histology. ``em``: neuropil in the electron microscope.
 """
 
+from mrhdata.phantom.em import STRUCTURES, neuropil
 from mrhdata.phantom.mouse import TISSUES, Protocol, directions, mouse_brain
 from mrhdata.phantom.qsm import ROIS, Scan, deep_grey
 
 __all__ = ["ROIS", "TISSUES", "Protocol", "Scan", "deep_grey", "directions", "mouse_brain"]
+__all__ = ["STRUCTURES", "TISSUES", "Protocol", "directions", "mouse_brain", "neuropil"]
