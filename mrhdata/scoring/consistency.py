@@ -58,7 +58,9 @@ def residuals(measured: ArrayLike, expected: ArrayLike, variance: ArrayLike, *, 
 
     Notes
     -----
-    It sees what leaves a trace at low resolution. Detail finer than that can be made up unseen.
+    It sees what leaves a trace at low resolution. Detail finer than that can be made up unseen. A mean and a
+    variance of n draws are uncertain themselves, which widens the spread of the truth to
+    ``sqrt((n + 1) (n - 1) / (n (n - 3)))``: 1.02 for 64 draws.
 
     Examples
     --------

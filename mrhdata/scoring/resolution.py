@@ -32,7 +32,7 @@ class FourierCorrelation:
     def resolution(self, threshold: float = 1 / 7) -> float:
         """One over the frequency at which the correlation first falls below a threshold, in units of the spacing.
 
-        1/7 belongs to two images with independent noise, where it means 0.5 against the truth (Rosenthal and
+        1/7 belongs to two images with independent noise, where their mean has 0.5 with the truth (Rosenthal and
         Henderson 2003, J. Mol. Biol. 333:721); 0.5 belongs to an image against the truth.
 
         Returns
