@@ -195,6 +195,16 @@ def test_fitting_finds_what_made_the_pairs(reduction):
     assert difference.var() == pytest.approx(2 * 0.0023, rel=0.1)
 
 
+def test_kinds_that_are_nearly_alike_say_so():
+    """Pillow's triangle is found on sharp images; behind a blur it is a mean of squares behind a wider one."""
+    high = picture((4, 256, 256), width=1)
+    sharp = fit_degradation(Degradation((Triangle(4), Gaussian(0.01)))(high, 0), high)
+    assert sharp.kind == "triangle"
+    assert sharp.width < 0.6
+    blurred = fit_degradation(Degradation((Blur(2.0), Triangle(4), Gaussian(0.01)))(high, 0), high)
+    assert blurred.misfit["area"] == pytest.approx(blurred.misfit["triangle"], rel=0.01)
+
+
 def test_speed_is_less_than_the_ratio_of_pixels():
     """The published arithmetic, and a longer dwell that gives speed up."""
     assert scan_speedup(16, 1000, 1.0, 0.0) == 16

@@ -9,11 +9,23 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar, nnls
 
 from mrhdata.degrade.chain import Degradation
-from mrhdata.degrade.steps import Area, Blur, Clip, Floats, Gain, IntensityGaussian, Points, Reduction, Step, Zoom
+from mrhdata.degrade.steps import (
+    Area,
+    Blur,
+    Clip,
+    Floats,
+    Gain,
+    IntensityGaussian,
+    Points,
+    Reduction,
+    Step,
+    Triangle,
+    Zoom,
+)
 from mrhdata.errors import DataError, GridError
 
 #: Ways to get from many pixels to few, and the widest blur before it, in shares of the factor.
-_KINDS: dict[str, type[Reduction]] = {"area": Area, "points": Points, "zoom": Zoom}
+_KINDS: dict[str, type[Reduction]] = {"area": Area, "points": Points, "triangle": Triangle, "zoom": Zoom}
 _WIDEST = 1.5
 #: Bins of intensity that noise is measured in.
 _BINS = 24
@@ -26,7 +38,7 @@ class Fitted:
     Attributes
     ----------
     kind : str
-        ``area``, ``points`` or ``zoom``.
+        ``area``, ``points``, ``triangle`` or ``zoom``.
     factor : int
     width : float
         Of the blur before the reduction, in pixels of the high resolution.
