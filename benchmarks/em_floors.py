@@ -202,11 +202,11 @@ def reproduced_lines(rows):
     lines = [
         "## Figures from before, made again",
         "",
-        f"Every tenth plane, which gives those without noise to the last digit; noise in {DRAWS} draws, mean and standard "
-        "deviation.",
+        f"Every tenth plane, which gives those without noise to the last digit; noise in {DRAWS} draws, mean and "
+        "standard deviation.",
         "",
         "- *noisy, black edge*: `scipy.ndimage.zoom` in its own mode loses the last row and column of 248 pixels to "
-        "rounding. They become black: 0.8 to 1.5 dB that a network can win back without restoring anything.",
+        "rounding. They are black: 0.8 to 1.5 dB that a network can win back without restoring anything.",
         "- *area, shifted*: interpolated from corner to corner, which puts means of squares up to 1.5 pixels off.",
         "",
         "Floors to beat are therefore those of the table above.",

@@ -25,9 +25,11 @@ from mrhdata.degrade.steps import (
 _SALT_PEPPER = SaltPepper(0.005, 0.005)
 _FLUO = IntensityGaussian(0.5, offset=0.5e-10, width=5)
 
-#: The published degradations by their names, all to a quarter along y and x. Those of PSSR add noise at high
-#: resolution and then interpolate, so that noise and aliasing stay (all but ``new_crap*``); those of PSSR2
-#: reduce first. Left out are the ones that do not run as published (``em_AG_P_D_001``, ``fluo_G_D``).
+#: The published degradations by their names, to a quarter along y and x (not ``micro_crappify`` and
+#: ``speckle_crap``, which are noise alone). Those of PSSR add noise at high resolution and then interpolate, so
+#: that noise and aliasing stay (all but ``new_crap*``); those of PSSR2 reduce first. ``em_P_D_001`` had one seed
+#: for all images; here the seed is the caller's. Left out are ``em_AG_P_D_001`` and ``fluo_G_D``, which do not run
+#: as published, and ``fluo_AG_D`` and ``fluo_SP_D``, parts of ``fluo_SP_AG_D_sameas_preprint``.
 PUBLISHED: dict[str, Degradation] = {
     name: Degradation(steps)
     for name, steps in {
@@ -46,6 +48,7 @@ PUBLISHED: dict[str, Degradation] = {
         "speckle_crap": (Speckle(0.02**0.5), Clip()),
         "pssr2_gaussian": (Triangle(4), Gaussian(13 / 255), Clip()),
         "pssr2_poisson": (Triangle(4), Poisson(255), Clip()),
+        # Half a percent in all; that salt and pepper share it evenly is our reading.
         "pssr2_salt_pepper": (Triangle(4), SaltPepper(0.0025, 0.0025)),
         "pssr2_blur": (Triangle(4), Blur(2)),
     }.items()
