@@ -1,13 +1,13 @@
 """Digital brains of known truth, one kind per file.
 
 ``mouse``: tissue fractions, multi-contrast MRI and histology. ``qsm``: a human head's susceptibility, deep
-nuclei and all, as a scanner maps it; its anatomy is ``head``.
-``mouse``: tissue fractions, multi-contrast MRI and histology. ``em``: neuropil in the electron microscope.
+nuclei and all, as a scanner maps it; its anatomy is ``head``. ``em``: neuropil in the electron microscope.
 """
 
 from mrhdata.phantom.em import STRUCTURES, neuropil
 from mrhdata.phantom.mouse import TISSUES, Protocol, directions, mouse_brain
 from mrhdata.phantom.qsm import ROIS, Scan, deep_grey
 
-__all__ = ["ROIS", "TISSUES", "Protocol", "Scan", "deep_grey", "directions", "mouse_brain"]
-__all__ = ["STRUCTURES", "TISSUES", "Protocol", "directions", "mouse_brain", "neuropil"]
+__all__ = [
+    "ROIS", "STRUCTURES", "TISSUES", "Protocol", "Scan", "deep_grey", "directions", "mouse_brain", "neuropil",
+]  # fmt: skip
