@@ -237,9 +237,9 @@ class Balanced:
         wanted: dict[Any, float] = dict(self.shares) if self.shares is not None else dict.fromkeys(index.classes, 1.0)
         rest = wanted.pop("rest", 0.0)
         others = [c for c in index.classes if c not in wanted]
-        if rest and not others:
+        if rest and not others and not self.sparse:
             raise DataError(f"the labels hold no class but {index.classes}, so there is no rest to draw from")
-        if rest:
+        if rest and others:
             sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
             wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
         missing = [c for c in wanted if c not in index.classes]

@@ -38,7 +38,7 @@ def folds(cases: Sequence[Case], k: int, seed: int = 0) -> list[list[Case]]:
     --------
     >>> cases = [Case(name, {}) for name in ("a_ses-1", "a_ses-2", "b", "c")]
     >>> [[case.subject for case in fold] for fold in folds(cases, 3)]
-    [['b'], ['a_ses-1', 'a_ses-2'], ['c']]
+    [['a_ses-1', 'a_ses-2'], ['c'], ['b']]
     """
     names = [case.subject for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})

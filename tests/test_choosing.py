@@ -156,6 +156,15 @@ class TestBalanced:
         with pytest.raises(DataError, match=r"no voxel of class \[5\]; they hold \[0, 1, 2, 7\]"):
             mrhdata.patches(volume((130, 5, 6)), shape=1, at=Balanced(4, labelled(), {5: 1, "rest": 1}))
 
+    def test_subjects_may_lack_classes_where_that_is_said(self):
+        """The others have their part, and where nothing is left over there is no rest."""
+        how = Balanced(30, labelled(), {5: 1, 2: 1, 7: 2}, sparse=True)
+        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=how)
+        assert {int(c): int((p.classes == c).sum()) for c in np.unique(p.classes)} == {2: 10, 7: 20}
+        all_of_it = {0: 1, 1: 1, 2: 1, 7: 1, "rest": 4}
+        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=Balanced(40, labelled(), all_of_it, sparse=True))
+        assert [(p.classes == c).sum() for c in (0, 1, 2, 7)] == [10] * 4
+
     def test_labels_of_floating_point_are_refused(self):
         """A map of floats has no classes."""
         with pytest.raises(DataError, match="labels are integers, not float32"):
