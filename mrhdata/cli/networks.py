@@ -24,37 +24,47 @@ def train(
     stride: Annotated[int, typer.Option(help="Voxels from one patch to the next.")] = 1,
     blocks: Annotated[int, typer.Option(help="Loop blocks of MRH-Net.")] = 4,
     epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    members: Annotated[int, typer.Option(help="Networks; several say together how sure they are.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of weights and order; that of the first of several networks.")] = 0,
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
     """Train MRH-Net on one brain: parts of it, with gaps between, for training, validation and test.
 
-    The parts are written as labels 1, 2 and 3 beside the network, for mrhdata sensitivity and report.
+    The parts are written as labels 1, 2 and 3 beside the network, for mrhdata sensitivity and report. Maps of several
+    networks have three channels: mean, uncertainty, and how strange the inputs are.
 
     Example: mrhdata train virtual-af/ af.zarr t2w=t2w.zarr mt=mt.zarr --where brain.mha
     """
     import json
     from dataclasses import asdict, replace
 
-    from mrhdata import formats, models, splitting, training
-    from mrhdata.drafting import check_target
+    from mrhdata import formats, models, robustness, splitting, training
+    from mrhdata.drafting import appearing, check_target
     from mrhdata.methods import mrhnet
     from mrhdata.patching import patches
 
     check_target(out, overwrite)
+    if members < 1:
+        raise DataError(f"--members {members}: train one network or more")
     given = {name: formats.read(file) for name, file in words.channels(inputs).items()}
     truth, mask = formats.read(target), words.optional(where, "mask")
     planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask)
     parts = planned.split(words.shares(shares), by=along)
-    settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
-    model = models.create("mrhnet", in_channels=len(planned.channels), blocks=blocks, seed=seed)
-    history = training.fit(model, parts[0], parts[1], settings, progress=sys.stderr.isatty())
-    models.save(model, out)
-    (out / "history.json").write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
-    formats.write(splitting.labelled(parts, along, truth), out / "parts.zarr", overwrite=True)
+    networks, histories = [], []
+    for number in range(seed, seed + members):
+        settings = replace(mrhnet.CORRECTED, seed=number, **words.options(epochs=epochs))
+        networks.append(models.create("mrhnet", in_channels=len(planned.channels), blocks=blocks, seed=number))
+        histories.append(training.fit(networks[-1], parts[0], parts[1], settings, progress=sys.stderr.isatty()))
+    model = networks[0] if members == 1 else robustness.calibrated(networks, parts[0], parts[1])
+    with appearing(out, overwrite=overwrite) as draft:
+        models.save(model, draft)
+        (draft / "history.json").write_text(json.dumps(asdict(histories[0])) + "\n", encoding="utf-8")
+        formats.write(splitting.labelled(parts, along, truth), draft / "parts.zarr")
+    history = histories[0]
     found = {"written": str(out), "patches": [len(part) for part in parts], "epochs": len(history.validation)}
-    words.answer(found | {"best": history.best_epoch + 1, "seconds": round(history.seconds)}, as_json)
+    seconds = round(sum(h.seconds for h in histories))
+    words.answer(found | {"best": history.best_epoch + 1, "seconds": seconds, "networks": members}, as_json)
 
 
 @app.command()

@@ -112,7 +112,7 @@ def report(
     truths = {name: formats.read(file) for name, file in words.channels(histology).items()}
     sides = sides * len(truths) if len(sides) == 1 else sides
     results = {name: rows.scored(t, threshold, p) for (name, t), p in zip(truths.items(), sides, strict=True)}
-    shown = dict(list((truths | rows.predictions | rows.contrasts).items())[:6])
+    shown = dict(list((truths | rows.predictions | rows.doubts | rows.contrasts).items())[:6])
     sections = [section for name, result in results.items() for section in reporting.sensitivity_sections(name, result)]
     sections.append(reporting.Section("Volumes", figures=[(slices(shown), ", ".join(shown))]))
     if network is not None:
@@ -142,6 +142,12 @@ class _Given:
             {name: formats.read(file) for name, file in words.channels(files or []).items()}
             for files in (contrasts, prediction)
         )
+        # A map of several networks has channels: their mean, how sure they are, how strange the inputs were.
+        self.doubts: dict[str, xr.DataArray] = {}
+        for name, mapped in self.predictions.items():
+            if mapped.attrs.get("provenance", {}).get("model") == "ensemble":
+                self.predictions[name] = mapped.isel(c=0, drop=True)
+                self.doubts[f"{name}: uncertainty"] = mapped.isel(c=1, drop=True)
         self.where, self.train = words.optional(mask, "mask"), words.optional(train, "mask")
         self.regions = words.optional(regions, "labels")
         if parts is not None:
