@@ -139,7 +139,7 @@ def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Sectio
                 f"{VALIDATION}, and was mapped over subject {TEST}. Fits were made on the training subjects.",
                 f"Positive: autofluorescence below {result.threshold:.3f} (percentile {PERCENTILE} of the training "
                 f"subjects), {result.positives} of {result.rows} voxels. Intervals: {result.level:.0%}, block "
-                f"bootstrap over {result.blocks} cubes of 8 voxels.",
+                f"bootstrap over {result.blocks} cubes of {result.block_voxels} voxels.",
                 *(_difference(result, "MRH-Net", name, label) for name, label in differences),
                 f"All {len(singles)} single contrasts stand in phantom/sensitivity.csv; below, maps and best images.",
             ],
