@@ -25,7 +25,7 @@ from mrhdata.segmenting import Case, scored, segment
 
 TRAINING, STOPPING, TEST = range(13), range(13, 15), range(15, 20)
 LABELS = (0, *dgm.LABELS)
-RECIPES = {"published": lambda: dgm.published(epochs=8), "unet": lambda: dgm.unet()}
+RECIPES = {"published": dgm.published, "unet": dgm.unet}
 RESULTS = Path(__file__).parent / "results"
 
 

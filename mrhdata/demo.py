@@ -55,6 +55,8 @@ PERCENTILE = 20
 #: Coronal blocks of the real brain in planes, their roles from back to front, and the gap left at the start
 #: of each: three planes, as wide as a patch.
 BLOCK_PLANES, GAP_PLANES = 11, 3
+#: Edge of the cubes that intervals resample.
+BLOCK_VOXELS = 8
 ROLES = ("train", "test", "train", "validation", "train", "test")
 
 
@@ -139,7 +141,7 @@ def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Sectio
                 f"{VALIDATION}, and was mapped over subject {TEST}. Fits were made on the training subjects.",
                 f"Positive: autofluorescence below {result.threshold:.3f} (percentile {PERCENTILE} of the training "
                 f"subjects), {result.positives} of {result.rows} voxels. Intervals: {result.level:.0%}, block "
-                f"bootstrap over {result.blocks} cubes of {result.block_voxels} voxels.",
+                f"bootstrap over {result.blocks} cubes of {BLOCK_VOXELS} voxels.",
                 *(_difference(result, "MRH-Net", name, label) for name, label in differences),
                 f"All {len(singles)} single contrasts stand in phantom/sensitivity.csv; below, maps and best images.",
             ],
@@ -195,7 +197,7 @@ def _phantom_scores(subjects: Mapping[str, Group], mapped: xr.DataArray) -> tupl
         brain = subjects[subject]
         guesses = {"MRH-Net": mapped} if subject == TEST else {}
         columns = {**_maps(brain), **_inputs(brain), "AF": brain["af"], "true tissue": brain["af_clean"], **guesses}
-        table = voxel_table({k: v for k, v in columns.items() if k != "t2w"}, brain["mask"])
+        table = voxel_table({k: v for k, v in columns.items() if k != "t2w"}, brain["mask"], block_voxels=BLOCK_VOXELS)
         tables.append(table.assign(subject=subject))
         raw = [str(c) for c in table if ":" in str(c)] + ["mt_off", "mt_on", "T2w"]
     table = pd.concat(tables, ignore_index=True)

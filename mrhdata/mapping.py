@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from mrhdata.sweeping import Inside, Span, span
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger("mrhdata")
+
 Floats = NDArray[np.float32]
 Three = tuple[int, int, int]
 
@@ -38,6 +41,8 @@ BLENDS = ("constant", "gaussian", "hann")
 _BATCH_VOXELS = 1_200_000
 #: Two boxes at a time may read so much more: PyTorch convolves one alone without oneDNN, five times slower.
 _DEARER = 1.1
+#: Work for margins, in times the work itself, that is said.
+_WASTEFUL = 4.0
 #: Standard deviation of the Gaussian, as a part of the window (as nnU-Net and MONAI have it).
 _SIGMA = 1 / 8
 #: No weight is smaller than this part of the largest, so that every voxel counts where it is covered once.
@@ -221,6 +226,7 @@ class Dense:
         self._unit = _three(max(1, int(a / j)) for a, j in zip(field.align, field.jump, strict=True))
         # Convolution holds a copy of its operands in another order.
         self._most = max(4096, int(memory / (2 * field.live + 4 * channels)))
+        self._warned = False
 
     def _extent(self, shape: Three, channels: int) -> tuple[Three, int, Three]:
         """Input shape that the network takes, and channels and shape of its answer, from shapes alone."""
@@ -273,6 +279,7 @@ class Dense:
             pieces, batch = halves, 2
         sizes = np.array([self._reads(piece).lengths for piece in pieces]).max(axis=0)
         groups: dict[Three, list[tuple[Span, Span]]] = {}
+        self._warn(pieces)
         for piece in pieces:
             if self._inside.any(self.needs(piece)):
                 reads = self._reads(piece, _three(sizes))
@@ -281,6 +288,21 @@ class Dense:
             for i in range(0, len(group), batch):
                 reads_of, parts = zip(*group[i : i + batch], strict=True)
                 yield Step(reads_of, parts)
+
+    def _warn(self, pieces: Sequence[Span]) -> None:
+        """Say once where most of the work is for margins."""
+        share = self._cost(pieces) / sum(
+            math.prod(n * j for n, j in zip(p.lengths, self.jump, strict=True)) for p in pieces
+        )
+        if share > _WASTEFUL and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s sees %s voxels, so within this memory each part is computed %.0f times over; give more memory, or "
+                "mode='patch'",
+                self._network.spec.name,
+                " x ".join(map(str, self._field.lengths)),
+                share,
+            )
 
     def _pieces(self, box: Span, batch: int) -> list[Span]:
         """Parts of one size, as nearly cubes as can be: their margins are the smallest."""

@@ -73,8 +73,9 @@ def segment(
     model: nn.Module,
     inputs: Mapping[str, xr.DataArray] | xr.DataArray,
     *,
-    memory: int | str = "1 GB",
+    memory: int | str = "4 GB",
     device: str | None = None,
+    precision: str = "float32",
     progress: Progress = False,
 ) -> xr.DataArray:
     """Label a volume with a trained network, on the volume's own grid.
@@ -86,8 +87,9 @@ def segment(
     inputs : volume or mapping of volumes
         By the channels of training, the first of which gives the grid. One volume alone needs no name.
     memory : int or str
-        Of the prediction.
-    device : str, optional
+        Of the prediction. Networks that see far want much: parts of a volume overlap by what they see.
+    device, precision : str, optional
+        As for :func:`mrhdata.predict`.
     progress : bool or callable
 
     Returns
@@ -129,6 +131,7 @@ def segment(
             output=Output(activation="softmax"),
             memory=memory,
             device=device,
+            precision=precision,
             progress=progress,
         )
         labels = _decided(shares, first, spec.labels)

@@ -183,7 +183,7 @@ def segment_(
     montage: Annotated[Path | None, typer.Option(help="PNG of slices with their labels.")] = None,
     truth: Annotated[Path | None, typer.Option(help="True labels, to score.")] = None,
     regions: Annotated[Path | None, typer.Option(help="CSV of what the first volume holds in each label.")] = None,
-    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "4 GB",
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,

@@ -282,7 +282,7 @@ def _found(model: nn.Module, case: Case) -> Any:
     """What the network labels in a case that is prepared already, every voxel, unfinished."""
     plain = whole(model, None)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
-    return segment(plain, dict(case.inputs))
+    return segment(plain, dict(case.inputs), precision="bfloat16")
 
 
 def whole(model: nn.Module, recipe: Recipe | None) -> nn.Module:
