@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 SCALE_PATCHES, SCALE_BYTES = 20_000, 400_000_000
 
 
-def measured(spec: Spec, patches: Patches, kind: str, classes: int | None = None) -> Spec:
+def measured(
+    spec: Spec, patches: Patches, kind: str, classes: int | None = None, change: Callable[..., Any] | None = None
+) -> Spec:
     """The spec with channels, patch and intensity scales of the training patches.
 
     Parameters
@@ -34,6 +37,8 @@ def measured(spec: Spec, patches: Patches, kind: str, classes: int | None = None
     classes : int, optional
         Of a network that tells labels apart: the target is not scaled, and its labels are found where the
         spec does not name them.
+    change : callable, optional
+        What becomes of patches before the network sees them: see :func:`mrhdata.fit`.
 
     Raises
     ------
@@ -51,6 +56,8 @@ def measured(spec: Spec, patches: Patches, kind: str, classes: int | None = None
     """
     chosen = spread(len(patches), max(1, min(SCALE_PATCHES, SCALE_BYTES // patches.batch_bytes(1))))
     parts = patches.gather(chosen)
+    if change is not None:
+        parts = change(parts, (0,))
     if len(parts) != 2:
         raise DataError("the patches have no target; give target= to mrhdata.patches")
     for what, part in zip(("inputs", "target"), parts, strict=True):

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
     from mrhdata.patching import Patches
 
-#: Patches of a batch of validation.
-_VALIDATED = 256
+#: Patches of a batch of validation, and the number of its epoch.
+_VALIDATED, _VALIDATION = 256, 2**31
+
+#: Arrays of a batch and the numbers that seed it, to the arrays that are learned from.
+Change = Callable[[list[Any], tuple[int, ...]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def fit(
     validation: Patches,
     settings: Training | None = None,
     *,
+    change: Change | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> History:
@@ -157,6 +161,10 @@ def fit(
     patches, validation : Patches
         With a target. They must share no voxel; slice the volumes, or use other subjects.
     settings : Training, optional
+    change : callable, optional
+        Takes the arrays of a batch and the numbers that seed it, and returns those to learn from, such as
+        :class:`mrhdata.methods.em.Pairs`, which makes a degraded input of a good image. Batches of validation are
+        seeded alike in every epoch.
     checkpoint : path, optional
         State after each epoch; a run that was stopped goes on from there and ends as it would have.
     progress : bool
@@ -188,10 +196,10 @@ def fit(
     settings = settings or Training()
     start = time.perf_counter()
     classes = _classes(model) if settings.loss in OF_CLASSES else None
-    model.spec = measured(model.spec, patches, settings.scale, classes)  # type: ignore[assignment, arg-type]
+    model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
     with _trainable(model, settings) as groups:
-        run = _Run(model, groups, patches, settings)
+        run = _Run(model, groups, patches, settings, change)
         _train(run, patches, validation, Path(checkpoint) if checkpoint is not None else None, progress)
     if settings.keep == "best":
         model.load_state_dict(run.best)
@@ -309,9 +317,14 @@ class _Run:
     """State of one training: everything that a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, groups: dict[float, list[nn.Parameter]], patches: Patches, settings: Training
+        self,
+        model: nn.Module,
+        groups: dict[float, list[nn.Parameter]],
+        patches: Patches,
+        settings: Training,
+        change: Change | None = None,
     ) -> None:
-        self.model, self.settings, self.history = model, settings, History()
+        self.model, self.settings, self.history, self.change = model, settings, History(), change
         spec: Spec = model.spec  # type: ignore[assignment]
         if spec.inputs is None or spec.target is None:
             raise ModelError("the intensity scales are missing; this is a bug")
@@ -340,7 +353,8 @@ class _Run:
         losses = []
         settings = self.settings
         self.history.rate.append(self.schedule.get_last_lr()[0] / self.factor)
-        for rows, parts in self._arriving(patches.stream(settings.batch_size, seed=settings.seed, epoch=number)):
+        batches = self._changed(patches.stream(settings.batch_size, seed=settings.seed, epoch=number), number)
+        for rows, parts in self._arriving(batches):
             x, y = self._scaled(parts)
             if settings.augment is not None:
                 x, y = settings.augment(x, y, patches.spacing_mm, generator)
@@ -362,6 +376,11 @@ class _Run:
         if self.history.validation[-1] <= min(self.history.validation):
             self.history.best_epoch, self.best = number, _copy(self.model)
 
+    def _changed(self, batches: Iterator[Any], epoch: int) -> Iterator[Any]:
+        """Batches, each changed with numbers of its own."""
+        for number, (rows, parts) in enumerate(batches):
+            yield rows, parts if self.change is None else self.change(parts, (self.settings.seed, epoch, number))
+
     def _arriving(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Batches, while the wait for them is measured."""
         while True:
@@ -382,7 +401,8 @@ class _Run:
         total = squares = 0.0
         overlap = np.zeros((2, len(self.target.offset)))
         with torch.inference_mode():
-            for rows, parts in validation.stream(min(_VALIDATED, 4 * self.settings.batch_size), shuffle=False):
+            batches = validation.stream(min(_VALIDATED, 4 * self.settings.batch_size), shuffle=False)
+            for rows, parts in self._changed(batches, _VALIDATION):
                 x, y = self._scaled(parts)
                 answer = centre(self._answer(x), y.shape[2:]).float()
                 total += loss(self.settings.loss, answer, y).item() * len(rows)

@@ -62,6 +62,16 @@ class Reduction(Step):
         """Pixels of an axis afterwards."""
         return length // self.factor
 
+    def places(self, length: int) -> tuple[float, float]:
+        """Where the first pixel of the result lies among those of an axis, and how far from one to the next.
+
+        Examples
+        --------
+        >>> Area(4).places(64), Zoom(4).places(64)
+        ((1.5, 4.0), (0.0, 4.2))
+        """
+        return (self.factor - 1) / 2, float(self.factor)
+
 
 @dataclass(frozen=True)
 class Gaussian(Step):
@@ -230,6 +240,10 @@ class Points(Reduction):
         rows, columns = (np.arange(self.size(n)) * self.factor + self.factor // 2 for n in values.shape)
         return values[np.ix_(rows, columns)]
 
+    def places(self, length: int) -> tuple[float, float]:
+        """The pixel that is taken."""
+        return float(self.factor // 2), float(self.factor)
+
 
 @dataclass(frozen=True)
 class Zoom(Reduction):
@@ -243,6 +257,10 @@ class Zoom(Reduction):
 
     def _degraded(self, values: Floats, rng: Rng) -> Any:
         return zoom(values, [self.size(n) / n for n in values.shape], order=1, mode=self.mode)
+
+    def places(self, length: int) -> tuple[float, float]:
+        """The first and the last pixel stay where they are, so that the others lie further apart than `factor`."""
+        return 0.0, (length - 1) / max(1, self.size(length) - 1)
 
 
 @dataclass(frozen=True)

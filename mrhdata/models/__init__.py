@@ -27,6 +27,8 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fcn3d_aniso": ("fcn3d", "FCN3D", {"variant": "_aniso"}),
     "unet2d": ("unet", "UNet", {"ndim": 2}),
     "unet3d": ("unet", "UNet", {"ndim": 3}),
+    "pssr": ("pssr", "PSSR", {}),
+    "restorer": ("restorer", "Restorer", {}),
     "ensemble": ("ensemble", "Ensemble", {}),
 }
 #: Names that papers and slides use.
