@@ -73,10 +73,13 @@ def measured(
         )
     flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
     axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
+    # Neighbouring planes are channels of the plane between them.
+    z, y, x = (1 if i == axis and patches.neighbours else n for i, n in enumerate(patches.shape))
     return dataclasses.replace(
         spec,
         channels=tuple(patches.channels),
-        patch=patches.shape,
+        patch=(z, y, x),
+        neighbours=patches.neighbours,
         axis=axis,
         spacing_mm=patches.spacing_mm,
         inputs=kept or _scale(parts[0], kind),

@@ -326,3 +326,67 @@ def finer(grid: Grid, factor: int) -> Grid:
     scale[1:3, 3] = (1 / factor - 1) / 2
     z, y, x = grid.shape
     return Grid((z, factor * y, factor * x), grid.affine @ scale)
+
+
+def fine_tune(
+    model: nn.Module,
+    pairs: Sequence[tuple[xr.DataArray, xr.DataArray]],
+    validation: Sequence[tuple[xr.DataArray, xr.DataArray]],
+    *,
+    tile: int = 128,
+    tiles: int = 400,
+    settings: Training = replace(EFFICIENT, epochs=6, learning_rate=2e-4),  # noqa: B008
+    progress: bool = True,
+) -> nn.Module:
+    """Train on with pairs that were really acquired, a handful of planes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From :func:`train` with ``restorer``; it is not changed.
+    pairs, validation : sequence of (low, high) volumes (z, y, x)
+        Registered; the good one has as many pixels for each as the network makes.
+    tile, tiles, settings, progress
+        As for :func:`train`.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    """
+    spec: Spec = model.spec  # type: ignore[assignment]
+    name, factor = spec.channels[len(spec.channels) // 2], int(spec.config.get("scale", 4))
+    tuned = models.create(spec.name, **spec.config)
+    tuned.load_state_dict(model.state_dict())
+    # The input keeps its scale, which is what the weights know; that of the target is measured anew.
+    tuned.spec = replace(spec, target=None)  # type: ignore[assignment]
+
+    def parts(given: Sequence[tuple[xr.DataArray, xr.DataArray]], count: int, seed: int) -> Patches:
+        return patches(
+            [{name: _fraction(low)} for low, _ in given],
+            [{"good": _fraction(high)} for _, high in given],
+            shape=(1, tile // factor, tile // factor),
+            target_shape=(1, tile, tile),
+            align="own",
+            at=choosing.Uniform(count),
+            plane="axial",
+            neighbours=spec.neighbours,
+            seed=seed,
+        )
+
+    fit(
+        tuned,
+        parts(pairs, tiles, settings.seed),
+        parts(validation, max(16, tiles // 10), 1),
+        settings,
+        progress=progress,
+    )
+    learned: Spec = tuned.spec
+    tuned.spec = replace(spec, target=learned.target)  # type: ignore[assignment]
+    return tuned
+
+
+def _fraction(stack: xr.DataArray) -> xr.DataArray:
+    """Values as parts of white."""
+    if not np.issubdtype(stack.dtype, np.integer):
+        return stack
+    return (stack.astype(np.float32) / np.float32(np.iinfo(stack.dtype).max)).assign_attrs(stack.attrs)

@@ -1,0 +1,158 @@
+"""Commands that train networks on degraded images, and restore images with them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrhdata.cli import words
+from mrhdata.cli.app import app
+from mrhdata.errors import DataError, ModelError, MrhdataError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@app.command("train-restoration")
+def train_restoration(
+    out: Annotated[Path, typer.Argument(help="Folder of the network.")],
+    stacks: Annotated[list[str], typer.Argument(help="Good stacks, as files, folders of planes or patterns.")],
+    crappifier: Annotated[
+        str, typer.Option(help="Name of a published degradation, such as em_AG_D_sameas_preprint.")
+    ] = "em_AG_D_sameas_preprint",
+    frames: Annotated[int, typer.Option(help="Neighbouring planes that are seen, the middle one is restored.")] = 1,
+    network: Annotated[
+        str, typer.Option(help="restorer (works at the low resolution) or pssr (published).")
+    ] = "restorer",
+    held: Annotated[float, typer.Option(help="Part of the planes, at the end, that says when to stop.")] = 0.12,
+    tile: Annotated[int, typer.Option(help="Edge of the patches, in good pixels.")] = 96,
+    tiles: Annotated[int, typer.Option(help="Patches of an epoch.")] = 1000,
+    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    spacing: words.Spacing = None,
+    unit: words.Unit = None,
+    seed: Annotated[int, typer.Option(help="Of weights, places and noise.")] = 0,
+    overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
+) -> None:
+    """Train a network to restore fast scans, from good images that are degraded as they are read.
+
+    Example: mrhdata train-restoration em-net/ good-stack/ --frames 5 --spacing 2 --unit nm
+    """
+    from dataclasses import replace
+
+    from mrhdata import formats, models
+    from mrhdata.degrade import PUBLISHED
+    from mrhdata.drafting import check_target
+    from mrhdata.methods import em
+
+    check_target(out, overwrite)
+    if crappifier not in PUBLISHED:
+        raise ModelError(f"there is no degradation called {crappifier!r}; there are {', '.join(PUBLISHED)}")
+    good = [formats.read(stack, **words.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for stack in good:
+        planes = stack.sizes["z"]
+        cut = planes - max(1, round(held * planes))
+        # As many planes between as a patch sees beyond its own.
+        if cut - frames < frames or planes - cut < frames:
+            raise DataError(f"{stack.name} has {planes} planes, too few for {frames} frames with a part held back")
+        parts[0].append(stack.isel(z=slice(0, cut - frames)))
+        parts[1].append(stack.isel(z=slice(cut, None)))
+    settings = replace(em.EFFICIENT, seed=seed, **words.options(epochs=epochs, patience=epochs))
+    model, history = em.train(
+        *parts,
+        PUBLISHED[crappifier],
+        network=network,
+        frames=frames,
+        tile=tile,
+        tiles=tiles,
+        settings=settings,
+        progress=sys.stderr.isatty(),
+    )
+    models.save(model, out)
+    found = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
+    words.answer(found | {"seconds": round(history.seconds)}, as_json)
+
+
+@app.command()
+def restore(
+    model: Annotated[Path, typer.Argument(help="Folder of a network of mrhdata train-restoration.")],
+    out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write; with --watch a folder.")],
+    stack: Annotated[str | None, typer.Argument(help="Stack to restore.")] = None,
+    watch: Annotated[Path | None, typer.Option(help="Folder whose files are restored as they are written.")] = None,
+    idle: Annotated[float | None, typer.Option(help="With --watch: stop after so many seconds without a file.")] = None,
+    settle: Annotated[float, typer.Option(help="With --watch: seconds for which a file must not have grown.")] = 2.0,
+    spacing: words.Spacing = None,
+    unit: words.Unit = None,
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
+) -> None:
+    """Restore a stack of any size, or tiles as a microscope writes them.
+
+    Example: mrhdata restore em-net/ restored.zarr scan.zarr
+    """
+    from mrhdata import models
+
+    if (stack is None) == (watch is None):
+        raise DataError("give either a stack to restore, or a folder to --watch")
+    network = models.load(model)
+    options = {"memory": memory, "device": device, "overwrite": overwrite}
+    read = words.options(spacing=spacing, unit=unit)
+    if stack is not None:
+        words.answer(_restored(network, stack, out, read, options), as_json)
+        return
+    assert watch is not None
+    count = _watched(network, watch, out, read, options, settle, idle)
+    words.answer({"restored": count, "written": str(out)}, as_json)
+
+
+def _restored(network: nn.Module, stack: str, out: Path, read: Any, options: Any) -> dict[str, Any]:
+    from mrhdata import formats
+    from mrhdata.methods import em
+
+    start = time.perf_counter()
+    volume = formats.read(stack, **read)
+    made = em.restore(network, volume, out, progress=sys.stderr.isatty(), **options)
+    seconds = time.perf_counter() - start
+    pixels = made.size / 1e6
+    return {
+        "written": str(out),
+        "shape": dict(made.sizes),
+        "dtype": str(made.dtype),
+        "Mpixel/s": round(pixels / seconds, 2),
+    }
+
+
+def _watched(
+    network: nn.Module, folder: Path, out: Path, read: Any, options: Any, settle: float, idle: float | None
+) -> int:
+    """Each file of a folder that has no restored one; a file that cannot be read is named and left."""
+    from mrhdata import formats
+    from mrhdata.watching import arriving
+
+    out.mkdir(parents=True, exist_ok=True)
+
+    def target(path: Path) -> Path:
+        stem = path.name.split(".")[0]
+        ending = formats.written_as(path)
+        return out / f"{stem}{'.ome.tif' if ending == '.nii.gz' and '.nii' not in path.name else ending}"
+
+    def wanted(path: Path) -> bool:
+        return any(path.name.lower().endswith(e) for e in formats.FORMATS) and not target(path).exists()
+
+    count = 0
+    for path in arriving(folder, wanted, settle_s=settle, idle_s=idle):
+        try:
+            found = _restored(network, str(path), target(path), read, options)
+        except MrhdataError as error:
+            typer.echo(f"mrhdata: left out: {error}", err=True)
+            continue
+        typer.echo(f"{path.name} -> {target(path).name}, {found['Mpixel/s']} Mpixel/s", err=True)
+        count += 1
+    return count
