@@ -380,7 +380,7 @@ def fine_tune(
         settings,
         progress=progress,
     )
-    learned: Spec = tuned.spec
+    learned: Spec = tuned.spec  # type: ignore[assignment]
     tuned.spec = replace(spec, target=learned.target)  # type: ignore[assignment]
     return tuned
 
