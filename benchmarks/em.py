@@ -1,0 +1,214 @@
+"""EM super-resolution by networks, x4 in the plane: trained on cube-a, tested on cube-b, beside the floors.
+
+Run: python benchmarks/em.py DATA WORK [--tasks NAME ...] [--threads 1]
+
+DATA is the folder with cube-a and cube-b. WORK keeps checkpoints and networks: a run that was stopped goes on, and
+the report is made of what is there. Floors and classical methods are those of `em_floors.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from em_floors import AREA, FACTOR, NOISY, SIDE, SPACING_NM, TRUSTED
+from tables import markdown
+
+import mrhdata
+from mrhdata import models
+from mrhdata.degrade import Clip, Degradation, IntensityGaussian, Zoom, fit_degradation
+from mrhdata.methods import em
+from mrhdata.scoring.consistency import residuals
+from mrhdata.scoring.image import restoration
+from mrhdata.scoring.resolution import fourier_correlation
+
+RESULTS = Path(__file__).parent / "results"
+#: Planes of cube-a that are trained on, and those that say when to stop, with a gap of more than five between.
+TRAINING, STOPPING = slice(0, 215), slice(222, 250)
+#: Degradation, planes that are seen, epochs.
+TASKS: dict[str, tuple[Degradation, int, int]] = {
+    "noisy, 1 plane": (NOISY, 1, 12),
+    "noisy, 5 planes": (NOISY, 5, 16),
+    "area, 1 plane": (AREA, 1, 12),
+}
+#: Of the scans of other noise: variance per intensity, 0.05 in training.
+LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
+CONFIG = {"width": 48, "blocks": 3}
+
+
+def cube(data: Path, name: str) -> xr.DataArray:
+    """One cube in memory, cropped to a multiple of the factor."""
+    volume = mrhdata.read(data / name, spacing=(SPACING_NM,) * 3, unit="nm").rename("em")
+    return volume.isel(y=slice(0, SIDE), x=slice(0, SIDE)).compute()
+
+
+def slug(task: str) -> str:
+    """A folder's name."""
+    return task.replace(", ", "-").replace(" ", "-")
+
+
+def trained(task: str, data: Path, work: Path) -> Path:
+    """Train what is not there yet."""
+    place = work / slug(task)
+    if not (place / "network").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        degradation, frames, epochs = TASKS[task]
+        stack = cube(data, "cube-a")
+        model, history = em.train(
+            [stack.isel(z=TRAINING)],
+            [stack.isel(z=STOPPING)],
+            degradation,
+            frames=frames,
+            tile=96,
+            tiles=2000,
+            settings=replace(em.EFFICIENT, epochs=epochs, patience=epochs),
+            folder=place,
+            progress=False,
+            **CONFIG,
+        )
+        (place / "history.json").write_text(json.dumps(asdict(history)))
+        models.save(model, place / "network")
+    return place / "network"
+
+
+def restored(model: Any, low: xr.DataArray, like: xr.DataArray, **options: Any) -> tuple[np.ndarray, float]:
+    """Pixels of the truth's grid, from 0 to 1, and seconds of the restoration itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        made = em.restore(model, low, Path(folder) / "restored.zarr", progress=False, **options)
+        seconds = time.perf_counter() - start
+        return mrhdata.resample(made, like, order=3).values / 255.0, seconds
+
+
+def scores(truth: np.ndarray, image: np.ndarray) -> dict[str, float]:
+    """Mean PSNR and SSIM over planes, as published."""
+    psnr, ssim = restoration(truth, image)
+    return {"PSNR": float(psnr.mean()), "SSIM": float(ssim.mean())}
+
+
+def measured(task: str, data: Path, work: Path) -> dict[str, Any]:
+    """Scores of a network on cube-b, and what it cost."""
+    degradation, _, _ = TASKS[task]
+    model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
+    history = json.loads((work / slug(task) / "history.json").read_text())
+    low = em.degraded(stack, degradation, seed=5)
+    image, seconds = restored(model, low, stack)
+    return {
+        "task": task,
+        **scores(stack.values / 255.0, image),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes of training": history["seconds"] / 60,
+        "Mpixel/s": stack.size / 1e6 / seconds,
+    }
+
+
+def trust(task: str, data: Path, work: Path) -> dict[str, Any]:
+    """Resolution by Fourier ring correlation, and what is left after degrading again."""
+    degradation, _, _ = TASKS[task]
+    model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=TRUSTED)
+    truth = stack.values / 255.0
+    lows = [em.degraded(stack, degradation, seed=s) for s in (1, 2)]
+    first, second = (restored(model, low, stack)[0] for low in lows)
+    found: dict[str, Any] = {"task": task}
+    if "noisy" in task:
+        pair = fourier_correlation(first, second, spacing=SPACING_NM, planes=True)
+        found["nm at 1/7, two draws"] = pair.resolution()
+    found["nm at 0.5, truth"] = fourier_correlation(truth, first, spacing=SPACING_NM, planes=True).resolution(0.5)
+    if "noisy" in task:
+        again = residuals(lows[0].values[::2] / 255.0, *degradation.moments(first[::2], 3, draws=48))
+        found |= {"bias": again.bias, "spread": again.spread, "structure": again.structure, "worst": again.worst}
+    return found
+
+
+def shifted(task: str, data: Path, work: Path) -> list[dict[str, Any]]:
+    """The same network on scans of other noise, and on stacks of thicker planes."""
+    model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
+    rows = []
+    for level in LEVELS:
+        noisy = Degradation((IntensityGaussian(level, width=3), Clip(), Zoom(FACTOR)))
+        low = em.degraded(stack, noisy, seed=7)
+        fitted = fit_degradation(low.values[100:105] / 255.0, stack.values[100:105] / 255.0)
+        rows.append(
+            {
+                "trained on": task,
+                "tested on": f"variance {level:g} of intensity",
+                **scores(stack.values / 255.0, restored(model, low, stack)[0]),
+                "bilinear": scores(stack.values / 255.0, mrhdata.resample(low, stack, order=1).values / 255.0)["PSNR"],
+                "fitted variance at 0": fitted.noise_offset,
+                "fitted variance at 1": fitted.noise_offset + fitted.noise_slope,
+                "fitted kind": fitted.kind,
+            }
+        )
+    thick = stack.coarsen(z=4).mean().astype(np.uint8).assign_attrs(stack.attrs)
+    low = em.degraded(thick, TASKS[task][0], seed=7)
+    rows.append(
+        {
+            "trained on": task,
+            "tested on": "planes of 40 nm",
+            **scores(thick.values / 255.0, restored(model, low, thick)[0]),
+            "bilinear": scores(thick.values / 255.0, mrhdata.resample(low, thick, order=1).values / 255.0)["PSNR"],
+        }
+    )
+    return rows
+
+
+def seams(task: str, data: Path, work: Path) -> dict[str, Any]:
+    """The largest difference between a stack restored in parts and in one, in grey values."""
+    model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=slice(0, 24))
+    low = em.degraded(stack, TASKS[task][0], seed=5)
+    whole, parts = (restored(model, low, stack, memory=memory)[0] for memory in ("4 GB", "24 MB"))
+    return {"task": task, "largest difference of 255": float(np.abs(whole - parts).max() * 255)}
+
+
+def report(data: Path, work: Path, threads: int) -> None:
+    """Tables of what is there."""
+    there = [task for task in TASKS if (work / slug(task) / "network").exists()]
+    rows = [measured(task, data, work) for task in there]
+    trusted = [trust(task, data, work) for task in there]
+    noisy = next((task for task in there if task.startswith("noisy")), None)
+    shifts = [row for task in there if task.startswith("noisy") for row in shifted(task, data, work)]
+    joins = [] if noisy is None else [seams(task, data, work) for task in there]
+    text = [
+        "# EM super-resolution by networks",
+        f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in the plane: trained on {TRAINING.stop} planes of cube-a, stopped by "
+        f"{STOPPING.stop - STOPPING.start} others, tested on cube-b. {threads} thread, bfloat16 convolutions. Floors, and "
+        "classical methods, are those of `em_floors.md`.",
+        markdown(rows),
+        "Resolution, and what is left of the scan when the restored image is degraded again (1 is the noise itself):",
+        markdown(trusted),
+        "Other noise and thicker planes:",
+        markdown(shifts),
+        "Restored within 24 MB against in one pass:",
+        markdown(joins, 4),
+    ]
+    print("\n\n".join(text))
+    found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
+    (RESULTS / "em.json").write_text(json.dumps(found, indent=1) + "
+")
+    (RESULTS / "em.md").write_text("\n\n".join(text) + "\n")
+
+
+def main() -> None:
+    """Train what is missing, then report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for task in given.tasks:
+        trained(task, given.data, given.work)
+    report(given.data, given.work, given.threads)
+
+
+if __name__ == "__main__":
+    main()
