@@ -178,9 +178,9 @@ def report(data: Path, work: Path, threads: int) -> None:
     joins = [] if noisy is None else [seams(task, data, work) for task in there]
     text = [
         "# EM super-resolution by networks",
-        f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in the plane: trained on {TRAINING.stop} planes of cube-a, stopped by "
-        f"{STOPPING.stop - STOPPING.start} others, tested on cube-b. {threads} thread, bfloat16 convolutions. Floors, and "
-        "classical methods, are those of `em_floors.md`.",
+        f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in plane: trained on {TRAINING.stop} planes of cube-a, stopped "
+        f"by {STOPPING.stop - STOPPING.start} others, tested on cube-b. {threads} thread, bfloat16. Floors and "
+        "classical methods are those of `em_floors.md`.",
         markdown(rows),
         "Resolution, and what is left of the scan when the restored image is degraded again (1 is the noise itself):",
         markdown(trusted),
@@ -191,8 +191,7 @@ def report(data: Path, work: Path, threads: int) -> None:
     ]
     print("\n\n".join(text))
     found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
-    (RESULTS / "em.json").write_text(json.dumps(found, indent=1) + "
-")
+    (RESULTS / "em.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "em.md").write_text("\n\n".join(text) + "\n")
 
 

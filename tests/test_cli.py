@@ -239,3 +239,35 @@ def test_labels_from_a_folder_of_subjects(tmp_path):
     assert (code, "exists" in err) == (2, True)
     code, _, err = run(*words, "--recipe", "unet5")
     assert (code, "no recipe called" in err) == (2, True)
+
+
+def test_restoration_from_a_stack_to_a_watched_folder(tmp_path):
+    """Train on planes, restore a stack in its own range, and files of a folder; files that are none are named."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    planes = [np.cos(0.3 * x + 0.2 * y + 0.1 * z) * 60 + 128 + rng.normal(0, 2, x.shape) for z in range(20)]
+    good = from_array(np.stack(planes).astype(np.uint8), spacing=(1e-5, 1e-5, 1e-5))
+    mrhdata.write(good, tmp_path / "good.ome.tif")
+    quick = ["--tile", 32, "--tiles", 8, "--epochs", 1, "--frames", 3]
+    code, out, err = run("train-restoration", tmp_path / "net", tmp_path / "good.ome.tif", *quick, "--json")
+    assert code == 0, err
+    assert json.loads(out)["epochs"] == 1
+    low = good.isel(y=slice(0, None, 4), x=slice(0, None, 4))
+    (tmp_path / "scope").mkdir()
+    mrhdata.write(low, tmp_path / "scope" / "tile-1.ome.tif")
+    mrhdata.write(low, tmp_path / "scan.zarr")
+    code, out, err = run("restore", tmp_path / "net", tmp_path / "r.zarr", tmp_path / "scan.zarr", "--json")
+    assert code == 0, err
+    made = mrhdata.read(tmp_path / "r.zarr")
+    assert (made.dtype, made.shape) == (np.uint8, (20, 64, 64))
+    np.testing.assert_allclose(made.mrh.spacing, (1e-5, 1e-5, 1e-5))
+    (tmp_path / "scope" / "broken.tif").write_bytes(b"no picture")
+    watch = ["--watch", tmp_path / "scope", "--idle", 1, "--settle", 0.2]
+    code, out, err = run("restore", tmp_path / "net", tmp_path / "done", *watch)
+    assert code == 0, err
+    assert "left out" in err
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / "done" / "tile-1.ome.tif").values, made.values)
+    code, _, err = run("restore", tmp_path / "net", tmp_path / "x.zarr")
+    assert (code, "either a stack" in err) == (2, True)
+    code, _, err = run("train-restoration", tmp_path / "n2", tmp_path / "good.ome.tif", "--crappifier", "jpeg")
+    assert (code, "no degradation called" in err) == (2, True)

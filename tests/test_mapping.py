@@ -133,11 +133,11 @@ def test_dense_boxes_equal_one_pass(model, shape, most, data):
 def test_networks_that_join_branches(model):
     """Skips, crops and concatenation; what does not divide is padded at the far end with the nearest voxel."""
     model.eval()
-    values = np.random.default_rng(1).standard_normal((13, 20, 18)).astype(np.float32)
-    network, method, sweep = dense(model, values, 900)
+    values = np.random.default_rng(1).standard_normal((29, 44, 38)).astype(np.float32)
+    network, method, sweep = dense(model, values, 12_000)
     divisible = isinstance(model, Pooled)
     given = np.pad(values, [(0, 3), (0, 0), (0, 2)], mode="edge") if divisible else values
-    whole = network(given[None, None])[0].numpy()[:, :13, :20, :18]
+    whole = network(given[None, None])[0].numpy()[:, :29, :44, :38]
     assert method.shape == values.shape
     assert len(method._pieces(span((0, 0, 0), method.shape), 1)) > 4
     np.testing.assert_allclose(run(method, sweep, span((0, 0, 0), method.shape)), whole, atol=1e-5)

@@ -56,9 +56,9 @@ def train_restoration(
     parts: tuple[list[Any], list[Any]] = ([], [])
     for stack in good:
         planes = stack.sizes["z"]
-        cut = planes - max(1, round(held * planes))
+        cut = planes - max(frames, round(held * planes))
         # As many planes between as a patch sees beyond its own.
-        if cut - frames < frames or planes - cut < frames:
+        if cut - frames < frames:
             raise DataError(f"{stack.name} has {planes} planes, too few for {frames} frames with a part held back")
         parts[0].append(stack.isel(z=slice(0, cut - frames)))
         parts[1].append(stack.isel(z=slice(cut, None)))
