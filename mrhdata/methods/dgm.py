@@ -6,7 +6,8 @@ positives of the first. Its second generation passed zeros for the voxel's place
 to nothing, and kept one PReLU slope per voxel.
 
 Here the same voxels are learned from (tiles of the core, every third voxel, that hold a label), but in larger
-boxes: a valid convolution gives the same answers, and twenty times less is computed twice.
+boxes: a valid convolution gives the same answers, and twenty times less is computed twice. Soft Dice stands
+beside cross-entropy, which alone leaves the smallest nuclei out for many epochs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _TRAINING = Training(
     batch_size=1,
     learning_rate=1e-3,
     weight_decay=0.0,
-    loss="cross-entropy",
+    loss="dice+cross-entropy",
     precision="bfloat16",
 )
 
@@ -96,7 +97,6 @@ def unet(epochs: int = 16, each: int = 8) -> Recipe:
         batch_size=2,
         learning_rate=3e-3,
         weight_decay=1e-4,
-        loss="dice+cross-entropy",
         augment=Augmentation(),
         patience=epochs,
     )
