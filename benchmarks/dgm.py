@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tables import markdown
+from tables import markdown, written
 
 from mrhdata import models, phantom
 from mrhdata.methods import dgm, segmentation
@@ -26,7 +26,6 @@ from mrhdata.segmenting import Case, scored, segment
 TRAINING, STOPPING, TEST = range(13), range(13, 15), range(15, 20)
 LABELS = (0, *dgm.LABELS)
 RECIPES = {"published": dgm.published, "unet": dgm.unet}
-RESULTS = Path(__file__).parent / "results"
 
 
 def subject(seed: int) -> Case:
@@ -159,7 +158,6 @@ def report(work: Path, threads: int) -> None:
             4,
         ),
     ]
-    print("\n\n".join(text))
     found = {
         "threads": threads,
         "torch": torch.__version__,
@@ -167,8 +165,7 @@ def report(work: Path, threads: int) -> None:
         "values": values,
         "cost": costs,
     }
-    (RESULTS / "dgm.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "dgm.md").write_text("\n\n".join(text) + "\n")
+    written("dgm", text, found)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from registration import LABELS, SHARED, cit168
-from tables import markdown
+from tables import markdown, written
 
 import mrhdata
 from mrhdata import models
@@ -27,7 +27,6 @@ from mrhdata.segmenting import Case, scored, segment
 NAMES = {
     1 + 2 * i + j: f"{nucleus} {side}" for i, nucleus in enumerate(SHARED) for j, side in enumerate(("left", "right"))
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 def brains(data: Path) -> list[Case]:
@@ -103,10 +102,8 @@ def main() -> None:
         {"nucleus": name, **{f"{r['trained on']} to {r['tested on']}": r[name] for r in rows}}
         for name in (*NAMES.values(), "mean Dice")
     ]
-    text = f"# Deep grey matter of two atlases' brains\n\n{__doc__.splitlines()[-2]} Dice:\n\n{markdown(turned)}\n"
-    print(text)
-    (RESULTS / "dgm_atlas.md").write_text(text)
-    (RESULTS / "dgm_atlas.json").write_text(json.dumps({"threads": given.threads, "rows": rows}, indent=1) + "\n")
+    parts = ["# Deep grey matter of two atlases' brains", f"{__doc__.splitlines()[-2]} Dice:", markdown(turned)]
+    written("dgm_atlas", parts, {"threads": given.threads, "rows": rows})
 
 
 if __name__ == "__main__":

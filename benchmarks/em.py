@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import xarray as xr
 from em_floors import AREA, FACTOR, NOISY, SIDE, SPACING_NM, TRUSTED
-from tables import markdown
+from tables import markdown, written
 
 import mrhdata
 from mrhdata import models
@@ -30,7 +30,6 @@ from mrhdata.scoring.consistency import residuals
 from mrhdata.scoring.image import restoration
 from mrhdata.scoring.resolution import fourier_correlation
 
-RESULTS = Path(__file__).parent / "results"
 #: Planes of cube-a that are trained on, and those that say when to stop, with a gap of more than five between.
 TRAINING, STOPPING = slice(0, 215), slice(222, 250)
 #: Degradation, planes that are seen, epochs.
@@ -189,10 +188,8 @@ def report(data: Path, work: Path, threads: int) -> None:
         "Restored within 24 MB against in one pass:",
         markdown(joins, 4),
     ]
-    print("\n\n".join(text))
     found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
-    (RESULTS / "em.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "em.md").write_text("\n\n".join(text) + "\n")
+    written("em", text, found)
 
 
 def main() -> None:

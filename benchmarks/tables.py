@@ -1,9 +1,21 @@
-"""Rows as Markdown."""
+"""Rows as Markdown, and reports on disk."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def written(name: str, parts: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Print the parts of a report, and write them and the figures beside the others."""
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], digits: int = 3) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from tables import markdown
+from tables import markdown, written
 
 import mrhdata
 from mrhdata import models
@@ -36,7 +36,6 @@ FOLDS, STOPPING, SEED = 4, 2, 0
 EPOCHS = {
     "tissue2d_0_0": 4, "tissue2d_1_0": 3, "tissue2d_2_0": 3, "tissue2d_3_0": 6, "tissue2d_4_0": 2, "unet3d": 20,
 }  # fmt: skip
-RESULTS = Path(__file__).parent / "results"
 
 
 def recipe(network: str) -> segmentation.Recipe:
@@ -181,9 +180,7 @@ def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
         "Mean Dice of the subjects left out of fold 1 on other grids, each scored on its own:",
         markdown(grids),
     ]
-    print("\n\n".join(text))
-    (RESULTS / "tissue.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "tissue.md").write_text("\n\n".join(text) + "\n")
+    written("tissue", text, found)
 
 
 def main() -> None:
