@@ -297,7 +297,7 @@ def text(found):
         "",
         f"MRH-Net, 4 blocks, 67 channels, {made['patches']} patches of two phantom subjects, {made['epochs']} epochs; "
         f"scores on {made['held_out']} patches of a test subject, positive below percentile {PERCENTILE} of the "
-        "training subjects' autofluorescence, 95 % intervals over blocks of 8 voxels. "
+        "training subjects' autofluorescence, 95 % intervals over blocks as long as tissue is alike, widened. "
         f"Threads: {made['threads']}; {made['seconds']} s in all, {made['cpu_seconds']} s of the processor.",
         "",
         *_members(found),

@@ -117,14 +117,32 @@ def rows_of_table(
         block = table["block"].to_numpy()
     elif set(SPATIAL) <= set(table.columns):
         place = table[list(SPATIAL)].to_numpy()
-        alike = likeness(truth, place)
-        edge = _edge(place[testing], alike.range) if blocks is None else int(np.asarray(blocks).item())
-        block, lengths = cubes(place, edge)
-        widening = alike.widening(lengths)
+        block, edge, widening = blocks_of(
+            truth, place, testing, None if blocks is None else int(np.asarray(blocks).item())
+        )
     else:
         raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
     region = None if regions is None else _column("regions", regions, len(table)).astype(np.int64)
     return Rows(features, truth, columns, fitting, testing, np.asarray(block), region, edge, widening)
+
+
+def blocks_of(
+    truth: NDArray[np.float64], place: NDArray[np.int64], testing: NDArray[np.bool_], edge: int | None = None
+) -> tuple[NDArray[np.int64], int, float]:
+    """Cubes that are long beside the distance over which histology is alike.
+
+    Returns
+    -------
+    block : (n,) int array
+    edge : int
+        In voxels, as given or as measured.
+    widening : float
+        How much wider intervals are for what is alike across the faces of blocks.
+    """
+    alike = likeness(truth, place)
+    edge = _edge(place[testing], alike.range) if edge is None else edge
+    block, lengths = cubes(place, edge)
+    return block, edge, alike.widening(lengths)
 
 
 def _edge(place: NDArray[np.int64], far: float) -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from mrhdata.comparing import blocks_of
 from mrhdata.errors import DataError
 from mrhdata.models.ensemble import MEAN, STRANGENESS, UNCERTAINTY, Ensemble
 from mrhdata.prediction import centres, predict_patches
@@ -55,6 +56,8 @@ class HeldOut:
     threshold, positive
         Histology ``positive`` ("below" or "above") `threshold` is what an AUC asks for.
     bootstrap : Bootstrap
+    widening : float
+        How much wider intervals are for what is alike across the faces of blocks.
     """
 
     inputs: Floats
@@ -64,12 +67,13 @@ class HeldOut:
     threshold: float
     positive: str = "below"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    widening: float = 1.0
 
     def scored(self, prediction: Floats) -> tuple[dict[str, float], Samples]:
         """AUC and R2 of a prediction (n,), and both in each resampling of blocks."""
         sign = -1.0 if self.positive == "below" else 1.0
         positive = sign * self.truth > sign * self.threshold
-        draws = intervals.draw_blocks(int(self.block.max()) + 1, self.bootstrap)
+        draws = intervals.draw_blocks(int(self.block.max()) + 1, self.bootstrap, self.widening)
         samples = {
             "auc": intervals.roc_replicates(positive, sign * prediction, self.block, draws).auc,
             "r2": intervals.error_replicates(self.truth, prediction, self.block, draws)[0],
@@ -99,7 +103,7 @@ class HeldOut:
 
 
 def held_out(
-    patches: Patches, threshold: float, *, positive: str = "below", most: int = 4000, block_voxels: int = 8
+    patches: Patches, threshold: float, *, positive: str = "below", most: int = 4000, block_voxels: int | None = None
 ) -> HeldOut:
     """Gather held-out patches.
 
@@ -111,16 +115,18 @@ def held_out(
         As for :func:`mrhdata.sensitivity`; choose the threshold on training patches.
     most : int
         If there are more patches, so many evenly spread ones.
-    block_voxels : int
-        Edge of the cubes that intervals resample.
+    block_voxels : int, optional
+        Edge of the cubes that intervals resample; as measured by default (:func:`mrhdata.comparing.blocks_of`).
     """
     if positive not in ("below", "above"):
         raise DataError(f"positive is 'below' or 'above', not {positive!r}")
     rows = spread(len(patches), most)
     inputs, truth = _centred(patches, rows)
-    cube = np.column_stack([patches.subject[rows], patches.positions[rows] // block_voxels])
-    block = np.unique(cube, axis=0, return_inverse=True)[1].ravel()
-    return HeldOut(inputs, truth, block, list(patches.channels), threshold, positive)
+    place = patches.positions[rows].copy()
+    # Subjects lie one behind the other.
+    place[:, 0] += 2 * (int(place[:, 0].max()) + 1) * patches.subject[rows]
+    block, _, widening = blocks_of(truth.astype(np.float64), place, np.ones(len(rows), dtype=bool), block_voxels)
+    return HeldOut(inputs, truth, block, list(patches.channels), threshold, positive, widening=widening)
 
 
 def _centred(patches: Patches, rows: Ints) -> tuple[Floats, Floats]:
