@@ -194,7 +194,6 @@ def fit(
     True
     """
     settings = settings or Training()
-    start = time.perf_counter()
     classes = _classes(model) if settings.loss in OF_CLASSES else None
     model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
@@ -204,7 +203,6 @@ def fit(
     if settings.keep == "best":
         model.load_state_dict(run.best)
     model.eval()
-    run.history.seconds = time.perf_counter() - start
     return run.history
 
 
@@ -213,11 +211,14 @@ def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, 
     settings = run.settings
     if path is not None and path.exists():
         run.resume(path)
+    # Of a run that was stopped, what it took before counts too.
+    start = time.perf_counter() - run.history.seconds
     bar = tqdm(range(len(run.history.training), settings.epochs), desc="training", unit="epoch", disable=not progress)
     for _ in bar:
         if run.stale() >= settings.patience:
             break
         run.epoch(patches, validation)
+        run.history.seconds = time.perf_counter() - start
         bar.set_postfix(validation=f"{run.history.validation[-1]:.4f}", best=f"{min(run.history.validation):.4f}")
         if path is not None:
             run.save(path)

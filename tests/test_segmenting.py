@@ -171,6 +171,8 @@ def test_the_second_round_takes_false_positives_away():
     small = {"widths": (6, 8, 8), "joined": (12, 8)}
     recipe = replace(recipe, prepare=(), finish=(), scale=None, config=small, training=(settings,), again=(settings,))
     found = segmentation.train(recipe, [case(1), case(2), case(3)], [case(4)], progress=False)
+    first, second = (model.spec.inputs for model in found.rounds)
+    assert first == second
     test = case(5)
     answers = [segment(model, test.inputs).values for model in found.rounds]
     false = [int(((a != 0) & (test.labels.values == 0)).sum()) for a in answers]
@@ -296,7 +298,7 @@ def test_places_reach_the_second_generation():
     model.joined.register_forward_pre_hook(
         lambda layer, given: joined.append(given[0][:, -3:].abs().amax((0, 2, 3, 4)))
     )
-    segment(segmentation.whole(model, None), case.inputs)
+    segment(segmentation.whole(model), case.inputs)
     ready = mrhdata.prepare.steps.prepared(case.inputs, spec.prepare)
     assert list(ready) == ["qsm", "x", "y", "z"]
     model(torch.from_numpy(np.stack([v.values for v in ready.values()]))[None])

@@ -237,11 +237,13 @@ def train(
         histories = []
         for stage, settings in enumerate(recipe.again if number else recipe.training):
             path = None if folder is None else folder / f"round-{number + 1}-{stage + 1}.pt"
+            # What the first stage measured of the inputs is what the weights know from then on.
+            model.spec = replace(model.spec, target=None)  # type: ignore[type-var]
             histories.append(
                 fit(model, training, testing, replace(settings, seed=seed), checkpoint=path, progress=progress)
             )
         trained.histories.append(histories)
-        trained.rounds.append(whole(model, recipe))
+        trained.rounds.append(whole(model))
         if number < recipe.rounds:
             found = [[_found(trained.rounds[-1], case) for case in part] for part in parts]
     return trained
@@ -280,12 +282,12 @@ def _learned(recipe: Recipe, case: Case, found: Any) -> Case:
 
 def _found(model: nn.Module, case: Case) -> Any:
     """What the network labels in a case that is prepared already, every voxel, unfinished."""
-    plain = whole(model, None)
+    plain = whole(model)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
     return segment(plain, dict(case.inputs), precision="bfloat16")
 
 
-def whole(model: nn.Module, recipe: Recipe | None) -> nn.Module:
+def whole(model: nn.Module) -> nn.Module:
     """A copy of a network that answers every voxel of what it is given, borders too."""
     spec: Spec = model.spec  # type: ignore[assignment]
     config = dict(spec.config)
