@@ -53,7 +53,7 @@ def _steps(spacing_mm: tuple[float, float, float] = SPACING_MM) -> Steps:
     )
 
 
-def published(network: str = "fcn3d", epochs: int = 8, core: tuple[int, int, int] = (9, 27, 27)) -> Recipe:
+def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, int] = (9, 27, 27)) -> Recipe:
     """A published network with the second round.
 
     Parameters
@@ -61,7 +61,7 @@ def published(network: str = "fcn3d", epochs: int = 8, core: tuple[int, int, int
     network : {"fcn3d", "fcn3d_aniso"}
         First or second generation; the second has no second round, but knows each voxel's place.
     epochs : int
-        Of the first round; the second has half as many, at half the rate. One cycle each, where the
+        Of the first round; the second has a third of them, at half the rate. One cycle each, where the
         publication steps from 1e-3 to 1e-4 when the validation loss stalls.
     core : (3,) tuple of int
         Voxels of the answer that are trained on together; `CORE` as published.
@@ -74,7 +74,7 @@ def published(network: str = "fcn3d", epochs: int = 8, core: tuple[int, int, int
     first = network == "fcn3d"
     variant = dict(VARIANTS["" if first else "_aniso"])
     margin = FCN3D(**variant).margin  # type: ignore[arg-type]
-    again = max(1, epochs // 2)
+    again = max(1, epochs // 3)
     return Recipe(
         network,
         (*_steps(), *(() if first else (("location", {}),))),
