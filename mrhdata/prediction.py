@@ -232,6 +232,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
     if grown != target:
         check_target(target, overwrite)
+        formats.writer_of(target)
     about = {
         "model": network.spec.name,
         "weights": _weights(model),

@@ -237,6 +237,8 @@ def test_labels_from_a_folder_of_subjects(tmp_path):
     assert (tmp_path / "r.csv").read_text().splitlines()[0] == "label,name,mean,sd,median,volume_mm3"
     code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject)
     assert (code, "exists" in err) == (2, True)
+    code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.mgz", subject)
+    assert (code, "l.mgz cannot be written" in err) == (2, True)
     code, _, err = run(*words, "--recipe", "unet5")
     assert (code, "no recipe called" in err) == (2, True)
 

@@ -197,6 +197,7 @@ def segment_(
     from mrhdata.segmenting import Case, scored, segment
 
     check_target(out, overwrite)
+    formats.writer_of(out)
     network = models.load(model)
     spec: Any = network.spec
     named = {k: formats.read(v) for k, v in words.channels(inputs).items()}

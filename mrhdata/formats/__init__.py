@@ -217,14 +217,26 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
         The ending cannot be written, the format cannot hold the values, or `path` exists.
     """
     path = Path(path)
-    writer, writable = _module_for(path)
-    if not writable:
-        endings = ", ".join(e for e, (_, can) in FORMATS.items() if can)
-        raise FormatError(f"{path.name} cannot be written; the endings that can are {endings}")
+    writer = writer_of(path)
     from mrhdata.volume import DIMS
 
     with appearing(path, overwrite=overwrite) as draft:
         writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
+
+
+def writer_of(path: str | os.PathLike[str]) -> ModuleType:
+    """The module that writes files of this ending.
+
+    Raises
+    ------
+    FormatError
+        None does: what takes long asks before it begins.
+    """
+    writer, writable = _module_for(Path(path))
+    if not writable:
+        endings = ", ".join(e for e, (_, can) in FORMATS.items() if can)
+        raise FormatError(f"{Path(path).name} cannot be written; the endings that can are {endings}")
+    return writer
 
 
 def written_as(path: str | os.PathLike[str]) -> str:

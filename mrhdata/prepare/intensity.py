@@ -47,7 +47,9 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
     if how not in ("minmax", "percentile", "zscore"):
         raise DataError(f"how is minmax, percentile or zscore, not {how!r}")
     low, high = _extremes(volume) if how == "minmax" else _typical(volume, how)
-    if not (np.isfinite([low, high]).all() and high > low):
+    if not np.isfinite([low, high]).all():
+        raise DataError(f"{volume.name} holds values that are not finite; set NaN and infinities to 0")
+    if not high > low:
         raise DataError(f"{volume.name} runs from {low} to {high}: nothing to normalise; is it empty?")
     with_attrs = (volume.astype(np.float32) - np.float32(low)) / np.float32(high - low)
     return with_attrs.assign_attrs({**volume.attrs, "units": "1"})

@@ -86,6 +86,9 @@ def test_normalised_volumes_do_not_know_their_scale(how):
     np.testing.assert_allclose(a, b, atol=1e-5)
     with pytest.raises(DataError, match="nothing to normalise"):
         intensity.normalise(volume(np.full((2, 2, 2), 3.0)), how)
+    values[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        intensity.normalise(volume(values), how)
 
 
 def test_steps_act_on_the_volumes_that_they_name():
