@@ -124,8 +124,8 @@ def other_grids(network: str, cases: list[Case], work: Path) -> list[dict[str, A
     changes: dict[str, Any] = {
         "aligned": lambda v: v,
         "mirrored and turned axes": lambda v: v.isel(y=slice(None, None, -1), x=slice(None, None, -1)),
-        "0.8 mm": lambda v: resample(v, spacing_mm=(1, 0.8, 0.8)),
-        "1.25 mm in plane": lambda v: resample(v, spacing_mm=(1, 1.25, 1.25)),
+        "0.8 mm": lambda v: resample(v, spacing_mm=(1, 0.8, 0.8), order=3),
+        "1.25 mm in plane": lambda v: resample(v, spacing_mm=(1, 1.25, 1.25), order=3),
         "cropped": lambda v: v.isel(y=slice(20, -12), x=slice(15, -10)),
         "tilted by 10 degrees": tilted,
     }
@@ -153,7 +153,7 @@ def tilted(volume: xr.DataArray) -> xr.DataArray:
     affine = np.eye(4)
     affine[:3, :3] = turn @ grid.affine[:3, :3]
     affine[:3, 3] = middle + turn @ (grid.affine[:3, 3] - middle)
-    return resample(volume, mrhdata.grid.Grid(grid.shape, affine))
+    return resample(volume, mrhdata.grid.Grid(grid.shape, affine), order=3)
 
 
 def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
