@@ -134,6 +134,10 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
+#: So often may all workers that hold a writer die before a level is given up.
+_LOSSES = 10
+
+
 class _Journal:
     """The draft store, and its finished blocks: whether each holds voxels other than 0."""
 
@@ -227,14 +231,24 @@ def _run_on(
 ) -> None:
     """Levels one after another, their blocks on the workers; each reads the level before from the store."""
     from distributed import as_completed
+    from distributed.client import FutureCancelledError
 
-    shared = client.scatter(writer, broadcast=True)
     for level, blocks in enumerate(writer.blocks):
-        pending = [i for i in range(len(blocks)) if (level, i) not in finished]
-        futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in pending}
-        for future in as_completed(list(futures)):
-            filled = future.result()
-            done(level, futures[future], writer.bytes_of(level, futures[future]), filled)
+        pending = {i for i in range(len(blocks)) if (level, i) not in finished}
+        losses = 0
+        while pending:
+            shared = client.scatter(writer, broadcast=True)
+            futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}
+            try:
+                for future in as_completed(list(futures)):
+                    filled = future.result()
+                    done(level, futures[future], writer.bytes_of(level, futures[future]), filled)
+                    pending.discard(futures[future])
+            except FutureCancelledError:
+                # Every worker that held what was scattered has died: it is handed out anew.
+                losses += 1
+                if losses > _LOSSES:
+                    raise
 
 
 def _write_one(writer: Writer, level: int, index: int) -> bool:

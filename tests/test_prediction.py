@@ -342,15 +342,19 @@ def test_killed_at_random_moments(tmp_path, mode, seed):
     np.testing.assert_allclose(mrhdata.predict(smoothing(), volume, target, **how), whole, rtol=1e-5, atol=1e-2)
 
 
-def test_on_a_cluster_whose_worker_dies(tmp_path):
-    """Two processes make the blocks; one is killed on the way."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
+    """Processes make the blocks; one is killed on the way, with all that was handed out where it is the only one."""
     from distributed import Client, LocalCluster
 
     volume = stored(tmp_path)
     how = {"mode": "dense", "memory": "10 MB"}
     alone = mrhdata.predict(smoothing(), volume, tmp_path / "alone.zarr", progress=False, **how)
     killed = []
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
         pids = client.run(os.getpid)
 
         def kill_one(done, total):
