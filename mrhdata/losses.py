@@ -74,8 +74,7 @@ def _structure(answer: Tensor, target: Tensor) -> Tensor:
 
     The range from black to white is that of the target's batch.
     """
-    x, y = (v.flatten(0, 2) if v.shape[2] == 1 else v.transpose(1, 2).flatten(0, 2) for v in (answer, target))
-    x, y = x.unsqueeze(1), y.unsqueeze(1)
+    x, y = (v.flatten(0, 2).unsqueeze(1) for v in (answer, target))
     wide = (y.amax() - y.amin()).clamp(min=1e-6)
     found = x.new_ones(len(x))
     scales = max(1, min(len(_SCALES), (min(x.shape[-2:]) // 11).bit_length()))

@@ -144,7 +144,7 @@ def _channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: Spec) -> 
         return {spec.channels[0]: inputs}
     if len(inputs) == 1 and spec.channels[0] not in inputs:
         raise ModelError(f"the network was trained on {spec.channels} but is given {tuple(inputs)}; name it so")
-    return {name: inputs[name] for name in (*[c for c in spec.channels if c in inputs],)}
+    return {name: inputs[name] for name in spec.channels if name in inputs}
 
 
 def _decided(shares: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) -> xr.DataArray:

@@ -226,7 +226,8 @@ def _regions(volume: Any, labels: Any, values: Sequence[int], path: Path) -> Non
     from mrhdata.methods.dgm import LABELS
     from mrhdata.scoring.overlap import roi_table
 
-    names = {int(v): LABELS.get(int(v), str(v)) if tuple(values[1:]) == tuple(LABELS) else str(v) for v in values[1:]}
+    named = tuple(values[1:]) == tuple(LABELS)
+    names = {int(v): LABELS[int(v)] if named else str(v) for v in values[1:]}
     table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
     with appearing(path, overwrite=True) as draft:
         table.to_csv(draft, index=False)

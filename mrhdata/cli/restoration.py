@@ -139,9 +139,7 @@ def _watched(
     out.mkdir(parents=True, exist_ok=True)
 
     def target(path: Path) -> Path:
-        stem = path.name.split(".")[0]
-        ending = formats.written_as(path)
-        return out / f"{stem}{'.ome.tif' if ending == '.nii.gz' and '.nii' not in path.name else ending}"
+        return out / f"{path.name.split('.')[0]}{formats.written_as(path, otherwise='.ome.tif')}"
 
     def wanted(path: Path) -> bool:
         return any(path.name.lower().endswith(e) for e in formats.FORMATS) and not target(path).exists()

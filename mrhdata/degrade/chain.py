@@ -90,9 +90,7 @@ class Degradation:
         return mean * white, squares / (draws - 1) * white**2
 
     def _white(self, dtype: np.dtype[Any]) -> float:
-        if self.white is not None:
-            return self.white
-        return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
+        return white_of(dtype) if self.white is None else self.white
 
     def _size(self, shape: Sequence[int]) -> tuple[int, ...]:
         for step in self.steps:
@@ -124,6 +122,11 @@ class Degradation:
 
         chunks = (*whole.chunks[:-2], (shape[0],), (shape[1],))
         return whole.map_blocks(block, chunks=chunks, dtype=image.dtype, meta=np.empty((0,) * image.ndim, image.dtype))
+
+
+def white_of(dtype: np.dtype[Any]) -> float:
+    """The value that counts as 1: 1 for floats, and the type's largest for integers."""
+    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def _key(seed: int | Sequence[int]) -> tuple[int, ...]:

@@ -239,8 +239,8 @@ def writer_of(path: str | os.PathLike[str]) -> ModuleType:
     return writer
 
 
-def written_as(path: str | os.PathLike[str]) -> str:
-    """Ending that what comes from a file is written with: its own where that can be written, else ``.nii.gz``.
+def written_as(path: str | os.PathLike[str], otherwise: str = ".nii.gz") -> str:
+    """Ending that what comes from a file is written with: its own where that can be written.
 
     Examples
     --------
@@ -248,7 +248,7 @@ def written_as(path: str | os.PathLike[str]) -> str:
     ('.mnc', '.nii.gz')
     """
     name = Path(path).name.lower()
-    return next((ending for ending, (_, can) in FORMATS.items() if can and name.endswith(ending)), ".nii.gz")
+    return next((ending for ending, (_, can) in FORMATS.items() if can and name.endswith(ending)), otherwise)
 
 
 def _module_for(path: Path) -> tuple[ModuleType, bool]:

@@ -11,6 +11,7 @@ up to 4e-4, dihedral turns, turns of 10 degrees, zoom; 100 epochs on many stacks
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from scipy.ndimage import affine_transform
 
 from mrhdata import choosing, models
 from mrhdata.augmenting import Augmentation
-from mrhdata.degrade import Degradation, Reduction
+from mrhdata.degrade import Degradation, Reduction, white_of
 from mrhdata.errors import DataError, ModelError
 from mrhdata.grid import Grid
 from mrhdata.growing import Progress
@@ -216,8 +217,7 @@ def train(  # noqa: PLR0913 (settings of one act)
     """
     if frames % 2 == 0:
         raise ModelError(f"{frames} planes have no middle one; give an odd number")
-    white = float(np.iinfo(stacks[0].dtype).max) if np.issubdtype(stacks[0].dtype, np.integer) else 1.0
-    pairs = Pairs(degradation, white)
+    pairs = Pairs(degradation, white_of(stacks[0].dtype))
 
     def tiled(given: Sequence[xr.DataArray], count: int, masks: Any, seed: int) -> Patches:
         return patches(
@@ -280,10 +280,11 @@ def restore(
     spec: Spec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None or spec.patch is None:
         raise ModelError(f"{spec.name} was not trained; use mrhdata.methods.em.train or load a trained one")
-    white = float(np.iinfo(stack.dtype).max) if np.issubdtype(stack.dtype, np.integer) else 1.0
+    white = white_of(stack.dtype)
     name = spec.channels[len(spec.channels) // 2]
     output = Output() if white == 1.0 else Output(dtype=str(stack.dtype), range=(0.0, white))
-    network, given = model, stack.rename(name)
+    # A copy that shares the weights: the model keeps its own scales.
+    network, given = copy.copy(model), stack.rename(name)
     how: dict[str, Any] = {"mode": "dense"}
     if spec.name == "pssr":
         factor = int(spec.config.get("scale", 4))
@@ -292,21 +293,18 @@ def restore(
         given = resample(given, finer(given.mrh.grid, factor)).rename(name)
         how = {"mode": "patch", "windows": Windowing(shape=(1, *(factor * n for n in spec.patch[1:])))}
     network.spec = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))  # type: ignore[assignment]
-    try:
-        return predict(
-            network,
-            {name: given},
-            store,
-            output=output,
-            memory=memory,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
-            name="restored",
-            **how,
-        )
-    finally:
-        model.spec = spec  # type: ignore[assignment]
+    return predict(
+        network,
+        {name: given},
+        store,
+        output=output,
+        memory=memory,
+        device=device,
+        overwrite=overwrite,
+        progress=progress,
+        name="restored",
+        **how,
+    )
 
 
 def _times(scale: Scale, white: float) -> Scale:
@@ -389,4 +387,4 @@ def _fraction(stack: xr.DataArray) -> xr.DataArray:
     """Values as parts of white."""
     if not np.issubdtype(stack.dtype, np.integer):
         return stack
-    return (stack.astype(np.float32) / np.float32(np.iinfo(stack.dtype).max)).assign_attrs(stack.attrs)
+    return (stack.astype(np.float32) / np.float32(white_of(stack.dtype))).assign_attrs(stack.attrs)

@@ -16,6 +16,7 @@ from mrhdata.models.storage import Scale, Spec
 from mrhdata.patching import Patches, patches
 from mrhdata.segmenting import Case, on_network_grid, segment
 from mrhdata.training import History, Training, fit, hard_negatives
+from mrhdata.volume import PLANES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,7 @@ class Slices:
     def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
         """Slices as large as the largest case; smaller ones are filled up with 0."""
         shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
-        axis = ("axial", "coronal", "sagittal").index(self.plane)
+        axis = PLANES[self.plane]
         shape = shapes.max(axis=0)
         shape[axis] = 1
         positions = []

@@ -51,8 +51,8 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
         raise DataError(f"{volume.name} holds values that are not finite; set NaN and infinities to 0")
     if not high > low:
         raise DataError(f"{volume.name} runs from {low} to {high}: nothing to normalise; is it empty?")
-    with_attrs = (volume.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return with_attrs.assign_attrs({**volume.attrs, "units": "1"})
+    scaled = (volume.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return scaled.assign_attrs({**volume.attrs, "units": "1"})
 
 
 def _extremes(volume: xr.DataArray) -> tuple[float, float]:

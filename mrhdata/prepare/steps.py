@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from mrhdata.errors import DataError, ModelError
 from mrhdata.prepare import extent, intensity
+from mrhdata.volume import SPATIAL
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -128,8 +129,8 @@ def _run(table: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[s
 
 def _three_axes(volume: xr.DataArray) -> xr.DataArray:
     """With all three spatial axes."""
-    missing = {d: 1 for d in ("z", "y", "x") if d not in volume.dims}
-    return volume.expand_dims(missing).transpose(..., "z", "y", "x") if missing else volume
+    missing = {d: 1 for d in SPATIAL if d not in volume.dims}
+    return volume.expand_dims(missing).transpose(..., *SPATIAL) if missing else volume
 
 
 def _first(group: Group) -> xr.DataArray:
