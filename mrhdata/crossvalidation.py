@@ -98,7 +98,7 @@ def cross_validate(
     target = Path(folder)
     parts = folds(cases, k, seed)
     names = [[case.subject for case in part] for part in parts]
-    _claim(target, {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
+    claim(target / "plan.json", {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
     tables = []
     for i in tqdm(range(k) if only is None else only, desc="folds", unit="fold", disable=not progress):
         place = target / f"fold-{i + 1}"
@@ -135,13 +135,21 @@ def _tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
     return scored(case, found, spec.labels)
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Write down what the folder holds, or see that it holds this."""
-    path, text = folder / "plan.json", json.dumps(plan, indent=1, default=str)
+def claim(path: Path, plan: dict[str, Any]) -> None:
+    """Write down what a folder holds, or see that it holds this.
+
+    Raises
+    ------
+    DataError
+        It holds something else.
+    """
+    text = json.dumps(plan, indent=1, default=str)
     if path.exists():
         if path.read_text(encoding="utf-8") != text:
-            raise DataError(f"{folder} holds a cross-validation of other subjects or settings; give another folder")
+            raise DataError(
+                f"{path.parent} holds another run, of other subjects or settings; give another folder, or remove it"
+            )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with appearing(path) as draft:
         draft.write_text(text, encoding="utf-8")

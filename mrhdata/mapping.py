@@ -332,19 +332,20 @@ class Dense:
 
     def _reach(self, axis: int, parts: Sequence[tuple[int, int]]) -> tuple[float, float]:
         """Input voxels along an axis of the longest part with its margins, and of all parts together."""
-        field = self._field
-        margin = float(field.high[axis] - field.low[axis]) + 1
-        lengths = [min(float(field.jump[axis] * (b - a - 1)) + margin, self._input[axis]) for a, b in parts]
+        lengths = [self._read(axis, b - a) for a, b in parts]
         return max(lengths), sum(lengths)
+
+    def _read(self, axis: int, length: int) -> float:
+        """Input voxels along an axis that an output of a length takes, margins included."""
+        field = self._field
+        return min(float(field.jump[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1), self._input[axis])
 
     def _cost(self, pieces: Sequence[Span]) -> float:
         return sum(self._voxels(piece.lengths) for piece in pieces)
 
     def _voxels(self, lengths: Sequence[int]) -> float:
         """Input voxels that a piece reads, margins included."""
-        field = self._field
-        rows = zip(lengths, field.jump, field.low, field.high, self._input, strict=True)
-        return math.prod(min(float(j * (n - 1) + h - b + 1), s) for n, j, b, h, s in rows)
+        return math.prod(self._read(axis, n) for axis, n in enumerate(lengths))
 
     def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
         """Pieces are written as they come."""

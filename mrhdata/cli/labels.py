@@ -50,7 +50,7 @@ def train_labels(
 
     from mrhdata import models
     from mrhdata.cases import find_cases
-    from mrhdata.crossvalidation import cross_validate
+    from mrhdata.crossvalidation import claim, cross_validate
     from mrhdata.methods import segmentation
 
     cases = find_cases(folder, words.channels(inputs), labels)
@@ -70,8 +70,7 @@ def train_labels(
         words.answer(found | _summary(table), as_json)
         return
     parts = _shared_out(cases, shares, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
+    claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
     model = train(parts["training"], parts["validation"], out)
     models.save(model, out / "network")
     table = _tested(model, parts["test"], out)
@@ -155,15 +154,6 @@ def _summary(table: Any) -> dict[str, Any]:
         "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
         "accuracy of background alone": round(float(subjects.accuracy_background.mean()), 4),
     }
-
-
-def _claim(path: Path, content: dict[str, Any]) -> None:
-    """Write down what a folder holds, or see that it holds this."""
-    import json
-
-    if path.exists() and path.read_text(encoding="utf-8") != json.dumps(content) + "\n":
-        raise DataError(f"{path.parent} holds another run; give another folder, or remove it")
-    _written(path, content)
 
 
 def _written(path: Path, content: Any) -> None:
