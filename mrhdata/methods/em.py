@@ -251,6 +251,7 @@ def restore(
     *,
     memory: int | str = "1 GB",
     device: str | None = None,
+    precision: str = "float32",
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
@@ -264,7 +265,7 @@ def restore(
         Integers of any width, or floats from 0 to 1.
     store : path
         OME-Zarr, or a file of any format that is written. A run that was killed goes on.
-    memory, device, overwrite, progress
+    memory, device, precision, overwrite, progress
         As for :func:`mrhdata.predict`.
 
     Returns
@@ -300,6 +301,7 @@ def restore(
         output=output,
         memory=memory,
         device=device,
+        precision=precision,
         overwrite=overwrite,
         progress=progress,
         name="restored",
