@@ -62,7 +62,7 @@ TASKS = {
 #: Of the scans of other noise: variance per intensity, 0.05 in training.
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
 #: The stack that is larger than its memory: cube-b next to its mirror images.
-COPIES, LARGE_MB = (2, 4, 4), 100
+COPIES, LARGE_MB = (2, 4, 4), 256
 
 
 def cube(data: Path, name: str) -> xr.DataArray:
