@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mrhdata.catalog import open_catalog
     from mrhdata.contrasts import sensitivity
     from mrhdata.conversion import convert
+    from mrhdata.detection import detect
     from mrhdata.formats import read, write
     from mrhdata.patching import patches
     from mrhdata.prediction import predict
@@ -39,6 +40,7 @@ _HOME = {
     "models": "models",
     "fit": "training",
     "predict": "prediction",
+    "detect": "detection",
     "sensitivity": "contrasts",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "choosing",
     "convert",
+    "detect",
     "errors",
     "fit",
     "models",

@@ -210,7 +210,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _run(writer: Writer, journal: _Journal, progress: Progress, shown: tuple[str, int, str]) -> None:
     already = dict(journal.finished)
-    with _steps(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already), shown) as step:
+    with steps(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already), shown) as step:
 
         def done(level: int, index: int, size: int, filled: bool) -> None:
             journal.note(level, index, filled)
@@ -269,9 +269,7 @@ def _active_client() -> Any:
 
 
 @contextmanager
-def _steps(
-    progress: Progress, total: int, already: int, shown: tuple[str, int, str]
-) -> Iterator[Callable[[int], None]]:
+def steps(progress: Progress, total: int, already: int, shown: tuple[str, int, str]) -> Iterator[Callable[[int], None]]:
     """A function that is told of bytes as they are done; `already` were done by an earlier run."""
     if callable(progress):
         so_far = already

@@ -29,6 +29,8 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "unet3d": ("unet", "UNet", {"ndim": 3}),
     "pssr": ("pssr", "PSSR", {}),
     "restorer": ("restorer", "Restorer", {}),
+    "cells3d": ("cells3d", "Cells3D", {}),
+    "cells3d_second": ("cells3d", "Discriminator", {}),
     "ensemble": ("ensemble", "Ensemble", {}),
 }
 #: Names that papers and slides use.
