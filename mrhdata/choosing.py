@@ -135,9 +135,9 @@ class Field:
                 )
         return np.concatenate(found) if found else np.empty((0, 3), dtype=np.int64)
 
-    def about(self, voxels: Ints) -> Ints:
-        """Positions of patches with these voxels in the middle; moved inside where they may not overhang."""
-        return sampling.about(voxels, self.grid.shape, self.shape, inside=not self.overhang)
+    def about(self, places: Ints | NDArray[np.float64]) -> Ints:
+        """Positions of patches about places in voxels; moved inside where they may not overhang."""
+        return sampling.about(places, self.grid.shape, self.shape, inside=not self.overhang)
 
 
 class Chooser(Protocol):
@@ -297,13 +297,13 @@ class Around:
     def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, class 1 about points and 0 beside them."""
         points = np.asarray(_of_subject(self.points_mm, subject, ndim=2), dtype=np.float64).reshape(-1, 3)
-        voxels = np.rint(field.grid.index(points)).astype(np.int64)
-        within = ((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)
+        places = field.grid.index(points)
+        within = self._within(places, field)
         if not within.any():
             raise DataError(f"none of {len(points)} points lies in the volume of subject {subject}; are they world mm?")
         if not within.all():
             log.warning("%d of %d points of subject %d lie outside its volume", (~within).sum(), len(points), subject)
-        about = field.about(voxels[within])
+        about = field.about(places[within])
         about = about[field.keep(about)]
         if self.n is not None:
             wanted, beside = sampling.shares(n, [1.0, self.negatives])
@@ -317,13 +317,20 @@ class Around:
         return np.concatenate([about, negative]), classes.astype(np.int64)
 
     def _beside(self, points: NDArray[np.float64], field: Field, many: int, rng: np.random.Generator) -> Ints:
-        def on_voxels(places: NDArray[np.float64]) -> NDArray[np.float64]:
-            voxels = np.rint(field.grid.index(places))
-            return field.grid.world(voxels[((voxels >= 0) & (voxels < field.grid.shape)).all(axis=1)])
+        half = (np.array(field.shape) - 1) / 2
 
-        # Rounding to a voxel comes first, since it may bring a place too near.
-        places = sampling.shell(points, many, self.distance_mm, rng, on_voxels)
-        return field.about(np.rint(field.grid.index(places)).astype(np.int64))
+        def on_centres(places: NDArray[np.float64]) -> NDArray[np.float64]:
+            centres = field.about(field.grid.index(places)) + half
+            return field.grid.world(centres[self._within(centres, field)])
+
+        # A patch's centre comes first, since it may lie too near where the place does not.
+        places = sampling.shell(points, many, self.distance_mm, rng, on_centres)
+        return field.about(field.grid.index(places))
+
+    @staticmethod
+    def _within(places: NDArray[np.float64], field: Field) -> NDArray[np.bool_]:
+        """Which places lie in the volume's voxels."""
+        return ((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1)
 
 
 @dataclass(frozen=True)

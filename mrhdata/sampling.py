@@ -76,15 +76,27 @@ def uniform(shape: Sequence[int], patch: Sequence[int], n: int, rng: np.random.G
     return rng.integers(low, high, (n, len(low)))
 
 
-def about(voxels: Ints, shape: Sequence[int], patch: Sequence[int], *, inside: bool = True) -> Ints:
-    """Positions of patches with these voxels in the middle, moved inside the volume where asked: (n, ndim).
+def about(places: Ints | Floats, shape: Sequence[int], patch: Sequence[int], *, inside: bool = True) -> Ints:
+    """Positions of patches whose centres are nearest to places, moved inside the volume where asked: (n, 3).
+
+    The centre of a patch of even length lies between two voxels: that about voxel 5 is at 5.5.
+
+    Parameters
+    ----------
+    places : (n, ndim) array
+        Voxel indices, whole ones or not.
+    shape, patch : sequence of int
+        Of the volume and of the patch, in voxels.
+    inside : bool
 
     Examples
     --------
     >>> about(np.array([[0], [5], [9]]), (10,), (3,)).ravel().tolist()
     [0, 4, 7]
+    >>> about(np.array([[20], [20.4], [20.6]]), (40,), (12,)).ravel().tolist()
+    [15, 15, 15]
     """
-    positions = np.asarray(voxels) - (np.array(patch) - 1) // 2
+    positions = np.floor(np.asarray(places) - (np.array(patch) - 1) / 2 + 0.5).astype(np.int64)
     return np.clip(positions, 0, np.maximum(0, np.array(shape) - patch)) if inside else positions
 
 

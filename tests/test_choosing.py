@@ -492,3 +492,17 @@ def test_weights_are_one_for_each_subject():
         mrhdata.patches([v, v, v], shape=2, at=Uniform(6), weights=[1, 2])
     p = mrhdata.patches([v, v], shape=2, at=Uniform(6), weights=np.array([1, 2]))
     assert np.bincount(p.subject).tolist() == [2, 4]
+
+
+def test_even_patches_about_points():
+    """The centre of an even patch, between voxels, is never more than half a voxel from its point."""
+    rng = np.random.default_rng(0)
+    volume = from_array(np.zeros((40, 50, 60), np.float32), spacing=(2.0, 1.0, 0.5))
+    points = volume.mrh.world(rng.uniform(8, 30, (50, 3)))
+    p = mrhdata.patches(volume, shape=12, at=Around(points, negatives=4, distance_mm=(6, 9)))
+    centres = p.positions + 5.5
+    places = volume.mrh.index(points)[p.given[p.classes == 1]]
+    assert np.abs(centres[p.classes == 1] - places).max() <= 0.5 + 1e-9
+    beside = volume.mrh.world(centres[p.classes == 0])
+    nearest = np.linalg.norm(beside[:, None] - points[None], axis=2).min(axis=1)
+    assert nearest.min() >= 6 - 1e-9
