@@ -330,7 +330,7 @@ class Around:
     @staticmethod
     def _within(places: NDArray[np.float64], field: Field) -> NDArray[np.bool_]:
         """Which places lie in the volume's voxels."""
-        return ((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1)
+        return np.asarray(((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: Trains on the first cases, stops by the second, keeps checkpoints in the folder.
-Train = Callable[[Sequence[Case], Sequence[Case], Path], "nn.Module"]
+Train = Callable[[Sequence[Any], Sequence[Any], Path], "nn.Module"]
+#: Scores a network on a case that was left out, and keeps what it says in the folder.
+Test = Callable[["nn.Module", Any, Path], pd.DataFrame]
 
 
-def folds(cases: Sequence[Case], k: int, seed: int = 0) -> list[list[Case]]:
+def folds(cases: Sequence[Any], k: int, seed: int = 0) -> list[list[Any]]:
     """Cases shared out by person at random, as evenly as can be.
 
     Raises
@@ -53,9 +55,10 @@ def folds(cases: Sequence[Case], k: int, seed: int = 0) -> list[list[Case]]:
 
 def cross_validate(
     train: Train,
-    cases: Sequence[Case],
+    cases: Sequence[Any],
     folder: str | Path,
     *,
+    test: Test | None = None,
     k: int = 4,
     validation: int = 1,
     seed: int = 0,
@@ -70,9 +73,12 @@ def cross_validate(
     train : callable
         Takes training cases, validation cases and a folder for checkpoints; returns a trained network.
     cases : sequence of Case
-        With labels.
+        Or of anything else with a ``subject`` and a ``person``.
     folder : path
-        Gets ``plan.json``, and for each fold its network, its labels of the subjects left out, and its scores.
+        Gets ``plan.json``, and for each fold its network, what it says of the subjects left out, and its scores.
+    test : callable, optional
+        Takes a trained network, a case that was left out and the fold's folder; returns rows of scores. Labels are
+        compared (:func:`tested`) where it is not given.
     k : int
         Folds.
     validation : int
@@ -87,8 +93,8 @@ def cross_validate(
     Returns
     -------
     scores : DataFrame
-        ``fold``, ``subject``, ``label``, ``dice`` and more (:func:`mrhdata.segmenting.scored`), a row for each
-        label of each subject; for intervals see :func:`mrhdata.scoring.overlap.pooled`.
+        ``fold`` and the rows of `test`: for labels ``subject``, ``label``, ``dice`` and more
+        (:func:`mrhdata.segmenting.scored`), whose intervals :func:`mrhdata.scoring.overlap.pooled` gives.
 
     Raises
     ------
@@ -104,12 +110,14 @@ def cross_validate(
         place = target / f"fold-{i + 1}"
         if not (place / "scores.csv").exists():
             rest = [case for part in parts[:i] + parts[i + 1 :] for case in part]
-            _fold(i, train, rest, parts[i], validation, place)
+            _fold(i, train, test or tested, rest, parts[i], validation, place)
         tables.append(pd.read_csv(place / "scores.csv", dtype={"subject": str}))
     return pd.concat(tables, ignore_index=True)
 
 
-def _fold(number: int, train: Train, rest: list[Case], left_out: list[Case], validation: int, place: Path) -> None:
+def _fold(
+    number: int, train: Train, test: Test, rest: list[Case], left_out: list[Case], validation: int, place: Path
+) -> None:
     """Train on the rest and score who was left out; the scores are written last."""
     people = list(dict.fromkeys(case.person for case in rest))
     if not 0 < validation < len(people):
@@ -120,14 +128,14 @@ def _fold(number: int, train: Train, rest: list[Case], left_out: list[Case], val
         [case for case in rest if case.person not in stopping], [c for c in rest if c.person in stopping], place
     )
     models.save(model, place / "network")
-    rows = pd.concat([_tested(model, case, place) for case in left_out], ignore_index=True)
+    rows = pd.concat([test(model, case, place) for case in left_out], ignore_index=True)
     rows.insert(0, "fold", number + 1)
     with appearing(place / "scores.csv") as draft:
         rows.to_csv(draft, index=False)
 
 
-def _tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
-    """Scores of a subject that was left out; its labels are kept."""
+def tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
+    """Overlap of the labels of a subject that was left out; they are kept."""
     found = segment(model, case.inputs)
     (place / "labels").mkdir(exist_ok=True)
     formats.write(found, place / "labels" / f"{case.subject}.nii.gz", overwrite=True)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Bytes that a voxel of scores takes while its block is searched.
 _SEARCHED = 24
+#: Columns of the parts alone: the voxel of the highest score, and from there to the centre.
+_VOXEL, _SHIFT = ["peak_z", "peak_y", "peak_x"], ["shift_z", "shift_y", "shift_x"]
 #: Shares of the budget: decoded chunks, and a block.
 _TILES, _BLOCK = 1 / 4, 1 / 2
 
@@ -203,11 +205,11 @@ def cells_of(
     done = total - sum(int(np.prod(boxes[i].lengths)) for i in left)
     with growing.steps(progress, total, done, ("finding cells", 1, "voxel")) as step:
         for i, found in zip(left, search.of([boxes[i] for i in left]), strict=True):
-            table = _table(found, boxes[i], scores.mrh.grid, grid, beside)
             with appearing(_part(parts, i)) as draft:
-                table.to_parquet(draft, index=False)
+                _rows(found, boxes[i], scores.mrh.grid, beside).to_parquet(draft, index=False)
             step(int(np.prod(boxes[i].lengths)))
-    made = _joined(parts, len(boxes))
+    rows = pd.concat([pd.read_parquet(_part(parts, i)) for i in range(len(boxes))], ignore_index=True)
+    made = _table(rows, scores.mrh.grid, grid)
     made.attrs["digest"] = head["digest"]
     with appearing(path) as draft:
         made.to_parquet(draft, index=False)
@@ -261,7 +263,9 @@ class _Image:
         if not len(world):
             return np.empty(0)
         top = np.array(self.grid.shape) - 1
-        voxels = np.clip(np.rint(self.grid.index(world)).astype(np.int64)[:, None] + self._ball, 0, top)
+        # Scores of even patches lie between voxels: which one is nearer must not hang on the last bit.
+        nearest = np.floor(self.grid.index(world) + 0.5 + 1e-6).astype(np.int64)
+        voxels = np.clip(nearest[:, None] + self._ball, 0, top)
         low, high = voxels.min(axis=(0, 1)), voxels.max(axis=(0, 1)) + 1
         values = self.stream.voxels(low, high)[0]
         return np.asarray(values[tuple((voxels - low).transpose(2, 0, 1))].mean(axis=1, dtype=np.float64))
@@ -280,23 +284,23 @@ def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Sp
         yield span(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
 
 
-def _table(found: Found, box: Span, scores: Grid, counted: Grid, images: Sequence[_Image]) -> pd.DataFrame:
-    """Rows of one block, with the voxels of their highest scores, by which all rows are ordered."""
-    world = scores.world(found.centre + box.low)
-    peak = found.voxel + box.low
-    columns: dict[str, Any] = dict(zip(("peak_z", "peak_y", "peak_x"), peak.T, strict=True))
-    columns |= dict(zip(("z", "y", "x"), counted.index(world).T, strict=True))
-    columns |= dict(zip(("X", "Y", "Z"), world.T, strict=True))
-    columns |= {"score": found.score, "size_mm3": found.size * float(np.prod(scores.spacing))}
+def _rows(found: Found, box: Span, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:
+    """What one block adds to the table."""
+    voxel = found.voxel + box.low
+    columns: dict[str, Any] = dict(zip(_VOXEL, voxel.T, strict=True)) | dict(zip(_SHIFT, found.shift.T, strict=True))
+    columns |= {"score": found.score, "size_mm3": found.size * float(np.prod(grid.spacing))}
+    world = grid.world(voxel + found.shift)
     columns |= {f"intensity_{image.name}": image.means(world) for image in images}
     return pd.DataFrame(columns)
 
 
-def _joined(parts: Path, count: int) -> pd.DataFrame:
-    """All rows in the order of their voxels, so that blocks leave no trace."""
-    every = pd.concat([pd.read_parquet(_part(parts, i)) for i in range(count)], ignore_index=True)
-    peak = ["peak_z", "peak_y", "peak_x"]
-    return every.sort_values(peak, ignore_index=True).drop(columns=peak)
+def _table(rows: pd.DataFrame, scores: Grid, counted: Grid) -> pd.DataFrame:
+    """All rows in the order of their voxels, and where they lie: blocks leave no trace."""
+    rows = rows.sort_values(_VOXEL, ignore_index=True)
+    world = scores.world(rows[_VOXEL].to_numpy() + rows[_SHIFT].to_numpy())
+    places = dict(zip(("z", "y", "x"), counted.index(world).T, strict=True))
+    places |= dict(zip(("X", "Y", "Z"), world.T, strict=True))
+    return pd.concat([pd.DataFrame(places), rows.drop(columns=[*_VOXEL, *_SHIFT])], axis=1)
 
 
 def _parts(path: Path, head: Mapping[str, Any]) -> Path:

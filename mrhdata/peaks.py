@@ -72,8 +72,8 @@ class Found:
     ----------
     voxel : (n, 3) int array
         Of the highest scores, z, y, x, from the box's core on.
-    centre : (n, 3) float array
-        Centroids of the scores about them, in voxels.
+    shift : (n, 3) float array
+        From there to the centroids of the scores about them, in voxels.
     score : (n,) float array
         Smoothed.
     size : (n,) float array
@@ -81,9 +81,14 @@ class Found:
     """
 
     voxel: Ints
-    centre: Floats
+    shift: Floats
     score: Floats
     size: Floats
+
+    @property
+    def centre(self) -> Floats:
+        """Centroids, in voxels: (n, 3)."""
+        return self.voxel + self.shift
 
 
 def find_peaks(
@@ -148,9 +153,10 @@ def find_peaks(
     high = around >= 0.5 * top[:, None]
     weight = np.where(high, around - 0.5 * np.maximum(top, 0)[:, None], 0.0)
     total = weight.sum(axis=1, keepdims=True)
-    moved = np.divide(weight @ offsets, total, out=np.zeros((len(voxel), 3)), where=total > 0)
-    own = voxel - ball
-    return Found(own, own + moved, top, high.sum(axis=1).astype(np.float64))
+    # Row by row: a product of matrices would round by how many peaks there are.
+    moment = np.stack([(weight * offset).sum(axis=1) for offset in offsets.T], axis=1)
+    shift = np.divide(moment, total, out=np.zeros((len(voxel), 3)), where=total > 0)
+    return Found(voxel - ball, shift, top, high.sum(axis=1).astype(np.float64))
 
 
 def _ball(lengths: Sequence[int], spacing: Sequence[float], radius: float) -> Ints:
