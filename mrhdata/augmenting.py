@@ -72,7 +72,8 @@ class Augmentation:
         for axis in self.flip:
             mirrored = (torch.rand(len(x), generator=generator) < 0.5).reshape(-1, 1, 1, 1, 1)
             x, y = (torch.where(mirrored, v.flip(2 + axis), v) for v in (x, y))
-        return self._shaded(x, generator), y
+        shaded = any((self.gain, self.offset, self.gamma, self.noise))
+        return self._shaded(x, generator) if shaded else x, y
 
     def _turns(self, count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Matrices (count, 3, 3) on millimetres z, y, x, from where a voxel goes to where it comes from."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from mrhdata import catalog, formats
+from mrhdata import catalog, formats, sampling
 from mrhdata.conversion import source_checksum
-from mrhdata.errors import CatalogError, DataError, MrhdataError
+from mrhdata.errors import CatalogError, MrhdataError
 from mrhdata.formats import FORMATS, Options
 
 log = logging.getLogger("mrhdata")
@@ -110,7 +109,10 @@ def build(
     if not entries:
         raise CatalogError(f"{folder} holds no volume that can be read")
     if split is not None:
-        _share_out([held for _, held, _ in entries.values()], split, seed)
+        known = [held for _, held, _ in entries.values() if "subject" in held]
+        part_of = sampling.shared_out([held["subject"] for held in known], split, seed)
+        for held in known:
+            held["split"] = part_of[held["subject"]]
     about |= {k: v for k, v in {"licence": licence, "citation": citation}.items() if v is not None}
     for _, held, _ in entries.values():
         held.update({key: about[key] for key in ("licence", "citation") if key in about})
@@ -206,28 +208,6 @@ def _metadata(place: Path, options: Options, checksum: bool) -> dict[str, Any]:
         **{key: value for key, value in source_checksum(place, checksum).items() if key != "source"},
     }
     return held
-
-
-def _share_out(entries: list[dict[str, Any]], split: Mapping[str, float], seed: int) -> None:
-    """Give each subject's entries one part; every part gets a subject while there are any."""
-    if not split or min(split.values()) <= 0 or abs(sum(split.values()) - 1) > 1e-6:
-        raise DataError(f"split={dict(split)}: give positive shares that sum to 1, such as train=0.8, test=0.2")
-    subjects = sorted({held["subject"] for held in entries if "subject" in held})
-    if len(subjects) < len(split):
-        raise DataError(
-            f"there are {len(subjects)} subjects for {len(split)} parts; name files sub-01_..., or use fewer"
-        )
-    random.Random(seed).shuffle(subjects)
-    total, placed = 0.0, 0
-    share: dict[str, str] = {}
-    for i, (part, fraction) in enumerate(split.items()):
-        total += fraction
-        last = max(placed + 1, min(round(total * len(subjects)), len(subjects) - (len(split) - i - 1)))
-        share |= dict.fromkeys(subjects[placed:last], part)
-        placed = last
-    for held in entries:
-        if "subject" in held:
-            held["split"] = share[held["subject"]]
 
 
 def _description(folder: Path) -> dict[str, str]:

@@ -1,9 +1,12 @@
 """Losses of classes: what is ignored does not count, what is right is small."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from mrhdata.losses import IGNORED, OF_CLASSES, loss
+from mrhdata.scoring.image import ms_ssim
 
 
 @pytest.fixture
@@ -66,3 +69,14 @@ def test_larger_answers_are_cut_about_the_centre(scores):
     answer, classes = scores
     padded = torch.nn.functional.pad(answer, (2, 2, 1, 1, 3, 3), value=7.0)
     assert loss("dice", padded, classes) == loss("dice", answer, classes)
+
+
+def test_structure_is_that_of_the_score():
+    """The loss of structure and absolute error is made of what `scoring.image` measures."""
+    rng = np.random.default_rng(0)
+    truth = gaussian_filter(rng.random((192, 200)), 2)
+    truth = (truth - truth.min()) / np.ptp(truth)
+    answer = truth + rng.normal(0, 0.1, truth.shape)
+    planes = [torch.from_numpy(v).float().reshape(1, 1, 1, *v.shape) for v in (answer, truth)]
+    expected = 0.84 * (1 - ms_ssim(truth, answer)) + 0.16 * np.abs(truth - answer).mean()
+    assert loss("ms-ssim+mae", *planes).item() == pytest.approx(expected, rel=1e-3)

@@ -108,17 +108,12 @@ def _recipe(name: str, cases: Sequence[Case], spacing: list[float] | None, epoch
 
 def _shared_out(cases: Sequence[Case], shares: str, seed: int) -> dict[str, list[Case]]:
     """Whole persons to each part, in the given shares, at least one to each."""
-    from mrhdata.crossvalidation import folds
+    from mrhdata.sampling import shared_out
 
     sizes = words.shares(shares)
-    people = [part[0].person for part in folds(cases, len({c.person for c in cases}), seed)]
-    if len(people) < 3:
-        raise DataError(f"there are {len(people)} subjects; training, validation and test want one each")
-    ends = [max(1, round(sizes[0] / sum(sizes) * len(people)))]
-    ends.append(min(len(people) - 1, max(ends[0] + 1, round((sizes[0] + sizes[1]) / sum(sizes) * len(people)))))
-    ends[0] = min(ends[0], ends[1] - 1)
-    chosen = {"training": people[: ends[0]], "validation": people[ends[0] : ends[1]], "test": people[ends[1] :]}
-    return {name: [c for c in cases if c.person in part] for name, part in chosen.items()}
+    split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
+    part_of = shared_out([case.person for case in cases], split, seed)
+    return {name: [case for case in cases if part_of[case.person] == name] for name in split}
 
 
 def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:
