@@ -36,6 +36,23 @@ def test_auc_and_roc_agree_with_scikit_learn(seed, ties):
         np.testing.assert_allclose(got, want)
 
 
+@settings(max_examples=300 if FULL else 40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_average_precision_agrees_with_scikit_learn(seed, ties):
+    """Equal scores are one step."""
+    truth, score = classes(seed, ties=ties)
+    expected = metrics.average_precision_score(truth, score)
+    assert ranking.average_precision(truth, score) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_intervals_of_shares_agree_with_scipy(share):
+    """Wilson's, without correction for continuity."""
+    expected = stats.binomtest(*share).proportion_ci(method="wilson")
+    got = intervals.wilson(*share)
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
 def test_resampled_blocks_give_the_auc_of_any_resampling():
     """Weights on blocks are the same as repeating their rows."""
     truth, score = classes(0)

@@ -66,6 +66,22 @@ def interval(estimate: float, replicates: ArrayLike, level: float = 0.95) -> Int
     return Interval(float(estimate), float(low), float(high))
 
 
+def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Interval of a share of independent trials (Wilson 1927, JASA 22:209), also for few and for all or none.
+
+    Examples
+    --------
+    >>> str(wilson(8, 10)), str(wilson(0, 10))
+    ('0.800 [0.490, 0.943]', '0.000 [0.000, 0.278]')
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise DataError(f"{successes} of {trials} is no share; there is one trial or more")
+    share, z2 = successes / trials, float(norm.ppf((1 + level) / 2)) ** 2
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = np.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+
+
 def chance(replicates: ArrayLike) -> float:
     """Two-sided chance that a difference whose resamplings these are is none.
 
