@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from mrhdata.cli import catalogs, labels, networks, restoration, scores, volumes  # noqa: F401  (their commands)
+from mrhdata.cli import catalogs, detection, labels, networks, restoration, scores, volumes  # noqa: F401  (their commands)
 from mrhdata.cli.app import app
 from mrhdata.errors import MrhdataError
 

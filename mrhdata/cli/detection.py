@@ -1,0 +1,137 @@
+"""Commands that learn to find cells from marks, find them in brains of any size, and show them to a person."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrhdata.cli import words
+from mrhdata.cli.app import app
+from mrhdata.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from mrhdata.methods.cells import Brain
+
+Volumes = Annotated[list[str], typer.Argument(help="Volumes on one grid, as FILE or CHANNEL=FILE.")]
+
+
+@app.command("train-cells")
+def train_cells(
+    out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and checkpoints.")],
+    brains: Annotated[list[str], typer.Argument(help="VOLUME=MARKS for each brain: marks as XML, CSV or Parquet.")],
+    validation: Annotated[int, typer.Option(help="Brains at the end that say when to stop, and the threshold.")] = 1,
+    incomplete: Annotated[bool, typer.Option(help="Not every cell was marked.")] = False,
+    recipe: Annotated[str, typer.Option(help="corrected, or published (2020).")] = "corrected",
+    radius_um: Annotated[float | None, typer.Option(help="Of a match; 6 voxels by default.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Further rounds with what was found wrongly.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    spacing: words.Spacing = None,
+    unit: words.Unit = None,
+    seed: Annotated[int, typer.Option(help="Of weights, places and order.")] = 0,
+    as_json: words.Json = False,
+) -> None:
+    """Train a network to find cells, from points that were marked in brains.
+
+    A run that was stopped goes on when it is called again.
+
+    Example: mrhdata train-cells neurons/ brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml
+    """
+    from dataclasses import replace
+
+    from mrhdata import models
+    from mrhdata.crossvalidation import claim
+    from mrhdata.methods import cells
+
+    given = [_brain(word, words.options(spacing=spacing, unit=unit), incomplete) for word in brains]
+    if not 0 < validation < len(given):
+        raise DataError(f"--validation {validation} of {len(given)} brains; leave some to train on and some to watch")
+    voxel = float(min(next(iter(given[0].inputs.values())).mrh.spacing))
+    known = {"corrected": cells.corrected, "published": cells.published}
+    if recipe not in known:
+        raise ModelError(f"there is no recipe called {recipe!r}; there are {', '.join(known)}")
+    made = known[recipe](voxel)
+    if epochs is not None:
+        made = replace(made, training=replace(made.training, epochs=epochs, patience=epochs))
+    made = replace(made, **words.options(rounds=rounds))
+    radius = 6 * voxel if radius_um is None else radius_um * 1e-3
+    claim(out / "plan.json", {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed})
+    parts = given[:-validation], given[-validation:]
+    trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=sys.stderr.isatty())
+    models.save(trained.model, out / "network")
+    spec: Any = trained.model.spec
+    found = {"written": str(out / "network"), "marks": [len(b.cells) for b in given], "radius_um": radius * 1e3}
+    words.answer(found | {"threshold": round(spec.finish[0][1]["threshold"], 4)}, as_json)
+
+
+def _brain(word: str, options: Any, incomplete: bool) -> Brain:
+    from mrhdata import formats
+    from mrhdata.methods.cells import Brain
+    from mrhdata.points import read_points
+
+    volume, equals, marks = word.partition("=")
+    if not equals:
+        raise DataError(f"{word} names no marks; write a brain as VOLUME=MARKS")
+    image = formats.read(volume, **options)
+    table = read_points(Path(marks), image)
+    # What another program calls no cell is none.
+    table = table[table["type"] == 2] if "type" in table else table
+    name = Path(volume).name.split(".")[0]
+    return Brain(
+        name, {"signal": image.rename("signal")}, cells=table[["X", "Y", "Z"]].to_numpy(), complete=not incomplete
+    )
+
+
+@app.command()
+def detect(
+    model: Annotated[Path, typer.Argument(help="Folder of a network of mrhdata train-cells.")],
+    out: Annotated[Path, typer.Argument(help="Folder that gets scores.zarr and cells.parquet.")],
+    inputs: Volumes,
+    points: Annotated[Path | None, typer.Option(help="The cells as XML, CSV or napari's CSV, too.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least score; that of the training by default.")] = None,
+    where: Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")] = None,
+    spacing: words.Spacing = None,
+    unit: words.Unit = None,
+    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    skip_corrupt: Annotated[bool, typer.Option(help="Count what cannot be read as empty, and list it.")] = False,
+    overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
+) -> None:
+    """Find the cells of a brain of any size. A run that was stopped goes on when it is called again.
+
+    Example: mrhdata detect neurons/network brain-3/ brain-3.zarr --points brain-3.xml
+    """
+    from dataclasses import replace
+
+    from mrhdata import formats, models
+    from mrhdata.detection import detect as run
+    from mrhdata.detection import stored_peaks
+    from mrhdata.points import write_points
+
+    network = models.load(model)
+    spec: Any = network.spec
+    read = words.options(spacing=spacing, unit=unit)
+    files = words.channels(inputs)
+    # One volume alone needs no name.
+    names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
+    given = {name: formats.read(f, **read).rename(name) for name, f in zip(names, files.values(), strict=True)}
+    found = run(
+        network,
+        given,
+        out,
+        peaks=replace(stored_peaks(spec), **words.options(threshold=threshold)),
+        where=where if where in (None, "stored") else formats.read(where, kind="mask"),
+        memory=memory,
+        device=device,
+        precision=precision,
+        skip_corrupt=skip_corrupt,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    if points is not None:
+        write_points(found, points, next(iter(given.values())))
+    words.answer({"written": str(out), "cells": len(found), "threshold": stored_peaks(spec).threshold}, as_json)
