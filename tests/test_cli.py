@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import mrhdata
@@ -273,3 +274,36 @@ def test_restoration_from_a_stack_to_a_watched_folder(tmp_path):
     assert (code, "either a stack" in err) == (2, True)
     code, _, err = run("train-restoration", tmp_path / "n2", tmp_path / "good.ome.tif", "--crappifier", "jpeg")
     assert (code, "no degradation called" in err) == (2, True)
+
+
+def test_cells_from_marks(tmp_path):
+    """Trained on marked brains, a detector finds cells in another one; wrong words end in one sentence."""
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        image = rng.normal(100, 5, (40, 48, 48))
+        places = rng.uniform(7, [32, 40, 40], (25, 3))
+        index = np.indices(image.shape).reshape(3, -1).T
+        for place in places:
+            image.reshape(-1)[:] += 300 * np.exp(-((index - place) ** 2).sum(axis=1) / 8)
+        volume = from_array(image.clip(0).astype(np.uint16), spacing=(0.002,) * 3)
+        mrhdata.write(volume, tmp_path / f"{name}.tif")
+        pd.DataFrame(places, columns=["z", "y", "x"]).to_csv(tmp_path / f"{name}.csv", index=False)
+    brains = [f"{tmp_path / name}.tif={tmp_path / name}.csv" for name in "ab"]
+    code, out, error = run("train-cells", tmp_path / "net", *brains, "--epochs", "2", "--boxes", "20", "--json")
+    assert code == 0, error
+    assert json.loads(out)["marks"] == [25, 25]
+    words = ("detect", tmp_path / "net" / "network", tmp_path / "found", tmp_path / "c.tif", "--json")
+    code, out, error = run(*words, "--points", tmp_path / "c.xml")
+    assert code == 0, error
+    assert json.loads(out)["cells"] == len(pd.read_parquet(tmp_path / "found" / "cells.parquet")) > 10
+    assert (tmp_path / "c.xml").read_text().count("<MarkerZ>") == json.loads(out)["cells"]
+    for wrong, said in (
+        (("train-cells", tmp_path / "n", brains[0]), "--validation 1 of 1"),
+        (("train-cells", tmp_path / "n", *brains, "--recipe", "best"), "no recipe called 'best'"),
+        (("train-cells", tmp_path / "n", tmp_path / "a.tif", brains[1]), "VOLUME=MARKS"),
+        (("train-cells", tmp_path / "net", *brains, "--epochs", "3"), "holds another run"),
+    ):
+        code, _, error = run(*wrong)
+        assert code == 2
+        assert said in error
+        assert "Traceback" not in error

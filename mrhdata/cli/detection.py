@@ -28,6 +28,9 @@ def train_cells(
     radius_um: Annotated[float | None, typer.Option(help="Of a match; 6 voxels by default.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Further rounds with what was found wrongly.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    boxes: Annotated[
+        int | None, typer.Option(help="Of training, from each brain; those of the recipe by default.")
+    ] = None,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
     seed: Annotated[int, typer.Option(help="Of weights, places and order.")] = 0,
@@ -55,7 +58,7 @@ def train_cells(
     made = known[recipe](voxel)
     if epochs is not None:
         made = replace(made, training=replace(made.training, epochs=epochs, patience=epochs))
-    made = replace(made, **words.options(rounds=rounds))
+    made = replace(made, **words.options(rounds=rounds, each=boxes))
     radius = 6 * voxel if radius_um is None else radius_um * 1e-3
     claim(out / "plan.json", {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed})
     parts = given[:-validation], given[-validation:]

@@ -110,7 +110,7 @@ class Recipe:
     network, config : str, mapping
         For :func:`mrhdata.models.create`.
     box : int
-        Scores along the edge of a training box.
+        Scores along the edge of a training box; fewer along axes on which a brain has fewer.
     each : int
         Boxes of each brain.
     about : float
@@ -301,24 +301,22 @@ def _boxes(
 ) -> Patches:
     """Training boxes: a part of them where something is to be learned, the others anywhere."""
     labels = [taught(b, recipe.marking, found=found.get(b.subject), seed=seed[0]) for b in brains]
-    shape = STRIDE * (recipe.box - 1) + SCREENED[0]
+    box = np.minimum(recipe.box, np.min([known.shape for known in labels], axis=0))
     positions = []
     for i, (brain, known) in enumerate(zip(brains, labels, strict=True)):
         rng = np.random.default_rng((*seed, i))
         about, anywhere = shares(recipe.each, [recipe.about, 1 - recipe.about])
         held = _worth(known, found.get(brain.subject))
-        top = np.array(known.shape) - recipe.box
-        if (top < 0).any():
-            raise DataError(f"{brain.subject} has {known.shape} scores; a box takes {recipe.box} along each axis")
-        chosen = held[rng.integers(0, len(held), about)] - rng.integers(0, recipe.box, (about, 3))
+        top = np.array(known.shape) - box
+        chosen = held[rng.integers(0, len(held), about)] - rng.integers(0, box, (about, 3))
         start = np.concatenate([np.clip(chosen, 0, top), rng.integers(0, top + 1, (anywhere, 3))])
         # The grid of scores begins anew at every even voxel.
         positions.append(STRIDE * start)
     return patches(
         [dict(b.inputs) for b in brains],
         [{"cells": known} for known in labels],
-        shape=shape,
-        target_shape=recipe.box,
+        shape=(STRIDE * (box - 1) + SCREENED).tolist(),
+        target_shape=box.tolist(),
         align="own",
         at=positions,
         seed=seed[0],

@@ -106,8 +106,9 @@ def test_refusals():
     bare = replace(one, subject="07", cells=np.empty((0, 3)))
     with pytest.raises(DataError, match=r"\['07'\] have no marked cells"):
         cells.train(quick(), [one], [bare], radius_mm=0.01, progress=False)
-    with pytest.raises(DataError, match="a box takes 99"):
-        cells.train(quick(box=99), [one], [replace(one, subject="08")], radius_mm=0.01, progress=False)
+    flat = {"signal": next(iter(one.inputs.values())).isel(z=slice(0, 8))}
+    with pytest.raises(DataError, match=r"09 has \(8, 72, 76\) voxels"):
+        cells.train(quick(), [one], [replace(one, subject="09", inputs=flat)], radius_mm=0.01, progress=False)
 
 
 def test_a_second_look(tmp_path):
@@ -128,5 +129,5 @@ def test_a_second_look(tmp_path):
     assert len(second_look.look(second, candidates[:0], given[3].inputs)) == 0
     starts = second_look._starts(candidates)
     centres = candidates[["z", "y", "x"]].to_numpy()
-    assert np.abs(starts + [7.5, 9.5, 9.5] - centres).max() <= 1
+    assert np.abs(starts + np.array([7.5, 9.5, 9.5]) - centres).max() <= 1
     assert not (starts % 2).any()
