@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.scoring import cells
+from mrhdata.scoring import matching
 from mrhdata.scoring.cells import Detection, best_threshold, count_errors, curve, detection, match, recall_only
 
 from .conftest import FULL
@@ -52,7 +52,7 @@ def test_matchings_are_as_good_as_the_best_of_all(truth, found, radius):
 @pytest.mark.parametrize("neighbours", [0.5, 2, 6, 20])
 def test_large_parts_agree_with_the_hungarian_method(monkeypatch, together, neighbours):
     """Most of the points hang together where each has several neighbours; parts are solved alone or together."""
-    monkeypatch.setattr(cells, "_TOGETHER", together)
+    monkeypatch.setattr(matching, "_TOGETHER", together)
     rng = np.random.default_rng(0)
     truth, found = rng.random((400, 3)), rng.random((350, 3))
     radius = (neighbours / 400 / (4 / 3 * np.pi)) ** (1 / 3)

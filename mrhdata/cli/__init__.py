@@ -7,7 +7,16 @@ import sys
 
 import typer
 
-from mrhdata.cli import catalogs, detection, labels, networks, restoration, scores, volumes  # noqa: F401  (their commands)
+from mrhdata.cli import (  # noqa: F401  (their commands)
+    catalogs,
+    cells,
+    detection,
+    labels,
+    networks,
+    restoration,
+    scores,
+    volumes,
+)
 from mrhdata.cli.app import app
 from mrhdata.errors import MrhdataError
 
