@@ -236,7 +236,7 @@ def _read_xml(path: Path) -> pd.DataFrame:
     try:
         with path.open("rb") as file:
             parser.ParseFile(file)
-    except (expat.ExpatError, ValueError, LookupError) as error:
+    except (expat.ExpatError, ValueError, LookupError, OverflowError) as error:
         raise FormatError(
             f"{path}, line {parser.CurrentLineNumber}: {_line(error)}; write it again as cellfinder's XML"
         ) from error
@@ -271,7 +271,7 @@ class _Markers:
         if name in ("MarkerX", "MarkerY", "MarkerZ"):
             self._place[name[-1]] = float(self._text)
         elif name == "Type":
-            self._type = int(self._text)
+            self._type = int(np.int64(int(self._text)))
         elif name == "Marker":
             if set(self._place) != {"X", "Y", "Z"}:
                 raise ValueError(f"a marker has {sorted(self._place)} of X, Y, Z")
@@ -289,8 +289,8 @@ class _Markers:
 
 def _write_xml(table: pd.DataFrame, path: Path) -> None:
     _needs_voxels(table)
-    # Halves go up, as everywhere.
-    voxels = np.floor(table[VOXEL].to_numpy() + 0.5).astype(np.int64)
+    # Halves go up, as everywhere; 0 is added for the sign of -0.
+    voxels = np.floor(table[VOXEL].to_numpy() + 0.5) + 0.0
     types = _types(table)
     with path.open("w", encoding="utf-8") as file:
         file.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<{_ROOT}>\n  <Image_Properties>\n')
@@ -299,8 +299,8 @@ def _write_xml(table: pd.DataFrame, path: Path) -> None:
         for value in np.unique(types):
             file.write(f"    <Marker_Type>\n      <Type>{value}</Type>\n")
             file.writelines(
-                f"      <Marker>\n        <MarkerX>{x}</MarkerX>\n        <MarkerY>{y}</MarkerY>\n"
-                f"        <MarkerZ>{z}</MarkerZ>\n      </Marker>\n"
+                f"      <Marker>\n        <MarkerX>{x:.0f}</MarkerX>\n        <MarkerY>{y:.0f}</MarkerY>\n"
+                f"        <MarkerZ>{z:.0f}</MarkerZ>\n      </Marker>\n"
                 for z, y, x in voxels[types == value].tolist()
             )
             file.write("    </Marker_Type>\n")

@@ -69,6 +69,7 @@ def test_each_tile_is_read_once_and_of_a_huge_volume_only_those_with_points():
     def block(block_info=None):
         place = block_info[None]["chunk-location"]
         read.append(place)
+        assert len(read) <= 8
         return np.full(block_info[None]["chunk-shape"], place[0] * 10 + place[2] + 1, np.uint16)
 
     def volume(blocks):
@@ -77,7 +78,6 @@ def test_each_tile_is_read_once_and_of_a_huge_volume_only_those_with_points():
 
     huge = volume((16, 16, 16))
     assert regions_at([[0.6, 0, 3.1], [0.601, 0, 3.1], [9.0, 0, 0]], huge).tolist() == [123, 123, 0]
-    assert 0 < len(read) <= 3 * 16_000_000 / 250**3
     read.clear()
     table = count(pd.DataFrame({"X": [0.3], "Y": [0.0], "Z": [0.1]}), volume((2, 2, 2)))
     assert sorted(read) == sorted(np.ndindex(2, 2, 2))

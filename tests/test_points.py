@@ -12,7 +12,7 @@ from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.points import VOXEL, WORLD, placed, read_points, write_points
 from mrhdata.volume import from_array
 
-from .conftest import oblique_affine
+from .conftest import FULL, oblique_affine
 
 VOLUME = from_array(np.zeros((7, 6, 5), np.uint8), affine=oblique_affine())
 
@@ -130,6 +130,7 @@ BAD = {
     "other.xml": ("<svg/>", "begins with <svg>"),
     "axis.xml": (BODY.format(PART), r"\['X', 'Y'\] of X, Y, Z"),
     "word.xml": (BODY.format("<Marker><MarkerX>one</MarkerX></Marker>"), "'one'"),
+    "type.xml": (BODY.format("").replace(">2<", ">10000000000000000000000<"), "line 1"),
     "typeless.xml": (BODY.format("").replace("<Type>2</Type>", ""), "no Type"),
     "loose.xml": (
         "<CellCounter_Marker_File><Marker><MarkerX>1</MarkerX><MarkerY>1</MarkerY><MarkerZ>1</MarkerZ></Marker>"
@@ -158,6 +159,24 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
         read_points(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300 if FULL else 60, deadline=None)
+@given(st.sampled_from(["xml", "csv"]), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=30))
+def test_damaged_files_are_read_or_refused(tmp_path, ending, at, many, put):
+    """Some bytes replaced by others: a table, or one sentence."""
+    file = tmp_path / f"a.{ending}"
+    write_points(cells(3).assign(type=[1, 2, 2]), file, overwrite=True)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:at] + put + whole[at + many :])
+    try:
+        table, said = read_points(file), ""
+    except FormatError as error:
+        table, said = cells(1), str(error)
+    assert "\n" not in said
+    # The header may have lost one of the two.
+    places = next(names for names in (VOXEL, WORLD) if set(names) <= set(table))
+    assert np.isfinite(table[places].to_numpy()).all()
 
 
 def test_a_file_that_is_no_parquet(tmp_path):

@@ -113,6 +113,12 @@ def test_cells_about_the_border_of_a_box_are_not_false():
     assert detection(truth, found, 0.2, box=inside) == Detection(1, 1, 1, pytest.approx(0.15))
     assert detection(truth, found, 0.2, box=outside) == Detection(1, 0, 0, pytest.approx(0.15))
     assert recall_only(truth, found, 0.2, "few are marked", box=inside).recall.estimate == 0.5
+    # One pair counts where its cell lies, and nothing is left over on the other side.
+    across = [detection(truth[:1], found[:1], 0.2, box=box) for box in (inside, outside)]
+    assert [(d.true_positives, d.false_positives, d.misses) for d in across] == [(1, 0, 0), (0, 0, 0)]
+    # The lowest face belongs to a box, the highest one does not.
+    faces = [detection([[1.0, 0, 0]], [], 0.2, box=box).misses for box in (inside, outside)]
+    assert faces == [0, 1]
 
 
 @settings(max_examples=200 if FULL else 40, deadline=None)
