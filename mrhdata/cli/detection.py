@@ -28,9 +28,7 @@ def train_cells(
     radius_um: Annotated[float | None, typer.Option(help="Of a match; 6 voxels by default.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Further rounds with what was found wrongly.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
-    boxes: Annotated[
-        int | None, typer.Option(help="Of training, from each brain; those of the recipe by default.")
-    ] = None,
+    boxes: Annotated[int | None, typer.Option(help="Of each brain; those of the recipe by default.")] = None,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
     seed: Annotated[int, typer.Option(help="Of weights, places and order.")] = 0,
