@@ -30,6 +30,8 @@ LABELS = {
 #: Of the published patches, z, y, x.
 PATCH, CORE, STRIDE = (21, 27, 27), (3, 9, 9), (3, 3, 3)
 SHAPE, SPACING_MM, WINDOW_PPM = (48, 220, 160), (3.0, 1.0, 1.0), 0.2
+#: Boxes of a subject with false positives and no label: of all of them the second round would learn for a day.
+BACKGROUND = 24
 _LARGEST: Steps = (("largest", {"connectivity": 1}),)
 
 _TRAINING = Training(
@@ -78,7 +80,7 @@ def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, in
     return Recipe(
         network,
         (*_steps(), *(() if first else (("location", {}),))),
-        Cores(core, margin),
+        Cores(core, margin, BACKGROUND),
         (replace(_TRAINING, epochs=epochs, patience=epochs),),
         finish=_LARGEST,
         tile=CORE,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mrhdata import choosing, models, sampling
+from mrhdata import choosing, formats, models, sampling
 from mrhdata.errors import DataError
 from mrhdata.losses import IGNORED
 from mrhdata.models.storage import Scale, Spec
@@ -102,21 +102,28 @@ class Cores:
         Voxels of the answer along z, y, x.
     margin : (3,) sequence of int
         Of the network, on each side.
+    background : int or None
+        Most boxes of a case whose core holds no label, drawn at random.
     """
 
     core: tuple[int, int, int]
     margin: tuple[int, int, int]
+    background: int | None = None
 
     def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
         """Boxes whose core holds voxels that are not `IGNORED`; beyond a volume its edge is repeated."""
         core, margin = np.array(self.core), np.array(self.margin)
         positions = []
-        for case in cases:
-            known = np.asarray(_labels(case).data) != IGNORED
-            first = np.argwhere(known).min(axis=0)
-            start = first + sampling.strided(tuple(np.array(known.shape) - first), self.core, self.core, overhang=True)
-            padded = np.pad(known, [(0, int(n)) for n in core])
-            held = sampling.fraction_inside(padded, start, self.core) > 0
+        for number, case in enumerate(cases):
+            values = np.pad(np.asarray(_labels(case).data), [(0, n) for n in self.core], constant_values=IGNORED)
+            first = np.argwhere(values != IGNORED).min(axis=0)
+            extent = np.array(values.shape) - core - first
+            start = first + sampling.strided(tuple(extent), self.core, self.core, overhang=True)
+            labelled, known = (
+                sampling.fraction_inside(mask, start, self.core) > 0 for mask in (values > 0, values != IGNORED)
+            )
+            bare = np.random.default_rng((seed, number)).permutation(np.flatnonzero(known & ~labelled))
+            held = np.sort(np.concatenate([np.flatnonzero(labelled), bare[: self.background]]))
             positions.append(start[held] - margin)
         shape = (core + 2 * margin).tolist()
         return _patches(cases, shape=shape, target_shape=core.tolist(), at=positions, padding="edge")
@@ -246,7 +253,8 @@ def train(
         trained.histories.append(histories)
         trained.rounds.append(whole(model))
         if number < recipe.rounds:
-            found = [[_found(trained.rounds[-1], case) for case in part] for part in parts]
+            kept = None if folder is None else folder / f"found-{number + 1}"
+            found = [[_found(trained.rounds[-1], case, kept) for case in part] for part in parts]
     return trained
 
 
@@ -281,11 +289,18 @@ def _learned(recipe: Recipe, case: Case, found: Any) -> Case:
     return replace(case, labels=hard_negatives(_labels(case), found, tile=recipe.tile, stride=recipe.stride))
 
 
-def _found(model: nn.Module, case: Case) -> Any:
-    """What the network labels in a case that is prepared already, every voxel, unfinished."""
+def _found(model: nn.Module, case: Case, folder: Path | None) -> Any:
+    """What the network labels in a case that is prepared already, every voxel, unfinished; made once for a folder."""
+    path = None if folder is None else folder / f"{case.subject}.zarr"
+    if path is not None and path.exists():
+        return formats.read(path)
     plain = whole(model)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
-    return segment(plain, dict(case.inputs), precision="bfloat16")
+    found = segment(plain, dict(case.inputs), precision="bfloat16")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        formats.write(found, path)
+    return found
 
 
 def whole(model: nn.Module) -> nn.Module:
