@@ -289,7 +289,7 @@ class _Microscope:
 
     def _shadows_near(self, index: Index) -> Floats:
         """Shadows that reach a tile: rows of z, y, x where they begin, widths along y and z, depth."""
-        edge, reach = TILE * self.settings.spacing_um, 3 * self.settings.shadow_um[1]
+        edge, reach = self.settings.tile_um, 3 * self.settings.shadow_um[1]
         margin = math.ceil(reach / edge)
         spans = [range(max(0, i - margin), i + margin + 1) for i in index[:2]]
         rows = np.concatenate([_shadows(self, z, y) for z, y in itertools.product(*spans)])
@@ -302,7 +302,7 @@ class _Microscope:
 def _shadows(microscope: _Microscope, z: int, y: int) -> Floats:
     """Shadows that begin in one tile of the plane across the light, anywhere along it."""
     settings, scene = microscope.settings, microscope.scene
-    edge = TILE * settings.spacing_um
+    edge = settings.tile_um
     rng = np.random.default_rng((scene.seed, _SHADOWS, z, y))
     count = rng.poisson(settings.shadows_per_mm2 * (edge / 1e3) ** 2)
     at = (np.array([z, y]) + rng.uniform(0, 1, (count, 2))) * edge

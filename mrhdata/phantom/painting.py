@@ -29,23 +29,24 @@ class Canvas:
         self.high = (np.array(start) + np.array(shape) - 1) * spacing_um
         self.image: Image = np.zeros(shape, dtype=np.float32)
 
-    def meets(self, low: Floats, high: Floats) -> NDArray[np.bool_]:
-        """Which boxes between corners (n, 3), um, meet this one."""
-        return np.asarray(((low <= self.high) & (high >= self.low)).all(axis=-1))
+    def gaussians(self, rows: Floats) -> None:
+        """Round spots, cut at three standard deviations; rows are z, y, x, standard deviation, brightness."""
+        reach = 3 * rows[:, 3:4]
+        for row in rows[self._met(rows[:, :3] - reach, rows[:, :3] + reach)]:
+            centre, sigma = row[:3], row[3]
+            part, offset = self._near(centre - 3 * sigma, centre + 3 * sigma, centre)
+            z, y, x = (np.exp(-0.5 * (o / sigma) ** 2).astype(np.float32) for o in offset)
+            self._paint(part, np.float32(row[4]) * z * y * x)
 
-    def gaussian(self, centre: Floats, sigma: float, peak: float) -> None:
-        """A round spot; cut at three standard deviations."""
-        part, offset = self._near(centre - 3 * sigma, centre + 3 * sigma, centre)
-        z, y, x = (np.exp(-0.5 * (o / sigma) ** 2).astype(np.float32) for o in offset)
-        self._paint(part, np.float32(peak) * z * y * x)
+    def capsules(self, pieces: Floats) -> None:
+        """Tubes, (n, 2, 5): z, y, x, radius, brightness of both ends."""
+        margin = pieces[..., 3].max(axis=1)[:, None] + self.spacing
+        low, high = pieces[..., :3].min(axis=1) - margin, pieces[..., :3].max(axis=1) + margin
+        for n in np.flatnonzero(self._met(low, high)):
+            self._capsule(pieces[n], *self._near(low[n], high[n], pieces[n, 0, :3]))
 
-    def capsule(self, ends: Floats) -> None:
-        """A tube from one end to the other; rows of `ends` are z, y, x, radius, brightness."""
-        (first, last), margin = ends[:, :3], ends[:, 3].max() + self.spacing
-        along = last - first
-        part, offset = self._near(ends[:, :3].min(axis=0) - margin, ends[:, :3].max(axis=0) + margin, first)
-        if self.image[part].size == 0:
-            return
+    def _capsule(self, ends: Floats, part: tuple[slice, ...], offset: Sequence[Floats]) -> None:
+        along = ends[1, :3] - ends[0, :3]
         t = sum(o * a for o, a in zip(offset, along, strict=True)) / max(float(along @ along), 1e-12)
         t = np.clip(t, 0, 1)
         beside = np.sqrt(sum((o - t * a) ** 2 for o, a in zip(offset, along, strict=True)))
@@ -55,13 +56,17 @@ class Canvas:
     def ellipsoid(self, centre: Floats, radii: Floats, turn: Floats, brightness: float, hollow: float) -> None:
         """A body with a share `hollow` less in its inner half; columns of `turn` are its axes."""
         reach = radii.max() + self.spacing
-        part, offset = self._near(centre - reach, centre + reach, centre)
-        if self.image[part].size == 0:
+        if not self._met(centre - reach, centre + reach):
             return
+        part, offset = self._near(centre - reach, centre + reach, centre)
         squares = (sum(o * turn[k, axis] for k, o in enumerate(offset)) ** 2 / radii[axis] ** 2 for axis in range(3))
         depth, size = np.sqrt(sum(squares)), float(np.cbrt(radii.prod()))
         inner = self._share(size * (0.55 - depth))
         self._paint(part, brightness * self._share(size * (1 - depth)) * (1 - hollow * inner))
+
+    def _met(self, low: Floats, high: Floats) -> NDArray[np.bool_]:
+        """Which boxes between corners (..., 3), um, meet this one."""
+        return np.asarray(((low <= self.high) & (high >= self.low)).all(axis=-1))
 
     def _share(self, inside: Floats) -> Floats:
         """Share of a voxel that lies within a surface, by its distance inside it, um."""
