@@ -120,6 +120,8 @@ def test_cells_of_boxes_are_those_of_the_whole(brain):
     ]
     together = pd.concat(parts).sort_values("z", ignore_index=True)
     pd.testing.assert_frame_equal(together, brain.cells.sort_values("z", ignore_index=True))
+    assert len(brain.cells_within((300, 0, 0), (400, 150, 128))) == 0
+    assert len(brain.cells_within((-90, -90, -90), (0, 0, 0))) == 0
 
 
 def test_missing_annotations():
