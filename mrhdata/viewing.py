@@ -231,7 +231,7 @@ def _panel(
         (_OPPOSITE.get(letters[right], ""), 0.03, 0.5),
     ):
         ax.text(across * width, upwards * height, letter, **style)
-    length, left, low = _round_length(width / 4), 0.03 * width, 0.04 * height
+    length, left, low = round_length(width / 4), 0.03 * width, 0.04 * height
     ax.plot([left, left + length], [low, low], color="#f80", linewidth=2, solid_capstyle="butt")
     ax.text(left, low * 1.5, length_of(length), **(style | {"ha": "left", "va": "bottom"}))
 
@@ -245,8 +245,14 @@ def _at_voxels(volume: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     return like.copy(data=values)
 
 
-def _round_length(length: float) -> float:
-    """Largest of 1, 2, 5 times a power of ten that is not longer."""
+def round_length(length: float) -> float:
+    """Largest of 1, 2, 5 times a power of ten that is not longer.
+
+    Examples
+    --------
+    >>> round_length(0.03)
+    0.02
+    """
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(m * power for m in (1, 2, 5) if m * power <= length * 1.0001))
 

@@ -14,6 +14,7 @@ from mrhdata.cli import (  # noqa: F401  (their commands)
     labels,
     networks,
     restoration,
+    reviewing,
     scores,
     volumes,
 )
