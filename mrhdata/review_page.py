@@ -135,8 +135,9 @@ def pictures(
     centres = grid.index(places[WORLD].to_numpy(np.float64)).reshape(-1, 3)
     # Places between two voxels show the same one, whatever the last bit is.
     index = np.floor(centres[:, :, None] + pixels / grid.spacing[:, None] + 0.5 + 1e-6).astype(np.int64)
-    inside = (index >= 0) & (index < np.array(grid.shape)[:, None])
-    for i, cut in enumerate(_cut(volume, index, in_bytes(memory))):
+    last = np.array(grid.shape)[:, None] - 1
+    inside = (index >= 0) & (index <= last)
+    for i, cut in enumerate(_cut(volume, np.clip(index, 0, last), in_bytes(memory))):
         seen = [inside[i, a][:, None] & inside[i, b] & inside[i, c, reach] for c, a, b in _AXES]
         values = np.concatenate([plane[part] for plane, part in zip(cut, seen, strict=True)])
         values = values[np.isfinite(values)]
@@ -153,7 +154,7 @@ _AXES = [tuple(SPATIAL.index(axis) for axis in (fixed, *shown)) for fixed, shown
 
 
 def _cut(volume: xr.DataArray, index: Ints, memory: int) -> Iterator[list[Floats]]:
-    """The three planes of each place (n, axis, pixel), beyond the volume its border."""
+    """The three planes of each place (n, axis, pixel) within the volume."""
     if not len(index):
         return
     middle = index.shape[2] // 2

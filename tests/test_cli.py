@@ -1,6 +1,7 @@
 """The command line: what it prints, and that mistakes end in one sentence and exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 import mrhdata
+from mrhdata.points import read_points, write_points
 from mrhdata.volume import describe, from_array
 
 from .conftest import oblique_affine
@@ -307,3 +309,41 @@ def test_cells_from_marks(tmp_path):
         assert code == 2
         assert said in error
         assert "Traceback" not in error
+
+
+def test_review_and_judge(tmp_path):
+    """Detections shown on a page, verdicts read back as marks, and the false positives that remain."""
+    rng = np.random.default_rng(0)
+    volume = from_array(rng.integers(0, 900, (20, 60, 60)).astype(np.uint16), spacing=(0.005, 0.002, 0.002))
+    mrhdata.write(volume, tmp_path / "brain.ome.tif")
+    places = pd.DataFrame({"z": [5.0, 9, 14], "y": [10.0, 20, 50], "x": [10.0, 40, 30], "score": [0.6, 0.9, 0.8]})
+    write_points(places, tmp_path / "cells.parquet", volume)
+    write_points(pd.DataFrame({"z": [5, 3], "y": [11, 50], "x": [10, 7]}), tmp_path / "marks.xml", volume)
+    brain, cells, marks, page = (tmp_path / n for n in ("brain.ome.tif", "cells.parquet", "marks.xml", "r.html"))
+    code, out, err = run("review", page, cells, brain, "--marks", marks, "--png", tmp_path / "r.png", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["kinds"], told["radius_um"]) == ({"false positive": 2, "miss": 1, "match": 1}, 12)
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+    found = dict(re.findall(r'data-id="(\w+)"[^>]*data-kind="([\w ]+)"', page.read_text()))
+    assert sorted(found.values()) == ["false positive", "false positive", "match", "miss"]
+
+    world = volume.mrh.world([[9, 20, 40], [14, 50, 30], [3, 50, 7]]).tolist()
+    rows = [(*world[0], "false positive,0.9,all,cell"), (*world[1], "false positive,0.8,all,no cell")]
+    rows = [*rows, (*world[2], "miss,,all,no cell")]
+    lines = [f"X{i}," + ",".join(map(str, row)) for i, row in enumerate(rows)]
+    (tmp_path / "v.csv").write_text("\n".join(["id,X,Y,Z,kind,score,drawn,verdict", *lines]))
+    words = ("judge", tmp_path / "next.xml", tmp_path / "v.csv", brain)
+    code, out, err = run(*words, "--marks", marks, "--cells", cells, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [told[k] for k in ("judged", "marks_before", "marks", "false_positives", "remaining")] == [3, 2, 2, 2, 1]
+    assert told["share"] == [0.5, 0.5, 0.5]
+    after = read_points(tmp_path / "next.xml", volume)
+    assert after[["z", "y", "x"]].values.tolist() == [[5, 11, 10], [9, 20, 40]]
+    for wrong, said in (
+        ((*words, "--cells", cells), "give --marks"),
+        (("review", page, cells, brain), "exists"),
+    ):
+        code, _, err = run(*wrong)
+        assert (code, said in err) == (2, True), err
