@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 #: Why a place is shown, and what that means. Both kinds of error come before matches.
 KINDS = {
     "false positive": "found, and no mark is near",
-    "double": "found within the radius of a mark that another detection has",
+    "double": "found within the radius of a mark that another detection has: false, whatever is judged",
     "miss": "marked, and not found",
     "match": "marked and found",
     "detection": "found; there are no marks",
@@ -282,7 +282,8 @@ class Adjusted:
     false_positives : int
         Before.
     judged, cells, unsure : int
-        How many were judged a cell or none; how many of these were cells; how many a person was unsure of.
+        How many were judged a cell or none; how many of these were cells; how many a person was unsure of, which
+        count as not judged.
     drawn : str
         How the judged ones were chosen: "all", "highest" or "random".
     """

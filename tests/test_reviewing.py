@@ -215,7 +215,7 @@ const cards = () => [...document.querySelectorAll("article")].filter(card => !ca
 let text; const link = URL.createObjectURL;
 URL.createObjectURL = blob => { text = blob.text(); return link(blob); };
 HTMLAnchorElement.prototype.click = function () { document.body.dataset.file = this.download; };
-["j", "1", "2", "3", "k", "0", "2", "k", "k", "k", "3"].forEach(key);
+["1", "2", "3", "k", "0", "2", "k", "k", "k", "3"].forEach(key);
 document.querySelector("#save").click();
 choose("#order", "low");
 const lowest = cards().map(card => card.dataset.score).join(" ");
