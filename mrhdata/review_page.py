@@ -40,6 +40,8 @@ Ints = NDArray[np.int64]
 
 #: Axis held fixed -> the axis that runs down, the axis that runs to the right.
 PLANES = {"z": ("y", "x"), "y": ("z", "x"), "x": ("z", "y")}
+#: The same by number: fixed, down, right.
+_AXES = [tuple(SPATIAL.index(axis) for axis in (fixed, *shown)) for fixed, shown in PLANES.items()]
 #: Pixels along the edge of a picture at most, so that a page of 200 places stays below 10 MB.
 _MOST_PIXELS = 97
 #: Percentiles of what a place shows that are drawn black and white: a cell is a small part of its surroundings.
@@ -143,14 +145,9 @@ def pictures(
         values = values[np.isfinite(values)]
         if values.size:
             grey[i] = np.percentile(values, [_BLACK, _WHITE])
-            low, high = grey[i, 0], max(grey[i, 1], np.nextafter(np.float32(grey[i, 0]), np.float32(np.inf)))
-            shades = [np.nan_to_num(np.clip((plane - low) / (high - low), 0, 1)) * 255 for plane in cut]
-            planes[i] = np.where(seen, np.rint(shades), 0)
+            shades = (np.stack(cut) - grey[i, 0]) / (np.ptp(grey[i]) or 1.0)
+            planes[i] = np.where(seen, np.rint(255 * np.nan_to_num(np.clip(shades, 0, 1))), 0)
     return Pictures(planes, grey, len(pixels) * step)
-
-
-#: Planes by the numbers of their axes: fixed, down, right.
-_AXES = [tuple(SPATIAL.index(axis) for axis in (fixed, *shown)) for fixed, shown in PLANES.items()]
 
 
 def _cut(volume: xr.DataArray, index: Ints, memory: int) -> Iterator[list[Floats]]:

@@ -1,4 +1,4 @@
-"""Commands that learn to find cells from marks, find them in brains of any size, and show them to a person."""
+"""Commands that learn to find cells from marks, and find them in brains of any size."""
 
 from __future__ import annotations
 
