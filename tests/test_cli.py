@@ -291,7 +291,7 @@ def test_cells_from_marks(tmp_path):
         mrhdata.write(volume, tmp_path / f"{name}.tif")
         pd.DataFrame(places, columns=["z", "y", "x"]).to_csv(tmp_path / f"{name}.csv", index=False)
     brains = [f"{tmp_path / name}.tif={tmp_path / name}.csv" for name in "ab"]
-    code, out, error = run("train-cells", tmp_path / "net", *brains, "--epochs", "2", "--boxes", "20", "--json")
+    code, out, error = run("train-cells", tmp_path / "net", *brains, "--epochs", "2", "--boxes", "6", "--json")
     assert code == 0, error
     assert json.loads(out)["marks"] == [25, 25]
     words = ("detect", tmp_path / "net" / "network", tmp_path / "found", tmp_path / "c.tif", "--json")
