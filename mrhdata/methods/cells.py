@@ -147,7 +147,7 @@ def corrected(voxel_mm: float) -> Recipe:
 
 
 def _peaks(voxel_mm: float) -> Peaks:
-    return Peaks(0.5, radius_mm=5 * voxel_mm, smooth_mm=2 * voxel_mm)
+    return Peaks(0.5, radius_mm=5 * voxel_mm, smooth_mm=voxel_mm)
 
 
 @dataclass

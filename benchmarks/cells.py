@@ -1,0 +1,318 @@
+"""Cells in cleared tissue: trained networks on phantom brains of complete truth, four-fold by brain, and real planes.
+
+Run: python benchmarks/cells.py DATA WORK [--tasks NAME ...] [--folds 1 2 ...] [--threads 1]
+
+DATA holds `cells`. WORK keeps brains, networks, tables and scores: a run that was stopped goes on, and the report
+is made of what is there. Of each fold's six brains one says when to stop and which threshold is best; the other two
+are scored once. Classical detectors are those of `cleared_phantom.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tables import RESULTS, markdown, written
+
+import mrhdata
+from mrhdata import counting, models
+from mrhdata.crossvalidation import cross_validate
+from mrhdata.detection import stored_peaks
+from mrhdata.methods import cells, second_look
+from mrhdata.methods.cells import Brain, Recipe
+from mrhdata.phantom import cleared
+from mrhdata.points import read_points
+from mrhdata.prepare.resampling import resample
+from mrhdata.scoring.cells import detection, recall_only
+from mrhdata.scoring.ranking import auc, average_precision
+
+SEEDS, FOLDS, VOXEL_MM, MISSING, SEED = range(8), 4, 0.002, 1 / 3, 0
+#: Of a match, in training voxels.
+RADII = {"6 voxels": 6, "3 voxels": 3}
+ROUNDS, ROUND_SEEDS = 2, range(3)
+#: Figures of the report of 2020, which are of patches.
+REPORTED = {"F1": 0.737, "AUC ROC": 0.916, "AUC PR": 0.791}
+
+
+def brain(work: Path, seed: int, *, complete: bool = True) -> Brain:
+    """A phantom brain, made once, with its marks."""
+    place = work / "brains"
+    if not (place / f"{seed}.parquet").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        made = cleared(seed=seed, missing=MISSING)
+        mrhdata.write(made.volume, place / f"{seed}.zarr", overwrite=True)
+        mrhdata.write(made.regions, place / f"{seed}-regions.zarr", overwrite=True)
+        made.cells.to_parquet(place / f"{seed}.parquet")
+    table = pd.read_parquet(place / f"{seed}.parquet")
+    marks = table if complete else table[table["annotated"]]
+    volume = mrhdata.read(place / f"{seed}.zarr").rename("signal")
+    return Brain(f"{seed:02d}", {"signal": volume}, cells=marks[["X", "Y", "Z"]].to_numpy(), complete=complete)
+
+
+def truth_of(work: Path, subject: str) -> pd.DataFrame:
+    """Every cell of a brain."""
+    return pd.read_parquet(work / "brains" / f"{int(subject)}.parquet")
+
+
+def trainer(recipe: Recipe, **options: Any) -> Any:
+    """What cross-validation calls: a network of the recipe."""
+
+    def train(brains: Any, validation: Any, folder: Path) -> Any:
+        start = time.perf_counter()
+        radius = RADII["6 voxels"] * VOXEL_MM
+        made = cells.train(recipe, brains, validation, radius_mm=radius, folder=folder, progress=False, **options)
+        history = {"seconds": time.perf_counter() - start, "rounds": [asdict(h) for h in made.histories]}
+        (folder / "history.json").write_text(json.dumps(history))
+        return made.model
+
+    return train
+
+
+def tester(work: Path) -> Any:
+    """What cross-validation calls: scores of a brain that was left out, against every cell of it."""
+
+    def test(model: Any, case: Brain, folder: Path) -> pd.DataFrame:
+        start = time.perf_counter()
+        peaks = stored_peaks(model.spec)
+        table = cells.candidates(model, case, folder / "tested" / case.subject, peaks)
+        seconds = time.perf_counter() - start
+        found = table[table["score"] >= peaks.threshold]
+        row = scored(work, case.subject, found) | {"threshold": peaks.threshold, "seconds": seconds}
+        volume = case.inputs["signal"]
+        return pd.DataFrame([row | patched(model, work, case) | {"Mvoxel/s": volume.size / 1e6 / seconds}])
+
+    return test
+
+
+def scored(work: Path, subject: str, found: pd.DataFrame) -> dict[str, Any]:
+    """F1 and counts of a table of cells."""
+    truth, places = truth_of(work, subject), found[["X", "Y", "Z"]].to_numpy()
+    held = {name: detection(truth[["X", "Y", "Z"]], places, n * VOXEL_MM) for name, n in RADII.items()}
+    first = held["6 voxels"]
+    regions = mrhdata.read(work / "brains" / f"{int(subject)}-regions.zarr")
+    counted, true = (counting.count(t[["X", "Y", "Z"]], regions)["count"] for t in (found, truth))
+    return {
+        "subject": subject,
+        **{f"F1, {name}": d.f1 for name, d in held.items()},
+        "precision": first.precision,
+        "recall": first.recall,
+        "cells": len(truth),
+        "found": len(found),
+        "relative count error": first.relative_count_error,
+        "largest count error of a region": float((counted / true - 1).abs().max()),
+        "median distance, um": first.median_distance_mm * 1e3,
+    }
+
+
+def patched(model: Any, work: Path, case: Brain) -> dict[str, float]:
+    """Single patches at ten negatives for each cell, 6 to 20 voxels from it, as the report scored them."""
+    given = replace(case, cells=truth_of(work, case.subject)[["X", "Y", "Z"]].to_numpy())
+    truth, score = cells.patch_scores(model, given, shell_mm=(6 * VOXEL_MM, 20 * VOXEL_MM))
+    right = (score >= 0.5) == truth
+    return {
+        "AUC ROC": auc(truth, score),
+        "AUC PR": average_precision(truth, score),
+        "accuracy of patches": float(right.mean()),
+        "accuracy of background alone": float(1 - truth.mean()),
+    }
+
+
+RECIPES = {
+    "corrected": (cells.corrected(VOXEL_MM), True),
+    "published": (cells.published(VOXEL_MM), True),
+    "a third unmarked": (replace(cells.corrected(VOXEL_MM), rounds=1), False),
+}
+
+
+def validated(name: str, work: Path, only: list[int] | None) -> pd.DataFrame:
+    """Four-fold by brain."""
+    recipe, complete = RECIPES[name]
+    given = [brain(work, s, complete=complete) for s in SEEDS]
+    place = work / name.replace(" ", "-")
+    return cross_validate(
+        trainer(recipe), given, place, test=tester(work), k=FOLDS, seed=SEED, about={"recipe": repr(recipe)},
+        only=only, progress=False,
+    )  # fmt: skip
+
+
+def parts(work: Path, fold: int) -> tuple[list[Brain], list[Brain], list[Brain]]:
+    """Training, stopping and test brains of a fold of the corrected recipe."""
+    plan = json.loads((work / "corrected" / "plan.json").read_text())["folds"]
+    left_out = [brain(work, int(s)) for s in plan[fold]]
+    rest = [brain(work, int(s)) for i, part in enumerate(plan) if i != fold for s in part]
+    return rest[1:], rest[:1], left_out
+
+
+def second(work: Path, only: list[int] | None) -> pd.DataFrame:
+    """Both networks, on the folds of the corrected recipe."""
+    rows = []
+    for fold in range(FOLDS) if only is None else only:
+        place, first = work / "second-look" / f"fold-{fold + 1}", work / "corrected" / f"fold-{fold + 1}" / "network"
+        learned, stopping, tested = parts(work, fold)
+        model = models.load(first)
+        if not (place / "network").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            radius, marking = RADII["6 voxels"] * VOXEL_MM, RECIPES["corrected"][0].marking
+            made, _ = second_look.train(
+                model, learned, stopping, marking, radius_mm=radius, folder=place, progress=False
+            )
+            models.save(made, place / "network")
+        again = models.load(place / "network")
+        for case in tested:
+            start = time.perf_counter()
+            found = second_look.detect_twice(model, again, case.inputs, place / "tested" / case.subject)
+            rows.append(scored(work, case.subject, found) | {"fold": fold + 1, "seconds": time.perf_counter() - start})
+    return pd.DataFrame(rows)
+
+
+def rounds(work: Path) -> list[dict[str, Any]]:
+    """Both brains of the first fold before and after each round with what was wrong, over seeds."""
+    rows = []
+    learned, stopping, tested = parts(work, 0)
+    recipe = replace(RECIPES["corrected"][0], rounds=ROUNDS)
+    for seed in ROUND_SEEDS:
+        place = work / "rounds" / str(seed)
+        radius = RADII["6 voxels"] * VOXEL_MM
+        made = cells.train(recipe, learned, stopping, radius_mm=radius, seed=seed, folder=place, progress=False)
+        row: dict[str, Any] = {"seed": seed}
+        for number, model in enumerate(made.rounds):
+            peaks, f1 = stored_peaks(model.spec), []
+            for case in tested:
+                table = cells.candidates(model, case, place / f"tested-{number + 1}" / case.subject, peaks)
+                f1.append(scored(work, case.subject, table[table["score"] >= peaks.threshold])["F1, 6 voxels"])
+            row["before" if not number else f"after round {number}"] = float(np.mean(f1))
+        rows.append(row)
+    return rows
+
+
+def coarse(work: Path) -> dict[str, float]:
+    """The report's other split: patches at random, of the same brains on both sides."""
+    rng, training, testing = np.random.default_rng(SEED), [], []
+    for seed in SEEDS:
+        whole = brain(work, seed)
+        first = rng.random(len(whole.cells)) < 0.5
+        training.append(replace(whole, cells=whole.cells[first]))
+        testing.append(replace(whole, cells=whole.cells[~first]))
+    place = work / "coarse"
+    if not (place / "network").exists():
+        # Threshold and stopping do not matter here: patches are ranked.
+        watched = [replace(training[0], subject="watched")]
+        made = cells.train(
+            replace(RECIPES["published"][0], rounds=0), training, watched, radius_mm=RADII["6 voxels"] * VOXEL_MM,
+            folder=place, progress=False,
+        )  # fmt: skip
+        models.save(made.model, place / "network")
+    model = models.load(place / "network")
+    held = [cells.patch_scores(model, b, shell_mm=(6 * VOXEL_MM, 20 * VOXEL_MM)) for b in testing]
+    return {
+        "AUC ROC": float(np.mean([auc(t, s) for t, s in held])),
+        "AUC PR": float(np.mean([average_precision(t, s) for t, s in held])),
+    }
+
+
+def counts(work: Path) -> int:
+    """Regions of all brains whose count is not that of the phantom's own list."""
+    wrong = 0
+    for seed in SEEDS:
+        table = truth_of(work, str(seed))
+        regions = mrhdata.read(work / "brains" / f"{seed}-regions.zarr")
+        counted = counting.count(table[["X", "Y", "Z"]], regions)["count"]
+        listed = table["region"].value_counts().reindex(counted.index, fill_value=0)
+        wrong += int((counted != listed).sum())
+    return wrong
+
+
+def real(data: Path, work: Path, fold: int = 0) -> dict[str, Any]:
+    """Marks of another program in planes of a mouse's cortex: recall alone, since many cells have none."""
+    folder = data / "cells"
+    planes = mrhdata.read(folder / "crop_planes" / "ch0", spacing=(5, 2, 2), unit="um")
+    marks = read_points(folder / "integration_detection_cell_classification.xml", planes)
+    marks = marks[marks["type"] == 2]
+    fine = resample(planes, spacing_mm=(VOXEL_MM,) * 3, order=1).compute().rename("signal")
+    model = models.load(work / "corrected" / f"fold-{fold + 1}" / "network")
+    given = Brain("real", {"signal": fine}, cells=marks[["X", "Y", "Z"]].to_numpy())
+    peaks = stored_peaks(model.spec)
+    table = cells.candidates(model, given, work / "real", peaks)
+    rows = []
+    for threshold in (peaks.threshold, peaks.threshold / 2, peaks.threshold / 4):
+        found = table[table["score"] >= threshold]
+        held = recall_only(given.cells, found[["X", "Y", "Z"]], 6 * VOXEL_MM, "not every cell is marked")
+        rows.append({"threshold": threshold, "recall": str(held.recall), "detections": held.detections})
+    return {"marks": len(marks), "rows": rows}
+
+
+def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Means over brains."""
+    row: dict[str, Any] = {"method": name, "brains": len(table)}
+    for key in ("F1, 6 voxels", "F1, 3 voxels", "precision", "recall", "AUC ROC", "AUC PR", "Mvoxel/s"):
+        if key in table:
+            row[key] = float(table[key].mean())
+    row["lowest F1"], row["highest F1"] = float(table["F1, 6 voxels"].min()), float(table["F1, 6 voxels"].max())
+    if "relative count error" in table:
+        row["count error"] = float(table["relative count error"].abs().mean())
+    return row
+
+
+def report(data: Path, work: Path, threads: int, done: dict[str, Any]) -> None:
+    """Tables of what is there."""
+    tables = {name: t for name, t in done.items() if isinstance(t, pd.DataFrame)}
+    text = [
+        "# Cells in cleared tissue",
+        f"`python benchmarks/cells.py DATA WORK`, {threads} thread, bfloat16. Eight phantom brains of 256 x 512 x 512 "
+        f"voxels of 2 um, four-fold by brain; matches one to one within 6 voxels ({6e3 * VOXEL_MM:g} um) or 3 "
+        f"({3e3 * VOXEL_MM:g} um), means over brains.",
+        markdown([summary(name, t) for name, t in tables.items()]),
+    ]
+    floors = RESULTS / "cleared_phantom.json"
+    if floors.exists():
+        text += ["Classical detectors on two of the brains (`cleared_phantom.md`):"]
+        text += [markdown([{"detector": r["detector"], "F1, 6 voxels": float(np.mean(r["F1"]))}
+                           for r in json.loads(floors.read_text())["detectors"]])]  # fmt: skip
+    if "rounds" in done:
+        text += ["F1 before and after rounds with what was found wrongly:", markdown(done["rounds"], 4)]
+    if "coarse" in done:
+        text += [
+            f"Patches split at random: {done['coarse']}. The report's: {REPORTED}, of other brains and of patches."
+        ]
+    text += [f"Regions whose count is not the phantom's own: {done['counts']}."]
+    if "real" in done:
+        text += [f"Real planes, {done['real']['marks']} marks:", markdown(done["real"]["rows"])]
+    for name, t in tables.items():
+        text += [f"Each brain, {name}:", markdown(t.to_dict("records"))]
+    written("cells", text, {k: v.to_dict("records") if isinstance(v, pd.DataFrame) else v for k, v in done.items()})
+
+
+def main() -> None:
+    """Do what is asked, then report."""
+    every = [*RECIPES, "second look", "rounds", "coarse", "real"]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--tasks", nargs="*", default=every)
+    parser.add_argument("--folds", nargs="*", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    only = None if given.folds is None else [n - 1 for n in given.folds]
+    tasks = {name: functools.partial(validated, name, given.work, only) for name in RECIPES}
+    tasks["second look"] = functools.partial(second, given.work, only)
+    tasks["rounds"], tasks["coarse"] = (functools.partial(f, given.work) for f in (rounds, coarse))
+    tasks["real"] = functools.partial(real, given.data, given.work)
+    done = {}
+    for name in given.tasks:
+        done[name] = tasks[name]()
+        print(name, done[name], flush=True)
+    done["counts"] = counts(given.work)
+    report(given.data, given.work, given.threads, done)
+
+
+if __name__ == "__main__":
+    main()
