@@ -15,7 +15,7 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     """Blocks share their names, as a reader's session would."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
