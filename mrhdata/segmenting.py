@@ -56,6 +56,13 @@ class Case:
         return self.subject.partition("_")[0]
 
 
+def check_apart(training: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Raise `DataError` where somebody is on both sides of a split."""
+    both = {case.person for case in training} & {case.person for case in validation}
+    if both:
+        raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
+
+
 def on_network_grid(case: Case, spec: Spec) -> Case:
     """The case as the network sees it; labels are carried along by their nearest voxels.
 

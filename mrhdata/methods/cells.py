@@ -38,7 +38,7 @@ from mrhdata.peaks import Peaks
 from mrhdata.prediction import Output, predict, predict_patches
 from mrhdata.sampling import shares
 from mrhdata.scoring.cells import best_threshold
-from mrhdata.segmenting import Case
+from mrhdata.segmenting import Case, check_apart
 from mrhdata.training import History, Training, fit, hard_negatives
 from mrhdata.volume import SPATIAL, place
 
@@ -270,9 +270,9 @@ def train(
     DataError
         A subject is in both parts, or has no marks.
     """
-    both = {b.person for b in brains} & {b.person for b in validation}
-    if both or not validation:
-        raise DataError(f"the subjects {sorted(both)} are in training and in validation, which needs its own")
+    check_apart(brains, validation)
+    if not validation:
+        raise DataError("the threshold is chosen on brains of validation; give one or more")
     unmarked = [b.subject for b in (*brains, *validation) if not len(b.cells)]
     if unmarked:
         raise DataError(f"{unmarked} have no marked cells to learn from")

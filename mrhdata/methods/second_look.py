@@ -29,6 +29,7 @@ from mrhdata.models.cells3d import LOOKED_AT
 from mrhdata.patching import Patches, patches
 from mrhdata.prediction import predict_patches
 from mrhdata.scoring.cells import best_threshold
+from mrhdata.segmenting import check_apart
 from mrhdata.training import History, Training, fit
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def train(
         Its ``spec.finish`` says what counts as a cell.
     history : History
     """
+    check_apart(brains, validation)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if folder is None else folder
         tables = {b.subject: screened(first, b.inputs, work / "candidates" / b.subject) for b in (*brains, *validation)}

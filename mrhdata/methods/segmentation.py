@@ -14,7 +14,7 @@ from mrhdata.errors import DataError
 from mrhdata.losses import IGNORED
 from mrhdata.models.storage import Scale, Spec
 from mrhdata.patching import Patches, patches
-from mrhdata.segmenting import Case, on_network_grid, segment
+from mrhdata.segmenting import Case, check_apart, on_network_grid, segment
 from mrhdata.training import History, Training, fit, hard_negatives
 from mrhdata.volume import PLANES
 
@@ -224,9 +224,7 @@ def train(
     DataError
         A subject is in both parts, or has no labels.
     """
-    both = {c.person for c in cases} & {c.person for c in validation}
-    if both:
-        raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
+    check_apart(cases, validation)
     if not validation and any(t.keep == "best" for t in (*recipe.training, *recipe.again)):
         raise DataError("the best epoch is chosen on validation cases; give some, or a recipe that keeps the last")
     values = label_map([*cases, *validation]) if labels is None else tuple(labels)
