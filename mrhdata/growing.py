@@ -115,14 +115,16 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
 def told(volume: xr.DataArray) -> Any:
     """What tells a volume from others, as JSON.
 
-    Files are told by name, size and time, stores by their metadata, arrays by value, and volumes that are
-    computed by the name of Dask's graph, which may be another in another process.
+    Files are told by name, size and time, stores by their metadata and what they were made from, arrays by
+    value, and volumes that are computed by the name of Dask's graph, which may be another in another process.
     """
     source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
     if source is None:
         of: Any = volume.data.name if isinstance(volume.data, da.Array) else tokenize(np.asarray(volume.data))
     elif isinstance(source.part, Stored):
-        of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict()]
+        # A store that was written anew has its old name and shape.
+        made_from = volume.attrs.get("provenance", {}).get("digest")
+        of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict(), made_from]
     else:
         state = source.path.stat()
         of = [str(source.path), state.st_size, state.st_mtime_ns]

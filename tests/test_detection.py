@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import mrhdata
-from mrhdata import models
+from mrhdata import detection, models
 from mrhdata.detection import cells_of, detect, scoring, stored_peaks
 from mrhdata.errors import DataError, FormatError, ModelError
 from mrhdata.models.storage import Scale
@@ -122,6 +122,30 @@ def test_goes_on_where_it_was_stopped(tmp_path, stop):
     whole = cells_of(stored, tmp_path / "w.parquet", PEAKS, progress=False)
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
     assert not list(tmp_path.glob(".c.parquet*"))
+
+
+def test_parts_of_another_network_are_not_kept(tmp_path, monkeypatch):
+    """Scores of other weights under the same name: what a stopped run had found in the old ones is gone."""
+    volume, folder = signal((28, 200, 200)), tmp_path / "brain"
+    first, other = screener(), screener()
+    with torch.no_grad():
+        other.body[0].weight *= -1
+
+    def stopped(values, *given, **options):
+        if len(calls):
+            raise KeyboardInterrupt
+        calls.append(1)
+        return find(values, *given, **options)
+
+    calls, find = [], detection.find_peaks
+    monkeypatch.setattr(detection, "find_peaks", stopped)
+    monkeypatch.setattr(detection, "_SEARCHED", 400)
+    with pytest.raises(KeyboardInterrupt):
+        detect(first, volume, folder, memory="10 MB", progress=False)
+    monkeypatch.setattr(detection, "find_peaks", find)
+    found = detect(other, volume, folder, memory="10 MB", overwrite=True, progress=False)
+    alone = detect(other, volume, tmp_path / "alone", memory="10 MB", progress=False)
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
 
 
 def test_a_table_that_is_there(tmp_path):
