@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,25 +107,38 @@ def detect(  # noqa: PLR0913 (settings of one act)
     inputs = aligning.named(volume)
     spec: Spec | None = getattr(model, "spec", None)
     peaks = stored_peaks(spec) if peaks is None else peaks
-    folder.mkdir(parents=True, exist_ok=True)
-    scores = predict(
-        scoring(model),
-        inputs,
-        folder / "scores.zarr",
-        where=where,
-        mode="dense",
-        output=Output(activation="sigmoid", dtype="uint8", range=(0, 1)),
-        memory=memory,
-        device=device,
-        precision=precision,
-        skip_corrupt=skip_corrupt,
-        name="scores",
-        overwrite=overwrite,
-        progress=progress,
-    )
+    if not 0 <= peaks.threshold <= 1:
+        raise DataError(f"scores go from 0 to 1, so a threshold of {peaks.threshold} says nothing; give one between")
+    with _folder(folder):
+        scores = predict(
+            scoring(model),
+            inputs,
+            folder / "scores.zarr",
+            where=where,
+            mode="dense",
+            output=Output(activation="sigmoid", dtype="uint8", range=(0, 1)),
+            memory=memory,
+            device=device,
+            precision=precision,
+            skip_corrupt=skip_corrupt,
+            name="scores",
+            overwrite=overwrite,
+            progress=progress,
+        )
     return cells_of(
         scores, folder / "cells.parquet", peaks, inputs, memory=memory, overwrite=overwrite, progress=progress
     )
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """A folder that is there, and gone again where nothing came to be in it."""
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def scoring(model: nn.Module) -> nn.Module:

@@ -178,6 +178,11 @@ def test_refusals(tmp_path):
     """In one sentence each."""
     with pytest.raises(ModelError, match="what counts as a cell"):
         detect(torch.nn.Identity(), signal(), tmp_path / "a", progress=False)
+    with pytest.raises(DataError, match=r"a threshold of 2"):
+        detect(screener(), signal(), tmp_path / "b", peaks=Peaks(2, 0.01), progress=False)
+    with pytest.raises(ModelError, match=r"does not take a volume of \(8, 52, 46\)"):
+        detect(screener(), signal().isel(z=slice(0, 8)), tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()
     other = models.create("unet3d", classes=2)
     with pytest.raises(ModelError, match="finds no cells"):
         detect(other, signal(), tmp_path / "b", peaks=PEAKS, progress=False)

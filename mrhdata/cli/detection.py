@@ -120,11 +120,12 @@ def detect(
     # One volume alone needs no name.
     names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
     given = {name: formats.read(f, **read).rename(name) for name, f in zip(names, files.values(), strict=True)}
+    peaks = replace(stored_peaks(spec), **words.options(threshold=threshold))
     found = run(
         network,
         given,
         out,
-        peaks=replace(stored_peaks(spec), **words.options(threshold=threshold)),
+        peaks=peaks,
         where=where if where in (None, "stored") else formats.read(where, kind="mask"),
         memory=memory,
         device=device,
@@ -135,4 +136,4 @@ def detect(
     )
     if points is not None:
         write_points(found, points, next(iter(given.values())))
-    words.answer({"written": str(out), "cells": len(found), "threshold": stored_peaks(spec).threshold}, as_json)
+    words.answer({"written": str(out), "cells": len(found), "threshold": round(peaks.threshold, 4)}, as_json)
