@@ -131,19 +131,25 @@ class Recipe:
 
 _TURNED = Augmentation(degrees=0, zoom=0, stretch=0, share=0, flip=(0, 1, 2), gain=0.2, offset=0.2, gamma=0.2, noise=0)
 PUBLISHED = Training(epochs=6, batch_size=8, learning_rate=1e-3, loss="cross-entropy", precision="bfloat16", patience=6)
-CORRECTED = replace(PUBLISHED, loss="dice+cross-entropy", augment=_TURNED, learning_rate=2e-3, weight_decay=1e-4)
+CORRECTED = replace(
+    PUBLISHED, epochs=10, patience=10, loss="dice+cross-entropy", augment=_TURNED, learning_rate=2e-3, weight_decay=1e-4
+)
+#: A quarter of the work of the published widths.
+NARROW = {"widths": (32, 32, 32, 64)}
 
 
 def published(voxel_mm: float) -> Recipe:
     """Negatives 6 to 20 voxels from marks alone, ten for each positive, one round of retraining."""
     marking = Marking(voxel_mm, 6 * voxel_mm, 20 * voxel_mm, negatives=10)
-    return Recipe(marking, _peaks(voxel_mm), PUBLISHED, replace(PUBLISHED, epochs=3, learning_rate=3e-4), rounds=1)
+    again = replace(PUBLISHED, epochs=3, patience=3, learning_rate=3e-4)
+    return Recipe(marking, _peaks(voxel_mm), PUBLISHED, again, rounds=1)
 
 
 def corrected(voxel_mm: float) -> Recipe:
     """Background everywhere, vessels and far tissue too."""
     marking = Marking(2 * voxel_mm, 4 * voxel_mm)
-    return Recipe(marking, _peaks(voxel_mm), CORRECTED, replace(CORRECTED, epochs=3, learning_rate=6e-4))
+    again = replace(CORRECTED, epochs=3, patience=3, learning_rate=6e-4)
+    return Recipe(marking, _peaks(voxel_mm), CORRECTED, again, config=NARROW)
 
 
 def _peaks(voxel_mm: float) -> Peaks:
