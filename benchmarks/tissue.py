@@ -80,7 +80,7 @@ def row(network: str, scores: pd.DataFrame, work: Path) -> dict[str, Any]:
         "subjects": len(per_subject),
         "epochs": EPOCHS[network],
         "best_epochs": [h["best_epoch"] + 1 for h in histories],
-        "minutes": max(h["seconds"] for h in histories) / 60,
+        "minutes": [round(h["seconds"] / 60) for h in histories],
         "loader_share": sum(h["waited"] for h in histories) / sum(h["seconds"] for h in histories),
         "accuracy": float(per_subject.accuracy.mean()),
         "accuracy_inside": float(per_subject.accuracy_inside.mean()),
@@ -172,8 +172,8 @@ def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
     text = [
         "# Tissue of T1w images",
         f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {STOPPING} of each fold's twelve decide when to "
-        f"stop; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes are those of the "
-        "slowest fold, on a machine that did other work beside it.",
+        f"stop; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes of each fold, "
+        "on a machine that did other work beside it.",
         markdown(rows),
         "`human-t1-whole` against FSL FAST's grey and white matter, the spheres left out; the network of fold 1:",
         markdown(heads),

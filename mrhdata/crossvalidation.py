@@ -135,10 +135,14 @@ def _fold(
 
 
 def tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
-    """Overlap of the labels of a subject that was left out; they are kept."""
+    """Overlap of the labels of a subject that was left out; they are kept in the format of its first volume."""
+    from mrhdata import viewing
+
     found = segment(model, case.inputs)
-    (place / "labels").mkdir(exist_ok=True)
-    formats.write(found, place / "labels" / f"{case.subject}.nii.gz", overwrite=True)
+    (place / "labels").mkdir(parents=True, exist_ok=True)
+    file = place / "labels" / f"sub-{case.subject}{case.ending}"
+    formats.write(found, file, overwrite=True)
+    viewing.montage(next(iter(case.inputs.values())), case.labels, found, file.with_name(f"sub-{case.subject}.png"))
     spec: Any = model.spec
     return scored(case, found, spec.labels)
 

@@ -132,7 +132,9 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path):
     held = [set(t) | set(s) for t, s in calls]
     for fold, seen in zip(folds(cases, 2, 3), (held[0], held[3]), strict=True):
         assert not {c.subject for c in fold} & seen
-    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"{folds(cases, 2, 3)[0][0].subject}.nii.gz").sizes["z"]
+    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].subject}.nii.gz").sizes[
+        "z"
+    ]
     with pytest.raises(DataError, match="other subjects or settings"):
         cross_validate(train, cases[:3], tmp_path / "a", **settings)
 

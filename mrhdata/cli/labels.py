@@ -120,20 +120,10 @@ def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:
     """Labels of each case in its own format, a montage, and all scores."""
     import pandas as pd
 
-    from mrhdata import formats, viewing
+    from mrhdata.crossvalidation import tested
     from mrhdata.drafting import appearing
-    from mrhdata.segmenting import scored, segment
 
-    spec: Any = model.spec
-    (out / "labels").mkdir(exist_ok=True)
-    tables = []
-    for case in cases:
-        found = segment(model, case.inputs)
-        formats.write(found, out / "labels" / f"sub-{case.subject}{case.ending}", overwrite=True)
-        first = next(iter(case.inputs.values()))
-        viewing.montage(first, case.labels, found, out / "labels" / f"sub-{case.subject}.png")
-        tables.append(scored(case, found, spec.labels))
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat([tested(model, case, out) for case in cases], ignore_index=True)
     with appearing(out / "scores.csv", overwrite=True) as draft:
         table.to_csv(draft, index=False)
     return table
