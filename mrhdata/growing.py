@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,23 +235,26 @@ def _run_on(
     """Levels one after another, their blocks on the workers; each reads the level before from the store."""
     from distributed import as_completed
     from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
 
     for level, blocks in enumerate(writer.blocks):
         pending = {i for i in range(len(blocks)) if (level, i) not in finished}
         losses = 0
         while pending:
-            shared = client.scatter(writer, broadcast=True)
-            futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}
             try:
+                shared = client.scatter(writer, broadcast=True)
+                futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}
                 for future in as_completed(list(futures)):
                     filled = future.result()
                     done(level, futures[future], writer.bytes_of(level, futures[future]), filled)
                     pending.discard(futures[future])
-            except FutureCancelledError:
-                # Every worker that held what was scattered has died: it is handed out anew.
+            except (FutureCancelledError, CommClosedError):
+                # A worker died while it was given the writer, or every one that held it has: it is handed out anew,
+                # when the scheduler has had time to see that.
                 losses += 1
                 if losses > _LOSSES:
                     raise
+                time.sleep(0.1 * losses)
 
 
 def _write_one(writer: Writer, level: int, index: int) -> bool:

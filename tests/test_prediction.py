@@ -365,3 +365,34 @@ def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
         shared = mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", progress=kill_one, **how)
     assert killed
     np.testing.assert_array_equal(shared, alone)
+
+
+def test_a_worker_that_dies_while_it_is_handed_the_work(tmp_path, monkeypatch):
+    """What was lost is handed out again; a cluster that never takes it ends in one sentence."""
+    from distributed import Client
+    from distributed.comm.core import CommClosedError
+
+    from mrhdata import growing
+
+    volume = stored(tmp_path)
+    how = {"mode": "dense", "memory": "10 MB", "progress": False}
+    alone = mrhdata.predict(smoothing(), volume, tmp_path / "alone.zarr", **how)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        scatter, calls = client.scatter, []
+
+        def closed(*given, **options):
+            calls.append(given)
+            if len(calls) <= failing:
+                raise CommClosedError("Stream is closed")
+            return scatter(*given, **options)
+
+        monkeypatch.setattr(client, "scatter", closed)
+        monkeypatch.setattr(growing, "_active_client", lambda: client)
+        monkeypatch.setattr(growing, "_LOSSES", 2)
+        failing = 3
+        with pytest.raises(FormatError, match="run it again to go on"):
+            mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", **how)
+        calls, failing = [], 2
+        shared = mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", **how)
+    assert len(calls) > failing
+    np.testing.assert_array_equal(shared, alone)
