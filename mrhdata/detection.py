@@ -109,25 +109,36 @@ def detect(  # noqa: PLR0913 (settings of one act)
     peaks = stored_peaks(spec) if peaks is None else peaks
     if not 0 <= peaks.threshold <= 1:
         raise DataError(f"scores go from 0 to 1, so a threshold of {peaks.threshold} says nothing; give one between")
+    shared: Any = {"memory": memory, "overwrite": overwrite, "progress": progress}
     with _folder(folder):
-        scores = predict(
-            scoring(model),
-            inputs,
-            folder / "scores.zarr",
-            where=where,
-            mode="dense",
-            output=Output(activation="sigmoid", dtype="uint8", range=(0, 1)),
-            memory=memory,
-            device=device,
-            precision=precision,
-            skip_corrupt=skip_corrupt,
-            name="scores",
-            overwrite=overwrite,
-            progress=progress,
-        )
-    return cells_of(
-        scores, folder / "cells.parquet", peaks, inputs, memory=memory, overwrite=overwrite, progress=progress
-    )
+        scores = score_volume(
+            model, inputs, folder / "scores.zarr", where=where, device=device, precision=precision,
+            skip_corrupt=skip_corrupt, **shared,
+        )  # fmt: skip
+    return cells_of(scores, folder / "cells.parquet", peaks, inputs, **shared)
+
+
+def score_volume(
+    model: nn.Module, inputs: Mapping[str, xr.DataArray], store: str | os.PathLike[str], **options: Any
+) -> xr.DataArray:
+    """The network's scores of a volume, 0 to 1 in 8 bits, as an OME-Zarr store; one that is there is read.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : mapping of volumes
+        By the channels that the network was trained on.
+    store : path
+    **options
+        As for :func:`mrhdata.predict`.
+
+    Returns
+    -------
+    scores : volume (z, y, x), uint8
+    """
+    output = Output(activation="sigmoid", dtype="uint8", range=(0, 1))
+    named = {name: volume.rename(name) for name, volume in inputs.items()}
+    return predict(scoring(model), named, store, mode="dense", output=output, name="scores", **options)
 
 
 @contextmanager
@@ -149,14 +160,12 @@ def scoring(model: nn.Module) -> nn.Module:
     from mrhdata import models
     from mrhdata.models.storage import Scale
 
-    config = {**spec.config, "answer": "score"}
     try:
-        single = models.create(spec.name, **config)
+        single = models.copy(model, answer="score")
     except ModelError as error:
         raise ModelError(f"{spec.name} finds no cells; train cells3d with mrhdata.methods.cells") from error
-    single.load_state_dict(model.state_dict())
-    single.spec = replace(spec, config=config, target=Scale((0.0,), (1.0,)))  # type: ignore[assignment]
-    return single.eval()
+    single.spec = replace(single.spec, target=Scale((0.0,), (1.0,)))  # type: ignore[type-var]
+    return single
 
 
 def stored_peaks(spec: Spec | None) -> Peaks:

@@ -29,13 +29,14 @@ from scipy.spatial import cKDTree
 
 from mrhdata import choosing, models
 from mrhdata.augmenting import Augmentation
-from mrhdata.detection import cells_of, scoring
+from mrhdata.degrade import white_of
+from mrhdata.detection import cells_of, score_volume, scoring
 from mrhdata.errors import DataError
 from mrhdata.losses import IGNORED
 from mrhdata.models.cells3d import SCREENED
 from mrhdata.patching import Patches, patches
 from mrhdata.peaks import Peaks
-from mrhdata.prediction import Output, predict, predict_patches
+from mrhdata.prediction import predict_patches
 from mrhdata.sampling import shares
 from mrhdata.scoring.cells import best_threshold
 from mrhdata.segmenting import Case, check_apart
@@ -53,6 +54,8 @@ Labels = NDArray[np.int16]
 STRIDE, FIRST = 2, (SCREENED[0] - 1) / 2
 #: Score above which a voxel far from every mark is no longer called background in incomplete brains.
 _DOUBTFUL = 0.3
+#: Score from which a voxel where no cell is was wrongly taken for one.
+_TAKEN = 0.5
 #: Scores from which candidates are kept while the threshold is chosen.
 _FLOOR = 0.05
 
@@ -201,7 +204,7 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
         raise DataError(f"{brain.subject} has {grid.shape} voxels; the network needs {SCREENED} at least")
     labels = _marked(shape, (grid.index(brain.cells) - FIRST) / STRIDE, STRIDE * grid.spacing, marking)
     if found is not None and not brain.complete:
-        labels[(labels == 0) & (np.asarray(found.data) >= _DOUBTFUL * 255)] = IGNORED
+        labels[(labels == 0) & (_fraction(found) >= _DOUBTFUL)] = IGNORED
     if marking.negatives is not None:
         _thin(labels, marking.negatives, seed)
     starts = np.array([float(volume.coords[d][0]) for d in SPATIAL]) + FIRST * grid.spacing
@@ -331,24 +334,20 @@ def _boxes(
 
 def _worth(known: xr.DataArray, found: xr.DataArray | None) -> NDArray[np.int64]:
     """Scores of a cell, and those that were found where none is: (n, 3)."""
-    wrong = None if found is None else known.copy(data=(np.asarray(found.data) >= 128).astype(np.int16))
+    wrong = None if found is None else known.copy(data=(_fraction(found) >= _TAKEN).astype(np.int16))
     return np.argwhere(np.asarray(hard_negatives(known, wrong, tile=(1, 1, 1)).data) != IGNORED)
 
 
+def _fraction(scores: xr.DataArray) -> Floats:
+    """Scores from 0 to 1."""
+    return np.asarray(scores.data) / white_of(scores.dtype)
+
+
 def scores_of(model: nn.Module, brain: Brain, folder: Path, *, memory: int | str = "2 GB") -> xr.DataArray:
-    """The score volume of a brain in 8 bits; one that is there already is read."""
+    """The score volume of a brain; one that is there already is read."""
     folder.mkdir(parents=True, exist_ok=True)
-    return predict(
-        scoring(model),
-        {name: volume.rename(name) for name, volume in brain.inputs.items()},
-        folder / "scores.zarr",
-        mode="dense",
-        output=Output(activation="sigmoid", dtype="uint8", range=(0, 1)),
-        memory=memory,
-        precision="bfloat16",
-        name="scores",
-        progress=False,
-    )
+    options: Any = {"memory": memory, "precision": "bfloat16", "progress": False}
+    return score_volume(model, brain.inputs, folder / "scores.zarr", **options)
 
 
 def candidates(model: nn.Module, brain: Brain, folder: Path, peaks: Peaks) -> pd.DataFrame:
@@ -359,15 +358,11 @@ def candidates(model: nn.Module, brain: Brain, folder: Path, peaks: Peaks) -> pd
 
 def _judged(model: nn.Module, recipe: Recipe, validation: Sequence[Brain], radius_mm: float, folder: Path) -> nn.Module:
     """A copy of the network with the threshold that has the best F1 on the brains of validation."""
-    spec: Any = model.spec
-    kept = models.create(spec.name, **spec.config)
-    kept.load_state_dict(model.state_dict())
-    kept.spec = spec
-    kept.eval()
+    kept = models.copy(model)
     tables = [(b.cells, candidates(kept, b, folder / b.subject, recipe.peaks)) for b in validation]
     given = [(truth, t[["X", "Y", "Z"]].to_numpy(), t["score"].to_numpy()) for truth, t in tables]
     peaks = replace(recipe.peaks, threshold=float(best_threshold(given, radius_mm)))
-    kept.spec = replace(spec, finish=(("cells", asdict(peaks)),))
+    kept.spec = replace(kept.spec, finish=(("cells", asdict(peaks)),))  # type: ignore[type-var]
     return kept
 
 

@@ -289,8 +289,7 @@ def restore(
     how: dict[str, Any] = {"mode": "dense"}
     if spec.name == "pssr":
         factor = int(spec.config.get("scale", 4))
-        network = models.create("pssr", **{**spec.config, "scale": 1})
-        network.load_state_dict(model.state_dict())
+        network = models.copy(model, scale=1)
         given = resample(given, finer(given.mrh.grid, factor)).rename(name)
         how = {"mode": "patch", "windows": Windowing(shape=(1, *(factor * n for n in spec.patch[1:])))}
     network.spec = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))  # type: ignore[assignment]
@@ -355,8 +354,7 @@ def fine_tune(
     """
     spec: Spec = model.spec  # type: ignore[assignment]
     name, factor = spec.channels[len(spec.channels) // 2], int(spec.config.get("scale", 4))
-    tuned = models.create(spec.name, **spec.config)
-    tuned.load_state_dict(model.state_dict())
+    tuned = models.copy(model)
     # The input keeps its scale, which is what the weights know; that of the target is measured anew.
     tuned.spec = replace(spec, target=None)  # type: ignore[assignment]
 

@@ -304,10 +304,4 @@ def _found(model: nn.Module, case: Case, folder: Path | None) -> Any:
 def whole(model: nn.Module) -> nn.Module:
     """A copy of a network that answers every voxel of what it is given, borders too."""
     spec: Spec = model.spec  # type: ignore[assignment]
-    config = dict(spec.config)
-    if spec.name.startswith("fcn3d"):
-        config["border"] = "replicate"
-    copied = models.create(spec.name, **config)
-    copied.load_state_dict(model.state_dict())
-    copied.spec = replace(spec, config=config)  # type: ignore[assignment]
-    return copied.eval()
+    return models.copy(model, **({"border": "replicate"} if spec.name.startswith("fcn3d") else {}))

@@ -7,6 +7,7 @@ A network is a ``torch.nn.Module`` with ``ndim`` (2 or 3 spatial axes it takes) 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mrhdata.errors import ModelError
@@ -16,7 +17,7 @@ from mrhdata.models.storage import Spec, load, save
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create", "list", "load", "load_matlab", "save"]
+__all__ = ["copy", "create", "list", "load", "load_matlab", "save"]
 
 #: Name -> module, class, and settings that the name stands for.
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -83,6 +84,40 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
             raise ModelError(f"{name} has no such settings as {config} ({error})") from error
     model.spec = Spec(name=name, config=dict(config))
     return model
+
+
+def copy(model: nn.Module, **config: Any) -> nn.Module:
+    """Make a network of the same weights that shares nothing, ready to be used.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        From :func:`create`; it is not changed.
+    **config
+        Settings that differ, of those that leave the weights as they are.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        With the same ``spec`` but for the settings.
+
+    Raises
+    ------
+    ModelError
+        The network has no such settings.
+
+    Examples
+    --------
+    >>> whole = copy(create("fcn3d"), border="replicate")
+    >>> whole.spec.config
+    {'border': 'replicate'}
+    """
+    spec: Spec = model.spec  # type: ignore[assignment]
+    config = spec.config | config
+    made = create(spec.name, **config)
+    made.load_state_dict(model.state_dict())
+    made.spec = replace(spec, config=config)  # type: ignore[assignment]
+    return made.eval()
 
 
 def list() -> tuple[str, ...]:
