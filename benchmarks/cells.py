@@ -3,14 +3,14 @@
 Run: python benchmarks/cells.py DATA WORK [--tasks NAME ...] [--folds 1 2 ...] [--threads 1]
 
 DATA holds `cells`. WORK keeps brains, networks, tables and scores: a run that was stopped goes on, and the report
-is made of what is there. Of each fold's six brains one says when to stop and which threshold is best; the other two
-are scored once. Classical detectors are those of `cleared_phantom.py`.
+is made of all that is there, also where only some tasks or folds were asked for. Of each fold's six brains one says
+when to stop and which threshold is best; the other two are scored once. Classical detectors are those of
+`cleared_phantom.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from dataclasses import asdict, replace
@@ -38,6 +38,8 @@ SEEDS, FOLDS, VOXEL_MM, MISSING, SEED = range(8), 4, 0.002, 1 / 3, 0
 #: Of a match, in training voxels.
 RADII = {"6 voxels": 6, "3 voxels": 3}
 ROUNDS, ROUND_SEEDS = 2, range(3)
+#: Training boxes of each brain: five brains are learned from.
+BOXES = 100
 #: Figures of the report of 2020, which are of patches.
 REPORTED = {"F1": 0.737, "AUC ROC": 0.916, "AUC PR": 0.791}
 
@@ -125,22 +127,34 @@ def patched(model: Any, work: Path, case: Brain) -> dict[str, float]:
     }
 
 
+CORRECTED, PUBLISHED = (replace(f(VOXEL_MM), each=BOXES) for f in (cells.corrected, cells.published))
 RECIPES = {
-    "corrected": (cells.corrected(VOXEL_MM), True),
-    "published": (cells.published(VOXEL_MM), True),
-    "a third unmarked": (replace(cells.corrected(VOXEL_MM), rounds=1), False),
+    "corrected": (CORRECTED, True),
+    "published": (PUBLISHED, True),
+    "a third unmarked": (replace(CORRECTED, rounds=1), False),
 }
 
 
-def validated(name: str, work: Path, only: list[int] | None) -> pd.DataFrame:
+def validated(name: str, work: Path, only: list[int]) -> None:
     """Four-fold by brain."""
     recipe, complete = RECIPES[name]
     given = [brain(work, s, complete=complete) for s in SEEDS]
-    place = work / name.replace(" ", "-")
-    return cross_validate(
-        trainer(recipe), given, place, test=tester(work), k=FOLDS, seed=SEED, about={"recipe": repr(recipe)},
-        only=only, progress=False,
+    cross_validate(
+        trainer(recipe), given, work / slug(name), test=tester(work), k=FOLDS, seed=SEED,
+        about={"recipe": repr(recipe)}, only=only, progress=False,
     )  # fmt: skip
+
+
+def slug(name: str) -> str:
+    """A task's folder."""
+    return name.replace(" ", "-")
+
+
+def once(task: Any, path: Path, *given: Any) -> None:
+    """Do what has no result yet."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(task(*given)))
 
 
 def parts(work: Path, fold: int) -> tuple[list[Brain], list[Brain], list[Brain]]:
@@ -151,33 +165,29 @@ def parts(work: Path, fold: int) -> tuple[list[Brain], list[Brain], list[Brain]]
     return rest[1:], rest[:1], left_out
 
 
-def second(work: Path, only: list[int] | None) -> pd.DataFrame:
+def second(work: Path, only: list[int]) -> None:
     """Both networks, on the folds of the corrected recipe."""
-    rows = []
-    for fold in range(FOLDS) if only is None else only:
-        place, first = work / "second-look" / f"fold-{fold + 1}", work / "corrected" / f"fold-{fold + 1}" / "network"
+    for fold in only:
+        place, rows = work / "second-look" / f"fold-{fold + 1}", []
+        if (place / "scores.csv").exists():
+            continue
         learned, stopping, tested = parts(work, fold)
-        model = models.load(first)
-        if not (place / "network").exists():
-            place.mkdir(parents=True, exist_ok=True)
-            radius, marking = RADII["6 voxels"] * VOXEL_MM, RECIPES["corrected"][0].marking
-            made, _ = second_look.train(
-                model, learned, stopping, marking, radius_mm=radius, folder=place, progress=False
-            )
-            models.save(made, place / "network")
-        again = models.load(place / "network")
+        model = models.load(work / "corrected" / f"fold-{fold + 1}" / "network")
+        place.mkdir(parents=True, exist_ok=True)
+        radius, marking = RADII["6 voxels"] * VOXEL_MM, CORRECTED.marking
+        again, _ = second_look.train(model, learned, stopping, marking, radius_mm=radius, folder=place, progress=False)
         for case in tested:
             start = time.perf_counter()
             found = second_look.detect_twice(model, again, case.inputs, place / "tested" / case.subject)
             rows.append(scored(work, case.subject, found) | {"fold": fold + 1, "seconds": time.perf_counter() - start})
-    return pd.DataFrame(rows)
+        pd.DataFrame(rows).to_csv(place / "scores.csv", index=False)
 
 
-def rounds(work: Path) -> list[dict[str, Any]]:
+def rounds(_: Path, work: Path) -> list[dict[str, Any]]:
     """Both brains of the first fold before and after each round with what was wrong, over seeds."""
     rows = []
     learned, stopping, tested = parts(work, 0)
-    recipe = replace(RECIPES["corrected"][0], rounds=ROUNDS)
+    recipe = replace(CORRECTED, rounds=ROUNDS)
     for seed in ROUND_SEEDS:
         place = work / "rounds" / str(seed)
         radius = RADII["6 voxels"] * VOXEL_MM
@@ -193,7 +203,7 @@ def rounds(work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def coarse(work: Path) -> dict[str, float]:
+def coarse(_: Path, work: Path) -> dict[str, float]:
     """The report's other split: patches at random, of the same brains on both sides."""
     rng, training, testing = np.random.default_rng(SEED), [], []
     for seed in SEEDS:
@@ -202,15 +212,10 @@ def coarse(work: Path) -> dict[str, float]:
         training.append(replace(whole, cells=whole.cells[first]))
         testing.append(replace(whole, cells=whole.cells[~first]))
     place = work / "coarse"
-    if not (place / "network").exists():
-        # Threshold and stopping do not matter here: patches are ranked.
-        watched = [replace(training[0], subject="watched")]
-        made = cells.train(
-            replace(RECIPES["published"][0], rounds=0), training, watched, radius_mm=RADII["6 voxels"] * VOXEL_MM,
-            folder=place, progress=False,
-        )  # fmt: skip
-        models.save(made.model, place / "network")
-    model = models.load(place / "network")
+    # Threshold and stopping do not matter here: patches are ranked.
+    watched = [replace(training[0], subject="watched")]
+    radius = RADII["6 voxels"] * VOXEL_MM
+    model = cells.train(CORRECTED, training, watched, radius_mm=radius, folder=place, progress=False).model
     held = [cells.patch_scores(model, b, shell_mm=(6 * VOXEL_MM, 20 * VOXEL_MM)) for b in testing]
     return {
         "AUC ROC": float(np.mean([auc(t, s) for t, s in held])),
@@ -249,6 +254,9 @@ def real(data: Path, work: Path, fold: int = 0) -> dict[str, Any]:
     return {"marks": len(marks), "rows": rows}
 
 
+SINGLE = {"rounds": rounds, "coarse": coarse, "real": real}
+
+
 def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
     """Means over brains."""
     row: dict[str, Any] = {"method": name, "brains": len(table)}
@@ -261,14 +269,17 @@ def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
-def report(data: Path, work: Path, threads: int, done: dict[str, Any]) -> None:
+def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
-    tables = {name: t for name, t in done.items() if isinstance(t, pd.DataFrame)}
+    folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in (*RECIPES, "second look")}
+    tables = {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}
+    read = {n: json.loads(p.read_text()) for n in SINGLE if (p := work / slug(n) / "result.json").exists()}
+    done: dict[str, Any] = {"counts": counts(work)} | read
     text = [
         "# Cells in cleared tissue",
         f"`python benchmarks/cells.py DATA WORK`, {threads} thread, bfloat16. Eight phantom brains of 256 x 512 x 512 "
-        f"voxels of 2 um, four-fold by brain; matches one to one within 6 voxels ({6e3 * VOXEL_MM:g} um) or 3 "
-        f"({3e3 * VOXEL_MM:g} um), means over brains.",
+        f"voxels of 2 um, four-fold by brain, {BOXES} training boxes of each; matches one to one within 6 voxels "
+        f"({6e3 * VOXEL_MM:g} um) or 3 ({3e3 * VOXEL_MM:g} um), means over brains.",
         markdown([summary(name, t) for name, t in tables.items()]),
     ]
     floors = RESULTS / "cleared_phantom.json"
@@ -287,31 +298,29 @@ def report(data: Path, work: Path, threads: int, done: dict[str, Any]) -> None:
         text += [f"Real planes, {done['real']['marks']} marks:", markdown(done["real"]["rows"])]
     for name, t in tables.items():
         text += [f"Each brain, {name}:", markdown(t.to_dict("records"))]
-    written("cells", text, {k: v.to_dict("records") if isinstance(v, pd.DataFrame) else v for k, v in done.items()})
+    written("cells", text, done | {name: t.to_dict("records") for name, t in tables.items()})
 
 
 def main() -> None:
     """Do what is asked, then report."""
-    every = [*RECIPES, "second look", "rounds", "coarse", "real"]
+    every = [*RECIPES, "second look", *SINGLE]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tasks", nargs="*", default=every)
-    parser.add_argument("--folds", nargs="*", type=int)
+    parser.add_argument("--folds", nargs="*", type=int, default=range(1, FOLDS + 1))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    only = None if given.folds is None else [n - 1 for n in given.folds]
-    tasks = {name: functools.partial(validated, name, given.work, only) for name in RECIPES}
-    tasks["second look"] = functools.partial(second, given.work, only)
-    tasks["rounds"], tasks["coarse"] = (functools.partial(f, given.work) for f in (rounds, coarse))
-    tasks["real"] = functools.partial(real, given.data, given.work)
-    done = {}
+    only = [n - 1 for n in given.folds]
     for name in given.tasks:
-        done[name] = tasks[name]()
-        print(name, done[name], flush=True)
-    done["counts"] = counts(given.work)
-    report(given.data, given.work, given.threads, done)
+        if name in RECIPES:
+            validated(name, given.work, only)
+        elif name in SINGLE:
+            once(SINGLE[name], given.work / slug(name) / "result.json", given.data, given.work)
+        else:
+            second(given.work, only)
+    report(given.work, given.threads)
 
 
 if __name__ == "__main__":
