@@ -43,15 +43,25 @@ def test_subjects_differ_and_repeat(subjects):
 def test_what_a_group_holds(subjects):
     """Names, types, units, one grid; every region is there, inside the brain."""
     for subject in subjects:
-        assert set(subject) == {"qsm", "magnitude", "r2star", "t1w", "chi", "labels", "mask"}
+        assert set(subject) == {"qsm", "magnitude", "r2star", "t1w", "chi", "labels", "tissue", "mask"}
         assert {v.shape for v in subject.values()} == {(48, 128, 104)}
-        assert {n for n, v in subject.items() if v.dtype == np.uint8} == {"labels", "mask"}
+        assert {n for n, v in subject.items() if v.dtype == np.uint8} == {"labels", "tissue", "mask"}
         assert (subject["qsm"].attrs["units"], subject["qsm"].attrs["modality"]) == ("ppm", "qsm")
         assert subject["labels"].attrs["kind"] == "labels"
         assert np.unique(subject["labels"]).tolist() == [0, *range(2, 12)]
         assert not subject["labels"].values[subject["mask"].values == 0].any()
         assert not subject["qsm"].values[subject["mask"].values == 0].any()
         assert np.isfinite(np.stack([v.values for v in subject.values()])).all()
+
+
+def test_tissue_is_what_the_scanner_sees(subjects):
+    """Fluid, grey and white matter fill the brain and nothing else; each is as bright as T1 says; nuclei are grey."""
+    for subject in subjects:
+        tissue, t1w = subject["tissue"].values, subject["t1w"].values
+        assert np.array_equal(tissue > 0, subject["mask"].values > 0)
+        fluid, grey, white = (t1w[tissue == phantom.MATTER[name]].mean() for name in ("CSF", "GM", "WM"))
+        assert fluid < grey - 0.1 < white - 0.3
+        assert (tissue[subject["labels"].values > 0] == phantom.MATTER["GM"]).mean() > 0.95
 
 
 def test_nuclei_lie_where_anatomy_has_them(subjects):

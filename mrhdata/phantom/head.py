@@ -42,21 +42,35 @@ _MEMORY = np.float32
 
 @dataclass(frozen=True)
 class Tissue:
-    """What the scanner sees: susceptibility (ppm), R2* without it (1/s) and T1-weighted signal (parts of 1)."""
+    """What the scanner sees, and what it is.
+
+    Attributes
+    ----------
+    chi : float
+        Susceptibility, ppm.
+    r2star : float
+        Without it, 1/s.
+    t1w : float
+        T1-weighted signal, parts of 1.
+    grey, white : float
+        Whether it is grey or white matter, 1 or 0.
+    """
 
     chi: float
     r2star: float
     t1w: float
+    grey: float = 0.0
+    white: float = 0.0
 
 
 FLUID = Tissue(0.0, 2.0, 0.20)
-WHITE = Tissue(-0.030, 17.0, 1.00)
-CORTEX = Tissue(0.020, 14.0, 0.62)
+WHITE = Tissue(-0.030, 17.0, 1.00, white=1.0)
+CORTEX = Tissue(0.020, 14.0, 0.62, grey=1.0)
 
 
 def grey(chi: float) -> Tissue:
     """Deep grey matter: iron also raises the T1-weighted signal."""
-    return Tissue(chi, 15.0, 0.72 + 1.2 * chi)
+    return Tissue(chi, 15.0, 0.72 + 1.2 * chi, grey=1.0)
 
 
 def blood(chi: float) -> Tissue:
@@ -192,7 +206,7 @@ _VENTRICLE = Tube(
 )
 #: Paired grey and white matter that is not scored.
 _PAIRED: list[tuple[Ellipsoid, Tissue]] = [
-    (Ellipsoid((30, -52, 8), (5, 28, 11)), Tissue(-0.045, 17.0, 1.02)),  # optic radiation
+    (Ellipsoid((30, -52, 8), (5, 28, 11)), Tissue(-0.045, 17.0, 1.02, white=1.0)),  # optic radiation
     (Ellipsoid((43, 2, 2), (6.5, 24, 15)), CORTEX),  # insula and opercula
     (Ellipsoid((43, 2, 2), (2.2, 21, 11)), FLUID),  # lateral fissure
     (Ellipsoid((33.5, 2, 2), (0.8, 18, 11)), grey(0.015)),  # claustrum
@@ -250,7 +264,7 @@ class Head:
 
     Attributes
     ----------
-    chi, r2star, t1w : (z, y, x) float32 arrays
+    chi, r2star, t1w, grey, white : (z, y, x) float32 arrays
         See `Tissue`; outside the brain 0.
     shares : (5, z, y, x) float32 array
         How much of a point each of `NUCLEI` is, both sides together.
@@ -266,7 +280,7 @@ class Head:
         self._shape = tuple(len(axis) for axis in axes_mm)
         self._points = self._bent()
         self.right = (self._points[0] > 0).reshape(self._shape)
-        self._maps = np.zeros((3, self._points.shape[1]), dtype=_MEMORY)  # as in Tissue
+        self._maps = np.zeros((5, self._points.shape[1]), dtype=_MEMORY)  # as in Tissue
         self._shares = np.zeros((len(NUCLEI), self._points.shape[1]), dtype=_MEMORY)
         self._all = np.arange(self._points.shape[1])
         #: Large ventricles, much iron: both come with age.
@@ -277,7 +291,7 @@ class Head:
         self._paint_vessels()
         self._paint_calcium()
         self._maps *= self._inside
-        self.chi, self.r2star, self.t1w = self._maps.reshape(3, *self._shape)
+        self.chi, self.r2star, self.t1w, self.grey, self.white = self._maps.reshape(-1, *self._shape)
         self.shares = self._shares.reshape(-1, *self._shape)
         self.brain, self.fluid = self._inside.reshape(self._shape), self._wet.reshape(self._shape)
 
@@ -304,7 +318,8 @@ class Head:
     def _mix(self, where: NDArray[np.int64], depth: Floats, tissue: Tissue, chi: Floats | None = None) -> Floats:
         """Let `tissue` take the place of what was there; its share, (n,)."""
         share = np.clip(0.5 + depth / _EDGE_MM, 0, 1).astype(_MEMORY)
-        for row, value in enumerate((tissue.chi if chi is None else chi, tissue.r2star, tissue.t1w)):
+        values = (tissue.chi if chi is None else chi, tissue.r2star, tissue.t1w, tissue.grey, tissue.white)
+        for row, value in enumerate(values):
             self._maps[row, where] += share * (value - self._maps[row, where])
         return share
 

@@ -42,6 +42,9 @@ ROIS: dict[str, int] = {
     for j, side in enumerate("LR")
 }
 
+#: Values of `tissue` within the brain.
+MATTER = {"CSF": 1, "GM": 2, "WM": 3}
+
 #: Sub-voxels are no longer than this along any axis.
 _DETAIL_MM = 1.5
 _PADDING_MM = 30.0
@@ -91,7 +94,8 @@ def deep_grey(
     -------
     group : dict of str to volume
         float32: ``qsm`` (ppm, 0 outside the brain), ``magnitude``, ``r2star`` (1/s), ``t1w``, and the true
-        ``chi`` (ppm). uint8: ``labels`` with the values of `ROIS` (left is world X < 0) and ``mask``, the brain.
+        ``chi`` (ppm). uint8: ``labels`` with the values of `ROIS` (left is world X < 0), ``tissue`` with those of
+        `MATTER`, and ``mask``, the brain.
 
     Raises
     ------
@@ -124,9 +128,9 @@ def deep_grey(
     affine = np.diag([*spacing, 1.0])[[2, 1, 0, 3]]
     affine[:3, 3] = [axis[0] for axis in axes[::-1]]
     units = {"qsm": "ppm", "chi": "ppm", "r2star": "1/s"}
-    modality = {"qsm": "qsm", "chi": "truth", "labels": "truth", "mask": "truth"}
-    images |= {"labels": _labels(head, factors), "mask": mask.astype(np.uint8)}
-    kinds = {"labels": "labels", "mask": "mask"}
+    modality = {"qsm": "qsm", "chi": "truth", "labels": "truth", "tissue": "truth", "mask": "truth"}
+    images |= {"labels": _labels(head, factors), "tissue": _matter(head, factors, mask), "mask": mask.astype(np.uint8)}
+    kinds = {"labels": "labels", "tissue": "labels", "mask": "mask"}
     return {
         name: from_array(
             data if name in kinds else data.astype(np.float32),
@@ -167,6 +171,13 @@ def _labels(head: Head, factors: Sequence[int]) -> NDArray[np.uint8]:
     rest = 1 - np.sum(shares, axis=0)
     found = np.argmax([rest, *shares], axis=0)
     return np.array([0, *(ROIS[name] for name in names)], dtype=np.uint8)[found]
+
+
+def _matter(head: Head, factors: Sequence[int], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """What most of a voxel of the brain is: fluid (vessels and calcium too), grey or white matter."""
+    grey, white = (_pooled(share, factors) for share in (head.grey, head.white))
+    found = np.argmax([1 - grey - white, grey, white], axis=0)
+    return np.where(mask, np.array(list(MATTER.values()), dtype=np.uint8)[found], 0).astype(np.uint8)
 
 
 def _acquired(
