@@ -25,7 +25,6 @@ from mrhdata.errors import FormatError
 from mrhdata.methods import mrhnet
 from mrhdata.patching import patches
 from mrhdata.prediction import predict, predict_rows
-from mrhdata.prepare import maps
 from mrhdata.reporting import Section, readable, write_markdown, write_page
 from mrhdata.training import fit
 from mrhdata.viewing import roc_curves, slices
@@ -196,7 +195,8 @@ def _phantom_scores(subjects: Mapping[str, Group], mapped: xr.DataArray) -> tupl
     for subject in (*TRAIN, TEST):
         brain = subjects[subject]
         guesses = {"MRH-Net": mapped} if subject == TEST else {}
-        columns = {**_maps(brain), **_inputs(brain), "AF": brain["af"], "true tissue": brain["af_clean"], **guesses}
+        maps = phantom.mouse_maps(brain)
+        columns = {**maps, **_inputs(brain), "AF": brain["af"], "true tissue": brain["af_clean"], **guesses}
         table = voxel_table({k: v for k, v in columns.items() if k != "t2w"}, brain["mask"], block_voxels=BLOCK_VOXELS)
         tables.append(table.assign(subject=subject))
         raw = [str(c) for c in table if ":" in str(c)] + ["mt_off", "mt_on", "T2w"]
@@ -204,24 +204,13 @@ def _phantom_scores(subjects: Mapping[str, Group], mapped: xr.DataArray) -> tupl
     train = table.pop("subject").to_numpy() != TEST
     truth = table.pop("AF").to_numpy()
     fits = [
-        Fit("linear, 5 maps", 1, list(_maps(subjects[TEST]))),
-        Fit("quadratic, 5 maps", 2, list(_maps(subjects[TEST]))),
+        Fit("linear, 5 maps", 1, list(maps)),
+        Fit("quadratic, 5 maps", 2, list(maps)),
         Fit("linear, 67 images", 1, raw),
     ]
     guessed = {name: table.pop(name).to_numpy() for name in ("MRH-Net", "true tissue")}
     threshold = float(np.percentile(truth[train], PERCENTILE))
     return sensitivity(table, truth, threshold=threshold, fits=fits, predictions=guessed, train=train), raw
-
-
-def _maps(brain: Group) -> dict[str, xr.DataArray]:
-    """The five parameter maps that stand for single markers."""
-    return {
-        "T2w": brain["t2w"],
-        "MTR": maps.mtr(brain["mt_off"], brain["mt_on"]),
-        "D2000": maps.diffusivity(brain["dwi2000"], b0s=2, b=2.0),
-        "D5000": maps.diffusivity(brain["dwi5000"], b0s=2, b=5.0),
-        "anisotropy": maps.anisotropy(brain["dwi2000"], b0s=2),
-    }
 
 
 def _shown(singles: list[str], raw: list[str]) -> list[str]:

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A PNG that was drawn before, as base64."""
+
+    png: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, paragraphs, and perhaps a table and figures, each with a text that stands for it."""
 
     title: str
     text: Sequence[str] = ()
     table: pd.DataFrame | None = None
-    figures: Sequence[tuple[Figure, str]] = ()
+    figures: Sequence[tuple[Figure | Picture, str]] = ()
 
 
 _PAGE = """<!doctype html>
@@ -112,7 +119,9 @@ def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure | Picture) -> str:
+    if isinstance(figure, Picture):
+        return figure.png
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

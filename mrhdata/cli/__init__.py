@@ -8,6 +8,7 @@ import sys
 import typer
 
 from mrhdata.cli import (  # noqa: F401  (their commands)
+    bench,
     catalogs,
     cells,
     detection,

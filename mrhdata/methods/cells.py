@@ -252,6 +252,7 @@ def train(
     validation: Sequence[Brain],
     *,
     radius_mm: float,
+    start: nn.Module | None = None,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
@@ -265,6 +266,9 @@ def train(
         Different subjects; those of validation say when to stop and which threshold is best by F1.
     radius_mm : float
         Within which a cell that is found counts as one that was marked.
+    start : torch.nn.Module, optional
+        A trained network to go on from, such as one of another microscope; it is not changed. In brains that are
+        not complete, what it takes for a cell is not called background.
     seed : int
     folder : path, optional
         Of checkpoints and scores: a run that was stopped goes on from there.
@@ -288,8 +292,12 @@ def train(
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if folder is None else folder
         work.mkdir(parents=True, exist_ok=True)
-        model = models.create(recipe.network, seed=seed, in_channels=len(brains[0].inputs), **recipe.config)
         found: dict[str, xr.DataArray] = {}
+        if start is None:
+            model = models.create(recipe.network, seed=seed, in_channels=len(brains[0].inputs), **recipe.config)
+        else:
+            model = models.copy(start)
+            found = _found(start, [*brains, *validation], work / "start")
         trained = Trained([], [])
         for number in range(1 + recipe.rounds):
             # What the first round measured of the inputs is what the weights know from then on.
@@ -300,9 +308,13 @@ def train(
             trained.histories.append(fit(model, learned, watched, settings, checkpoint=path, progress=progress))
             trained.rounds.append(_judged(model, recipe, validation, radius_mm, work / f"round-{number + 1}"))
             if number < recipe.rounds:
-                scores = work / f"round-{number + 1}" / "training"
-                found = {b.subject: scores_of(trained.model, b, scores / b.subject) for b in (*brains, *validation)}
+                found = _found(trained.model, [*brains, *validation], work / f"round-{number + 1}" / "training")
     return trained
+
+
+def _found(model: nn.Module, brains: Sequence[Brain], folder: Path) -> dict[str, xr.DataArray]:
+    """Score volumes of brains by subject."""
+    return {b.subject: scores_of(model, b, folder / b.subject) for b in brains}
 
 
 def _boxes(

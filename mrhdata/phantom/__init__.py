@@ -8,10 +8,10 @@ nuclei and all, as a scanner maps it; its anatomy is ``head``. ``em``: neuropil 
 
 from mrhdata.phantom.cleared import Brain, Cleared, cleared
 from mrhdata.phantom.em import STRUCTURES, neuropil
-from mrhdata.phantom.mouse import TISSUES, Protocol, directions, mouse_brain
+from mrhdata.phantom.mouse import TISSUES, Protocol, directions, mouse_brain, mouse_maps
 from mrhdata.phantom.qsm import MATTER, ROIS, Scan, deep_grey
 
 __all__ = [
     "MATTER", "ROIS", "STRUCTURES", "TISSUES", "Brain", "Cleared", "Protocol", "Scan", "cleared", "deep_grey",
-    "directions", "mouse_brain", "neuropil",
+    "directions", "mouse_brain", "mouse_maps", "neuropil",
 ]  # fmt: skip

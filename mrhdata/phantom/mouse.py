@@ -32,6 +32,7 @@ white matter (West et al. 2018, NeuroImage 182:489), cell bodies densest in gran
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
+from mrhdata.prepare import maps
 from mrhdata.volume import from_array
 
 if TYPE_CHECKING:
@@ -144,6 +146,23 @@ def mouse_brain(spacing_mm: float = 0.2, seed: int = 0, protocol: Protocol | Non
     group["tissue"] = volume("tissue", tissue.labels.astype(np.uint8), modality="truth", kind="labels")
     group["mask"] = volume("mask", tissue.inside.astype(np.uint8), modality="truth", kind="mask")
     return group
+
+
+def mouse_maps(brain: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
+    """Five parameter maps of a digital mouse that stand for single markers.
+
+    Examples
+    --------
+    >>> list(mouse_maps(mouse_brain(spacing_mm=0.8)))
+    ['T2w', 'MTR', 'D2000', 'D5000', 'anisotropy']
+    """
+    return {
+        "T2w": brain["t2w"],
+        "MTR": maps.mtr(brain["mt_off"], brain["mt_on"]),
+        "D2000": maps.diffusivity(brain["dwi2000"], b0s=2, b=2.0),
+        "D5000": maps.diffusivity(brain["dwi5000"], b0s=2, b=5.0),
+        "anisotropy": maps.anisotropy(brain["dwi2000"], b0s=2),
+    }
 
 
 class _Tissue:

@@ -1,0 +1,59 @@
+"""A 3D U-Net for every task whose answer is a number per voxel, and what networks of patches share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from mrhdata import models
+from mrhdata.contest import Given, Subject
+from mrhdata.patching import Patches, patches
+from mrhdata.prediction import predict
+from mrhdata.training import Training, fit
+
+UNET = {"widths": (16, 32, 64)}
+
+
+def about(given: Given, subjects: Sequence[Subject], each: int, box: Sequence[int]) -> list[NDArray[np.int64]]:
+    """First voxels of boxes about the first voxels of the manifest in a random order, inside each volume."""
+    starts = []
+    for number, subject in enumerate(subjects):
+        at = given.voxels[subject.name]
+        chosen = np.random.default_rng([given.seed, number]).permutation(len(at))[:each]
+        top = np.maximum(np.array(subject.first.shape) - box, 0)
+        starts.append(np.clip(at[chosen] - np.array(box) // 2, 0, top))
+    return starts
+
+
+def boxes(given: Given, subjects: Sequence[Subject], truth: Sequence[Any], each: int, box: Sequence[int]) -> Patches:
+    """Training boxes of inputs and truth on one grid."""
+    shortest = np.min([s.first.shape for s in subjects], axis=0)
+    shape = np.minimum(box, shortest // 4 * 4)
+    return patches(
+        [dict(s.inputs) for s in subjects],
+        [{"truth": t} for t in truth],
+        shape=shape.tolist(),
+        at=about(given, subjects, each, shape),
+        seed=given.seed,
+    )
+
+
+def regress(given: Given, truth: Mapping[str, xr.DataArray], settings: Training, each: int, box: Sequence[int]) -> Any:
+    """A U-Net trained on values of the truth by subject."""
+    model = models.create("unet3d", seed=given.seed, in_channels=len(given.training[0].inputs), classes=1, **UNET)
+    learned, watched = (
+        boxes(given, part, [truth[s.name] for s in part], each, box) for part in (given.training, given.stopping)
+    )
+    fit(model, learned, watched, settings, checkpoint=given.folder / "unet.pt", progress=False)
+    return model
+
+
+def mapped(given: Given, model: Any, subject: Subject, **how: Any) -> xr.DataArray:
+    """A network's map of a subject, in memory."""
+    place = given.folder / "answers" / f"{subject.name}.zarr".replace(" ", "-")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return predict(model, dict(subject.inputs), place, progress=False, overwrite=True, **how).compute()
