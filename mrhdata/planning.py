@@ -275,7 +275,9 @@ def longest(kept_for: Callable[[int], Loads], batches: int, budget: int) -> Load
 def _distinct(numbers: Ints) -> Ints:
     """Numbers in order, each once: by sorting, since NumPy's hashing is slower for many that differ."""
     ordered = np.sort(numbers)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def _counted(counts: Ints) -> tuple[Ints, Ints]:

@@ -74,6 +74,16 @@ def test_subjects_stay_whole():
         mrhdata.patches(volume(), shape=2).split([1, 1])
 
 
+def test_a_part_of_few_subjects_is_planned_and_read():
+    """Subjects that went to the other part leave no trace in the plan."""
+    p = mrhdata.patches([{"v": volume((6, 9, 8), seed)} for seed in range(3)], shape=3)
+    train, test = p.split([2, 1], by="subject")
+    for part in (train, test):
+        rows = np.concatenate([rows for rows, _ in part.stream(8)])
+        assert np.array_equal(np.sort(rows), np.arange(len(part)))
+        assert part.explain(8).patches == len(part)
+
+
 @pytest.mark.parametrize("by", ["subject", "z", "y"])
 def test_folds_test_everything_once(by):
     """Every patch that lies within one block is tested once, and shares nothing with its training."""
