@@ -58,7 +58,7 @@ FITS = (Fit("linear", 1), Fit("quadratic", 2))
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Result of :func:`sensitivity`.
+    """Result of :func:`mrhdata.sensitivity`.
 
     Attributes
     ----------

@@ -83,7 +83,7 @@ def detect(  # noqa: PLR0913 (settings of one act)
     Returns
     -------
     cells : DataFrame
-        As of :func:`cells_of`.
+        As of :func:`~mrhdata.detection.cells_of`.
 
     Raises
     ------

@@ -61,7 +61,7 @@ class Source(Protocol):
 class Batches(IterableDataset[Any]):
     """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
 
-    Made by :meth:`Patches.dataset`. With several workers each takes every so many-th batch, so the
+    Made by :meth:`~mrhdata.patching.Patches.dataset`. With several workers each takes every so many-th batch, so the
     order is that of one. A pass is one epoch; :meth:`set_epoch` chooses which, since workers that are
     started anew know nothing of the last one.
     """
@@ -141,7 +141,9 @@ class Batches(IterableDataset[Any]):
 
 
 class Loader:
-    """Batches ``(input, target)`` as tensors (B, C, z, y, x), epoch after epoch; made by :meth:`Patches.loader`.
+    """Batches ``(input, target)`` as tensors (B, C, z, y, x), epoch after epoch.
+
+    Made by :meth:`~mrhdata.patching.Patches.loader`.
 
     Attributes
     ----------

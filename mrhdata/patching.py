@@ -78,8 +78,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     target_shape : the same, optional
         Where the target is larger or smaller than the input; both have one centre.
     at : chooser or (n, 3) int array (or one per subject), optional
-        Instead of the grid of `stride`: `Uniform`, `Balanced`, `Weighted` or `Around` of
-        :mod:`mrhdata.choosing`, or first voxels of your own.
+        Instead of the grid of `stride`: one of :mod:`mrhdata.choosing` (`Uniform`, `Balanced`, `Weighted`,
+        `Around`), or first voxels of your own.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
     neighbours : int
@@ -185,7 +185,7 @@ def _bytes(memory: str | int) -> int:
 
 
 class Patches:
-    """Planned patches; made by :func:`patches`.
+    """Planned patches; made by :func:`mrhdata.patches`.
 
     ``len(p)``, ``p[i]`` -> ``(input, target)`` tensors (only ``input`` without a target), float32,
     (C, z, y, x). Works as a map-style data set in any ``DataLoader``; :meth:`loader` is faster.

@@ -78,7 +78,7 @@ def examples(
     Returns
     -------
     places : DataFrame
-        ``id`` (of the place, to the nanometre), ``X, Y, Z``, ``kind`` (see :data:`KINDS`), ``score`` (NaN for
+        ``id`` (of the place, to the nanometre), ``X, Y, Z``, ``kind`` (see ``KINDS``), ``score`` (NaN for
         misses), ``apart_mm`` (to the nearest mark or, from a mark, the nearest detection) and ``drawn``: how its
         kind was chosen, "all" where none was left out. A match lies where its mark does.
 

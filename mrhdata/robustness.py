@@ -116,7 +116,7 @@ def held_out(
     most : int
         If there are more patches, so many evenly spread ones.
     block_voxels : int, optional
-        Edge of the cubes that intervals resample; as measured by default (:func:`mrhdata.comparing.blocks_of`).
+        Edge of the cubes that intervals resample; as for :func:`mrhdata.sensitivity` by default.
     """
     if positive not in ("below", "above"):
         raise DataError(f"positive is 'below' or 'above', not {positive!r}")

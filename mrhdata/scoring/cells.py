@@ -98,7 +98,7 @@ def detection(truth: ArrayLike, found: ArrayLike, radius_mm: float, *, box: Box 
     Parameters
     ----------
     truth, found, radius_mm
-        As for :func:`match`.
+        As for :func:`~mrhdata.scoring.matching.match`.
     box : pair of (3,) sequences, optional
         Lowest and highest X, Y, Z in mm of what is scored. Everything is matched everywhere, and a pair counts
         where its true cell lies within; a detection without a cell, and a cell without one, count where they lie.

@@ -32,7 +32,7 @@ def overlap(
     Returns
     -------
     table : DataFrame
-        A row per label: ``label``, ``dice`` = 2 |A and B| / (|A| + |B|) (1 where neither holds it),
+        A row per label: ``label``, ``dice``, ``2 |A and B| / (|A| + |B|)`` (1 where neither holds it),
         ``precision`` (NaN where nothing is predicted), ``recall``, ``hd95_mm`` (see :func:`hausdorff95`),
         ``volume_mm3``, ``true_volume_mm3``, and ``volume_error``, their difference over the truth.
 
