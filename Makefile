@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint docs clean
 
 demo: .venv/installed
 	$(BIN)/mrhdata demo
@@ -14,8 +14,12 @@ test: lint
 	$(PYTEST) -m "not full"
 
 # The long form: every test at full counts, with coverage.
-check: lint
+check: lint .venv/installed-docs
 	MRHDATA_FULL=1 $(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+# The site, in docs/_build: guides are run, and a warning is an error.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -32,5 +36,9 @@ lint: .venv/installed-test
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv mrhdata-demo
+	rm -rf .venv mrhdata-demo docs/_build docs/reference/generated docs/guides/*.png

@@ -1,0 +1,68 @@
+"""Settings of the documentation site, which `make docs` builds in the project's root."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mrhdata
+from docs import running
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "mrhdata"
+author = "The mrhdata authors"
+project_copyright = author
+version = release = mrhdata.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "myst_parser",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+# Anchors for links within a page.
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+autosummary_generate = True
+# Types stand in the docstrings.
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+# The template of classes lists their members.
+numpydoc_show_class_members = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "mrhdata"
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_prev_next": True,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def run_guide(app: Sphinx, name: str, source: list[str]) -> None:
+    """Run a guide before it is read: its figures come to lie beside it, what it prints stands below each block."""
+    if not name.startswith("guides/"):
+        return
+    page = Path(app.srcdir, f"{name}.md")
+    with tempfile.TemporaryDirectory() as folder:
+        printed = running.run(page, Path(folder))
+        for figure in Path(folder).glob("*.png"):
+            shutil.copy(figure, page.parent)
+    source[0] = running.with_printed(source[0], printed)
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", run_guide)
