@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 project = "mrhdata"
-author = "The mrhdata authors"
-project_copyright = author
+author = "The mrhdata developers"
+project_copyright = f"2026 {author}"
 version = release = mrhdata.__version__
 
 extensions = [
@@ -40,6 +40,8 @@ numpydoc_show_class_members = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "mrhdata"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

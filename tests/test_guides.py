@@ -30,6 +30,25 @@ def test_a_guide_runs_and_makes_its_figures(name, tmp_path):
     assert {name for _, name in shown} == {p.name for p in tmp_path.glob("*.png")}
 
 
+def messages(text):
+    """What a guide's last table says that one sees, between what varies."""
+    for row in re.findall(r"^\| ([^|]+) \|", text.partition("## When it goes wrong")[2], flags=re.MULTILINE):
+        for quoted in re.findall(r"`([^`]+)`", row):
+            # Single words are names of classes.
+            parts = re.split(r"\.\.\.|\d+", quoted if " " in quoted else "")
+            yield from (part.strip() for part in parts if part.strip())
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_errors_that_a_guide_quotes_are_raised_so(name):
+    """Each of them stands in the package, word for word."""
+    sources = "\n".join(p.read_text() for p in (DOCS.parent / "mrhdata").rglob("*.py"))
+    written = re.sub(r'"\s*\n\s*f?"', "", sources)
+    quoted = list(messages((DOCS / "guides" / f"{name}.md").read_text()))
+    assert quoted
+    assert [part for part in quoted if part not in written] == []
+
+
 def test_blocks_share_names_and_show_what_they_print(tmp_path):
     """Output stands below its block, and an error names the line of the page."""
     page = tmp_path / "page.md"
