@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 #: Weights of blocks (rows, blocks) to the value of each score in each row.
 Scores = Callable[[Floats], dict[str, Floats]]
 
-#: The score that decides, of each kind of task, first; all are better the higher, but those of `LOWER`.
+#: Scores of each kind of task; the first one decides, and is better the higher.
 SHOWN = {
     "histology": ("AUC", "sensitivity", "R2"),
     "tissue": ("mean Dice",),
@@ -36,7 +36,6 @@ SHOWN = {
     "restoration": ("PSNR", "SSIM"),
     "cells": ("F1", "precision", "recall", "count error"),
 }
-LOWER = ("count error",)
 #: Of the resamplings that all methods share.
 BOOTSTRAP = Bootstrap(replicates=400, seed=0)
 

@@ -101,7 +101,8 @@ def bench(
     files : sequence of path
         Python files of your own that enter methods; they are run.
     seed, jobs, threads : int
-        `jobs` runs at a time, of so many threads each.
+        `jobs` runs at a time, of so many threads each; with 0 jobs they run in this process, one by one, and peaks
+        of memory are its own.
     progress : bool or callable
 
     Returns
@@ -140,25 +141,41 @@ def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: growi
     held = {line["key"]: line for line in read_results(results)}
     keys = [_key(run, made.manifests[run.task]) for run in runs]
     left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
-    context = multiprocessing.get_context("spawn")
     results.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        growing.steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step,
-        ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool,
-    ):
-        futures = {pool.submit(run_one, run): key for key, run in left}
+    with growing.steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
+        for key, record in _made(left, jobs):
+            held[key] = {"key": key, **record}
+            # A line is whole or not there: a reader leaves out one that was cut off.
+            with results.open("a", encoding="utf-8") as out:
+                out.write("\n" * _cut_off(results) + json.dumps(held[key]) + "\n")
+            step(1)
+    return [held[key] for key in keys]
+
+
+def _made(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Keys and records, as they are finished."""
+    if jobs == 0:
+        yield from ((key, run_one(run)) for key, run in runs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(run_one, run): key for key, run in runs}
         try:
             for future in as_completed(futures):
-                key = futures[future]
-                held[key] = {"key": key, **future.result()}
-                # A line is whole or not there: a reader leaves out one that was cut off.
-                with results.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(held[key]) + "\n")
-                step(1)
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [held[key] for key in keys]
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether the last line has no end: a run was killed while it wrote."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mrhdata.harness.judging import BOOTSTRAP, LOWER
+from mrhdata.harness.judging import BOOTSTRAP
 from mrhdata.harness.pictures import ranking
 from mrhdata.harness.running import Bench
 from mrhdata.harness.tasks import Task
@@ -32,11 +32,9 @@ def standings(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=["method", "baseline", "value", "low", "high"])
     score = rows[0]["shown"][0]
-    sign = -1 if score in LOWER else 1
-    rows = sorted(rows, key=lambda r: -sign * _number(r["estimates"][score]))
+    rows = sorted(rows, key=lambda r: -_number(r["estimates"][score]))
     best = next((r for r in rows if r["baseline"]), None)
-    found = [_line(r, score, best) for r in rows]
-    table = pd.DataFrame(found)
+    table = pd.DataFrame([_line(r, score, best) for r in rows])
     if "p" in table:
         others = table["p"].notna()
         table.loc[others, "p"] = holm(table.loc[others, "p"])
