@@ -1,7 +1,7 @@
 """mrhdata: brain volumes as training sets, maps and honest scores.
 
 The public names, in the order in which data flow. They load what they need when they are touched;
-importing the package only registers the ``.mrh`` accessor of volumes.
+importing the package only sees to it that volumes have the ``.mrh`` accessor.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mrhdata import errors, volume
+from mrhdata import accessor, errors
 
 if TYPE_CHECKING:
-    from mrhdata import choosing, models, phantom
+    from mrhdata import choosing, models, phantom, volume
     from mrhdata.catalog import open_catalog
     from mrhdata.contrasts import sensitivity
     from mrhdata.conversion import convert
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 
 #: Name -> module that defines it; a module stands for itself.
 _HOME = {
+    "volume": "volume",
     "read": "formats",
     "write": "formats",
     "convert": "conversion",
@@ -63,6 +64,9 @@ __all__ = [
     "volume",
     "write",
 ]
+
+
+accessor.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ A volume has the dims ``t, c, z, y, x`` (any subset, in this order). The coordin
 ``x`` are the distances of the voxel centres along the array axes in millimetres, and
 ``attrs["affine"]`` maps those distances ``(z, y, x, 1)`` to world ``(X, Y, Z, 1)`` millimetres, RAS+.
 Spacing lives in the coordinates and direction in the affine, so slicing, striding, reversing and
-``sel`` keep the geometry without our help. Importing this module registers the ``.mrh`` accessor.
+``sel`` keep the geometry without our help. `accessor` makes ``volume.mrh`` of :class:`Geometry`.
 """
 
 from __future__ import annotations
@@ -324,7 +324,6 @@ def _channel_names(name: str, volume: xr.DataArray) -> list[str]:
     return [f"{name}:{i}" for i in range(volume.sizes["c"])]
 
 
-@xr.register_dataarray_accessor("mrh")
 class Geometry:
     """``volume.mrh``: where the voxels of a volume are."""
 
