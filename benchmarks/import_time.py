@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 CODE = "import time; t = time.process_time(); import mrhdata, sys; print(time.process_time() - t)"
-HEAVY = "import mrhdata, sys; print([m for m in ('torch', 'intake', 'zarr', 'dask', 'xarray', 'numpy') if m in sys.modules])"
+HEAVY = "import mrhdata, sys; print([m for m in ('torch', 'zarr', 'dask', 'xarray', 'numpy') if m in sys.modules])"
 
 
 def run(code):

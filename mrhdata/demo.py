@@ -59,7 +59,9 @@ BLOCK_VOXELS = 8
 ROLES = ("train", "test", "train", "validation", "train", "test")
 
 
-def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None, seed: int = 0) -> Path:
+def run(
+    folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None, seed: int = 0, progress: bool = True
+) -> Path:
     """Run the main job and write the report.
 
     Parameters
@@ -71,6 +73,8 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
         and a slab of ``human-t1-tissue`` is shown.
     seed : int
         Of the subjects, the networks' weights and the order of patches.
+    progress : bool
+        Say what is done, with bars, on stderr.
 
     Returns
     -------
@@ -85,7 +89,7 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     start = time.perf_counter()
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not progress)
     jobs: list[Callable[[], list[Section]]] = [lambda: _on_phantom(out / "phantom", seed, say)]
     if data is not None:
         mouse, pairs = _find(Path(data), "mouse-mri-histology"), _find(Path(data), "mrhnet/paired_voxels.csv.gz")
@@ -99,30 +103,36 @@ def run(folder: str | os.PathLike[str], *, data: str | os.PathLike[str] | None =
     report = out / "report.html"
     write_page(report, "From MRI to virtual histology", sections)
     write_markdown(out / "report.md", "From MRI to virtual histology", sections)
-    say(f"{time.perf_counter() - start:.0f} s. Report: {report}")
+    say.print(f"{time.perf_counter() - start:.0f} s. Report: {report}")
     return report
 
 
-def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+def _on_phantom(out: Path, seed: int, say: Console) -> list[Section]:
     """Phantom brains, from raw files to scores."""
     out.mkdir(parents=True, exist_ok=True)
-    say(f"1/5 four digital mouse brains as raw files, converted to OME-Zarr, in {out}")
-    cat = _phantom_catalogue(out, seed)
+    say.print(f"1/5 four digital mouse brains as raw files, converted to OME-Zarr, in {out}")
+    cat = _phantom_catalogue(out, seed, say)
     subjects = {s: cat.select(subject=s) for s in (*TRAIN, VALIDATION, TEST)}
-    say("2/5 patches of 3 x 3 voxels and 67 channels")
+    say.print("2/5 patches of 3 x 3 voxels and 67 channels")
     train = _planned([subjects[s] for s in TRAIN], stride=(2, 1, 2))
     validation = _planned([subjects[VALIDATION]], stride=(4, 3, 4))
-    say(f"    training {train}\n    validation {validation}")
-    say("3/5 training MRH-Net, 4 loop blocks")
+    say.print(f"    training {train}\n    validation {validation}")
+    say.print("3/5 training MRH-Net, 4 loop blocks")
     model = models.create("mrhnet", in_channels=len(train.channels), blocks=4, seed=seed)
-    history = fit(model, train, validation, replace(mrhnet.CORRECTED, seed=seed))
+    history = fit(model, train, validation, replace(mrhnet.CORRECTED, seed=seed), progress=not say.quiet)
     models.save(model, out / "mrhnet")
-    say(f"4/5 map of the whole brain of subject {TEST}")
+    say.print(f"4/5 map of the whole brain of subject {TEST}")
     test = subjects[TEST]
     mapped = predict(
-        model, _inputs(test), out / "virtual-af.zarr", where=test["mask"], name="virtual_af", overwrite=True
+        model,
+        _inputs(test),
+        out / "virtual-af.zarr",
+        where=test["mask"],
+        name="virtual_af",
+        overwrite=True,
+        progress=not say.quiet,
     )
-    say("5/5 sensitivity of every contrast, of fits, of the map, and of the true tissue as the ceiling")
+    say.print("5/5 sensitivity of every contrast, of fits, of the map, and of the true tissue as the ceiling")
     result, raw = _phantom_scores(subjects, mapped)
     result.table.to_csv(out / "sensitivity.csv", index=False)
     singles = result.table[result.table["model"] == "single"]["contrast"].tolist()
@@ -153,10 +163,12 @@ def _on_phantom(out: Path, seed: int, say: Callable[[str], None]) -> list[Sectio
     ]
 
 
-def _phantom_catalogue(out: Path, seed: int) -> catalog.Catalog:
+def _phantom_catalogue(out: Path, seed: int, say: Console) -> catalog.Catalog:
     """Write raw files of four subjects, convert each to OME-Zarr, list them."""
     entries: dict[str, tuple[str, dict[str, Any]]] = {}
-    for number, subject in enumerate(tqdm((*TRAIN, VALIDATION, TEST), desc="subjects", unit="brain")):
+    for number, subject in enumerate(
+        tqdm((*TRAIN, VALIDATION, TEST), desc="subjects", unit="brain", disable=say.quiet)
+    ):
         brain = phantom.mouse_brain(seed=1000 * seed + number)
         folder = out / f"sub-{subject}"
         (folder / "raw").mkdir(parents=True, exist_ok=True)
@@ -218,17 +230,25 @@ def _shown(singles: list[str], raw: list[str]) -> list[str]:
     return [s for s in singles if s not in raw or s == "T2w"] + [s for s in singles if s in raw and s != "T2w"][:3]
 
 
-def _on_mouse(out: Path, source: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+def _on_mouse(out: Path, source: Path, seed: int, say: Console) -> list[Section]:
     """DSURQE T2w to the CCF autofluorescence template, split by coronal blocks."""
     out.mkdir(parents=True, exist_ok=True)
-    say(f"real volumes: MINC to OME-Zarr, in {out}")
+    say.print(f"real volumes: MINC to OME-Zarr, in {out}")
     brain = _mouse_catalogue(out, source).select(space="CCFv3")
     mask = (brain["mri_mask"] * brain["af_mask"].mrh.like(brain["mri_mask"])).rename("mask")
     mask = mask.assign_attrs(brain["mri_mask"].attrs)
     regions = _coronal_blocks(mask.sizes["y"])
-    model, planned = _trained_on_blocks(brain, mask, regions, seed)
+    model, planned = _trained_on_blocks(brain, mask, regions, seed, say)
     models.save(model, out / "mrhnet")
-    mapped = predict(model, brain["t2w"], out / "virtual-af.zarr", where=mask, name="virtual_af", overwrite=True)
+    mapped = predict(
+        model,
+        brain["t2w"],
+        out / "virtual-af.zarr",
+        where=mask,
+        name="virtual_af",
+        overwrite=True,
+        progress=not say.quiet,
+    )
     table = voxel_table({"T2w": brain["t2w"], "AF": brain["af"], "MRH-Net": mapped}, mask)
     correlation = table["T2w"].corr(table["AF"])
     result = _mouse_scores(table, regions)
@@ -301,7 +321,7 @@ def _coronal_blocks(planes: int) -> list[tuple[str, int, int]]:
 
 
 def _trained_on_blocks(
-    brain: Group, mask: xr.DataArray, regions: Sequence[tuple[str, int, int]], seed: int
+    brain: Group, mask: xr.DataArray, regions: Sequence[tuple[str, int, int]], seed: int, say: Console
 ) -> tuple[nn.Module, int]:
     planned = {}
     for wanted in ("train", "validation"):
@@ -315,19 +335,19 @@ def _trained_on_blocks(
             where=[mask.isel(y=c) for c in cuts],
         )
     model = models.create("mrhnet", in_channels=1, blocks=4, seed=seed)
-    fit(model, planned["train"], planned["validation"], replace(mrhnet.CORRECTED, seed=seed))
+    fit(model, planned["train"], planned["validation"], replace(mrhnet.CORRECTED, seed=seed), progress=not say.quiet)
     return model, len(planned["train"])
 
 
-def _on_pairs(out: Path, source: Path, seed: int, say: Callable[[str], None]) -> list[Section]:
+def _on_pairs(out: Path, source: Path, seed: int, say: Console) -> list[Section]:
     """The published voxel pairs: linear, quadratic and MRH-Net, tested on the last fifth of the rows."""
     out.mkdir(parents=True, exist_ok=True)
-    say(f"published voxel pairs: five networks on the first 80 % of {source.name}")
+    say.print(f"published voxel pairs: five networks on the first 80 % of {source.name}")
     table = pd.read_csv(source)
     truth = table.pop("AF").to_numpy()
     train = np.arange(len(table)) < int(0.8 * len(table))
     settings = replace(mrhnet.VOXELWISE, seed=5 * seed)
-    networks = mrhnet.fold_ensemble(table[train], truth[train], settings)
+    networks = mrhnet.fold_ensemble(table[train], truth[train], settings, progress=not say.quiet)
     guesses = {f"MRH-Net {i + 1}": predict_rows(n, np.asarray(table)) for i, n in enumerate(networks)}
     guesses["MRH-Net ensemble"] = np.mean(list(guesses.values()), axis=0)
     blocks = row_blocks(len(table), 50)
@@ -370,8 +390,8 @@ def _difference(result: Sensitivity, first: str, second: str, label: str, score:
     return f"{score.upper()} of {first} less that of {second} ({label}): {found}, paired over blocks."
 
 
-def _say_scores(say: Callable[[str], None], result: Sensitivity, names: Sequence[str]) -> None:
-    say(readable(result, names).to_string(index=False))
+def _say_scores(say: Console, result: Sensitivity, names: Sequence[str]) -> None:
+    say.print(readable(result, names).to_string(index=False))
 
 
 def _find(data: Path, name: str) -> Path:

@@ -56,10 +56,54 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         remove(draft)
 
 
+@contextmanager
+def resuming(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
+    """Give the hidden folder beside `target` that holds the state of a long run until it ends well.
+
+    Parameters
+    ----------
+    target : path
+        What the run makes.
+    identity : str
+        What makes the run what it is; where another one left its state, that is removed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "net"
+    >>> try:
+    ...     with resuming(target, "seed 1") as state:
+    ...         _ = (state / "epoch").write_text("3")
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt:
+    ...     pass
+    >>> with resuming(target, "seed 1") as state:
+    ...     (state / "epoch").read_text()
+    '3'
+    >>> list(target.parent.iterdir())
+    []
+    """
+    target = Path(target)
+    folder = target.with_name(f".{target.name}.partial")
+    told = folder / "identity"
+    if not told.exists() or told.read_text(encoding="utf-8") != identity:
+        remove(folder)
+        folder.mkdir()
+        told.write_text(identity, encoding="utf-8")
+    try:
+        yield folder
+    except BaseException:
+        # A run that failed before it had any state leaves none.
+        if [path.name for path in folder.iterdir()] == [told.name]:
+            remove(folder)
+        raise
+    remove(folder)
+
+
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise `FormatError` where `target` may not be written."""
     if target.exists() and not overwrite:
-        raise FormatError(f"{target} exists; choose another name or pass overwrite=True")
+        raise FormatError(f"{target} exists; choose another name, or overwrite it (overwrite=True, --overwrite)")
     if not target.absolute().parent.is_dir():
         raise FormatError(f"the folder {target.absolute().parent} does not exist; make it first")
 

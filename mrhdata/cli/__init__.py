@@ -1,4 +1,7 @@
-"""The command line, a file per kind of command. Each loads what it needs when it runs, so that help is quick."""
+"""The command line, a file per kind of command. Each loads what it needs when it runs, so that help is quick.
+
+Exit codes: 0; 1 where ``diff`` finds a difference; 2 for what the user can put right; 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,16 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; mistakes that the user can put right end with one sentence and exit code 2."""
+    logging.basicConfig(format="mrhdata: %(message)s", level=logging.WARNING)
     try:
-        logging.basicConfig(format="mrhdata: %(message)s", level=logging.WARNING)
         app()
     except MrhdataError as error:
-        typer.echo(f"mrhdata: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("mrhdata: interrupted; nothing half-written stands under its name", err=True)
-        sys.exit(130)
+        _end(str(error))
+    except OSError as error:
+        # Such as a folder where a file was expected, or no permission.
+        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _end(sentence: str) -> None:
+    typer.echo(f"mrhdata: {' '.join(sentence.split())}", err=True)
+    sys.exit(2)

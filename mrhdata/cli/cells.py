@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command
 
 
-@app.command("count")
+@command("mrhdata count cells.parquet regions.nii.gz counts.csv --names ontology.json")
 def count_(
     cells: Annotated[Path, typer.Argument(help="Table of cells: .parquet, .csv, napari's points, cellfinder's .xml.")],
     regions: Annotated[str, typer.Argument(help="Label volume, of any size.")],
@@ -29,10 +29,7 @@ def count_(
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
-    """Count cells in the regions of a label volume; --axes to --space put that volume's header right.
-
-    Example: mrhdata count cells.parquet regions.nii.gz counts.csv --names ontology.json
-    """
+    """Count cells in the regions of a label volume; --axes to --space put that volume's header right."""
     from mrhdata import counting, formats
     from mrhdata.drafting import appearing, check_target
     from mrhdata.points import CELL, read_points

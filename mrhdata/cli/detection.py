@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -18,27 +17,26 @@ if TYPE_CHECKING:
 Volumes = Annotated[list[str], typer.Argument(help="Volumes on one grid, as FILE or CHANNEL=FILE.")]
 
 
-@app.command("train-cells")
+@command("mrhdata train-cells neurons/ brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml")
 def train_cells(
     out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and checkpoints.")],
     brains: Annotated[list[str], typer.Argument(help="VOLUME=MARKS for each brain: marks as XML, CSV or Parquet.")],
     validation: Annotated[int, typer.Option(help="Brains at the end that say when to stop, and the threshold.")] = 1,
-    incomplete: Annotated[bool, typer.Option(help="Not every cell was marked.")] = False,
+    incomplete: Annotated[bool, typer.Option("--incomplete", help="Not every cell was marked.")] = False,
     recipe: Annotated[str, typer.Option(help="corrected, or published (2020).")] = "corrected",
     radius_um: Annotated[float | None, typer.Option(help="Of a match; 6 voxels by default.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Further rounds with what was found wrongly.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    epochs: words.Epochs = None,
     boxes: Annotated[int | None, typer.Option(help="Of each brain; those of the recipe by default.")] = None,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
-    seed: Annotated[int, typer.Option(help="Of weights, places and order.")] = 0,
+    seed: words.Seed = 0,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
     """Train a network to find cells, from points that were marked in brains.
 
     A run that was stopped goes on when it is called again.
-
-    Example: mrhdata train-cells neurons/ brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml
     """
     from dataclasses import replace
 
@@ -60,7 +58,8 @@ def train_cells(
     radius = 6 * voxel if radius_um is None else radius_um * 1e-3
     claim(out / "plan.json", {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed})
     parts = given[:-validation], given[-validation:]
-    trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=sys.stderr.isatty())
+    with resumable():
+        trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=words.shown(progress))
     models.save(trained.model, out / "network")
     spec: Any = trained.model.spec
     found = {"written": str(out / "network"), "marks": [len(b.cells) for b in given], "radius_um": radius * 1e3}
@@ -85,27 +84,28 @@ def _brain(word: str, options: Any, incomplete: bool) -> Brain:
     )
 
 
-@app.command()
+@command(
+    "mrhdata detect neurons/network brain-3/ brain-3.zarr --points brain-3.xml",
+    "mrhdata detect neurons/network brain-3/ signal=ch1.zarr background=ch2.zarr --memory '4 GB'",
+)
 def detect(
     model: Annotated[Path, typer.Argument(help="Folder of a network of mrhdata train-cells.")],
     out: Annotated[Path, typer.Argument(help="Folder that gets scores.zarr and cells.parquet.")],
     inputs: Volumes,
     points: Annotated[Path | None, typer.Option(help="The cells as XML, CSV or napari's CSV, too.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score; that of the training by default.")] = None,
-    where: Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")] = None,
+    where: words.Stored = None,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
-    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    memory: words.Memory = "1 GB",
+    device: words.Device = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    skip_corrupt: Annotated[bool, typer.Option(help="Count what cannot be read as empty, and list it.")] = False,
+    skip_corrupt: words.SkipCorrupt = False,
     overwrite: words.Overwrite = False,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
-    """Find the cells of a brain of any size. A run that was stopped goes on when it is called again.
-
-    Example: mrhdata detect neurons/network brain-3/ brain-3.zarr --points brain-3.xml
-    """
+    """Find the cells of a brain of any size. A run that was stopped goes on when it is called again."""
     from dataclasses import replace
 
     from mrhdata import formats, models
@@ -121,19 +121,20 @@ def detect(
     names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
     given = {name: formats.read(f, **read).rename(name) for name, f in zip(names, files.values(), strict=True)}
     peaks = replace(stored_peaks(spec), **words.options(threshold=threshold))
-    found = run(
-        network,
-        given,
-        out,
-        peaks=peaks,
-        where=where if where in (None, "stored") else formats.read(where, kind="mask"),
-        memory=memory,
-        device=device,
-        precision=precision,
-        skip_corrupt=skip_corrupt,
-        overwrite=overwrite,
-        progress=sys.stderr.isatty(),
-    )
+    with resumable():
+        found = run(
+            network,
+            given,
+            out,
+            peaks=peaks,
+            where=words.stored(where),
+            memory=memory,
+            device=device,
+            precision=precision,
+            skip_corrupt=skip_corrupt,
+            overwrite=overwrite,
+            progress=words.shown(progress),
+        )
     if points is not None:
         write_points(found, points, next(iter(given.values())))
     words.answer({"written": str(out), "cells": len(found), "threshold": round(peaks.threshold, 4)}, as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -24,7 +23,10 @@ Inputs = Annotated[
 ]
 
 
-@app.command("train-labels")
+@command(
+    "mrhdata train-labels gm-wm/ study/ --input 't1w=*T1w*' --labels '*seg*' --recipe tissue2d_0_0",
+    "mrhdata train-labels dgm/ study/ --input 'qsm=*Chimap*' --labels '*dseg*' --recipe dgm --folds 4",
+)
 def train_labels(
     out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and the labels of the test subjects.")],
     folder: Annotated[Path, typer.Argument(help="Folder with files such as sub-01_T1w.nii.gz or sub-01_..._T1w.mnc.")],
@@ -33,18 +35,17 @@ def train_labels(
     recipe: Annotated[
         str, typer.Option(help="unet, tissue2d_0_0 to tissue2d_4_0, dgm (QSM, published), dgm-aniso or dgm-unet.")
     ] = "unet",
-    spacing: words.Spacing = None,
+    spacing_mm: words.SpacingMm = None,
     shares: Annotated[str, typer.Option(help="Of training, validation and test subjects.")] = "0.7,0.15,0.15",
     folds: Annotated[int | None, typer.Option(help="Cross-validate in so many folds instead.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split, weights and order.")] = 0,
+    epochs: words.Epochs = None,
+    seed: words.Seed = 0,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
     """Train a network to label volumes, subject by subject apart, and score it on subjects it never saw.
 
     A run that was stopped goes on when it is called again.
-
-    Example: mrhdata train-labels gm-wm/ study/ --input 't1w=*T1w_anat*' --labels '*seg*' --recipe tissue2d_0_0
     """
     from dataclasses import asdict
 
@@ -54,37 +55,39 @@ def train_labels(
     from mrhdata.methods import segmentation
 
     cases = find_cases(folder, words.channels(inputs), labels)
-    made = _recipe(recipe, cases, spacing, epochs)
+    made = _recipe(recipe, cases, spacing_mm, epochs)
     values = segmentation.label_map(cases)
-    shown = sys.stderr.isatty()
+    shown = words.shown(progress)
 
     def train(training: Sequence[Case], validation: Sequence[Case], place: Path) -> nn.Module:
         trained = segmentation.train(made, training, validation, labels=values, seed=seed, folder=place, progress=shown)
         _written(place / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about = {"recipe": recipe, "epochs": epochs, "spacing": spacing, "labels": values}
+    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing_mm, "labels": values}
     found: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
-        table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
+        with resumable():
+            table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
         words.answer(found | _summary(table), as_json)
         return
     parts = _shared_out(cases, shares, seed)
     claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
-    model = train(parts["training"], parts["validation"], out)
+    with resumable():
+        model = train(parts["training"], parts["validation"], out)
     models.save(model, out / "network")
     table = _tested(model, parts["test"], out)
     words.answer(found | {k: len(v) for k, v in parts.items()} | _summary(table), as_json)
 
 
-def _recipe(name: str, cases: Sequence[Case], spacing: list[float] | None, epochs: int | None) -> Recipe:
+def _recipe(name: str, cases: Sequence[Case], spacing_mm: list[float] | None, epochs: int | None) -> Recipe:
     """The recipe by its name, at the spacing of the first case where none is given."""
     from dataclasses import replace
 
     from mrhdata.methods import dgm, tissue2d
 
     first = next(iter(cases[0].inputs.values()))
-    chosen = [float(s) for s in (first.mrh.spacing if spacing is None else words.options(spacing=spacing)["spacing"])]
+    chosen = [float(s) for s in (first.mrh.spacing if spacing_mm is None else spacing_mm)]
     steps = (chosen[0], chosen[1], chosen[2]) if len(chosen) == 3 else (chosen[0],) * 3
     known: dict[str, Any] = {
         "unet": lambda: tissue2d.unet(steps),
@@ -150,23 +153,21 @@ def _written(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-@app.command("segment")
+@command("mrhdata segment gm-wm/network labels.mnc sub-07_T1w.mnc --montage labels.png")
 def segment_(
     model: Annotated[Path, typer.Argument(help="Folder of a network that was trained on labels.")],
     out: Annotated[Path, typer.Argument(help="File of the labels: its ending says the format.")],
     inputs: Annotated[list[str], typer.Argument(help="Volumes, as FILE or CHANNEL=FILE; the first gives the grid.")],
     montage: Annotated[Path | None, typer.Option(help="PNG of slices with their labels.")] = None,
     truth: Annotated[Path | None, typer.Option(help="True labels, to score.")] = None,
-    regions: Annotated[Path | None, typer.Option(help="CSV of what the first volume holds in each label.")] = None,
-    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "4 GB",
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    values: Annotated[Path | None, typer.Option(help="CSV of what the first volume holds in each label.")] = None,
+    memory: words.Memory = "4 GB",
+    device: words.Device = None,
     overwrite: words.Overwrite = False,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
-    """Label a volume on its own grid, in any format that is written: NIfTI, MINC2, NRRD, OME-Zarr.
-
-    Example: mrhdata segment gm-wm/network labels.mnc sub-07_T1w.mnc --montage labels.png
-    """
+    """Label a volume on its own grid, in any format that is written: NIfTI, MINC2, NRRD, OME-Zarr."""
     from mrhdata import formats, models, viewing
     from mrhdata.drafting import check_target
     from mrhdata.segmenting import Case, scored, segment
@@ -177,7 +178,7 @@ def segment_(
     spec: Any = network.spec
     named = {k: formats.read(v) for k, v in words.channels(inputs).items()}
     given = next(iter(named.values())) if len(named) == 1 and "=" not in inputs[0] else named
-    found = segment(network, given, memory=memory, device=device, progress=sys.stderr.isatty())
+    found = segment(network, given, memory=memory, device=device, progress=words.shown(progress))
     formats.write(found, out, overwrite=overwrite)
     first = next(iter(named.values()))
     known = None if truth is None else formats.read(truth, kind="labels")
@@ -188,12 +189,12 @@ def segment_(
         table = scored(Case("1", {}, known), found, spec.labels)
         answer["dice"] = dict(zip(table.label.astype(str), table.dice.round(4).tolist(), strict=True))
         answer["accuracy"] = round(float(table.accuracy[0]), 4)
-    if regions is not None:
-        _regions(first, found, spec.labels, regions)
+    if values is not None:
+        _values(first, found, spec.labels, values)
     words.answer(answer, as_json)
 
 
-def _regions(volume: Any, labels: Any, values: Sequence[int], path: Path) -> None:
+def _values(volume: Any, labels: Any, known: Sequence[int], path: Path) -> None:
     """Mean, standard deviation, median and volume of each label, for comparing reconstructions."""
     import numpy as np
 
@@ -201,8 +202,8 @@ def _regions(volume: Any, labels: Any, values: Sequence[int], path: Path) -> Non
     from mrhdata.methods.dgm import LABELS
     from mrhdata.scoring.overlap import roi_table
 
-    named = tuple(values[1:]) == tuple(LABELS)
-    names = {int(v): LABELS[int(v)] if named else str(v) for v in values[1:]}
+    named = tuple(known[1:]) == tuple(LABELS)
+    names = {int(v): LABELS[int(v)] if named else str(v) for v in known[1:]}
     table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
     with appearing(path, overwrite=True) as draft:
         table.to_csv(draft, index=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ModelError, MrhdataError
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@app.command("train-restoration")
+@command("mrhdata train-restoration em-net/ good-stack/ --frames 5 --spacing 2 --unit nm")
 def train_restoration(
     out: Annotated[Path, typer.Argument(help="Folder of the network.")],
     stacks: Annotated[list[str], typer.Argument(help="Good stacks, as files, folders of planes or patterns.")],
@@ -25,28 +24,29 @@ def train_restoration(
         str, typer.Option(help="Name of a published degradation, such as em_AG_D_sameas_preprint.")
     ] = "em_AG_D_sameas_preprint",
     frames: Annotated[int, typer.Option(help="Neighbouring planes that are seen, the middle one is restored.")] = 1,
-    network: Annotated[
+    recipe: Annotated[
         str, typer.Option(help="restorer (works at the low resolution) or pssr (published).")
     ] = "restorer",
     held: Annotated[float, typer.Option(help="Part of the planes, at the end, that says when to stop.")] = 0.12,
     tile: Annotated[int, typer.Option(help="Edge of the patches, in good pixels.")] = 96,
     tiles: Annotated[int, typer.Option(help="Patches of an epoch.")] = 1000,
-    epochs: Annotated[int | None, typer.Option(help="Those of the recipe by default.")] = None,
+    epochs: words.Epochs = None,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
-    seed: Annotated[int, typer.Option(help="Of weights, places and noise.")] = 0,
+    seed: words.Seed = 0,
     overwrite: words.Overwrite = False,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
     """Train a network to restore fast scans, from good images that are degraded as they are read.
 
-    Example: mrhdata train-restoration em-net/ good-stack/ --frames 5 --spacing 2 --unit nm
+    A run that was stopped goes on when it is called again.
     """
     from dataclasses import replace
 
-    from mrhdata import formats, models
+    from mrhdata import formats, growing, models
     from mrhdata.degrade import PUBLISHED
-    from mrhdata.drafting import check_target
+    from mrhdata.drafting import check_target, resuming
     from mrhdata.methods import em
 
     check_target(out, overwrite)
@@ -63,22 +63,29 @@ def train_restoration(
         parts[0].append(stack.isel(z=slice(0, cut - frames)))
         parts[1].append(stack.isel(z=slice(cut, None)))
     settings = replace(em.EFFICIENT, seed=seed, **words.options(epochs=epochs, patience=epochs))
-    model, history = em.train(
-        *parts,
-        PUBLISHED[crappifier],
-        network=network,
-        frames=frames,
-        tile=tile,
-        tiles=tiles,
-        settings=settings,
-        progress=sys.stderr.isatty(),
-    )
-    models.save(model, out)
+    told = [growing.told(stack) for stack in good]
+    identity = growing.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
+    with resumable(), resuming(out, identity) as state:
+        model, history = em.train(
+            *parts,
+            PUBLISHED[crappifier],
+            network=recipe,
+            frames=frames,
+            tile=tile,
+            tiles=tiles,
+            settings=settings,
+            folder=state,
+            progress=words.shown(progress),
+        )
+        models.save(model, out)
     found = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
     words.answer(found | {"seconds": round(history.seconds)}, as_json)
 
 
-@app.command()
+@command(
+    "mrhdata restore em-net/ restored.zarr scan.zarr",
+    "mrhdata restore em-net/ restored/ --watch microscope/ --spacing 8 --unit nm",
+)
 def restore(
     model: Annotated[Path, typer.Argument(help="Folder of a network of mrhdata train-restoration.")],
     out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write; with --watch a folder.")],
@@ -88,27 +95,26 @@ def restore(
     settle: Annotated[float, typer.Option(help="With --watch: seconds for which a file must not have grown.")] = 2.0,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
-    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    memory: words.Memory = "1 GB",
+    device: words.Device = None,
     overwrite: words.Overwrite = False,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
-    """Restore a stack of any size, or tiles as a microscope writes them.
-
-    Example: mrhdata restore em-net/ restored.zarr scan.zarr
-    """
+    """Restore a stack of any size, or tiles as a microscope writes them."""
     from mrhdata import models
 
     if (stack is None) == (watch is None):
         raise DataError("give either a stack to restore, or a folder to --watch")
     network = models.load(model)
-    options = {"memory": memory, "device": device, "overwrite": overwrite}
+    options = {"memory": memory, "device": device, "overwrite": overwrite, "progress": words.shown(progress)}
     read = words.options(spacing=spacing, unit=unit)
-    if stack is not None:
-        words.answer(_restored(network, stack, out, read, options), as_json)
-        return
-    assert watch is not None
-    count = _watched(network, watch, out, read, options, settle, idle)
+    with resumable():
+        if stack is not None:
+            words.answer(_restored(network, stack, out, read, options), as_json)
+            return
+        assert watch is not None
+        count = _watched(network, watch, out, read, options, settle, idle)
     words.answer({"restored": count, "written": str(out)}, as_json)
 
 
@@ -118,7 +124,7 @@ def _restored(network: nn.Module, stack: str, out: Path, read: Any, options: Any
 
     start = time.perf_counter()
     volume = formats.read(stack, **read)
-    made = em.restore(network, volume, out, progress=sys.stderr.isatty(), **options)
+    made = em.restore(network, volume, out, **options)
     seconds = time.perf_counter() - start
     pixels = made.size / 1e6
     return {

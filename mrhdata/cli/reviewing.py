@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,28 +18,27 @@ Marks = Annotated[Path | None, typer.Option(help="Cells that were marked, as XML
 RadiusUm = Annotated[float | None, typer.Option(help="Of a match; 6 voxels of the volume by default.")]
 
 
-@app.command()
+@command("mrhdata review review.html brain-3/cells.parquet brain-3.zarr --marks marks-3.xml")
 def review(
-    page: Annotated[Path, typer.Argument(help="HTML file on which a person judges.")],
+    out: Annotated[Path, typer.Argument(help="HTML file on which a person judges.")],
     cells: Annotated[Path, typer.Argument(help="Cells that were found: cells.parquet of mrhdata detect, CSV, XML.")],
     volume: Annotated[Path, typer.Argument(help="Volume that they were found in.")],
     marks: Marks = None,
     count: Annotated[int, typer.Option(help="Places at most.")] = 60,
-    random: Annotated[bool, typer.Option(help="False positives at random, not those of the highest scores.")] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="False positives at random, not those of the highest scores.")
+    ] = False,
     radius_um: RadiusUm = None,
     width_um: Annotated[float, typer.Option(help="Of a picture.")] = 80,
     png: Annotated[Path | None, typer.Option(help="The same pictures as one PNG, too.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    seed: words.Seed = 0,
     spacing: words.Spacing = None,
     unit: words.Unit = None,
-    memory: Annotated[str, typer.Option(help="Of decoded chunks, such as '500 MB'.")] = "500 MB",
+    memory: words.Memory = "500 MB",
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
-    """Show detections to a person: false positives and misses where there are marks, else all over the scores.
-
-    Example: mrhdata review review.html brain-3/cells.parquet brain-3.zarr --marks marks-3.xml
-    """
+    """Show detections to a person: false positives and misses where there are marks, else all over the scores."""
     from mrhdata.review_page import montage_png, write_review
     from mrhdata.reviewing import examples
 
@@ -53,14 +52,14 @@ def review(
         seed=seed,
     )
     cutting: dict[str, Any] = {"width_mm": width_um * 1e-3, "memory": memory}
-    write_review(page, image, places, overwrite=overwrite, **cutting)
+    write_review(out, image, places, overwrite=overwrite, **cutting)
     if png is not None:
         montage_png(png, image, places, **cutting)
     kinds = {str(kind): int(many) for kind, many in places["kind"].value_counts(sort=False).items()}
-    words.answer({"written": str(page), "places": len(places), "kinds": kinds, "radius_um": radius * 1e3}, as_json)
+    words.answer({"written": str(out), "places": len(places), "kinds": kinds, "radius_um": radius * 1e3}, as_json)
 
 
-@app.command()
+@command("mrhdata judge marks-3b.csv verdicts.csv brain-3.zarr --marks marks-3.xml --cells brain-3/cells.parquet")
 def judge(
     out: Annotated[Path, typer.Argument(help="Marks for the next round, as CSV, Parquet or XML.")],
     verdicts: Annotated[Path, typer.Argument(help="What a page of mrhdata review saved.")],
@@ -73,10 +72,7 @@ def judge(
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
-    """Make marks for the next round of what a person judged, and count the false positives that remain.
-
-    Example: mrhdata judge marks-3b.csv verdicts.csv brain-3.zarr --marks marks-3.xml --cells brain-3/cells.parquet
-    """
+    """Make marks for the next round of what a person judged, and count the false positives that remain."""
     from mrhdata.errors import DataError
     from mrhdata.points import WORLD, write_points
     from mrhdata.reviewing import adjusted, judged, read_verdicts

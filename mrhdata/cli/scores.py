@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command
 from mrhdata.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from mrhdata.models.storage import Spec
 
 
-@app.command()
+@command(
+    "mrhdata demo --out mrhdata-demo",
+    "mrhdata demo --data ../shared/data",
+)
 def demo(
     data: Annotated[Path | None, typer.Option(help="Folder of real volumes to run on instead of the phantom.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("mrhdata-demo"),
-    seed: Annotated[int, typer.Option(help="Of subjects, weights and order.")] = 0,
+    seed: words.Seed = 0,
+    progress: Annotated[bool, typer.Option(help="Say what is done.")] = True,
+    as_json: words.Json = False,
 ) -> None:
-    """From raw files to a scored map of histology, with a report.
-
-    Example: mrhdata demo --data ../shared/data
-    """
+    """From raw files to a scored map of histology, with a report."""
     from mrhdata import demo
 
-    demo.run(out, data=data, seed=seed)
+    page = demo.run(out, data=data, seed=seed, progress=progress)
+    words.answer({"written": str(page)}, as_json)
 
 
 _Threshold = Annotated[str, typer.Option(help="Of the histology: a number, 'otsu', or a percentile such as 20%.")]
@@ -39,33 +42,29 @@ _Positive = Annotated[str, typer.Option(help="Which side is positive: below or a
 _Predictions = Annotated[
     list[str] | None, typer.Option("--prediction", help="Virtual histology, as FILE or NAME=FILE; once for each.")
 ]
-_Mask = Annotated[str | None, typer.Option(help="Voxels to use.")]
 _Train = Annotated[str | None, typer.Option(help="Mask of the voxels to fit on; the others are scored.")]
 _Parts = Annotated[str | None, typer.Option(help="Labels that mrhdata train wrote: fits on 1, scores 3.")]
 _Regions = Annotated[str | None, typer.Option(help="Labels; AUC is given in each region too.")]
 
 
-@app.command()
+@command("mrhdata sensitivity af.nrrd t2w.nii.gz mtr.nii.gz --threshold 20% --where brain.mha")
 def sensitivity(
     histology: str,
     contrasts: Annotated[list[str], typer.Argument(help="Single contrasts on its grid, as FILE or NAME=FILE.")],
     threshold: _Threshold,
     positive: _Positive = "below",
     prediction: _Predictions = None,
-    mask: _Mask = None,
+    where: words.Where = None,
     train: _Train = None,
     parts: _Parts = None,
     regions: _Regions = None,
     as_json: words.Json = False,
 ) -> None:
-    """Score contrasts against histology as ground truth.
-
-    Example: mrhdata sensitivity af.nrrd t2w.nii.gz mtr.nii.gz --threshold 20% --mask brain.mha
-    """
+    """Score contrasts against histology as ground truth."""
     from mrhdata import formats
     from mrhdata.reporting import readable
 
-    rows = _Given(contrasts, prediction, mask, train, parts, regions)
+    rows = _Given(contrasts, prediction, where, train, parts, regions)
     result = rows.scored(formats.read(histology), threshold, positive)
     if as_json:
         typer.echo(result.table.to_json(orient="records"))
@@ -77,7 +76,9 @@ def sensitivity(
         )
 
 
-@app.command()
+@command(
+    "mrhdata report page.html t2w=t2w.zarr --histology af.zarr --prediction virtual=map.zarr --where brain.mha",
+)
 def report(
     out: Annotated[Path, typer.Argument(help="The HTML page; its text and tables stand beside it as Markdown.")],
     contrasts: Annotated[list[str], typer.Argument(help="Single contrasts, as FILE or NAME=FILE.")],
@@ -87,19 +88,15 @@ def report(
         list[str] | None, typer.Option(help="Which side is positive: below or above; once, or once for each histology.")
     ] = None,
     prediction: _Predictions = None,
-    mask: _Mask = None,
+    where: words.Where = None,
     train: _Train = None,
     parts: _Parts = None,
     regions: _Regions = None,
-    network: Annotated[
-        Path | None, typer.Option(help="Folder of mrhdata train: its curve and what it lives on.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of mrhdata train: its curve and what it lives on.")] = None,
     overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
 ) -> None:
-    """Write one page on how well contrasts see what histology shows.
-
-    Example: mrhdata report page.html t2w=t2w.zarr --histology af.zarr --prediction virtual=virtual-af.zarr --mask m.mha
-    """
+    """Write one page on how well contrasts see what histology shows."""
     from mrhdata import formats, reporting
     from mrhdata.drafting import check_target
     from mrhdata.viewing import slices
@@ -108,20 +105,20 @@ def report(
     sides = positive or ["below"]
     if len(sides) not in (1, len(histology)):
         raise DataError(f"--positive is given {len(sides)} times for {len(histology)} volumes; once, or once for each")
-    rows = _Given(contrasts, prediction, mask, train, parts, regions)
+    rows = _Given(contrasts, prediction, where, train, parts, regions)
     truths = {name: formats.read(file) for name, file in words.channels(histology).items()}
     sides = sides * len(truths) if len(sides) == 1 else sides
     results = {name: rows.scored(t, threshold, p) for (name, t), p in zip(truths.items(), sides, strict=True)}
     shown = dict(list((truths | rows.predictions | rows.doubts | rows.contrasts).items())[:6])
     sections = [section for name, result in results.items() for section in reporting.sensitivity_sections(name, result)]
     sections.append(reporting.Section("Volumes", figures=[(slices(shown), ", ".join(shown))]))
-    if network is not None:
-        sections.append(reporting.training_section(network))
+    if model is not None:
+        sections.append(reporting.training_section(model))
         name, result = next(iter(results.items()))
-        sections.append(reporting.contribution_section(rows.contributions(network, truths[name], result)))
+        sections.append(reporting.contribution_section(rows.contributions(model, truths[name], result)))
     reporting.write_page(out, "What MRI shows of histology", sections)
     reporting.write_markdown(out.with_suffix(".md"), "What MRI shows of histology", sections)
-    typer.echo(str(out))
+    words.answer({"written": str(out)}, as_json)
 
 
 class _Given:
@@ -131,7 +128,7 @@ class _Given:
         self,
         contrasts: list[str],
         prediction: list[str] | None,
-        mask: str | None,
+        where: str | None,
         train: str | None,
         parts: str | None,
         regions: str | None,
@@ -148,7 +145,7 @@ class _Given:
             if mapped.attrs.get("provenance", {}).get("model") == "ensemble":
                 self.predictions[name] = mapped.isel(c=0, drop=True)
                 self.doubts[f"{name}: uncertainty"] = mapped.isel(c=1, drop=True)
-        self.where, self.train = words.optional(mask, "mask"), words.optional(train, "mask")
+        self.where, self.train = words.optional(where, "mask"), words.optional(train, "mask")
         self.regions = words.optional(regions, "labels")
         if parts is not None:
             if train is not None:

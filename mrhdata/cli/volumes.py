@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from mrhdata.cli import words
-from mrhdata.cli.app import app
+from mrhdata.cli.app import command, resumable
 
 
-@app.command()
+@command(
+    "mrhdata info brain.zarr",
+    "mrhdata info annotation_100.nrrd --axes PIR --unit um",
+)
 def info(
     file: str,
     axes: words.Axes = None,
@@ -24,22 +27,16 @@ def info(
     dataset: words.Dataset = None,
     as_json: words.Json = False,
 ) -> None:
-    """Print what a volume is, where it lies, and what is suspicious about it.
-
-    Example: mrhdata info annotation_100.nrrd --axes PIR --unit um
-    """
+    """Print what a volume is, where it lies, and what is suspicious about it."""
     from mrhdata import inspection
 
     given = words.options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset)
     words.answer(inspection.inspect(file, **given), as_json)
 
 
-@app.command()
+@command("mrhdata diff brain.nii.gz brain.zarr")
 def diff(first: str, second: str, as_json: words.Json = False) -> None:
-    """Compare two volumes in world space; exit code 1 where they differ.
-
-    Example: mrhdata diff brain.nii.gz brain.zarr
-    """
+    """Compare two volumes in world space; exit code 1 where they differ."""
     from mrhdata import formats, inspection
 
     found = inspection.difference(formats.read(first), formats.read(second))
@@ -48,10 +45,13 @@ def diff(first: str, second: str, as_json: words.Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@command(
+    "mrhdata convert brain.nii.gz brain.zarr",
+    "mrhdata convert planes/ brain.zarr --spacing 2 --spacing 1.8 --spacing 1.8 --unit um",
+)
 def convert(
-    source: str,
-    store: Path,
+    source: Annotated[str, typer.Argument(help="File, folder of planes, pattern, or URL of an OME-Zarr.")],
+    out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write: its ending says the format.")],
     axes: words.Axes = None,
     unit: words.Unit = None,
     spacing: words.Spacing = None,
@@ -61,55 +61,61 @@ def convert(
     units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
     modality: Annotated[str | None, typer.Option(help="Such as mri or histology.")] = None,
     dataset: words.Dataset = None,
-    memory: Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")] = "1 GB",
-    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    memory: words.Memory = "1 GB",
+    overwrite: words.Overwrite = False,
+    progress: words.Progress = None,
     as_json: words.Json = False,
 ) -> None:
     """Convert a file, a folder of planes or a URL to OME-Zarr, or an OME-Zarr to a file.
 
     Killed and run again, a conversion to OME-Zarr goes on where it was.
-
-    Example: mrhdata convert planes/ brain.zarr --spacing 2 --spacing 1.8 --spacing 1.8 --unit um
     """
     from mrhdata import conversion, formats
     from mrhdata.formats import omezarr
 
     geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
     given = words.options(**geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset)
-    if store.name.lower().endswith(".zarr"):
-        progress = sys.stderr.isatty()
-        volume = conversion.convert(source, store, overwrite=overwrite, memory=memory, progress=progress, **given)
+    if out.name.lower().endswith(".zarr"):
+        shown = words.shown(progress)
+        with resumable():
+            volume = conversion.convert(source, out, overwrite=overwrite, memory=memory, progress=shown, **given)
     else:
         volume = formats.read(source, **given)
-        formats.write(volume, store, overwrite=overwrite)
-    found: dict[str, Any] = {"written": str(store), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
-    if store.name.lower().endswith(".zarr"):
+        formats.write(volume, out, overwrite=overwrite)
+    found: dict[str, Any] = {"written": str(out), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
+    if out.name.lower().endswith(".zarr"):
         levels, _ = omezarr.plan(volume)
         found |= {"chunks": list(levels[0].chunks), "shards": list(levels[0].shards), "levels": len(levels)}
     words.answer(found, as_json)
 
 
-@app.command()
+@command(
+    "mrhdata view t2w.nii.gz af.nrrd --out slices.png",
+    "mrhdata view brain.zarr --serve",
+)
 def view(
     files: list[str],
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("view.png"),
     at: Annotated[list[float] | None, typer.Option(help="World X, Y, Z in mm, given three times.")] = None,
-    overlay: Annotated[bool, typer.Option(help="Show the later ones over the first, not beside it.")] = False,
-    serve: Annotated[bool, typer.Option(help="Serve OME-Zarr stores to neuroglancer instead.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Show the later ones over the first, not beside it.")
+    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve OME-Zarr stores to neuroglancer instead.")] = False,
     port: Annotated[int, typer.Option(help="Of the server; 0 for any.")] = 0,
+    overwrite: words.Overwrite = False,
+    as_json: words.Json = False,
 ) -> None:
-    """Write a picture of orthogonal slices, or serve stores to a viewer in the browser.
-
-    Example: mrhdata view t2w.nii.gz af.nrrd --out slices.png
-    """
+    """Write a picture of orthogonal slices, or serve stores to a viewer in the browser."""
     if serve:
         _serve(files, port)
         return
     from mrhdata import formats, viewing
+    from mrhdata.drafting import check_target
 
+    check_target(out, overwrite)
     volumes = {name: formats.read(file) for name, file in words.named(files).items()}
     viewing.picture(volumes, out, at=at, overlay=overlay)
-    typer.echo(str(out))
+    words.answer({"written": str(out)}, as_json)
 
 
 def _serve(files: list[str], port: int) -> None:
@@ -128,7 +134,7 @@ def _serve(files: list[str], port: int) -> None:
         typer.echo("stopped")
 
 
-@app.command()
+@command("mrhdata register t2w.nii.gz template.nrrd to-template.h5 --out on-template.zarr")
 def register(
     moving: str,
     fixed: str,
@@ -136,15 +142,14 @@ def register(
     kind: Annotated[str, typer.Option(help="Steps, such as rigid, affine, affine+bspline.")] = "affine+deform",
     moving_mask: Annotated[str | None, typer.Option(help="Where the moving volume counts.")] = None,
     fixed_mask: Annotated[str | None, typer.Option(help="Where the fixed volume counts.")] = None,
-    orientations: Annotated[bool, typer.Option(help="Try all 48 ways to permute and flip the axes.")] = False,
+    orientations: Annotated[
+        bool, typer.Option("--orientations", help="Try all 48 ways to permute and flip the axes.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The moving volume on the fixed one's grid.")] = None,
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
-    """Find the transform that lays one volume on another.
-
-    Example: mrhdata register t2w.nii.gz template.nrrd to-template.h5 --out on-template.zarr
-    """
+    """Find the transform that lays one volume on another."""
     from mrhdata import formats
     from mrhdata.drafting import check_target
     from mrhdata.prepare import lps, registration, resampling
@@ -170,22 +175,22 @@ def register(
     words.answer(said, as_json)
 
 
-@app.command()
+@command(
+    "mrhdata resample labels.nii.gz on-t2w.zarr --like t2w.nii.gz --transform to-template.h5 --kind labels",
+    "mrhdata resample t2w.nii.gz half.nii.gz --spacing-mm 0.2",
+)
 def resample(
     volume: str,
     out: Path,
     like: Annotated[str | None, typer.Option(help="Volume whose grid to fill.")] = None,
     transform: Annotated[str | None, typer.Option(help="From the space of --like to that of the volume.")] = None,
-    spacing: Annotated[list[float] | None, typer.Option(help="New voxel size in mm instead of --like.")] = None,
+    spacing_mm: words.SpacingMm = None,
     order: Annotated[int, typer.Option(help="0 nearest, 1 linear, 3 cubic; labels are always nearest.")] = 1,
     kind: words.Kind = None,
     overwrite: words.Overwrite = False,
     as_json: words.Json = False,
 ) -> None:
-    """Carry a volume of any size to another grid, block by block.
-
-    Example: mrhdata resample labels.nii.gz on-t2w.zarr --like t2w.nii.gz --transform to-template.h5 --kind labels
-    """
+    """Carry a volume of any size to another grid, block by block."""
     from mrhdata import formats
     from mrhdata.drafting import check_target
     from mrhdata.prepare import lps, resampling
@@ -194,7 +199,7 @@ def resample(
     given, target = formats.read(volume, **words.options(kind=kind)), None if like is None else formats.read(like)
     spaces = {} if target is None else {"source": target.mrh.space, "target": given.mrh.space}
     through = None if transform is None else lps.read(transform, **spaces)
-    size = words.options(spacing=spacing).get("spacing")
+    size = words.options(spacing=spacing_mm).get("spacing")
     made = resampling.resample(given, target, through, spacing_mm=size, order=order)
     formats.write(made, out, overwrite=overwrite)
     words.answer({"written": str(out), "shape": dict(made.sizes), "space": made.mrh.space}, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,17 @@ Origin = Annotated[list[float] | None, typer.Option(help="World X, Y, Z of the f
 Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
 Kind = Annotated[str | None, typer.Option(help="image, labels or mask.")]
 Dataset = Annotated[str | None, typer.Option(help="Which array of an HDF5 or MATLAB file, or series of DICOM.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace what is there.")]
+SpacingMm = Annotated[list[float] | None, typer.Option(help="Voxel size in mm; once for all axes, or once for each.")]
+Where = Annotated[str | None, typer.Option(help="Mask of the voxels to use.")]
+Stored = Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")]
+Memory = Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn at random.")]
+Epochs = Annotated[int | None, typer.Option(help="Those of the recipe by default.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count what cannot be read as 0, and list it.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Progress = Annotated[bool | None, typer.Option(help="Show bars; by default where stderr is a terminal.")]
 
 
 def options(**given: Any) -> Any:
@@ -74,6 +84,16 @@ def answer(found: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, found))
     for key, value in found.items():
         typer.echo(f"{key:{width}}  {_shown(value)}")
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether there are bars."""
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def stored(where: str | None) -> Any:
+    """Where there is something to do: the word "stored", or a mask where a file was given."""
+    return where if where == "stored" else optional(where, "mask")
 
 
 def optional(volume: Path | str | None, kind: str) -> Any:

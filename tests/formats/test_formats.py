@@ -219,7 +219,7 @@ def test_missing_unknown_and_existing(tmp_path, oblique):
     with pytest.raises(FormatError, match=r"a.img cannot be written; the endings that can"):
         mrhdata.write(oblique, tmp_path / "a.img")
     mrhdata.write(oblique, tmp_path / "a.nii")
-    with pytest.raises(FormatError, match="exists; choose another name or pass overwrite"):
+    with pytest.raises(FormatError, match="exists; choose another name, or overwrite it"):
         mrhdata.write(oblique, tmp_path / "a.nii")
     mrhdata.write(oblique + np.uint16(1), tmp_path / "a.nii", overwrite=True)
     np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.nii"), oblique + 1)
