@@ -7,18 +7,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from intake.catalog.local import YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
-from mrhdata import formats
+from mrhdata import formats, notebook
 from mrhdata.catalog_check import check, load, resolve
 from mrhdata.drafting import appearing
-from mrhdata.errors import CatalogError
+from mrhdata.errors import CatalogError, MrhdataError
+from mrhdata.grid import length
 from mrhdata.volume import group
 
 if TYPE_CHECKING:
     import xarray as xr
+
+#: What a notebook shows: entries and decoded bytes at most, and metadata where an entry has them.
+_SHOWN, _SHOWN_BYTES = 12, 128_000_000
+_KEYS = ("subject", "session", "role", "modality", "kind", "space", "split", "licence")
 
 __all__ = ["Catalog", "VolumeSource", "check", "open_catalog", "write"]
 
@@ -128,6 +134,21 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
             raise CatalogError(f"no entry of {self.path} with {metadata} names a subject")
         return {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}
 
+    def _repr_html_(self) -> str:
+        entries = dict(_entries(self.path, self._storage_options))
+        first = dict(list(entries.items())[:_SHOWN])
+        keys = [key for key in _KEYS if any(key in held for held, _ in first.values())]
+        rows, left = [], _SHOWN_BYTES
+        for name, (held, source) in first.items():
+            drawing, said, spent = _glimpse(source, left)
+            left -= spent
+            rows.append([drawing, name, said, *(held.get(key, "") for key in keys)])
+        note = (
+            f"the first {_SHOWN}; .find() gives all" if len(entries) > _SHOWN else ".select(subject=...) gives volumes"
+        )
+        title = f"{len(entries)} volumes in {self.path}"
+        return notebook.block(title, notebook.table(["", "entry", "z, y, x", *keys], rows), note=note)
+
     def find(self, **metadata: Any) -> dict[str, tuple[dict[str, Any], VolumeSource]]:
         """Metadata and source of each entry that matches, by name; nested names are joined by a dot."""
         entries = dict(_entries(self.path, self._storage_options))
@@ -140,6 +161,29 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
     def __init__(self, path: str, storage_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._storage_options = dict(storage_options or {})
         super().__init__(path, storage_options=storage_options, **kwargs)
+
+
+def _glimpse(source: VolumeSource, most: int) -> tuple[str, str, int]:
+    """The middle plane of an entry at its coarsest level, its size in words, and the bytes that were decoded.
+
+    A volume of more bytes than `most`, and one that would come over the network, is not looked into.
+    """
+    if "://" in source.urlpath:
+        return "", "remote, not looked at", 0
+    try:
+        grid = source.to_dask().mrh.grid
+        said = " x ".join(map(str, grid.shape)) + " of " + " x ".join(length(float(s)) for s in grid.spacing)
+        small = VolumeSource(source.urlpath, **{"level": -1, **source.options}).to_dask()
+        if small.nbytes > most:
+            return "", f"{said}; too large for a picture, convert it to OME-Zarr", 0
+        plane = small.isel({dim: small.sizes[dim] // 2 for dim in ("t", "c", "z") if dim in small.dims})
+        # Anterior up and right to the right, as in other pictures.
+        up, across = (-1 if letter in "PL" else 1 for letter in grid.orientation[1:])
+        values = np.atleast_2d(plane.values)[::up, ::across]
+        alt = f"middle plane of {Path(source.urlpath).name}"
+        return notebook.picture(values, values.shape, small.mrh.spacing[1:], alt, longest=72), said, small.nbytes
+    except MrhdataError as error:
+        return "", str(error), 0
 
 
 def _matches(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -31,6 +31,8 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+#: Rows that a notebook shows.
+_SHOWN = 20
 #: Percentiles of the histology at which AUC is shown.
 _PERCENTILES = tuple(range(5, 100, 5))
 
@@ -95,6 +97,27 @@ class Sensitivity:
     blocks: int
     block_voxels: int | None
     _replicates: dict[str, dict[str, Floats]] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        from mrhdata import notebook
+
+        shown = self.table.head(_SHOWN)
+        lowest = min(0.5, float(shown["auc_low"].min()))
+        rows = []
+        for _, row in shown.iterrows():
+            cells = [
+                f"{row[s]:.3f} [{row[s + '_low']:.3f}, {row[s + '_high']:.3f}]" for s in ("auc", "sensitivity", "r2")
+            ]
+            line = notebook.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
+            rows.append([row["contrast"], row["model"], line, *cells, f"{row['rmse']:.4g}"])
+        at = f"sensitivity at {self.specificity:.0%} specificity"
+        head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
+        more = f"; {len(self.table) - _SHOWN} more in .table" if len(self.table) > _SHOWN else ""
+        return notebook.block(
+            f"{self.positives:,} of {self.rows:,} voxels are positive: histology {self.positive} {self.threshold:.4g}",
+            notebook.table(head, rows),
+            note=f"{self.level:.0%} intervals over {self.blocks} blocks{more}",
+        )
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
         """`score` of `first` less that of `second`, resampled together (a paired interval).

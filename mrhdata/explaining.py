@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mrhdata import notebook
+from mrhdata.grid import length
 from mrhdata.planning import Plan
 from mrhdata.schedule import LANES
 from mrhdata.tiles import Stream
-from mrhdata.volume import SPATIAL
+from mrhdata.volume import PLANES, SPATIAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +23,8 @@ _BINS = 64
 _MANY = 2.0
 #: Chunks that one patch touches above which advice is given.
 _PIECES = 64
+#: Voxels along an axis, boxes, and decoded bytes that a notebook shows at most.
+_SHOWN_VOXELS, _SHOWN_BOXES, _SHOWN_BYTES = 512, 60, 64_000_000
 
 
 class Source(Protocol):
@@ -33,8 +37,18 @@ class Source(Protocol):
     channels: list[str]
     streams: list[list[Stream]]
     memory: int
+    plane: str | None
+    resident: bool
 
     def __len__(self) -> int: ...
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """Runs of rows that lie in one stored chunk each."""
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Channels and lengths of each tensor."""
+
     def plan(self, batch_size: int) -> Plan:
         """How it is read."""
 
@@ -249,30 +263,87 @@ def plotted(patches: Source, subject: int, n: int, seed: int) -> Figure:
 
     stream = patches.streams[subject][0]
     shape = np.array(stream.grid.shape)
-    rows = np.flatnonzero(patches.subject == subject)
     rng = np.random.default_rng(seed)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), layout="constrained")
     for fixed, ax in enumerate(axes):
-        starts = patches.positions[rows][:, fixed]
-        # The plane that most patches cross, so that there is something to see.
-        plane = int(np.clip(np.median(starts) + patches.shape[fixed] // 2, 0, shape[fixed] - 1))
+        plane, crossing = _crossed(patches, subject, fixed)
         low, high = np.zeros(3, dtype=np.int64), shape.copy()
         low[fixed], high[fixed] = plane, plane + 1
         image = stream.voxels(low, high)[0].take(0, axis=fixed)
         window = np.percentile(image, [1, 99])
         up, across = (a for a in range(3) if a != fixed)
         ax.imshow(image, cmap="gray", origin="lower", vmin=window[0], vmax=window[1], interpolation="nearest")
-        crossing = rows[(starts <= plane) & (starts + patches.shape[fixed] > plane)]
         for row in rng.choice(crossing, min(n, len(crossing)), replace=False):
             start = patches.positions[row]
             color = "tab:orange" if patches.classes is None else f"C{int(patches.classes[row]) % 10}"
             corner = (start[across] - 0.5, start[up] - 0.5)
             ax.add_patch(Rectangle(corner, patches.shape[across], patches.shape[up], fill=False, color=color, lw=1))
-        ax.set_title(f"{SPATIAL[fixed]} = {plane}: {len(crossing)} of {len(rows)} patches", fontsize=10)
+        ax.set_title(
+            f"{SPATIAL[fixed]} = {plane}: {len(crossing)} of {(patches.subject == subject).sum()} patches", fontsize=10
+        )
         ax.set_xlabel(f"{SPATIAL[across]} (voxels)")
         ax.set_ylabel(f"{SPATIAL[up]} (voxels)")
         ax.set_aspect(stream.grid.spacing[up] / stream.grid.spacing[across])
     return figure
+
+
+def _crossed(patches: Source, subject: int, fixed: int) -> tuple[int, Any]:
+    """The plane in the middle of a subject's patches, so that there is something to see, and the rows that cross it."""
+    rows = np.flatnonzero(patches.subject == subject)
+    starts = patches.positions[rows][:, fixed]
+    last = patches.streams[subject][0].grid.shape[fixed] - 1
+    plane = int(np.clip(np.median(starts) + patches.shape[fixed] // 2, 0, last))
+    return plane, rows[(starts <= plane) & (starts + patches.shape[fixed] > plane)]
+
+
+def as_html(patches: Source) -> str:
+    """The plan, and patches of the first subject over a part of one plane, for notebooks.
+
+    No more than `_SHOWN_BYTES` of voxels are decoded for it; where that does not do, boxes are shown alone.
+    """
+    delivered = patches.batch_bytes(len(patches))
+    given: dict[str, Any] = {
+        "subjects": f"{len(patches.streams):,}",
+        **{f"tensor {name}": f"{width} as C, z, y, x" for name, width in patches.widths.items()},
+        "channels": ", ".join(patches.channels[:6])
+        + (f" and {n} more" if (n := len(patches.channels) - 6) > 0 else ""),
+        "voxel": " x ".join(length(float(s)) for s in patches.streams[0][0].grid.spacing),
+        "all tensors": f"{_size(delivered)}, float32",
+        "stored chunks": f"{len(patches.chunks):,}" + (", kept in memory" if patches.resident else ""),
+        "memory": f"{_size(patches.memory)} at most",
+    }
+    plane, drawing = _over_plane(patches)
+    title = f"{len(patches):,} patches of {' x '.join(map(str, patches.shape))} voxels (z, y, x)"
+    return notebook.block(title, notebook.facts(given), drawing, note=f"{plane}; .explain() says what a pass costs")
+
+
+def _over_plane(patches: Source) -> tuple[str, str]:
+    """What is shown, and boxes over as much of a plane of the first subject as may be read."""
+    stream = patches.streams[0][0]
+    fixed = 0 if patches.plane is None else PLANES[patches.plane]
+    plane, crossing = _crossed(patches, 0, fixed)
+    up, across = (a for a in range(3) if a != fixed)
+    low, high = np.zeros(3, dtype=np.int64), np.array(stream.grid.shape)
+    low[fixed], high[fixed] = plane, plane + 1
+    middle = np.median(patches.positions[crossing], axis=0) + np.array(patches.shape) // 2
+    for axis in (up, across):
+        start = int(np.clip(middle[axis] - _SHOWN_VOXELS // 2, 0, max(0, high[axis] - _SHOWN_VOXELS)))
+        low[axis], high[axis] = start, min(high[axis], start + _SHOWN_VOXELS)
+    # Whole chunks are decoded; of what is not read chunk by chunk, perhaps everything.
+    touched = np.array(stream.grid.shape) if stream.slow else -(-high // stream.chunk) * stream.chunk - low
+    readable = int(np.prod(touched)) * stream.voxel_bytes <= _SHOWN_BYTES
+    image = stream.voxels(low, high)[0].take(0, axis=fixed) if readable else None
+    starts = patches.positions[crossing] - low
+    within = ((starts >= 0) & (starts + patches.shape <= high - low))[:, [up, across]].all(axis=1)
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero(within))[:_SHOWN_BOXES]
+    boxes = np.column_stack(
+        [starts[chosen][:, [up, across]], np.tile([patches.shape[up], patches.shape[across]], (len(chosen), 1))]
+    )
+    said = (
+        f"{len(chosen):,} of the {len(crossing):,} patches that cross {SPATIAL[fixed]} = {plane} of the first subject"
+    )
+    spacing = stream.grid.spacing[[up, across]]
+    return said, notebook.picture(image, (high - low)[[up, across]], spacing, said, boxes=boxes)
 
 
 def _size(count: float) -> str:

@@ -67,6 +67,20 @@ def nearest_axes(directions: ArrayLike) -> tuple[int, int, int]:
     return max(orders, key=lambda p: round(cosines[s, p[0]] + cosines[a, p[1]] + cosines[r, p[2]], 9))
 
 
+def length(mm: float) -> str:
+    """Length in nm, um or mm, whichever reads best.
+
+    Examples
+    --------
+    >>> length(2.0), length(0.05), length(1e-5)
+    ('2 mm', '50 um', '10 nm')
+    """
+    for factor, unit in ((1.0, "mm"), (1e3, "um")):
+        if mm * factor >= 1:
+            return f"{mm * factor:.6g} {unit}"
+    return f"{round(mm * 1e6, 3):g} nm"
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A box of voxels and where it lies.

@@ -25,7 +25,7 @@ from mrhdata import formats
 from mrhdata.drafting import check_target, put, remove, remove_leftovers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.formats import omezarr
-from mrhdata.formats._lazy import source_of
+from mrhdata.formats._lazy import file_of, source_of
 from mrhdata.formats.chunks import Stored
 from mrhdata.volume import describe
 
@@ -116,19 +116,24 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
 def told(volume: xr.DataArray) -> Any:
     """What tells a volume from others, as JSON.
 
-    Files are told by name, size and time, stores by their metadata and what they were made from, arrays by
-    value, and volumes that are computed by the name of Dask's graph, which may be another in another process.
+    Files, as they were read, are told by name, size and time, stores by their metadata and what they were made
+    from, arrays by value, and volumes that are computed by the name of Dask's graph, which may be another in
+    another process.
     """
-    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
-    if source is None:
-        of: Any = volume.data.name if isinstance(volume.data, da.Array) else tokenize(np.asarray(volume.data))
-    elif isinstance(source.part, Stored):
+    data = volume.data
+    file = file_of(data) if isinstance(data, da.Array) else None
+    if file is None:
+        of: Any = data.name if isinstance(data, da.Array) else tokenize(np.asarray(data))
+    elif isinstance(file.part, Stored):
         # A store that was written anew has its old name and shape.
         made_from = volume.attrs.get("provenance", {}).get("digest")
-        of = [str(source.path), str(source.part.array.path), source.part.array.metadata.to_dict(), made_from]
+        of = [str(file.path), str(file.part.array.path), file.part.array.metadata.to_dict(), made_from]
     else:
-        state = source.path.stat()
-        of = [str(source.path), state.st_size, state.st_mtime_ns]
+        state = file.path.stat()
+        of = [str(file.path), state.st_size, state.st_mtime_ns]
+    if file is not None and source_of(data) is None:
+        # With its axes in another order, or rounded.
+        of += [volume.attrs.get("source_axes"), str(volume.dtype)]
     return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mrhdata import formats
 from mrhdata.errors import GridError
 from mrhdata.formats import Options
+from mrhdata.grid import length
 from mrhdata.volume import SPATIAL
 
 if TYPE_CHECKING:
@@ -70,20 +71,6 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
         "corner_mm": {"first": grid.corners()[0].round(6).tolist(), "last": grid.corners()[-1].round(6).tolist()},
         "suspicious": [*suspicious, *about_values],
     }
-
-
-def length(mm: float) -> str:
-    """Length in nm, um or mm, whichever reads best.
-
-    Examples
-    --------
-    >>> length(2.0), length(0.05), length(1e-5)
-    ('2 mm', '50 um', '10 nm')
-    """
-    for factor, unit in ((1.0, "mm"), (1e3, "um")):
-        if mm * factor >= 1:
-            return f"{mm * factor:.6g} {unit}"
-    return f"{round(mm * 1e6, 3):g} nm"
 
 
 def _about_header(path: str | os.PathLike[str], volume: xr.DataArray) -> list[str]:

@@ -277,6 +277,11 @@ class Patches:
             f"{len(self._starts) - 1} chunks)"
         )
 
+    def _repr_html_(self) -> str:
+        from mrhdata.explaining import as_html
+
+        return as_html(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tiles": {}, "_plans": {}, "_rooms": Rooms()}
 

@@ -25,7 +25,7 @@ from mrhdata.aligning import one_grid
 from mrhdata.conversion import in_bytes
 from mrhdata.drafting import appearing, check_target
 from mrhdata.errors import DataError, FormatError
-from mrhdata.inspection import length as length_of
+from mrhdata.grid import length as length_of
 from mrhdata.points import WORLD
 from mrhdata.reviewing import KINDS, VERDICTS
 from mrhdata.sweeping import Span, Sweep, span

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.inspection import length as length_of
+from mrhdata.grid import length as length_of
 from mrhdata.volume import SPATIAL, group
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.grid import Floats, Grid, check_affine, nearest_axes
+from mrhdata.grid import Floats, Grid, check_affine, length, nearest_axes
 
 DIMS = ("t", "c", "z", "y", "x")
 SPATIAL = ("z", "y", "x")
@@ -421,6 +421,30 @@ class Geometry:
         data = volume.expand_dims(missing).transpose(*dims).data
         columns = [SPATIAL.index(d) for d in dims if d in SPATIAL]
         return data, grid.affine[:, [*columns, 3]]
+
+    def _repr_html_(self) -> str:
+        from mrhdata import notebook
+
+        volume = self._volume
+        try:
+            grid = self.grid
+        except GridError as error:
+            return notebook.block(f"{volume.name}: no true geometry", str(error))
+        extent = np.array(grid.shape) * grid.spacing
+        given = {
+            "shape": ", ".join(f"{dim} {n}" for dim, n in volume.sizes.items()),
+            "voxel": ", ".join(f"{dim} {length(s)}" for dim, s in zip(SPATIAL, grid.spacing, strict=True)),
+            "extent": ", ".join(f"{dim} {mm:.4g} mm" for dim, mm in zip(SPATIAL, extent, strict=True)),
+            "orientation": f"{grid.orientation} (where z, y, x point)"
+            if "source_axes" in volume.attrs
+            else "none known",
+            "space": self.space,
+            "values": f"{volume.dtype}, {volume.attrs.get('kind', 'image')}, {volume.nbytes / 1e6:.4g} MB",
+            "index to world, mm": notebook.matrix(grid.affine[:3]),
+        }
+        title = "geometry" if volume.name is None else f"{volume.name}: geometry"
+        box = notebook.solid(grid.corners(), SPATIAL, f"box of {length(extent.max())}, orientation {grid.orientation}")
+        return notebook.block(title, notebook.facts(given), box)
 
     def _axis(self, dim: str) -> tuple[float, float, int]:
         """Start, step (mm, negative where reversed) and length of one axis."""

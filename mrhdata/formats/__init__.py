@@ -105,7 +105,7 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
     dataset : str, optional
         Which array of an HDF5 or MATLAB file, series of a DICOM folder, or image of a Zarr store.
     level : int, optional
-        Level of an OME-Zarr; 0 is the finest.
+        Level of an OME-Zarr; 0 is the finest, -1 the coarsest.
     storage_options : dict, optional
         For a URL, such as ``{"anon": True}``.
 
@@ -167,7 +167,7 @@ def _read(path: str | os.PathLike[str], options: dict[str, Any]) -> xr.DataArray
     if module is None:
         return _stack(where)
     taken = inspect.signature(module.read).parameters
-    unused = [key for key in options if key not in taken and not (key == "level" and options[key] == 0)]
+    unused = [key for key in options if key not in taken and not (key == "level" and options[key] in (0, -1))]
     if unused:
         raise FormatError(f"{where} is read without {' or '.join(unused)}=; leave it out")
     return module.read(where, **{key: value for key, value in options.items() if key in taken})

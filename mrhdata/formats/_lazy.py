@@ -175,6 +175,18 @@ def source_of(data: da.Array) -> Slices | None:
     return found if isinstance(found, Slices) and found.shape == data.shape else None
 
 
+#: What readers put above a file. What it does is told by the volume's axes and type.
+_ABOVE_FILES = ("original-array-", "array-", "transpose-", "rounded-")
+
+
+def file_of(data: da.Array) -> Slices | None:
+    """The file behind a Dask array that a reader made: as it is, its axes in another order, or rounded."""
+    if not all(name.startswith(_ABOVE_FILES) for name in data.dask.layers):
+        return None
+    roots = [data.dask.get(name) for name in data.dask.layers if name.startswith("original-array-")]
+    return roots[0] if len(roots) == 1 and isinstance(roots[0], Slices) else None
+
+
 def in_chunks(slices: Slices, chunks: tuple[int, ...]) -> da.Array:
     """Dask array over a file, in chunks of a given shape."""
     meta = np.empty((0,) * slices.ndim, dtype=slices.dtype)

@@ -92,6 +92,7 @@ def _groups(group: zarr.Group) -> list[str]:
 
 
 def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, path: Path | str) -> xr.DataArray:
+    level = len(image["datasets"]) - 1 if level == -1 else level
     if not 0 <= level < len(image["datasets"]):
         raise FormatError(f"{path} has the levels 0 to {len(image['datasets']) - 1}, not {level}")
     dataset = image["datasets"][level]

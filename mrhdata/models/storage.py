@@ -155,7 +155,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     try:
         spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
         state = load_file(path / "model.safetensors")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(f"{path} is no model folder: {error.filename or error} is missing") from error
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); save the model again") from error
