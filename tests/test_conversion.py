@@ -333,3 +333,16 @@ def test_names_cannot_lead_out_of_the_store(tmp_path):
     mrhdata.write(volume, tmp_path / "a.zarr")
     assert (tmp_path / "a.zarr" / "scale0" / "etc_x").is_dir()
     assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+
+
+@pytest.mark.parametrize("ending", ["nii", "mha", "mnc", "ome.tif", "zarr"])
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_a_file_is_told_alike_each_time_it_is_read(tmp_path, ending, kind):
+    """What another process takes up is known again, also with axes reordered or rounded; other files are not."""
+    values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.float32)
+    for name in ("a", "b"):
+        mrhdata.write(from_array(values, affine=np.diag([1, 2, 3, 1])), tmp_path / f"{name}.{ending}")
+    first, again, other = (growing.told(mrhdata.read(tmp_path / f"{n}.{ending}", kind=kind)) for n in "aab")
+    assert first == again != other
+    part = mrhdata.read(tmp_path / f"a.{ending}", kind=kind).isel(z=slice(1, None))
+    assert growing.told(part) != first
