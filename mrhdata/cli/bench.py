@@ -7,50 +7,49 @@ from typing import Annotated
 
 import typer
 
-from mrhdata.cli.app import app
+from mrhdata.cli import words
+from mrhdata.cli.app import command, resumable
+from mrhdata.errors import DataError
+
+Names = Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")]
 
 
-@app.command()
+@command("mrhdata bench benchmarks/ --quick", "mrhdata bench benchmarks/ --task phantom-cells --with my_method.py")
 def bench(
     benchmarks: Annotated[Path, typer.Argument(help="Folder with tasks/*.toml.")],
-    out: Annotated[Path, typer.Option(help="Folder of volumes, checkpoints, results.jsonl and report.html.")] = Path(
+    out: Annotated[Path, typer.Option(help="Gets volumes, checkpoints, results.jsonl and report.html.")] = Path(
         "mrhdata-bench"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Small volumes, short training: minutes, marked so.")] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be given several times.")] = None,
+    task: Names = None,
+    method: Names = None,
     entry: Annotated[
         list[Path] | None, typer.Option("--with", help="A Python file of your own that enters methods; it is run.")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables as Markdown.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, samples and splits within methods.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Methods at a time, one thread each.")] = 2,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+    seed: words.Seed = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Methods at a time, one thread each; 0 for this process.")] = 2,
+    progress: words.Progress = None,
+    as_json: words.Json = False,
 ) -> None:
-    """Score every method on every task that it fits, beside baselines; a page and a table.
-
-    Killed and run again it goes on behind the last finished method.
-
-    Example: mrhdata bench benchmarks/ --quick
-    """
-    from mrhdata.errors import DataError
+    """Score every method on every task that it fits, baselines beside; a page and a table."""
     from mrhdata.harness import bench as run
-    from mrhdata.harness import sections
+    from mrhdata.harness import sections, standings
     from mrhdata.reporting import write_markdown, write_page
 
-    made = run(
-        benchmarks, out, quick=quick, tasks=task or (), methods=method or (), files=entry or (), seed=seed, jobs=jobs
-    )
-    parts = sections(made, out)
-    title = "Methods and tasks" + (", quick form" if quick else "")
+    with resumable():
+        made = run(
+            benchmarks, out, quick=quick, tasks=task or (), methods=method or (), files=entry or (), seed=seed,
+            jobs=jobs, progress=words.shown(progress),
+        )  # fmt: skip
+    parts, title = sections(made, out), "Methods and tasks" + (", quick form" if quick else "")
     write_page(out / "report.html", title, parts)
-    write_markdown(out / "report.md", title, parts)
-    if markdown is not None:
-        write_markdown(markdown, title, parts)
-    typer.echo(f"{len(made.records)} results of {len(made.tasks)} tasks: {out / 'report.html'}")
+    for path in (out / "report.md", *([] if markdown is None else [markdown])):
+        write_markdown(path, title, parts)
     failed = [r for r in made.records if "error" in r]
+    best = {name: standings([r for r in made.records if r["task"] == name]) for name in made.tasks}
+    told = {name: f"{t['method'].iloc[0]} {t['value'].iloc[0]:.3f}" for name, t in best.items() if len(t)}
+    words.answer({"report": str(out / "report.html"), "results": len(made.records), "best": told}, as_json)
     if failed:
-        first = failed[0]
-        raise DataError(
-            f"{len(failed)} of {len(made.records)} methods failed, {first['method']} on {first['task']} with "
-            f"{first['error']}"
-        )
+        told_first = "{method} on {task} with {error}".format(**failed[0])
+        raise DataError(f"{len(failed)} of {len(made.records)} methods failed, {told_first}")
