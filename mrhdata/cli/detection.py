@@ -121,6 +121,7 @@ def detect(
     names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
     given = {name: formats.read(f, **read).rename(name) for name, f in zip(names, files.values(), strict=True)}
     peaks = replace(stored_peaks(spec), **words.options(threshold=threshold))
+    words.warn_of_unfamiliar(network, given)
     with resumable():
         found = run(
             network,

@@ -123,10 +123,12 @@ def predict(
     from mrhdata import formats, models, prediction
     from mrhdata.mapping import Windowing
 
+    network, given = models.load(model), {name: formats.read(file) for name, file in words.channels(inputs).items()}
+    words.warn_of_unfamiliar(network, given)
     with resumable():
         mapped = prediction.predict(
-            models.load(model),
-            {name: formats.read(file) for name, file in words.channels(inputs).items()},
+            network,
+            given,
             out,
             where=words.stored(where),
             mode=mode,

@@ -91,6 +91,14 @@ def shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
+def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
+    """Say what of the inputs is unlike what a network was trained on."""
+    from mrhdata.familiar import unfamiliar
+
+    for reason in unfamiliar(model.spec, inputs):
+        typer.echo(f"mrhdata: {reason}", err=True)
+
+
 def stored(where: str | None) -> Any:
     """Where there is something to do: the word "stored", or a mask where a file was given."""
     return where if where == "stored" else optional(where, "mask")
