@@ -239,7 +239,7 @@ def gathered(block: np.ndarray, starts: Ints, shape: Sequence[int]) -> np.ndarra
     steps = block.strides
     # Voxels along x stand beside their channels: one run for each row of a patch.
     windows: Any = as_strided(
-        block, (*free, shape[0], shape[1], shape[2] * channels), (*steps[:3], steps[0], steps[1], steps[3])
+        block, (*free, shape[0], shape[1], shape[2] * channels), (*steps[:3], *steps[:2], block.itemsize)
     )
     found = windows[starts[:, 0], starts[:, 1], starts[:, 2]]
     return np.asarray(found.reshape(len(starts), *shape, channels))

@@ -351,3 +351,25 @@ class TestRefusals:
             mrhdata.patches(v, shape=2, plane="frontal")
         with pytest.raises(IndexError):
             mrhdata.patches(v, shape=2)[10_000]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_small_patches_of_a_volume_of_one_chunk(tmp_path, stored, dtype, channels):
+    """What the loader gives is what lies there: a single channel of a single chunk has an axis without a stride."""
+    names, rng = "ab"[:channels], np.random.default_rng(0)
+    arrays = {n: (1000 * rng.random((9, 10, 11))).astype(dtype) for n in names}
+    volumes = {n: mrhdata.volume.from_array(a, spacing=(1, 1, 1), name=n) for n, a in arrays.items()}
+    if stored:
+        for name, made in volumes.items():
+            mrhdata.write(made, tmp_path / f"{name}.zarr")
+        volumes = {n: mrhdata.read(tmp_path / f"{n}.zarr") for n in names}
+    at = rng.integers(0, (7, 10, 9), (40, 3))
+    drawn = mrhdata.patches(volumes, {"target": volumes["a"]}, shape=(3, 1, 3), at=[at])
+    wanted = {tuple(np.concatenate([a[p[0] : p[0] + 3, p[1], p[2] : p[2] + 3].ravel() for a in arrays.values()]))
+              for p in at.tolist()}  # fmt: skip
+    found = [(x, y) for inputs, target in drawn.loader(16) for x, y in zip(inputs.numpy(), target.numpy(), strict=True)]
+    assert len(found) == 40
+    assert {tuple(x.ravel()) for x, _ in found} == wanted
+    assert all(np.array_equal(x[:1], y) for x, y in found)
