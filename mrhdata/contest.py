@@ -48,7 +48,7 @@ class Subject:
     mask : volume or None
         Where the truth counts.
     grid : Grid or None
-        Of the volume that is to be answered.
+        Of the volume that is to be answered; that of the truth where it is there.
     """
 
     name: str
@@ -64,8 +64,12 @@ class Subject:
 
     def blind(self) -> Subject:
         """The same without its truth, but with the grid that it lies on."""
-        grid = self.truth.mrh.grid if isinstance(self.truth, xr.DataArray) else None
-        return replace(self, truth=None, grid=grid)
+        return replace(self, truth=None, grid=self.asked)
+
+    @property
+    def asked(self) -> Grid | None:
+        """The grid on which an answer lies; None for cells."""
+        return self.truth.mrh.grid if isinstance(self.truth, xr.DataArray) else self.grid
 
 
 @dataclass(frozen=True)

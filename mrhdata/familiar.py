@@ -56,7 +56,7 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
     >>> for reason in unfamiliar(spec, {"t2w": from_array(values / 1000, spacing=(0.5, 0.2, 0.2))}):
     ...     print(reason)
     t2w has voxels of 0.5 x 0.2 x 0.2 mm, the network learned from 0.2 x 0.2 x 0.2 mm: resample it first
-    t2w goes from 0.06701 to 0.1336, the network learned from 100 with a deviation of 20: is it another contrast or unit?
+    t2w goes from 0.06701 to 0.1336, the network learned from 100 with a deviation of 20: another contrast or unit?
     """
     if spec.prepare or spec.inputs is None:
         return []
@@ -86,7 +86,7 @@ def _values(name: str, volume: xr.DataArray, offset: float, factor: float, seed:
         return []
     return [
         f"{name} goes from {low:.4g} to {high:.4g}, the network learned from {offset:.4g} with a deviation of "
-        f"{factor:.4g}: is it another contrast or unit?"
+        f"{factor:.4g}: another contrast or unit?"
     ]
 
 

@@ -21,8 +21,8 @@ from mrhdata.training import Training
 
 def enlarged(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
     """An image on the grid of the answer."""
-    assert subject.grid is not None
-    return resample(image.astype(np.float32), subject.grid, order=order)
+    assert subject.asked is not None
+    return resample(image.astype(np.float32), subject.asked, order=order)
 
 
 @method("bilinear", "restoration", baseline=True)
@@ -45,12 +45,13 @@ def non_local(given: Given) -> Answer:
     few = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
     sample = replace(stack, inputs=few)
     truth = stack.truth.isel(z=slice(0, 4)).compute()
-    worth = [float(restoration(truth.values, _denoised(sample, s, truth.mrh.grid).values)[0].mean()) for s in strengths]
+    sample = replace(sample, truth=truth)
+    worth = [float(restoration(truth.values, _denoised(sample, s).values)[0].mean()) for s in strengths]
     best = strengths[int(np.argmax(worth))]
-    return lambda subject: _denoised(subject, best, subject.grid)
+    return lambda subject: _denoised(subject, best)
 
 
-def _denoised(subject: Subject, strength: float, grid: Any) -> xr.DataArray:
+def _denoised(subject: Subject, strength: float) -> xr.DataArray:
     from skimage.restoration import denoise_nl_means, estimate_sigma
 
     def plane(values: NDArray[Any]) -> NDArray[Any]:
@@ -59,7 +60,7 @@ def _denoised(subject: Subject, strength: float, grid: Any) -> xr.DataArray:
 
     image = subject.first.astype(np.float32).compute()
     even = image.copy(data=np.stack([plane(p) for p in image.values]))
-    return enlarged(replace(subject, grid=grid), even, 3)
+    return enlarged(subject, even, 3)
 
 
 @method("restorer", "restoration")
