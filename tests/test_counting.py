@@ -212,4 +212,4 @@ def test_count_on_the_command_line(tmp_path):
     again = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     shown = subprocess.run([COMMAND, "count", "--help"], capture_output=True, text=True, check=False)
-    assert "Example: mrhdata count" in shown.stdout
+    assert "mrhdata count cells.parquet" in shown.stdout

@@ -38,8 +38,8 @@ class Manifest:
     Attributes
     ----------
     task : str
-    voxels : dict of (n, 3) lists
-        By subject of training and stopping.
+    voxels : dict of lists of int
+        By subject of training and stopping, counted along the first input.
     blocks : list of (int, int, int, int, int, int, int)
         Number of the test subject, first voxel z, y, x and the one behind the last, on the grid that is scored.
     volumes : dict
@@ -50,7 +50,7 @@ class Manifest:
     """
 
     task: str
-    voxels: dict[str, list[list[int]]]
+    voxels: dict[str, list[int]]
     blocks: list[list[int]]
     volumes: dict[str, dict[str, dict[str, Any]]]
     threshold: float | None = None
@@ -61,8 +61,9 @@ class Manifest:
         return growing.digest([self.task, self.voxels, self.blocks, self.threshold])
 
     def points(self) -> dict[str, NDArray[np.int64]]:
-        """Voxels as arrays."""
-        return {who: np.array(at, dtype=np.int64) for who, at in self.voxels.items()}
+        """Voxels z, y, x by subject: (n, 3) arrays."""
+        shapes = {who: next(iter(held.values()))["shape"] for who, held in self.volumes.items()}
+        return {who: np.stack(np.unravel_index(at, shapes[who]), axis=1) for who, at in self.voxels.items()}
 
 
 def manifest_of(task: Task, parts: Mapping[str, Sequence[Subject]], folder: Path) -> Manifest:
@@ -108,11 +109,11 @@ def scored_grid(subject: Subject) -> xr.DataArray:
     return subject.truth if isinstance(subject.truth, xr.DataArray) else subject.first
 
 
-def _drawn(subject: Subject, task: Task, number: int) -> list[list[int]]:
+def _drawn(subject: Subject, task: Task, number: int) -> list[int]:
     """Voxels of the first input at random, within the mask."""
     inside = np.flatnonzero(_inside(subject)) if subject.mask is not None else np.arange(subject.first.size)
     chosen = np.random.default_rng([number, task.voxels]).permutation(inside)[: task.voxels]
-    found: list[list[int]] = np.stack(np.unravel_index(np.sort(chosen), subject.first.shape), axis=1).tolist()
+    found: list[int] = np.sort(chosen).tolist()
     return found
 
 
