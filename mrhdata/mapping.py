@@ -43,6 +43,8 @@ _BATCH_VOXELS = 1_200_000
 _DEARER = 1.1
 #: Lengths of pieces that are compared: each is so much of the one before, and their number.
 _LADDER, _RUNGS = 0.87, 32
+#: Where no piece fits the memory, so many times the smallest is taken where that saves work.
+_LARGER = 1.5
 #: Work for margins, in times the work itself, that is said.
 _WASTEFUL = 4.0
 #: Standard deviation of the Gaussian, as a part of the window (as nnU-Net and MONAI have it).
@@ -320,9 +322,9 @@ class Dense:
             longest.append(np.array([long for long, _ in found]))
             work.append(np.array([total for _, total in found]))
         size, cost = (np.einsum("i,j,k->ijk", *values) for values in (longest, work))
-        # Where nothing fits, the smallest is what there is.
-        cost = np.where(size * batch <= self._most, cost, np.inf)
-        chosen = np.unravel_index(np.argmin(cost if np.isfinite(cost).any() else size), size.shape)
+        # Where nothing fits, those that are not much larger than the smallest: it alone may be a voxel in its margins.
+        most = max(self._most / batch, _LARGER * float(size.min()))
+        chosen = np.unravel_index(np.argmin(np.where(size <= most, cost, np.inf)), size.shape)
         parts = [self._parts(box, axis, ladders[axis][i]) for axis, i in enumerate(chosen)]
         return [span(*zip(*piece, strict=True)) for piece in itertools.product(*parts)]
 
