@@ -75,9 +75,9 @@ def manifest_of(task: Task, parts: Mapping[str, Sequence[Subject]], folder: Path
         Parts of the split share something, or volumes are not those of the manifest.
     """
     held = check_split(task, parts)
-    path = folder / f"{task.slug}.json"
+    path = _path(task, folder)
     if path.exists():
-        found = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        found = read_manifest(task, folder)
         _compare(found, held, path)
         return found
     made = _made(task, parts, held)
@@ -85,6 +85,15 @@ def manifest_of(task: Task, parts: Mapping[str, Sequence[Subject]], folder: Path
     with appearing(path) as draft:
         draft.write_text(json.dumps(asdict(made), separators=(",", ":")) + "\n", encoding="utf-8")
     return made
+
+
+def read_manifest(task: Task, folder: Path) -> Manifest:
+    """The manifest as it is stored; :func:`manifest_of` has compared the volumes with it."""
+    return Manifest(**json.loads(_path(task, folder).read_text(encoding="utf-8")))
+
+
+def _path(task: Task, folder: Path) -> Path:
+    return folder / f"{task.slug}.json"
 
 
 def _made(task: Task, parts: Mapping[str, Sequence[Subject]], held: dict[str, Any]) -> Manifest:

@@ -25,7 +25,7 @@ from mrhdata.contest import METHODS, Fitted, Given, Method
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
 from mrhdata.harness.judging import SHOWN, judged
-from mrhdata.harness.manifest import Manifest, manifest_of, scored_grid
+from mrhdata.harness.manifest import Manifest, manifest_of, read_manifest, scored_grid
 from mrhdata.harness.subjects import parts_of
 from mrhdata.harness.tasks import Task, tasks_of
 from mrhdata.methods import entries
@@ -204,7 +204,7 @@ def run_one(run: Run) -> dict[str, Any]:
     torch.set_num_threads(run.threads)
     task = tasks_of(run.benchmarks, quick=run.quick, only=[run.task])[0]
     parts = parts_of(task, run.work)
-    manifest = manifest_of(task, parts, run.benchmarks / "manifests")
+    manifest = read_manifest(task, run.benchmarks / "manifests")
     how = METHODS[run.method]
     told = {"task": run.task, "method": run.method, "baseline": how.baseline, "quick": run.quick, "seed": run.seed}
     told |= {"threads": run.threads, "manifest": manifest.digest[:16], "environment": environment()}
