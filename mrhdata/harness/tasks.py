@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,8 @@ import numpy as np
 
 from mrhdata.contest import KINDS
 from mrhdata.errors import DataError
+
+log = logging.getLogger("mrhdata")
 
 #: Parts of a split, in the order in which they are used.
 PARTS = ("training", "stopping", "test")
@@ -39,6 +42,8 @@ class Task:
         Edges of the blocks of the test volumes that intervals weight, z, y, x; 0 for the whole length.
     voxels : int
         Of each training subject that methods of voxels learn from.
+    needs : str
+        A folder beside the task without which it is left out; none where empty.
     quick : bool
     """
 
@@ -50,6 +55,7 @@ class Task:
     block_mm: tuple[float, float, float]
     settings: Mapping[str, Any] = field(default_factory=dict)
     voxels: int = 4000
+    needs: str = ""
     quick: bool = False
     folder: Path = field(default=Path(), compare=False)
 
@@ -65,7 +71,8 @@ def read_task(path: str | Path, *, quick: bool = False) -> Task:
     Parameters
     ----------
     path : path
-        TOML, with the fields of :class:`Task`; a table ``quick`` overrides what is smaller in the quick form.
+        TOML, with the fields of :class:`Task`; a table ``quick`` overrides what is smaller in the quick form, and
+        without one there is none.
     quick : bool
 
     Raises
@@ -104,7 +111,9 @@ def read_task(path: str | Path, *, quick: bool = False) -> Task:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not TOML: {error}") from error
-    smaller = held.pop("quick", {})
+    smaller = held.pop("quick", None)
+    if quick and smaller is None:
+        raise DataError(f"{file} has no table [quick], and so no quick form; leave it out, or run it in full")
     if quick:
         held = _over(held, smaller)
     known = {f.name for f in fields(Task)} - {"name", "quick", "folder"}
@@ -144,6 +153,8 @@ def _check(task: Task, file: Path) -> None:
 def tasks_of(folder: str | Path, *, quick: bool = False, only: list[str] | None = None) -> list[Task]:
     """Every task of a folder, of its ``tasks/`` or itself, or those that are named.
 
+    Tasks whose data are not there are left out with a warning, those without a quick form in silence.
+
     Raises
     ------
     DataError
@@ -157,4 +168,10 @@ def tasks_of(folder: str | Path, *, quick: bool = False, only: list[str] | None 
     missing = sorted(set(only or []) - set(names))
     if missing:
         raise DataError(f"there are no tasks {missing} in {place}; there are {names}")
-    return [read_task(file, quick=quick) for file in files if not only or file.stem in only]
+    if only:
+        return [read_task(file, quick=quick) for file in files if file.stem in only]
+    found = [read_task(file, quick=quick) for file in files if not quick or "[quick]" in file.read_text("utf-8")]
+    for task in found:
+        if task.needs and not (task.folder / task.needs).exists():
+            log.warning("%s is left out: %s is not there", task.name, task.folder / task.needs)
+    return [task for task in found if not task.needs or (task.folder / task.needs).exists()]

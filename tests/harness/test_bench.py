@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 import mrhdata
 from mrhdata import catalog
 from mrhdata.cli import app
-from mrhdata.contest import METHODS, method
+from mrhdata.contest import KINDS, METHODS, method
 from mrhdata.errors import DataError
 from mrhdata.harness import bench, read_task, sections, standings
 from mrhdata.harness.running import read_results
+from mrhdata.harness.tasks import tasks_of
 from mrhdata.reporting import write_markdown, write_page
 
 TASK = """
@@ -254,5 +255,16 @@ def test_names_are_checked(home, tmp_path):
 def test_the_tasks_that_are_shipped_are_well_formed():
     """Each is read in both forms, and every kind has one."""
     folder = Path(__file__).parents[2] / "benchmarks" / "tasks"
-    kinds = {read_task(file, quick=quick).kind for file in folder.glob("*.toml") for quick in (False, True)}
-    assert kinds == {"histology", "tissue", "nuclei", "restoration", "cells"}
+    tasks = [read_task(file) for file in folder.glob("*.toml")]
+    assert {task.kind for task in tasks_of(folder, quick=True)} == {task.kind for task in tasks} == set(KINDS)
+    assert all((folder / task.data["catalog"]).exists() for task in tasks if "catalog" in task.data)
+
+
+def test_a_task_whose_data_are_elsewhere_is_left_out(tmp_path, caplog):
+    """With a warning that names the folder; asked for by name it is read all the same."""
+    (tmp_path / "far.toml").write_text('needs = "nowhere"\n' + TASK)
+    assert tasks_of(tmp_path) == []
+    assert "far is left out" in caplog.text
+    assert [task.name for task in tasks_of(tmp_path, only=["far"])] == ["far"]
+    with pytest.raises(DataError, match="no quick form"):
+        read_task(tmp_path / "far.toml", quick=True)

@@ -22,17 +22,21 @@ def labels_of(given: Given) -> tuple[int, ...]:
 
 @method("Gaussian mixture", "tissue", baseline=True)
 def mixture(given: Given) -> Answer:
-    """Three classes of intensity, found anew in each brain from the training means on (scikit-learn)."""
+    """Classes of intensity, found anew in each brain from the training means on (scikit-learn).
+
+    Where there is no mask, what is no tissue is a class too.
+    """
     from sklearn.mixture import GaussianMixture
 
     x, y = given.rows()
-    known = labels_of(given)[1:]
+    masked = given.training[0].mask is not None
+    known = labels_of(given)[1 if masked else 0 :]
     # Means in parts of each volume's own brightness, so that another gain is no other tissue.
     bright = float(np.mean(x))
     start = np.array([x[y == label].mean(axis=0) for label in known]) / bright
 
     def answer(subject: Subject) -> xr.DataArray:
-        inside = np.asarray(subject.mask.data) > 0  # type: ignore[union-attr]
+        inside = np.ones(subject.first.shape, bool) if subject.mask is None else np.asarray(subject.mask.data) > 0
         values = np.stack([np.asarray(v.data)[inside] for v in subject.inputs.values()], axis=1).astype(np.float64)
         fitted = GaussianMixture(len(known), means_init=start * values.mean(), random_state=given.seed).fit(values)
         found = np.zeros(inside.shape, np.uint8)
