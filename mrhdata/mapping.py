@@ -228,7 +228,7 @@ class Dense:
         self.first = _three(0.0 if j == 1 and n == m else float(b + h) / 2 for b, h, j, n, m in rows)
         # Output pieces begin where input boxes may.
         self._unit = _three(max(1, int(a / j)) for a, j in zip(field.align, field.jump, strict=True))
-        # Convolution holds a copy of its operands in another order; a finer answer has many voxels for each of the input.
+        # Convolution holds a copy of its operands in another order; a finer answer has many voxels for one of input.
         self._most = max(4096, int(memory / (2 * field.live + 4 * channels / math.prod(self.jump))))
         self._warned = False
 
