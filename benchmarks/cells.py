@@ -340,7 +340,7 @@ def picture(planes: Any, marks: Any, halves: list[Any]) -> None:
             ax.plot(marks["x"][kind], marks["y"][kind], "+", color=colour, ms=8)
     ax.set_axis_off()
     ax.set_title("Maximum of ten planes: found (circles), marked (crosses), marked and missed (red)", fontsize=10)
-    figure.savefig(RESULTS / "cells_real.png", dpi=90)
+    figure.savefig(RESULTS / "cells_real.jpg", dpi=90, pil_kwargs={"quality": 80})
 
 
 SINGLE = {"rounds": rounds, "coarse": coarse, "real": real}
@@ -386,7 +386,7 @@ def report(work: Path, threads: int) -> None:
     if "real" in done:
         real = done["real"]
         text += [
-            "Planes of a mouse's cortex with 56 marks of another program, many cells unmarked (`cells_real.png`): "
+            "Planes of a mouse's cortex with 56 marks of another program, many cells unmarked (`cells_real.jpg`): "
             f"recall {real['recall']} with {real['detections']} detections after the network went on learning from the "
             "marks of one half, on the other half, both ways; before, as the rows say.",
             markdown(real["rows"]),
