@@ -14,7 +14,7 @@ from mrhdata.harness.manifest import part_of, scored_grid
 
 
 def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
-    """The middle plane of a block: first input, truth, answer; cells as crosses and circles over the input."""
+    """The middle plane of a block: first input, truth, answer; cells as circles over the input."""
     figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 3)
     like = scored_grid(subject)

@@ -26,6 +26,7 @@ from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
 from mrhdata.harness.judging import SHOWN, judged
 from mrhdata.harness.manifest import Manifest, manifest_of, read_manifest, scored_grid
+from mrhdata.harness.pictures import of_block
 from mrhdata.harness.subjects import parts_of
 from mrhdata.harness.tasks import Task, tasks_of
 from mrhdata.methods import entries
@@ -282,8 +283,6 @@ def multiplications() -> Iterator[list[float]]:
 
 def _worst(run: Run, subjects: Any, answers: list[Any], manifest: Manifest, blocks: list[float | None]) -> str | None:
     """A picture of the block with the lowest score: input, truth, answer; its path from the work folder."""
-    from mrhdata.harness.pictures import of_block
-
     scored = [(value, i) for i, value in enumerate(blocks) if value is not None]
     if not scored:
         return None

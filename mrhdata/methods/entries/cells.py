@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 
 from mrhdata.contest import Answer, Fitted, Given, Subject, method
+from mrhdata.detection import stored_peaks
 from mrhdata.methods import cells
-from mrhdata.methods.entries.networks import UNET, boxes, mapped
-from mrhdata.models import create
+from mrhdata.methods.entries.networks import mapped, regress
 from mrhdata.peaks import Peaks, find_peaks
-from mrhdata.scoring.cells import best_threshold
-from mrhdata.training import Training, fit
+from mrhdata.scoring.cells import best_threshold, detection
+from mrhdata.training import Training
 
 Floats = NDArray[np.float64]
 #: Of a filter: the volume's values to responses that are high at cells.
@@ -65,8 +65,6 @@ def _tuned(given: Given, filters: Sequence[Response]) -> Answer:
 
 
 def _f1(held: Any, threshold: float, radius_mm: float) -> float:
-    from mrhdata.scoring.cells import detection
-
     return float(np.mean([detection(t, f[s >= threshold], radius_mm).f1 for t, f, s in held]))
 
 
@@ -117,7 +115,7 @@ def detector(given: Given) -> Fitted:
         radius_mm=radius, seed=given.seed, folder=given.folder, progress=False,
     )  # fmt: skip
     spec: Any = made.model.spec
-    peaks = Peaks(**dict(spec.finish)["cells"])
+    peaks = stored_peaks(spec)
 
     def answer(subject: Subject) -> pd.DataFrame:
         table = cells.candidates(made.model, _brain(subject), given.folder / "answers" / subject.name, peaks)
@@ -130,16 +128,10 @@ def detector(given: Given) -> Fitted:
 def unet(given: Given) -> Fitted:
     """Taught a small blob at each cell; the threshold of its peaks is chosen on the stopping subjects."""
     radius = float(given.settings["radius_mm"])
-    both = [*given.training, *given.stopping]
-    truth = {s.name: _blobs(s) for s in both}
-    model = create("unet3d", seed=given.seed, in_channels=len(given.training[0].inputs), classes=1, **UNET)
+    truth = {s.name: _blobs(s) for s in (*given.training, *given.stopping)}
     settings = Training(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=5 if given.quick else 20)
-    learned, watched = (
-        boxes(given, part, [truth[s.name] for s in part], 40 if given.quick else 200, (24, 48, 48))
-        for part in (given.training, given.stopping)
-    )
-    fit(model, learned, watched, settings, checkpoint=given.folder / "unet.pt", progress=False)
+    model = regress(given, truth, settings, 40 if given.quick else 200, (24, 48, 48))
 
     def candidates(subject: Subject) -> pd.DataFrame:
         found = mapped(given, model, subject, mode="dense", memory="4 GB")

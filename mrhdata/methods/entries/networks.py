@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,13 @@ def regress(given: Given, truth: Mapping[str, xr.DataArray], settings: Training,
 
 def mapped(given: Given, model: Any, subject: Subject, **how: Any) -> xr.DataArray:
     """A network's map of a subject, in memory."""
+    return predict(
+        model, dict(subject.inputs), store_of(given, subject), progress=False, overwrite=True, **how
+    ).compute()
+
+
+def store_of(given: Given, subject: Subject) -> Path:
+    """Where an answer to a subject is written."""
     place = given.folder / "answers" / f"{subject.name}.zarr".replace(" ", "-")
     place.parent.mkdir(parents=True, exist_ok=True)
-    return predict(model, dict(subject.inputs), place, progress=False, overwrite=True, **how).compute()
+    return place

@@ -13,7 +13,7 @@ from mrhdata.contest import Answer, Fitted, Given, Subject, method
 from mrhdata.degrade import white_of
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.methods import em
-from mrhdata.methods.entries.networks import mapped, regress
+from mrhdata.methods.entries.networks import mapped, regress, store_of
 from mrhdata.prepare.resampling import resample
 from mrhdata.scoring.image import restoration
 from mrhdata.training import Training
@@ -43,9 +43,8 @@ def non_local(given: Given) -> Answer:
     strengths = (0.4, 0.7, 1.0, 1.4)
     stack = given.stopping[0]
     few = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
-    sample = replace(stack, inputs=few)
     truth = stack.truth.isel(z=slice(0, 4)).compute()
-    sample = replace(sample, truth=truth)
+    sample = replace(stack, inputs=few, truth=truth)
     worth = [float(restoration(truth.values, _denoised(sample, s).values)[0].mean()) for s in strengths]
     best = strengths[int(np.argmax(worth))]
     return lambda subject: _denoised(subject, best)
@@ -84,9 +83,7 @@ def restorer(given: Given) -> Fitted:
 
     def answer(subject: Subject) -> xr.DataArray:
         stack = subject.first.compute()
-        place = given.folder / "answers" / f"{subject.name}.zarr".replace(" ", "-")
-        place.parent.mkdir(exist_ok=True)
-        found = em.restore(model, stack, place, overwrite=True, progress=False)
+        found = em.restore(model, stack, store_of(given, subject), overwrite=True, progress=False)
         return enlarged(subject, found, 3)
 
     return Fitted(answer, model)
