@@ -196,3 +196,17 @@ def test_nothing_is_found(tmp_path):
     found = cells_of(empty, tmp_path / "c.parquet", PEAKS, {"signal": signal()}, progress=False)
     assert len(found) == 0
     assert {"z", "X", "score", "size_mm3", "intensity_signal"} <= set(found)
+
+
+@pytest.mark.parametrize("name", ["cells3d", "cells3d_second"])
+def test_pooling_before_the_activation_changes_nothing(name):
+    """Also in bfloat16, whose largest tensor is not copied to float32."""
+    model = models.create(name, seed=1).eval()
+    conv, pool, relu, *rest = model.body
+    x = torch.randn(1, 1, 24, 28, 22)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        first = conv(x)
+        assert pool(first).dtype == torch.bfloat16
+        expected = torch.nn.functional.max_pool3d(relu(first).float(), 2)
+        torch.testing.assert_close(relu(pool(first)).float(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(model(x), torch.nn.Sequential(*rest)(expected), rtol=0, atol=0)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.nn import functional as f
 
 from mrhdata import aligning, models
@@ -156,6 +157,32 @@ def test_a_field_is_what_a_gradient_sees():
         assert int(touched[0]) == found.jump[axis] * at[axis] + found.low[axis]
         assert int(touched[-1]) == found.jump[axis] * at[axis] + found.high[axis]
     assert found.lengths == (4 + 2 + 4, 1 + 1 + 4, 5 + 1 + 4)
+
+
+class _Called(nn.Module):
+    """Pooling by a call, not by a layer."""
+
+    def __init__(self, call, *given, **settings):
+        super().__init__()
+        self.call, self.given, self.settings = call, given, settings
+
+    def forward(self, x):
+        return self.call(x, *self.given, **self.settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "layer"),
+    [
+        (_Called(functional.max_pool3d, 3, 2, 1), nn.MaxPool3d(3, 2, 1)),
+        (_Called(functional.max_pool3d, 2, dilation=3), nn.MaxPool3d(2, dilation=3)),
+        (_Called(functional.avg_pool3d, (1, 2, 4), None, 0, True), nn.AvgPool3d((1, 2, 4))),
+    ],
+)
+def test_a_call_has_the_field_of_its_layer(call, layer):
+    """Also where settings are told apart by their place alone."""
+    conv = nn.Conv3d(1, 1, 3)
+    called, layered = (field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
+    assert (called.lengths, called.jump, called.low) == (layered.lengths, layered.jump, layered.low)
 
 
 class _Attends(nn.Module):

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -321,6 +322,15 @@ def _interpolated(field: Field, node: fx.Node) -> Field:
     return _finer(field, _whole(factor, field), str(settings.get("mode", "nearest")))
 
 
+def _pooled(field: Field, node: fx.Node) -> Field:
+    """A call instead of a layer; only the greatest may be taken with gaps."""
+    names = ["kernel_size", "stride", "padding", "dilation"]
+    if getattr(node.target, "__name__", "").startswith("avg"):
+        names.remove("dilation")
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return _pool(field, SimpleNamespace(**{"stride": None, "padding": 0} | given))
+
+
 def _reduced(field: Field, node: fx.Node) -> Field:
     """One value from all channels of a voxel."""
     settings = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
@@ -345,6 +355,7 @@ _CALLS: dict[str, Callable[[Field, fx.Node], Field]] = {
     "sum": _reduced,
     "mean": _reduced,
     "std": _reduced,
+    **dict.fromkeys(("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), _pooled),
 }
 
 
