@@ -67,7 +67,7 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
     provenance : callable
         Asked at the end for what is kept in ``attrs["provenance"]``, beside the digest.
     memory : int
-        Bytes for everything that is held at once.
+        Bytes for everything that is held to write it.
     limit, encoders : int, optional
         Bytes of a block, and threads that encode a shard, as for :class:`~mrhdata.formats.streaming.Writer`.
     overwrite : bool

@@ -48,8 +48,9 @@ log = logging.getLogger("mrhdata")
 
 #: Raised when the same network gives other voxels.
 _VERSION = 1
-#: Shares of the budget: decoded chunks, the network's tensors, and one block of answers.
-_TILES, _TENSORS, _BLOCK = 1 / 6, 1 / 3, 1 / 7
+#: Shares of the budget: decoded chunks, the network's tensors, one block of answers, and what the halves of blocks are
+#: a share of. There are two blocks, the shards of one, and the block of a coarser level.
+_TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 10, 1 / 2
 #: Bytes of answers that stay in the cache until they are written.
 _CACHED = 500_000
 #: Steps that are planned together.
@@ -251,7 +252,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         lambda: _Map(method, Sweep(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
         identity,
         lambda: _provenance(about, inputs, notes),
-        memory=budget,
+        memory=int(_WRITING * budget),
         limit=_limit(budget, volume, method),
         # Blocks are of few shards.
         encoders=os.cpu_count() or 1,

@@ -58,7 +58,7 @@ class Writer:
     memory : int
         Bytes for everything that is held at once.
     limit : int, optional
-        Bytes of a block; a sixth of the memory by default.
+        Bytes of a block of the finest level, twice that of the others; a sixth of the memory by default.
     encoders : int
         Threads that encode one shard. With more than one, equal voxels may not be equal files.
     """
@@ -76,7 +76,8 @@ class Writer:
         self.finest, self.levels, self.paths, self.kind = finest, levels, list(paths), kind
         self._itemsize, self._encoders = finest.dtype.itemsize, encoders
         limit = int(memory * _BLOCK_SHARE) if limit is None else limit
-        self.blocks = [Blocks(level, self._itemsize, limit) for level in levels]
+        # A coarser block is made while finer ones are held, and smaller ones leave fewer halves waiting.
+        self.blocks = [Blocks(level, self._itemsize, limit if level is levels[0] else limit // 2) for level in levels]
         self._halves: dict[tuple[int, int], np.ndarray] = {}
         self._halves_limit = memory * _HALVES_SHARE
 
