@@ -3,17 +3,16 @@
 Run: python benchmarks/em.py DATA WORK [--tasks NAME ...] [--threads 1]
 
 DATA is the folder with cube-a and cube-b. WORK keeps checkpoints and networks: a run that was stopped goes on, and
-the report is made of what is there. Floors and classical methods are those of `em_floors.py`.
+the report is made of what is there. Floors and classical methods are those of `em_floors.py`, a stack larger than
+the memory that of `em_large.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 import xarray as xr
 from em_floors import AREA, FACTOR, NOISY, SIDE, SPACING_NM, TRUSTED
-from patch_readers import Peak
 from tables import markdown, written
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,8 +59,6 @@ TASKS = {
 }
 #: Of the scans of other noise: variance per intensity, 0.05 in training.
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
-#: The stack that is larger than its memory: cube-b next to its mirror images.
-COPIES, LARGE_MB = (2, 4, 4), 256
 
 
 def cube(data: Path, name: str) -> xr.DataArray:
@@ -220,45 +216,11 @@ def steepness(model: Any, stack: xr.DataArray, low: xr.DataArray, whole: np.ndar
     return float(at / amid)
 
 
-def large(task: str, data: Path, work: Path) -> dict[str, Any]:
-    """A stack whose answer is several times the memory it is restored in, in this process, against more memory."""
-    torch.set_num_threads(1)
-    model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
-    low = em.degraded(stack, TASKS[task].degradation, seed=5)
-    many = np.pad(low.values, [(0, (n - 1) * size) for n, size in zip(COPIES, low.shape, strict=True)], "symmetric")
-    given = mrhdata.volume.from_array(many, spacing=low.mrh.spacing)
-    with tempfile.TemporaryDirectory() as folder:
-        mrhdata.write(given, Path(folder) / "low.zarr")
-        source = mrhdata.read(Path(folder) / "low.zarr")
-        em.restore(model, given.isel(z=slice(0, 8)), Path(folder) / "warm.zarr", memory=LARGE_MB * 10**6)
-        peak, start = Peak(children=False), time.perf_counter()
-        made = em.restore(model, source, Path(folder) / "large.zarr", memory=LARGE_MB * 10**6, progress=False)
-        seconds, megabytes = time.perf_counter() - start, peak.megabytes()
-        some = slice(200, 240)
-        again = em.restore(model, given.isel(z=some), Path(folder) / "some.zarr", memory="4 GB", progress=False)
-        inner = slice(4, -4)
-        apart = np.abs(made.isel(z=some)[inner].values.astype(int) - again[inner].values.astype(int)).max()
-    return {
-        "task": task,
-        "answer, MB": made.size / 1e6,
-        "budget, MB": LARGE_MB,
-        "peak, MB": megabytes,
-        "Mpixel/s": made.size / 1e6 / seconds,
-        "largest difference to planes in memory": int(apart),
-    }
-
-
-def alone(work: Any, *given: Any) -> Any:
-    """Called in a process of its own, whose memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
-
-
 def once(what: Any, task: str, data: Path, work: Path) -> Any:
     """What was measured before is read."""
     path = work / slug(task) / f"{what.__name__}.json"
     if not path.exists():
-        path.write_text(json.dumps(alone(what, task, data, work) if what is large else what(task, data, work)))
+        path.write_text(json.dumps(what(task, data, work)))
     return json.loads(path.read_text())
 
 
@@ -268,7 +230,6 @@ def report(data: Path, work: Path, threads: int) -> None:
     rows, trusted, joins = ([once(what, task, data, work) for task in there] for what in (measured, trust, seams))
     ours = [task for task in there if TASKS[task].network == "restorer"]
     shifts = [row for task in ours if task.startswith("noisy") for row in once(shifted, task, data, work)]
-    larger = [once(large, task, data, work) for task in ours[:1]]
     text = [
         "# EM super-resolution by networks",
         f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in plane: trained on {TRAINING.stop} planes of cube-a, stopped "
@@ -283,10 +244,8 @@ def report(data: Path, work: Path, threads: int) -> None:
         "its tile, the mean gradient within 4 pixels of the borders of tiles over that of the same pixels amid other "
         "tiles:",
         markdown(joins, 4),
-        "A stack larger than the memory:",
-        markdown(larger),
     ]
-    found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins, "large": larger}
+    found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
     written("em", text, found)
 
 
