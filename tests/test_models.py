@@ -110,7 +110,7 @@ def test_unknown_networks():
     """The ones that exist are named."""
     with pytest.raises(ModelError, match="there are mrhnet"):
         mrhdata.models.create("resnet")
-    for name in mrhdata.models.list():
+    for name in mrhdata.models.networks():
         if name != "ensemble":  # made of members
             assert mrhdata.models.create(name).spec.name == name
 

@@ -21,6 +21,7 @@ from mrhdata.cli import (  # noqa: F401  (their commands)
     reviewing,
     scores,
     volumes,
+    zoo,
 )
 from mrhdata.cli.app import app
 from mrhdata.errors import MrhdataError

@@ -20,7 +20,7 @@ from typing import Any
 import xarray as xr
 
 import mrhdata
-from mrhdata import contest, growing
+from mrhdata import contest, growing, models
 from mrhdata.contest import METHODS, Fitted, Given, Method
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
@@ -231,6 +231,8 @@ def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -
     scores = judged(task, parts["test"], answers, manifest)
     voxels = sum(scored_grid(s).size for s in parts["test"])
     model = fitted.model
+    if model is not None and hasattr(model, "spec"):
+        models.save(model, run.place / "network")
     return {
         **asdict(scores),
         "shown": SHOWN[task.kind],

@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mrhdata.errors import ModelError
+from mrhdata.models.cards import Card, Cards, list
 from mrhdata.models.matlab import load_matlab
 from mrhdata.models.storage import Spec, load, save
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["copy", "create", "list", "load", "load_matlab", "save"]
+__all__ = ["Card", "Cards", "copy", "create", "list", "load", "load_matlab", "networks", "save"]
 
 #: Name -> module, class, and settings that the name stands for.
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -44,7 +45,7 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
     Parameters
     ----------
     name : str
-        One of :func:`list`.
+        One of :func:`networks`.
     seed : int
         Of the initial weights.
     **config
@@ -120,12 +121,12 @@ def copy(model: nn.Module, **config: Any) -> nn.Module:
     return made.eval()
 
 
-def list() -> tuple[str, ...]:
+def networks() -> tuple[str, ...]:
     """Names that :func:`create` knows.
 
     Examples
     --------
-    >>> "mrhnet" in list()
+    >>> "mrhnet" in networks()
     True
     """
     return tuple(NETWORKS)

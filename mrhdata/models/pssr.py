@@ -152,9 +152,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width, h, w) to the same."""
         flat = x.flatten(2)
-        query, key, value = (layer(flat).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        # One head, as an axis of its own: ONNX has no other attention.
+        query, key, value = (layer(flat).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value))
         # PyTorch's own keeps no matrix of all pairs; SAGAN does not scale.
-        seen = f.scaled_dot_product_attention(query, key, value, scale=1.0)
+        seen = f.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
         return x + self.gamma * seen.transpose(1, 2).reshape(x.shape)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
+from mrhdata.models.cards import check_weights, folder_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -139,20 +140,21 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
-    """Read a network from a folder.
+    """Read a network from a folder, or by the name of one that is shipped (:func:`mrhdata.models.list`).
 
     Raises
     ------
     ModelError
-        A file is missing or damaged, or the weights do not fit the network.
+        A file is missing or damaged, the weights do not fit the network, or are not those of its card.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from mrhdata import models
 
-    path = Path(folder)
+    path = folder_of(os.fspath(folder))
     try:
+        check_weights(path)
         spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
