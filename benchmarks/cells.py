@@ -3,7 +3,8 @@
 Run: python benchmarks/cells.py DATA WORK [--tasks NAME ...] [--folds 1 2 ...] [--threads 1]
 
 DATA holds `cells`. WORK keeps brains, networks, tables and scores: a run that was stopped goes on, and the report
-is made of all that is there, also where only some tasks or folds were asked for. Of each fold's six brains one says
+is made of all that is there, also where only some tasks or folds were asked for; what WORK does not hold stays as it
+was committed. Of each fold's six brains one says
 when to stop and which threshold is best; the other two are scored once. Classical detectors are those of
 `cleared_phantom.py`.
 """
@@ -360,9 +361,13 @@ def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
 
 def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
-    folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in (*RECIPES, "second look")}
-    tables = {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}
-    read = {n: json.loads(p.read_text()) for n in SINGLE if (p := work / slug(n) / "result.json").exists()}
+    names, kept = (*RECIPES, "second look"), RESULTS / "cells.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in names}
+    tables = {n: pd.DataFrame(before[n]) for n in names if n in before}
+    tables |= {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}
+    read = {n: before[n] for n in SINGLE if n in before}
+    read |= {n: json.loads(p.read_text()) for n in SINGLE if (p := work / slug(n) / "result.json").exists()}
     done: dict[str, Any] = {"counts": counts(work)} | read
     text = [
         "# Cells in cleared tissue",
