@@ -51,7 +51,7 @@ _VERSION = 1
 #: Shares of the budget: decoded chunks, the network's tensors, one block of answers, and what the halves of blocks are
 #: a share of. There are two blocks, encoded shards of up to two more, the block of a coarser level, and memory that was
 #: freed and is not given back yet.
-_TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 4, 1 / 12, 3 / 8
+_TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 12, 3 / 8
 #: Bytes of answers that stay in the cache until they are written.
 _CACHED = 500_000
 #: Steps that are planned together.
