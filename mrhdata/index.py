@@ -131,7 +131,7 @@ def _tile(stream: Stream, number: int) -> tuple[Ints, np.ndarray]:
 
 def _read(kept: Path, mark: str | None, tiles: int) -> tuple[list[int], Floats] | None:
     try:
-        content = json.loads(kept.read_text())
+        content = json.loads(kept.read_text("utf-8"))
         if content["store"] != mark or len(content["tiles"]) != tiles:
             return None
         classes = [int(c) for c in content["classes"]]

@@ -209,9 +209,9 @@ def test_build_from_a_folder(tmp_path, caplog):
     assert all(len(p) == 1 for p in parts.values())
     assert sorted(p for (p,) in parts.values()) == ["test", "test", "train", "train", "train"]
     assert set(cat.subjects(split="test")) == {s for s, p in parts.items() if p == {"test"}}
-    again = path.read_text()
+    again = path.read_text("utf-8")
     catalog_build.build(study, split={"train": 0.6, "test": 0.4}, unit="um")
-    assert path.read_text() == again
+    assert path.read_text("utf-8") == again
 
 
 def test_nested_catalogues_are_selected_too(two_subjects, tmp_path):

@@ -243,7 +243,7 @@ class TestIndex:
         """A chooser that draws no patch from a kept index reads nothing but the tiles that it draws from."""
         labels = mrhdata.read(store)
         first = mrhdata.patches(labels, shape=1, at=Balanced(20, labels), seed=3)
-        kept = (store.parent / "labels.zarr.index.json").read_text()
+        kept = (store.parent / "labels.zarr.index.json").read_text("utf-8")
         before = len(read)
         second = mrhdata.patches(labels, shape=1, at=Balanced(20, labels), seed=3)
         tiles = len(json.loads(kept)["tiles"])
@@ -283,12 +283,12 @@ class TestIndex:
         """Whatever lies there, the counts are right, and an index lies there after."""
         first = self.indexed(store)
         kept = store.parent / "labels.zarr.index.json"
-        good = kept.read_text()
+        good = kept.read_text("utf-8")
         kept.write_text(change(good))
         found = self.indexed(store)
         assert found.classes == first.classes
         np.testing.assert_array_equal(found.mass, first.mass)
-        assert kept.read_text() == good
+        assert kept.read_text("utf-8") == good
 
     def test_files_that_are_no_text_are_counted_again(self, store):
         """Bytes that are no UTF-8 are no index."""

@@ -170,9 +170,9 @@ def test_from_two_files_to_a_report(tmp_path):
     scored = ["--where", at["mask.zarr"], "--parts", at["net"] / "parts.zarr", "--model", at["net"]]
     code, out, err = run("report", tmp_path / "page.html", *words, *scored)
     assert code == 0, err
-    text = (tmp_path / "page.md").read_text()
+    text = (tmp_path / "page.md").read_text("utf-8")
     assert "| virtual | prediction |" in text
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text("utf-8")
     assert "virtual: uncertainty" in page
     assert "What each adds" in page
     assert "AUC lost where the values of one input are shuffled" in page
@@ -223,7 +223,7 @@ def test_labels_from_a_folder_of_subjects(tmp_path):
     code, out, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject, *extra, "--json")
     assert code == 0, err
     assert set(json.loads(out)["dice"]) == {"7"}
-    assert (tmp_path / "r.csv").read_text().splitlines()[0] == "label,name,mean,sd,median,volume_mm3"
+    assert (tmp_path / "r.csv").read_text("utf-8").splitlines()[0] == "label,name,mean,sd,median,volume_mm3"
     code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject)
     assert (code, "exists" in err) == (2, True)
     code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.mgz", subject)
@@ -284,7 +284,7 @@ def test_cells_from_marks(tmp_path):
     code, out, error = run(*words, "--points", tmp_path / "c.xml")
     assert code == 0, error
     assert json.loads(out)["cells"] == len(pd.read_parquet(tmp_path / "found" / "cells.parquet")) > 3
-    assert (tmp_path / "c.xml").read_text().count("<MarkerZ>") == json.loads(out)["cells"]
+    assert (tmp_path / "c.xml").read_text("utf-8").count("<MarkerZ>") == json.loads(out)["cells"]
     for wrong, said in (
         (("train-cells", tmp_path / "n", brains[0]), "--validation 1 of 1"),
         (("train-cells", tmp_path / "n", *brains, "--recipe", "best"), "no recipe called 'best'"),
@@ -311,7 +311,7 @@ def test_review_and_judge(tmp_path):
     told = json.loads(out)
     assert (told["kinds"], told["radius_um"]) == ({"false positive": 2, "miss": 1, "match": 1}, 12)
     assert (tmp_path / "r.png").stat().st_size > 10_000
-    found = dict(re.findall(r'data-id="(\w+)"[^>]*data-kind="([\w ]+)"', page.read_text()))
+    found = dict(re.findall(r'data-id="(\w+)"[^>]*data-kind="([\w ]+)"', page.read_text("utf-8")))
     assert sorted(found.values()) == ["false positive", "false positive", "match", "miss"]
 
     world = volume.mrh.world([[9, 20, 40], [14, 50, 30], [3, 50, 7]]).tolist()

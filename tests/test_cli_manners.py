@@ -205,7 +205,7 @@ def test_a_training_goes_on_after_ctrl_c(typed, tmp_path, monkeypatch):
     # Two, the one that was interrupted, and the two that were left.
     assert len(runs) == 5
     assert train("whole")[0] == 0
-    first, second = (json.loads((tmp_path / n / "history.json").read_text()) for n in ("net", "whole"))
+    first, second = (json.loads((tmp_path / n / "history.json").read_text("utf-8")) for n in ("net", "whole"))
     assert first["validation"] == second["validation"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 

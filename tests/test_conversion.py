@@ -103,7 +103,7 @@ def test_a_run_that_failed_goes_on_without_redoing(stack, tmp_path, monkeypatch)
     draft = tmp_path / ".a.zarr.partial" / "store"
     before = {p: p.stat().st_mtime_ns for p in draft.rglob("c/*") if p.is_file()}
     assert not (tmp_path / "a.zarr").exists()
-    finished = len((draft.parent / "journal").read_text().splitlines()) - 1
+    finished = len((draft.parent / "journal").read_text("utf-8").splitlines()) - 1
     assert finished == len(seen)
     resumed = []
     monkeypatch.setattr(
@@ -332,7 +332,7 @@ def test_names_cannot_lead_out_of_the_store(tmp_path):
     volume = from_array(np.zeros((2, 3, 4)), spacing=(1, 1, 1), name="../../etc/x")
     mrhdata.write(volume, tmp_path / "a.zarr")
     assert (tmp_path / "a.zarr" / "scale0" / "etc_x").is_dir()
-    assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("ending", ["nii", "mha", "mnc", "ome.tif", "zarr"])

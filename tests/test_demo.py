@@ -33,7 +33,7 @@ def test_phantom_path(quick, tmp_path):
     table = pd.read_csv(made / "sensitivity.csv")
     assert (table["model"] == "single").sum() == 67 + 4
     assert table["contrast"].iloc[0] == "true tissue"
-    page = html.unescape(report.read_text())
+    page = html.unescape(report.read_text("utf-8"))
     assert "AUC of MRH-Net less that of" in page
     assert len(re.findall("<img", page)) == 2
     assert demo.run(tmp_path, seed=1) == report
@@ -42,7 +42,7 @@ def test_phantom_path(quick, tmp_path):
 
 def test_real_path(quick, tmp_path, shared):
     """The same on the real mouse volumes and the published pairs."""
-    page = demo.run(tmp_path, data=shared).read_text()
+    page = demo.run(tmp_path, data=shared).read_text("utf-8")
     assert "r = 0.32" in page
     assert "stored along y, z, x; as a volume its axes z, y, x run to S, P, R and hold 18, 217, 182" in page
     table = pd.read_csv(tmp_path / "mouse" / "sensitivity.csv").set_index("contrast")

@@ -20,7 +20,7 @@ def test_a_failed_block_leaves_the_old_file_and_no_draft(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert target.read_text() == "old"
+    assert target.read_text("utf-8") == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 

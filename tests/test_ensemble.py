@@ -110,7 +110,7 @@ def test_saved_and_loaded_it_is_the_same(members, voxels, tmp_path):
     x = torch.rand(5, 2, 3, 1, 3, generator=torch.Generator().manual_seed(0)) * 100
     assert torch.equal(physical(made, x), physical(back, x))
     config = tmp_path / "net" / "config.json"
-    good = json.loads(config.read_text())
+    good = json.loads(config.read_text("utf-8"))
     for bad in ({"code": "import os"}, {"name": "os.system"}, {"inputs": {"offset": [0]}}, {"target": None}):
         config.write_text(json.dumps(good | {"config": {"members": [m | bad for m in good["config"]["members"]]}}))
         with pytest.raises(ModelError):

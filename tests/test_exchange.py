@@ -82,6 +82,6 @@ def test_what_cannot_be_exported(tmp_path):
     model, _ = trained("mrhnet")
     with pytest.raises(ModelError, match="no valid description"):
         export_bioimage(model, tmp_path / "net.zip", title="", author="A. Name")
-    assert out.read_text() == "older"
+    assert out.read_text("utf-8") == "older"
     assert not (tmp_path / "net.zip").exists()
     assert logging.getLogger("torch.onnx").level != logging.ERROR

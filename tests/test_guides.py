@@ -23,7 +23,7 @@ LONG = {"cells", "cluster", "own-network"}
 def test_a_guide_runs_and_makes_its_figures(name, tmp_path):
     """In an empty folder, from top to bottom; every figure of the page is made by it."""
     page = DOCS / "guides" / f"{name}.md"
-    text = page.read_text()
+    text = page.read_text("utf-8")
     printed = run(page, tmp_path)
     assert len(printed) == text.count("```python") > 1
     shown = re.findall(r"^!\[(.+?)\]\((.+?)\)$", text, flags=re.MULTILINE)
@@ -42,9 +42,9 @@ def messages(text):
 @pytest.mark.parametrize("name", GUIDES)
 def test_errors_that_a_guide_quotes_are_raised_so(name):
     """Each of them stands in the package, word for word."""
-    sources = "\n".join(p.read_text() for p in (DOCS.parent / "mrhdata").rglob("*.py"))
+    sources = "\n".join(p.read_text("utf-8") for p in (DOCS.parent / "mrhdata").rglob("*.py"))
     written = re.sub(r'"\s*\n\s*f?"', "", sources)
-    quoted = list(messages((DOCS / "guides" / f"{name}.md").read_text()))
+    quoted = list(messages((DOCS / "guides" / f"{name}.md").read_text("utf-8")))
     assert quoted
     assert [part for part in quoted if part not in written] == []
 
@@ -55,7 +55,7 @@ def test_blocks_share_names_and_show_what_they_print(tmp_path):
     page.write_text("# A\n\n```python\na = 2\n```\n\nB\n\n```python\nprint(a + 1)\n```\n")
     printed = run(page, tmp_path)
     assert printed == ["", "3\n"]
-    assert "print(a + 1)\n```\n\n```text\n3\n```" in with_printed(page.read_text(), printed)
+    assert "print(a + 1)\n```\n\n```text\n3\n```" in with_printed(page.read_text("utf-8"), printed)
     page.write_text("\n\n```python\n1 / 0\n```\n")
     with pytest.raises(ZeroDivisionError) as caught:
         run(page, tmp_path)
@@ -65,7 +65,7 @@ def test_blocks_share_names_and_show_what_they_print(tmp_path):
 def listed():
     """Full names in the reference."""
     for page in (DOCS / "reference").glob("*.md"):
-        for block in re.findall(r"```\{eval-rst\}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for block in re.findall(r"```\{eval-rst\}\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
             module = re.search(r"module:: (\S+)", block)[1]
             for name in re.findall(r"^   (\w+)$", block, flags=re.MULTILINE):
                 yield module, name
@@ -90,4 +90,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     how = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(how, cwd=DOCS.parent, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "guides" / "contrast.html").read_text().count("<img") >= 2
+    assert (tmp_path / "guides" / "contrast.html").read_text("utf-8").count("<img") >= 2

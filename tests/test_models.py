@@ -88,7 +88,7 @@ def test_damaged_folders_are_refused(tmp_path):
         mrhdata.models.load(tmp_path)
     mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=2, blocks=1), tmp_path / "net")
     config = tmp_path / "net" / "config.json"
-    good = json.loads(config.read_text())
+    good = json.loads(config.read_text("utf-8"))
     for bad, message in [
         ("{", "damaged"),
         (json.dumps(good | {"code": "import os"}), "damaged"),

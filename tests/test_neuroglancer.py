@@ -30,10 +30,10 @@ async def screenshot(command, url, profile, wait_s=20):
     try:
         port_file = profile / "DevToolsActivePort"
         for _ in range(300):
-            if port_file.exists() and len(port_file.read_text().split()) == 2:
+            if port_file.exists() and len(port_file.read_text("utf-8").split()) == 2:
                 break
             await asyncio.sleep(0.1)
-        port = port_file.read_text().split()[0]
+        port = port_file.read_text("utf-8").split()[0]
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json") as answer:
                 pages = [t for t in json.loads(await answer.text()) if t["type"] == "page"]

@@ -81,7 +81,7 @@ def test_whole_voxels_and_types_come_back_from_xml(tmp_path, rows):
 def test_xml_holds_x_first_nearest_voxels_and_cells(tmp_path):
     """A literal file, as cellfinder reads it."""
     write_points(pd.DataFrame({"z": [10.5], "y": [2.4], "x": [3.6], "score": [1.0]}), tmp_path / "cells.xml")
-    text = (tmp_path / "cells.xml").read_text()
+    text = (tmp_path / "cells.xml").read_text("utf-8")
     assert "".join(text.split()).endswith(
         "<Marker_Data><Current_Type>1</Current_Type><Marker_Type><Type>2</Type><Marker><MarkerX>4</MarkerX>"
         "<MarkerY>2</MarkerY><MarkerZ>11</MarkerZ></Marker></Marker_Type></Marker_Data></CellCounter_Marker_File>"
@@ -113,7 +113,7 @@ def test_the_published_marks_are_read(shared, tmp_path):
     assert (table[VOXEL].to_numpy() < planes.shape).all()
     np.testing.assert_allclose(table[WORLD].to_numpy()[0], [0.264, 0.616, 0.05])
     write_points(table, tmp_path / "again.xml")
-    assert (tmp_path / "again.xml").read_text().split() == published.read_text().split()
+    assert (tmp_path / "again.xml").read_text("utf-8").split() == published.read_text("utf-8").split()
 
 
 LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">{}]>\n<CellCounter_Marker_File>&e9;</CellCounter_Marker_File>'.format(

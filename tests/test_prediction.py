@@ -242,7 +242,7 @@ def test_a_corrupt_chunk_is_named_and_may_be_skipped(tmp_path):
     with pytest.raises(FormatError, match=r"brain.zarr cannot be read.*chunk 2, 8, 0"):
         mrhdata.predict(model, volume, store, **how)
     journal = tmp_path / ".m.zarr.partial" / "journal"
-    finished = len(journal.read_text().splitlines())
+    finished = len(journal.read_text("utf-8").splitlines())
     assert finished > 2
     shard.write_bytes(kept)
     np.testing.assert_array_equal(mrhdata.predict(model, volume, store, **how), whole)
@@ -316,7 +316,7 @@ def test_killed_at_random_moments(tmp_path, mode, seed):
     target, rng, kills = tmp_path / "m.zarr", random.Random(seed), 0
     draft = tmp_path / ".m.zarr.partial"
     for _ in range(30):
-        noted = (draft / "journal").read_text().splitlines()[1:] if (draft / "journal").exists() else []
+        noted = (draft / "journal").read_text("utf-8").splitlines()[1:] if (draft / "journal").exists() else []
         before = _blocks(draft / "store")
         command = [sys.executable, "-c", CHILD, tmp_path / "brain.zarr", target, mode]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -16,7 +16,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_every_python_block_runs(tmp_path):
     """Blocks share their names, as a reader's session would."""
     blocks = run(README, tmp_path)
-    assert len(blocks) == README.read_text().count("```python") == 10
+    assert len(blocks) == README.read_text("utf-8").count("```python") == 10
     assert (tmp_path / "virtual-af.zarr").is_dir()
     printed = "".join(blocks)
     assert "IAR" in printed
@@ -26,7 +26,7 @@ def test_every_python_block_runs(tmp_path):
 @pytest.mark.full
 def test_the_commands_from_two_files_to_a_report(shared, tmp_path):
     """The sequence as it is written, on the real volumes."""
-    (block,) = re.findall(r"```sh\n(D=.*?)```", README.read_text(), flags=re.DOTALL)
+    (block,) = re.findall(r"```sh\n(D=.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
     script = block.replace("../shared/data", str(shared))
     there = os.environ["PATH"].split(os.pathsep)
     path = os.pathsep.join([str(Path(sys.executable).parent), *there])
@@ -35,7 +35,7 @@ def test_the_commands_from_two_files_to_a_report(shared, tmp_path):
         cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text("utf-8")
     assert "| virtual | prediction |" in text
     assert "| t2w | single |" in text
     assert "Training" in text
@@ -45,8 +45,8 @@ def test_every_make_target_and_command_exists():
     """Targets of the Makefile and commands of the command line."""
     from mrhdata.cli import app
 
-    text = README.read_text()
-    makefile = (README.parent / "Makefile").read_text()
+    text = README.read_text("utf-8")
+    makefile = (README.parent / "Makefile").read_text("utf-8")
     for target in re.findall(r"make (\w+)", text):
         assert f"\n{target}:" in makefile
     known = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}

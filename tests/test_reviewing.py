@@ -193,7 +193,7 @@ def test_page_holds_everything_and_escapes_names(tmp_path):
     volume = from_array(rng.integers(0, 60000, (99, 99, 99)).astype(np.uint16), spacing=(0.0005,) * 3, name=name)
     places = examples(table(rng.uniform(0, 0.05, (200, 3)), score=rng.random(200)), count=200)
     write_review(tmp_path / "r.html", volume, places)
-    text = (tmp_path / "r.html").read_text()
+    text = (tmp_path / "r.html").read_text("utf-8")
     assert len(text) < 10e6
     assert html.escape(name) in text
     assert "<script>alert" not in text
@@ -234,7 +234,7 @@ def test_page_in_a_browser(tmp_path):
     places = examples(cells, table(centres[[0, 2]]), radius_mm=0.01)
     assert places["kind"].tolist() == ["false positive", "miss", "false positive", "match"]
     write_review(tmp_path / "r.html", volume, places)
-    page = (tmp_path / "r.html").read_text().replace("</body>", USED)
+    page = (tmp_path / "r.html").read_text("utf-8").replace("</body>", USED)
     (tmp_path / "used.html").write_text(page)
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
     flags += f" --enable-logging=stderr --virtual-time-budget=3000 --user-data-dir={tmp_path / 'profile'} --dump-dom"

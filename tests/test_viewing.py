@@ -84,7 +84,7 @@ def test_page_is_self_contained(tmp_path):
         "Title & more",
         [Section("One", ["Text"], readable(result), [(roc_curves(result, ["<a>"]), 'curves of "<a>"')])],
     )
-    html = (tmp_path / "r.html").read_text()
+    html = (tmp_path / "r.html").read_text("utf-8")
     assert not re.search(r"(src|href)=.?(http|//)", html)
     assert html.count("<img") == html.count('alt="') == 1
     assert "&lt;a&gt;" in html

@@ -125,9 +125,9 @@ def test_two_runs_are_equal_and_a_third_is_read(home, made, tmp_path):
     """Equal bit for bit in another folder; nothing is made twice in the same one."""
     again = run(home, tmp_path / "other")
     assert scores(again) == scores(made[0])
-    fits = (tmp_path / "other" / "fits.txt").read_text()
+    fits = (tmp_path / "other" / "fits.txt").read_text("utf-8")
     assert scores(run(home, tmp_path / "other")) == scores(made[0])
-    assert (tmp_path / "other" / "fits.txt").read_text() == fits
+    assert (tmp_path / "other" / "fits.txt").read_text("utf-8") == fits
 
 
 def test_interrupted_and_resumed(home, made, tmp_path):
@@ -162,8 +162,8 @@ def test_a_method_that_fails_is_a_row(home, tmp_path):
     assert any("tiny failure failed: ValueError: no fit" in text for text in parts[0].text)
     write_page(tmp_path / "page.html", "Bench", parts)
     write_markdown(tmp_path / "page.md", "Bench", parts)
-    assert "tiny mean (baseline)" in (tmp_path / "page.md").read_text()
-    assert 'alt="A tiny histology' in (tmp_path / "page.html").read_text()
+    assert "tiny mean (baseline)" in (tmp_path / "page.md").read_text("utf-8")
+    assert 'alt="A tiny histology' in (tmp_path / "page.html").read_text("utf-8")
     told = ["bench", str(home), "--out", str(tmp_path), "--with", str(home / "own.py"), "--jobs", "0"]
     ended = CliRunner().invoke(app, [*told, "--method", "tiny failure"])
     assert isinstance(ended.exception, DataError)

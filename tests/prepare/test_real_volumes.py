@@ -43,7 +43,7 @@ def test_nuclei_fit_better_than_by_their_headers(shared):
     theirs = mrhdata.read(folder / "CIT168.nii.gz")
     first, second, p, q = np.asarray(theirs.data)
     best = np.where(np.maximum(p, q) >= 128, np.where(q > p, second, first), 0)
-    names = [n.strip() for n in json.loads((folder / "CIT168.json").read_text())["labels"]]
+    names = [n.strip() for n in json.loads((folder / "CIT168.json").read_text("utf-8"))["labels"]]
     pairs = {1: "L Red Nucleus", 2: "R Red Nucleus", 9: "L Putamen", 10: "R Putamen", 7: "L Caudate", 8: "R Caudate"}
     there = mrhdata.resample(theirs.isel(c=0, drop=True).copy(data=best), fixed).values
     scores = []

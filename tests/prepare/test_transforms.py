@@ -85,7 +85,7 @@ def test_a_turn_to_the_left_is_one_to_the_left(tmp_path):
     matrix[:3, 3] = 10, 20, 30
     lps.write(Transform([Affine(matrix)]), tmp_path / "t.tfm")
     np.testing.assert_allclose(lps.read(tmp_path / "t.tfm").points([1, 0, 0]), [10, 21, 30], atol=1e-12)
-    assert "AffineTransform_double_3_3" in (tmp_path / "t.tfm").read_text()
+    assert "AffineTransform_double_3_3" in (tmp_path / "t.tfm").read_text("utf-8")
 
 
 @pytest.mark.parametrize("order", [1, 3])
