@@ -192,11 +192,14 @@ def second(work: Path, only: list[int]) -> None:
 
 
 def rounds(_: Path, work: Path) -> list[dict[str, Any]]:
-    """Both brains of the first fold before and after each round with what was wrong, over seeds."""
-    rows = []
+    """Both brains of the first fold before and after each round with what was wrong, over seeds.
+
+    Seeds that were committed are not made again.
+    """
+    rows = list(committed().get("rounds", []))
     learned, stopping, tested = parts(work, 0)
     recipe = replace(CORRECTED, rounds=ROUNDS)
-    for seed in ROUND_SEEDS:
+    for seed in sorted(set(ROUND_SEEDS) - {row["seed"] for row in rows}):
         place = work / "rounds" / str(seed)
         radius = RADII["6 voxels"] * VOXEL_MM
         made = cells.train(recipe, learned, stopping, radius_mm=radius, seed=seed, folder=place, progress=False)
@@ -264,10 +267,9 @@ def real(data: Path, work: Path, fold: int = 0) -> dict[str, Any]:
     halves = {"right": ([middle, -np.inf, -np.inf], [np.inf] * 3), "left": ([-np.inf] * 3, [middle, np.inf, np.inf])}
     for half, box in halves.items():
         learned = next(b for name, b in halves.items() if name != half)
-        table = found_in(
-            gone_on(model, fine, places, learned, work / "real" / half), fine, work / "real" / half / "all"
-        )
-        chosen = fewest(places, table, learned)
+        place = work / "real" / half
+        chosen = threshold_of(model, fine, places, learned, place)
+        table = found_in(gone_on(model, fine, places, learned, place), fine, place / "all")
         rows.append({"network": f"gone on, {half} half", "step, um": step, **counted(places, table, chosen, box)})
         shown.append((places, table, chosen, box))
     picture(planes, marks, shown)
@@ -298,15 +300,35 @@ def found_in(model: Any, fine: Any, folder: Path) -> pd.DataFrame:
     return table.assign(row=index[:, 1], column=index[:, 2])
 
 
+def threshold_of(model: Any, fine: Any, places: np.ndarray, box: Any, folder: Path) -> float:
+    """The threshold for a network of one half, from marks that it did not learn from.
+
+    Networks learn from the marks above the middle row of the half and are judged by those below, and the other way
+    round: on its own marks a network is surer than on others.
+    """
+    low, high = np.array(box[0]), np.array(box[1])
+    middle, chosen = float(np.median(places[((places >= low) & (places <= high)).all(axis=1)][:, 1])), []
+    for name, learned, judged in (("above", 0, 1), ("below", 1, 0)):
+        parts = [
+            (low, np.where([False, True, False], middle, high)),
+            (np.where([False, True, False], middle, low), high),
+        ]
+        again = gone_on(model, fine, places, parts[learned], folder / name)
+        table = found_in(again, fine, folder / name / "all")
+        chosen.append(fewest(places, table, parts[judged]))
+    return float(np.mean(chosen))
+
+
 def gone_on(model: Any, fine: Any, places: np.ndarray, box: Any, folder: Path) -> Any:
     """The network after some epochs on the marks in a box; the same planes say when to stop."""
-    column = fine.mrh.grid.index(np.array([box[0], box[1]]).clip(-1, 1e3))[:, 2]
-    low, high = np.clip(np.rint(column), 0, fine.sizes["x"]).astype(int)
-    part = {"signal": fine.isel(x=slice(low, high))}
+    rows, columns = fine.mrh.grid.index(np.array([box[0], box[1]]).clip(-1, 1e3)).T[1:]
+    cut = {axis: slice(*sorted(np.clip(np.rint(ends), 0, fine.sizes[axis]).astype(int)))
+           for axis, ends in (("y", rows), ("x", columns))}  # fmt: skip
+    part = {"signal": fine.isel(cut)}
     marked = places[((places >= box[0]) & (places <= box[1])).all(axis=1)]
     learned, watched = (Brain(name, part, cells=marked, complete=False) for name in ("learned", "watched"))
     training = replace(CORRECTED.training, epochs=8, patience=8, learning_rate=1e-3)
-    recipe = replace(CORRECTED, training=training, about=0.7)
+    recipe = replace(CORRECTED, training=training, about=0.7, each=100)
     radius = RADII["6 voxels"] * VOXEL_MM
     return cells.train(recipe, [learned], [watched], radius_mm=radius, start=model, folder=folder, progress=False).model
 
@@ -359,10 +381,15 @@ def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
+def committed() -> dict[str, Any]:
+    """What the last report held."""
+    path = RESULTS / "cells.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
-    names, kept = (*RECIPES, "second look"), RESULTS / "cells.json"
-    before = json.loads(kept.read_text()) if kept.exists() else {}
+    names, before = (*RECIPES, "second look"), committed()
     folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in names}
     tables = {n: pd.DataFrame(before[n]) for n in names if n in before}
     tables |= {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}
