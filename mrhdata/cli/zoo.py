@@ -56,8 +56,7 @@ def export_network(
     if out.suffix == ".onnx":
         export_onnx(model, out)
     else:
-        path = cards.folder_of(str(network)) / "card.json"
-        card = cards.read_card(path) if path.exists() else None
+        card = cards.card_of(cards.folder_of(str(network)))
         named = title or (card.title if card else f"{model.spec.name} of mrhdata")  # type: ignore[union-attr]
         export_bioimage(model, out, title=named, author=author, card=card, licence=licence)
     words.answer({"written": str(out), "bytes": out.stat().st_size}, as_json)

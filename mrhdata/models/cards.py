@@ -160,6 +160,12 @@ def folder_of(name: str) -> Path:
     return shipped if not path.exists() and path.name == name and shipped.is_dir() else path
 
 
+def card_of(folder: Path) -> Card | None:
+    """The card beside the weights, None where there is none."""
+    path = folder / "card.json"
+    return read_card(path) if path.exists() else None
+
+
 def check_weights(folder: Path) -> None:
     """Refuse weights that are not those of their card; without a card there is nothing to compare.
 
@@ -168,8 +174,8 @@ def check_weights(folder: Path) -> None:
     ModelError
         They differ.
     """
-    if (folder / "card.json").exists():
-        card = read_card(folder / "card.json")
+    card = card_of(folder)
+    if card is not None:
         found = digest_of(folder)
         if found != card.sha256:
             raise ModelError(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -68,8 +69,8 @@ def _sizes(model: nn.Module, spec: Spec) -> _Sizes:
     except ModelError:
         if spec.patch is None:
             raise
-        lengths = [n for i, n in enumerate(spec.patch) if model.ndim == 3 or i != (spec.axis or 0)]
-        return _Sizes(tuple(lengths), (0,) * len(lengths))
+        lengths = tuple(spec.patch[_AXES.index(a)] for a in _axes(model, spec))
+        return _Sizes(lengths, (0,) * len(lengths))
     # No axis may be 1 long: the exporter would take it for one that never changes.
     rows = zip(field.least, field.lengths, field.align, strict=True)
     least = tuple(-(-max(n, m, 2) // a) * a for n, m, a in rows)
@@ -199,7 +200,7 @@ def export_bioimage(
             description = _described(model, spec, work, tuple(given.shape), tuple(answer.shape), title, author, licence)
             # The suffix is what it is told by.
             save_bioimageio_package(description, output_path=work / "package.zip")
-            draft.write_bytes((work / "package.zip").read_bytes())
+            shutil.copyfile(work / "package.zip", draft)
 
 
 def _sizes_of_test(sizes: _Sizes) -> tuple[int, ...]:
@@ -260,22 +261,8 @@ def _described(
             license=bio.LicenseId(licence),
             documentation=bio.FileDescr(source=work / "README.md"),
             tags=["neuroscience", "brain", f"{len(ids)}d", "mrhdata"],
-            inputs=[
-                bio.InputTensorDescr(
-                    id=bio.TensorId(_INPUT),
-                    axes=[bio.BatchAxis(), bio.ChannelAxis(channel_names=_named(bio, channels)), *taken],
-                    test_tensor=bio.FileDescr(source=work / "input.npy"),
-                    data=bio.IntervalOrRatioDataDescr(type="float32"),
-                )
-            ],
-            outputs=[
-                bio.OutputTensorDescr(
-                    id=bio.TensorId(_OUTPUT),
-                    axes=[bio.BatchAxis(), bio.ChannelAxis(channel_names=_named(bio, answers)), *made],
-                    test_tensor=bio.FileDescr(source=work / "output.npy"),
-                    data=bio.IntervalOrRatioDataDescr(type="float32"),
-                )
-            ],
+            inputs=[bio.InputTensorDescr(**_tensor(bio, _INPUT, channels, taken, work / "input.npy"))],
+            outputs=[bio.OutputTensorDescr(**_tensor(bio, _OUTPUT, answers, made, work / "output.npy"))],
             weights=bio.WeightsDescr(
                 onnx=bio.OnnxWeightsDescr(source=work / "weights.onnx", opset_version=OPSET)
             ),
@@ -305,6 +292,12 @@ def _answered_axes(
     return made
 
 
-def _named(bio: Any, names: list[str]) -> list[Any]:
-    """Channel names as identifiers."""
-    return [bio.Identifier("".join(c if c.isalnum() else "_" for c in name)) for name in names]
+def _tensor(bio: Any, name: str, channels: list[str], space: list[Any], file: Path) -> dict[str, Any]:
+    """What describes the input, and in the same words the answer; channels are named by identifiers."""
+    names = [bio.Identifier("".join(c if c.isalnum() else "_" for c in channel)) for channel in channels]
+    return {
+        "id": bio.TensorId(name),
+        "axes": [bio.BatchAxis(), bio.ChannelAxis(channel_names=names), *space],
+        "test_tensor": bio.FileDescr(source=file),
+        "data": bio.IntervalOrRatioDataDescr(type="float32"),
+    }
