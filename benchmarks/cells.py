@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, percentile_filter
-from tables import RESULTS, markdown, written
+from tables import RESULTS, committed, markdown, written
 
 import mrhdata
 from mrhdata import counting, models
@@ -196,7 +196,7 @@ def rounds(_: Path, work: Path) -> list[dict[str, Any]]:
 
     Seeds that were committed are not made again.
     """
-    rows = list(committed().get("rounds", []))
+    rows = list(committed("cells").get("rounds", []))
     learned, stopping, tested = parts(work, 0)
     recipe = replace(CORRECTED, rounds=ROUNDS)
     for seed in sorted(set(ROUND_SEEDS) - {row["seed"] for row in rows}):
@@ -381,15 +381,9 @@ def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
-def committed() -> dict[str, Any]:
-    """What the last report held."""
-    path = RESULTS / "cells.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
 def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
-    names, before = (*RECIPES, "second look"), committed()
+    names, before = (*RECIPES, "second look"), committed("cells")
     folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in names}
     tables = {n: pd.DataFrame(before[n]) for n in names if n in before}
     tables |= {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}

@@ -3,7 +3,8 @@
 Run: python benchmarks/dgm.py WORK [--methods published unet] [--threads 1]
 
 Fifteen phantom subjects train (two of them decide when to stop), five test, as published. WORK
-keeps checkpoints and networks: a run that was stopped goes on, and the report is made of what is there.
+keeps checkpoints and networks: a run that was stopped goes on, and methods that it does not hold stay in the
+report as they were committed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tables import markdown, written
+from tables import committed, markdown, merged, written
 
 from mrhdata import models, phantom
 from mrhdata.methods import dgm, segmentation
@@ -119,11 +120,13 @@ def cost(method: str, work: Path) -> dict[str, Any]:
 def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
     there = [m for m in RECIPES if (work / m / "history.json").exists()]
-    rows, values = [], {}
+    before = committed("dgm")
+    rows, values = [], before.get("values", {})
     for method in there:
         found, values[method] = tested(method, work)
         rows += found
-    costs = [cost(method, work) for method in there]
+    rows = merged(before.get("scores", []), rows, "method")
+    costs = merged(before.get("cost", []), [cost(method, work) for method in there], "method")
     dice = [
         {"method": r["method"], **{n: r[f"{n} dice"] for n in dgm.LABELS.values()}, "mean": r["mean Dice"]}
         for r in rows

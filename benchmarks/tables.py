@@ -10,6 +10,17 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
+def committed(name: str) -> dict[str, Any]:
+    """The figures of the last report; none where there was none."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def merged(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows of the last report, those that were measured again in their place."""
+    return list(({row[key]: dict(row) for row in before} | {row[key]: dict(row) for row in rows}).values())
+
+
 def written(name: str, parts: Sequence[str], found: Mapping[str, Any]) -> None:
     """Print the parts of a report, and write them and the figures beside the others."""
     text = "\n\n".join(parts) + "\n"

@@ -3,7 +3,7 @@
 Run: python benchmarks/tissue.py DATA WORK [--networks A B ...] [--folds 1 2 ...] [--threads 1]
 
 DATA holds `human-t1-tissue` and `human-t1-whole`. WORK keeps networks, labels and scores: a run that was stopped
-goes on, and the table is made of what is there. Sixteen subjects, two of each fold's twelve decide when to stop.
+goes on, and networks that it does not hold stay in the report as they were committed. Sixteen subjects, two of each fold's twelve decide when to stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from tables import markdown, written
+from tables import committed, markdown, merged, written
 
 import mrhdata
 from mrhdata import models
@@ -158,7 +158,8 @@ def tilted(volume: xr.DataArray) -> xr.DataArray:
 
 def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
     """Tables of what is there."""
-    rows, heads, grids = [background(cases)], [], []
+    before = committed("tissue")
+    rows, heads, grids = [background(cases)], [], before.get("grids", [])
     for network in EPOCHS:
         tables = [pd.read_csv(p, dtype={"subject": str}) for p in sorted((work / network).glob("fold-*/scores.csv"))]
         if not tables:
@@ -168,6 +169,8 @@ def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
             heads.append(whole_head(network, data, work))
     if (work / "unet3d" / "fold-1" / "scores.csv").exists():
         grids = other_grids("unet3d", cases, work)
+    rows = merged(before.get("networks", []), rows, "network")
+    heads = merged(before.get("whole head", []), heads, "network")
     found = {"threads": threads, "torch": torch.__version__, "networks": rows, "whole head": heads, "grids": grids}
     text = [
         "# Tissue of T1w images",

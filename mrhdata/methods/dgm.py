@@ -91,7 +91,7 @@ def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, in
     )
 
 
-def unet(epochs: int = 16, each: int = 8) -> Recipe:
+def unet(epochs: int = 32, each: int = 8) -> Recipe:
     """A residual 3D U-Net with augmentation on boxes about the nuclei and elsewhere."""
     training = replace(
         _TRAINING,
