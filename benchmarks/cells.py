@@ -3,10 +3,9 @@
 Run: python benchmarks/cells.py DATA WORK [--tasks NAME ...] [--folds 1 2 ...] [--threads 1]
 
 DATA holds `cells`. WORK keeps brains, networks, tables and scores: a run that was stopped goes on, and the report
-is made of all that is there, also where only some tasks or folds were asked for; what WORK does not hold stays as it
-was committed. Of each fold's six brains one says
-when to stop and which threshold is best; the other two are scored once. Classical detectors are those of
-`cleared_phantom.py`.
+is made of all that is there, also where only some tasks or folds were asked for; brains that WORK does not hold stay
+as they were committed. Of each fold's six brains one says when to stop and which threshold is best; the other two are
+scored once. Classical detectors are those of `cleared_phantom.py`.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, percentile_filter
-from tables import RESULTS, committed, markdown, written
+from tables import RESULTS, committed, markdown, merged, written
 
 import mrhdata
 from mrhdata import counting, models
-from mrhdata.crossvalidation import cross_validate
+from mrhdata.crossvalidation import cross_validate, folds
 from mrhdata.detection import stored_peaks
 from mrhdata.methods import cells, second_look
 from mrhdata.methods.cells import Brain, Recipe
@@ -167,9 +166,9 @@ def once(task: Any, path: Path, *given: Any) -> None:
 
 def parts(work: Path, fold: int) -> tuple[list[Brain], list[Brain], list[Brain]]:
     """Training, stopping and test brains of a fold of the corrected recipe."""
-    plan = json.loads((work / "corrected" / "plan.json").read_text())["folds"]
-    left_out = [brain(work, int(s)) for s in plan[fold]]
-    rest = [brain(work, int(s)) for i, part in enumerate(plan) if i != fold for s in part]
+    shared = folds([brain(work, s) for s in SEEDS], FOLDS, SEED)
+    left_out = shared.pop(fold)
+    rest = [case for part in shared for case in part]
     return rest[1:], rest[:1], left_out
 
 
@@ -381,12 +380,17 @@ def summary(name: str, table: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
+def brains_scored(place: Path) -> list[dict[str, Any]]:
+    """Rows of all folds of a task that are there."""
+    tables = [pd.read_csv(path, dtype={"subject": str}) for path in sorted(place.glob("fold-*/scores.csv"))]
+    return [row for table in tables for row in table.to_dict("records")]
+
+
 def report(work: Path, threads: int) -> None:
     """Tables of what is there."""
     names, before = (*RECIPES, "second look"), committed("cells")
-    folds = {name: sorted((work / slug(name)).glob("fold-*/scores.csv")) for name in names}
-    tables = {n: pd.DataFrame(before[n]) for n in names if n in before}
-    tables |= {n: pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in ps]) for n, ps in folds.items() if ps}
+    tables = {n: pd.DataFrame(merged(before.get(n, []), brains_scored(work / slug(n)), "subject")) for n in names}
+    tables = {n: table.sort_values("fold", kind="stable") for n, table in tables.items() if len(table)}
     read = {n: before[n] for n in SINGLE if n in before}
     read |= {n: json.loads(p.read_text()) for n in SINGLE if (p := work / slug(n) / "result.json").exists()}
     done: dict[str, Any] = {"counts": counts(work)} | read
@@ -406,7 +410,8 @@ def report(work: Path, threads: int) -> None:
         text += ["F1 before and after rounds with what was found wrongly:", markdown(done["rounds"], 4)]
     if "coarse" in done:
         text += [
-            f"Patches split at random: {done['coarse']}. The report's: {REPORTED}, of other brains and of patches."
+            "Patches of the same brains split at random, and what the report of 2020 says of patches of other brains:",
+            markdown([{"figures": "split at random", **done["coarse"]}, {"figures": "report", **REPORTED}]),
         ]
     text += [f"Regions whose count is not the phantom's own: {done['counts']}."]
     if "real" in done:

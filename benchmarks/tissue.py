@@ -3,7 +3,8 @@
 Run: python benchmarks/tissue.py DATA WORK [--networks A B ...] [--folds 1 2 ...] [--threads 1]
 
 DATA holds `human-t1-tissue` and `human-t1-whole`. WORK keeps networks, labels and scores: a run that was stopped
-goes on, and networks that it does not hold stay in the report as they were committed. Sixteen subjects, two of each fold's twelve decide when to stop.
+goes on, and networks that it does not hold stay in the report as they were committed. Sixteen subjects, two of each
+fold's twelve decide when to stop.
 """
 
 from __future__ import annotations
