@@ -1,94 +1,139 @@
-"""Run the main job on the phantom and on real volumes, and write ``RESULTS.md`` from what they report.
+"""Write ``RESULTS.md`` from what the benchmarks left; nothing is measured here.
 
-    python benchmarks/summary.py ../shared/data
+Run: python benchmarks/summary.py [WORK]
 
-The voxel-pair benchmark, which takes ten minutes, is read from its committed results.
+WORK is the folder of a full bench (``mrhdata bench benchmarks/ --out WORK``), whose lines are kept in
+``results/bench.jsonl``, each in place of an earlier one of the same task, method and seed. A bench that is to go on
+elsewhere starts with that file as ``WORK/results.jsonl``.
 """
 
+from __future__ import annotations
+
 import json
-import platform
 import sys
-import tempfile
-import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
+from tables import RESULTS, committed, markdown
 
-from mrhdata import demo
+from mrhdata.harness import sections
+from mrhdata.harness.running import Bench, read_results
+from mrhdata.harness.tasks import tasks_of
+from mrhdata.reporting import write_markdown
 
 HERE = Path(__file__).parent
+RECORDS, SUMMARY = RESULTS / "bench.jsonl", HERE / "RESULTS.md"
+#: Of draws, which are two thirds of a record.
+DIGITS = 6
+#: Reports of their own: what each says, and the command that made it.
+REPORTS = {
+    "mrhnet_recipe": ("MRH-Net, as published and as corrected", "mrhnet_recipe.py"),
+    "leave_one_out": ("what single contrasts of MRI tell of histology", "leave_one_out.py"),
+    "transfer": ("MRH-Net carried over to other data", "transfer.py"),
+    "misregistration": ("sensitivity where MRI and histology are not aligned", "misregistration.py"),
+    "robustness": ("sensitivity under noise, bias and other changes", "robustness.py"),
+    "coverage": ("whether intervals hold what they promise", "coverage.py"),
+    "tissue": ("tissue of T1w slabs, four-fold by subject", "tissue.py DATA WORK"),
+    "dgm": ("deep grey matter on QSM, 15 subjects train and 5 test", "dgm.py WORK"),
+    "dgm_atlas": ("deep grey matter of one atlas, tested on another", "dgm_atlas.py DATA WORK"),
+    "em": ("EM scans restored", "em.py DATA WORK"),
+    "em_floors": ("EM: classical methods and the published floors", "em_floors.py DATA"),
+    "em_large": ("EM: a stack larger than its budget", "em_large.py DATA WORK"),
+    "cells": ("cells in cleared tissue, four-fold by brain, and real planes", "cells.py DATA WORK"),
+    "cleared_phantom": ("classical detectors of cells on the same phantom", "cleared_phantom.py"),
+    "cells_stream": ("cells of a brain of 20 GB, raw planes to table", "cells_stream.py NETWORK BRAINS WORK"),
+    "patches": ("patches per second beside the peers", "patches.py FOLDER --repeats 3"),
+    "stream": ("networks over whole volumes beside the peers", "stream.py FOLDER --repeats 3"),
+}
 
 
-def body(report):
-    """Text of a report without its title."""
-    return (report.parent / "report.md").read_text().partition("\n")[2].strip()
+def kept(work: Path) -> None:
+    """Lines of a full bench beside those of earlier ones."""
+    lines = [*read_results(RECORDS), *(r for r in read_results(work / "results.jsonl") if not r["quick"])]
+    newest = {(r["task"], r["method"], r["seed"]): shortened(r) for r in lines if "error" not in r}
+    RECORDS.write_text("".join(json.dumps(r) + "\n" for _, r in sorted(newest.items())), encoding="utf-8")
 
 
-def pairs():
-    """What the voxel-pair benchmark found."""
-    found = json.loads((HERE / "results" / "paired_voxels.json").read_text())
-    in_sample = {row["contrast"]: row for row in found["in_sample"]}
-    test = {row["contrast"]: row for row in found["test"]}
-    lines = [
-        "## Published fits and MRH-Net on the voxel pairs",
-        "",
-        "`python benchmarks/paired_voxels.py PAIRED_VOXELS`",
-        "",
+def shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with fewer digits of its draws."""
+    drawn = {name: [_short(v) for v in values] for name, values in record["replicates"].items()}
+    return record | {"replicates": drawn, "blocks": [_short(v) for v in record["blocks"]]}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def scoreboard() -> str:
+    """All tasks and methods as Markdown, headed as a part of a page."""
+    records = read_results(RECORDS)
+    tasks = {t.name: t for t in tasks_of(HERE) if any(r["task"] == t.name for r in records)}
+    write_markdown(SUMMARY, "Results", sections(Bench(tasks, {}, records), RESULTS))
+    return SUMMARY.read_text("utf-8").strip()
+
+
+def pairs() -> Iterable[str]:
+    """Fits and networks on the published voxel pairs."""
+    found = committed("paired_voxels")
+    yield "## Published fits and MRH-Net on the voxel pairs"
+    yield "`python benchmarks/paired_voxels.py PAIRED_VOXELS`"
+    yield markdown([{"fit, all rows": r["contrast"], "R2": r["r2"], "RMSE (n - p)": r["rmse"]}
+                    for r in found["in_sample"] if r["contrast"] in ("linear", "quadratic")], 5)  # fmt: skip
+    yield markdown([{"last 20 %": r["contrast"], "AUC, AF < 0.4": held(r, "auc"), "R2": held(r, "r2")}
+                    for r in found["test"]])  # fmt: skip
+    yield "\n".join(f"- {name}: {value}" for name, value in found["differences"].items())
+
+
+def held(row: dict[str, Any], score: str) -> str:
+    """A figure with its interval."""
+    return f"{row[score]:.3f} [{row[f'{score}_low']:.3f}, {row[f'{score}_high']:.3f}]"
+
+
+def speed() -> Iterable[str]:
+    """Tables of speed, of reports that are longer."""
+    yield "## Speed beside the peers"
+    yield "Patches of a compressed volume, one patch volume per voxel (`results/patches.md` has the other workloads):"
+    yield table_of("patches")
+    yield "A network over a whole volume (`results/stream.md`):"
+    yield table_of("stream")
+    found = committed("conversion")
+    rows = [
+        {"tool": tool, "seconds": found["seconds_best"][tool], "times mrhdata": times,
+         "peak MB less imports": found["peak_mb_less_imports"][tool]}
+        for tool, times in sorted(found["times_slower_than_mrhdata"].items(), key=lambda item: item[1])
+    ]  # fmt: skip
+    yield f"{found['task']}, {found['gigabytes']:.1f} GB, budget {found['budget_mb']} MB; the others compute no sums:"
+    yield markdown(rows, 2)
+
+
+def table_of(name: str) -> str:
+    """The first table of a report."""
+    lines = (RESULTS / f"{name}.md").read_text("utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "\n".join(lines[first:last])
+
+
+def reports() -> Iterable[str]:
+    """Where the rest is."""
+    yield "## Reports of their own"
+    rows = [
+        {"report": f"[{about}](results/{name}.md)", "command": f"`python benchmarks/{command}`"}
+        for name, (about, command) in REPORTS.items()
+        if (RESULTS / f"{name}.md").exists()
     ]
-    lines += ["| fit, all rows | R2 | RMSE (n - p) |", "| --- | --- | --- |"]
-    lines += [f"| {n} | {in_sample[n]['r2']:.4f} | {in_sample[n]['rmse']:.5f} |" for n in ("linear", "quadratic")]
-    lines += ["", "| last 20 % | AUC, AF < 0.4 | R2 |", "| --- | --- | --- |"]
-    for name, row in test.items():
-        lines.append(
-            f"| {name} | {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}] "
-            f"| {row['r2']:.3f} [{row['r2_low']:.3f}, {row['r2_high']:.3f}] |"
-        )
-    mean = found["mean_of_seeds"]
-    lines += [
-        "",
-        f"Mean of five seeds: R2 {mean['r2']:.4f}, AUC {mean['auc']:.4f}. Noise {found['chosen_noise']} on the",
-    ]
-    lines += ["scaled inputs, that of the lowest cross-validated error.", ""]
-    return "\n".join(lines + [f"- {name}: {value}" for name, value in found["differences"].items()])
+    yield markdown(rows)
 
 
-def conversion():
-    """What the conversion benchmark found."""
-    found = json.loads((HERE / "results" / "conversion.json").read_text())
-    slower, peak = found["times_slower_than_mrhdata"], found["peak_mb_less_imports"]
-    lines = [
-        "## Conversion of a TIFF stack to OME-Zarr",
-        "",
-        "`python benchmarks/conversion.py --rivals PYTHON`",
-        "",
-        f"{found['task']}, {found['gigabytes']:.1f} GB, chunks {found['chunks']}, shards {found['shards']}, "
-        f"{found['codec']}, budget {found['budget_mb']} MB, {found['cpu_threads']} threads. Best of "
-        f"{len(found['runs']) // len(slower)} runs; the others compute no checksums.",
-        "",
-        "| tool | seconds | times mrhdata | peak MB less imports |",
-        "| --- | --- | --- | --- |",
-    ]
-    for tool in sorted(slower, key=slower.get):
-        lines.append(f"| {tool} | {found['seconds_best'][tool]} | {slower[tool]} | {peak[tool]} |")
-    deep = found["twice_as_deep"]
-    lines += ["", f"A stack twice as deep: {deep['seconds']} s, peak {deep['peak_mb']} MB."]
-    return "\n".join(lines)
-
-
-def main(data):
-    """Run, and write."""
-    parts = [
-        "# Results",
-        "Written by `python benchmarks/summary.py DATA`; do not edit. Intervals are 95 %, block bootstrap.",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads on the CPU.",
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        for command, where in (("mrhdata demo", None), ("mrhdata demo --data DATA", data)):
-            start = time.perf_counter()
-            report = demo.run(Path(folder) / str(len(parts)), data=where)
-            parts += [f"`{command}`: {time.perf_counter() - start:.0f} s", body(report)]
-    (HERE / "RESULTS.md").write_text("\n\n".join([*parts, pairs(), conversion()]) + "\n")
+def main() -> None:
+    """Keep, and write."""
+    if len(sys.argv) > 1:
+        kept(Path(sys.argv[1]))
+    told = "Written by `python benchmarks/summary.py`; do not edit. Intervals are 95 %."
+    title, board = scoreboard().split("\n", 1)
+    SUMMARY.write_text("\n\n".join([title, told, board.strip(), *speed(), *pairs(), *reports()]) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

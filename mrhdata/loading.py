@@ -231,8 +231,11 @@ class Loader:
         }
 
 
-def in_thread(items: Iterable[Item], ahead: int) -> Iterator[Item]:
+def in_thread(items: Iterable[Item], ahead: int, leaving: Callable[[], None] | None = None) -> Iterator[Item]:
     """The items, made in a thread of their own, no more than `ahead` before they are taken.
+
+    Whoever stops taking them waits for the one that is being made; `leaving` is called before, so that it can be
+    given up half-way.
 
     Examples
     --------
@@ -247,6 +250,8 @@ def in_thread(items: Iterable[Item], ahead: int) -> Iterator[Item]:
                 waiting.append(pool.submit(next, iterator, end))
                 yield item  # type: ignore[misc]
         finally:
+            if leaving is not None:
+                leaving()
             for future in waiting:
                 future.cancel()
             # In its own thread, after what it is just making.

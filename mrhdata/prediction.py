@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -350,11 +351,13 @@ class _Map:
     def __init__(self, method: Method, sweep: Sweep, output: Output, inside: Inside) -> None:
         self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
         self.dtype = output.written
+        self._left = Event()
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
-        """Each made in a thread while the one before is written."""
+        """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
+        self._left.clear()
         spans = [span([s.start for s in box[-3:]], [s.stop for s in box[-3:]]) for box in boxes]
-        return in_thread(self._made(spans), 1)
+        return in_thread(self._made(spans), 1, self._left.set)
 
     def _made(self, boxes: Sequence[Span]) -> Iterator[np.ndarray | None]:
         buffers = InTurn(self.dtype)
@@ -368,6 +371,8 @@ class _Map:
                 out.fill(0)
                 held = self._method.begin(box, above, out)
                 for step in steps:
+                    if self._left.is_set():
+                        return
                     self._method.add(held, step, next(values), self._written)
                 self._method.end(held, self._written)
                 yield out if len(out) > 1 else out[0]

@@ -198,10 +198,23 @@ def test_nothing_is_found(tmp_path):
     assert {"z", "X", "score", "size_mm3", "intensity_signal"} <= set(found)
 
 
-@pytest.mark.parametrize("name", ["cells3d", "cells3d_second"])
-def test_pooling_before_the_activation_changes_nothing(name):
+@pytest.mark.parametrize("shape", [(12, 12, 12), (13, 15, 22), (40, 44, 60)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_convolution_and_pooling_are_one_matrix_product(channels, shape):
+    """As they are one after the other, where gradients are wanted."""
+    layer = models.create("cells3d", seed=1, in_channels=channels).body[0]
+    x = torch.randn(2, channels, *shape)
+    expected = layer(x).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+            torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_pooling_before_the_activation_changes_nothing():
     """Also in bfloat16, whose largest tensor is not copied to float32."""
-    model = models.create(name, seed=1).eval()
+    model = models.create("cells3d_second", seed=1).eval()
     conv, pool, relu, *rest = model.body
     x = torch.randn(1, 1, 24, 28, 22)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

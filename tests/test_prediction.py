@@ -342,6 +342,26 @@ def test_killed_at_random_moments(tmp_path, mode, seed):
     np.testing.assert_allclose(mrhdata.predict(smoothing(), volume, target, **how), whole, rtol=1e-5, atol=1e-2)
 
 
+def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
+    """The next block is being made while one is written."""
+    calls = []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            calls.append(x.shape)
+            time.sleep(0.05)
+            return x
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    windows = Windowing((32, 32, 32), overlap=0, batch_size=1)
+    how = {"windows": windows, "memory": "40 MB", "progress": interrupted}
+    with pytest.raises(KeyboardInterrupt):
+        mrhdata.predict(Slow(), stored(tmp_path, (512, 128, 128)), tmp_path / "m.zarr", **how)
+    assert len(calls) < 256
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
     """Processes make the blocks; one is killed on the way, with all that was handed out where it is the only one."""

@@ -28,7 +28,7 @@ from mrhdata.harness.judging import SHOWN, judged
 from mrhdata.harness.manifest import Manifest, manifest_of, read_manifest, scored_grid
 from mrhdata.harness.pictures import of_block
 from mrhdata.harness.subjects import parts_of
-from mrhdata.harness.tasks import Task, tasks_of
+from mrhdata.harness.tasks import Task, slug_of, tasks_of
 from mrhdata.methods import entries
 
 
@@ -60,8 +60,8 @@ class Run:
     @property
     def place(self) -> Path:
         """Folder of checkpoints and pictures."""
-        name = f"{self.task}{'-quick' if self.quick else ''}-{self.method}-{self.seed}".replace(" ", "-")
-        return self.work / "runs" / name
+        name = f"{slug_of(self.task, quick=self.quick)}-{self.method}-{self.seed}"
+        return self.work / "runs" / name.replace(" ", "-")
 
 
 @dataclass
@@ -271,7 +271,8 @@ def multiplications() -> Iterator[list[float]]:
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            total[0] += output.numel() * module.weight[0].numel()
+            # A layer that pools what it convolves tells of how many values each of its answers is the greatest.
+            total[0] += output.numel() * module.weight[0].numel() * getattr(module, "positions", 1)
         elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
             # Each input value meets each weight of its channel.
             total[0] += output.numel() * module.weight[:, 0].numel() / math.prod(module.stride)

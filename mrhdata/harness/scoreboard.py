@@ -69,7 +69,8 @@ def board(task: Task, records: Sequence[Mapping[str, Any]], work: Path) -> Secti
     score = next(iter(held.values()))["shown"][0]
     figures: list[Any] = [(ranking(table, score), f"{task.title}: {score} of each method with its interval.")]
     for name, what in _extremes(table):
-        if held[name]["worst"]:
+        # Records are kept longer than the pictures beside them.
+        if held[name]["worst"] and (work / held[name]["worst"]).exists():
             picture = Picture(base64.b64encode((work / held[name]["worst"]).read_bytes()).decode("ascii"))
             figures.append((picture, f"The test block with the lowest {score} of {name}, the {what}."))
     return Section(task.title, text, _shown(table, held), figures)

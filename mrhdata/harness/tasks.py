@@ -62,7 +62,12 @@ class Task:
     @property
     def slug(self) -> str:
         """A name that tells the quick form apart."""
-        return self.name + ("-quick" if self.quick else "")
+        return slug_of(self.name, quick=self.quick)
+
+
+def slug_of(name: str, *, quick: bool) -> str:
+    """A task's name that tells its quick form apart."""
+    return name + ("-quick" if quick else "")
 
 
 def read_task(path: str | Path, *, quick: bool = False) -> Task:

@@ -26,6 +26,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.special import expit
 
 from mrhdata import choosing, models
 from mrhdata.augmenting import Augmentation
@@ -408,4 +409,4 @@ def patch_scores(
     rows = np.arange(len(chosen))
     found = [predict_patches(single, chosen.gather(part)[0]) for part in np.array_split(rows, -(-len(rows) // 4096))]
     assert chosen.classes is not None
-    return chosen.classes, 1 / (1 + np.exp(-np.concatenate(found)[:, 0].astype(np.float64)))
+    return chosen.classes, np.asarray(expit(np.concatenate(found)[:, 0].astype(np.float64)))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from mrhdata import models
 from mrhdata.augmenting import Augmentation
@@ -127,7 +128,7 @@ def look(second: nn.Module, candidates: pd.DataFrame, inputs: Mapping[str, xr.Da
     single, found = scoring(second), np.empty(len(candidates))
     for rows in np.array_split(np.arange(len(seen)), -(-len(seen) // _TOGETHER)):
         found[seen.given[rows]] = predict_patches(single, seen.gather(rows)[0])[:, 0]
-    return 1 / (1 + np.exp(-found))
+    return np.asarray(expit(found))
 
 
 def detect_twice(

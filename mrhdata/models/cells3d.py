@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mrhdata.errors import ModelError
+from mrhdata.models.layers import Greatest, PooledConv, Voxelwise
 
 #: Voxels along z, y, x that the networks see for one answer.
 SCREENED, LOOKED_AT = (12, 12, 12), (16, 20, 20)
@@ -60,15 +61,14 @@ class Cells3D(nn.Module):
         self.in_channels, self.answer = in_channels, answer
         first, second, third, joined = (int(w) for w in widths)
         self.body = nn.Sequential(
-            nn.Conv3d(in_channels, first, 3),  # 12 -> 10
-            _Greatest(2),  # 5
-            nn.ReLU(),
+            PooledConv(in_channels, first),  # 12 -> 10 -> 5
+            nn.ReLU(inplace=True),
             nn.Conv3d(first, second, 3),  # 3
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv3d(second, third, 3),  # 1
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *_connected(third, (joined,), (1, 1, 1), dropout),
-            nn.Conv3d(joined, classes, 1),
+            Voxelwise(joined, classes),
         )
         _begin(self)
 
@@ -112,29 +112,18 @@ class Discriminator(nn.Module):
         first, second, *joined = (int(w) for w in widths)
         self.body = nn.Sequential(
             nn.Conv3d(in_channels, first, (5, 7, 7)),  # 16, 20, 20 -> 12, 14, 14
-            _Greatest(2),  # 6, 7, 7
-            nn.ReLU(),
+            Greatest(2),  # 6, 7, 7
+            nn.ReLU(inplace=True),
             nn.Conv3d(first, second, (3, 5, 5)),  # 4, 3, 3
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *_connected(second, joined, (4, 3, 3), dropout),
-            nn.Conv3d(joined[-1], classes, 1),
+            Voxelwise(joined[-1], classes),
         )
         _begin(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, z, y, x) to scores, one for each 2 x 2 x 2 voxels at which the receptive field fits."""
         return _answered(self.body(x), self.answer)
-
-
-class _Greatest(nn.MaxPool3d):
-    """Pooling in the type that it is given, before the ReLU, which gives the same on an eighth of the voxels.
-
-    Autocast on a CPU would copy the largest tensor of the network to float32: a half of its time.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(input)
 
 
 def _check(classes: int, answer: str) -> None:
@@ -148,7 +137,8 @@ def _connected(given: int, widths: Sequence[int], size: tuple[int, int, int], dr
     """Fully connected layers as convolutions, the first over all that is left of a patch."""
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [nn.Dropout3d(dropout), nn.Conv3d(given, width, size), nn.ReLU()]
+        layer = Voxelwise(given, width) if size == (1, 1, 1) else nn.Conv3d(given, width, size)
+        layers += [nn.Dropout3d(dropout), layer, nn.ReLU(inplace=True)]
         given, size = width, (1, 1, 1)
     return layers
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 OPSET = 20
 _AXES = "zyx"
 _INPUT, _OUTPUT = "raw", "answer"
+#: Of the test input and of its answer: (batch, channels, ...).
+_Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 _NEEDED = "it needs the packages onnx, onnxscript and bioimageio.spec: pip install 'mrhdata[exchange]'"
 
 
@@ -61,15 +63,29 @@ class _Sizes:
     align: tuple[int, ...]
     jump: tuple[float, ...] = ()
 
+    def larger(self, steps: int) -> tuple[int, ...]:
+        """The least lengths and so many steps."""
+        return tuple(n + steps * a for n, a in zip(self.least, self.align, strict=True))
 
-def _sizes(model: nn.Module, spec: Spec) -> _Sizes:
+
+@dataclass(frozen=True)
+class _Network:
+    """A trained network, and what is to be known of its tensors: names of their axes, and lengths."""
+
+    model: nn.Module
+    spec: Spec
+    axes: list[str]
+    sizes: _Sizes
+
+
+def _sizes(model: nn.Module, spec: Spec, axes: Sequence[str]) -> _Sizes:
     channels = len(spec.channels) or 1
     try:
         field = field_of(model, channels)
     except ModelError:
         if spec.patch is None:
             raise
-        lengths = tuple(spec.patch[_AXES.index(a)] for a in _axes(model, spec))
+        lengths = tuple(spec.patch[_AXES.index(a)] for a in axes)
         return _Sizes(lengths, (0,) * len(lengths))
     # No axis may be 1 long: the exporter would take it for one that never changes.
     rows = zip(field.least, field.lengths, field.align, strict=True)
@@ -77,11 +93,12 @@ def _sizes(model: nn.Module, spec: Spec) -> _Sizes:
     return _Sizes(least, field.align, tuple(float(j) for j in field.jump))
 
 
-def _checked(model: nn.Module) -> Spec:
+def _checked(model: nn.Module) -> _Network:
     spec: Spec | None = getattr(model, "spec", None)
     if spec is None or spec.inputs is None or spec.target is None:
         raise ModelError("only a trained network is exported: train it with mrhdata.fit, or load a trained one")
-    return spec
+    axes = [a for i, a in enumerate(_AXES) if model.ndim == 3 or i != (spec.axis or 0)]
+    return _Network(model.eval(), spec, axes, _sizes(model, spec, axes))
 
 
 def export_onnx(model: nn.Module, file: str | os.PathLike[str]) -> None:
@@ -104,19 +121,22 @@ def export_onnx(model: nn.Module, file: str | os.PathLike[str]) -> None:
     Input ``raw``, float32 (batch, channels, z, y, x), without the axis of planes for a 2D network; output
     ``answer``. The metadata key ``mrhdata`` holds the network's specification.
     """
-    spec = _checked(model)
-    raw, sizes = _Raw(model.eval(), spec), _sizes(model, spec)
+    _write_onnx(_checked(model), file)
+
+
+def _write_onnx(network: _Network, file: str | os.PathLike[str]) -> None:
+    spec, sizes = network.spec, network.sizes
     dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
     for axis, step in enumerate(sizes.align):
         if step:
             length = torch.export.Dim(f"length_{axis}")
             dynamic[2 + axis] = step * length if step > 1 else length
-    example = _example(spec, (2, *(n + 2 * a for n, a in zip(sizes.least, sizes.align, strict=True))))
+    example = _example(spec, (2, *sizes.larger(2)))
     with _quiet():
         try:
             made = torch.onnx.export(
-                raw, (example,), dynamic_shapes=(dynamic,), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=[_INPUT], output_names=[_OUTPUT],
+                _Raw(network.model, spec), (example,), dynamic_shapes=(dynamic,), dynamo=True, opset_version=OPSET,
+                verbose=False, input_names=[_INPUT], output_names=[_OUTPUT],
             )  # fmt: skip
         except ImportError as error:
             raise ModelError(f"export to ONNX: {_NEEDED} ({error})") from error
@@ -181,7 +201,7 @@ def export_bioimage(
     ModelError
         As for :func:`export_onnx`, or the description is not valid.
     """
-    spec = _checked(model)
+    network = _checked(model)
     try:
         with _quiet():
             from bioimageio.spec import save_bioimageio_package
@@ -189,22 +209,24 @@ def export_bioimage(
         raise ModelError(f"export to BioImage.IO: {_NEEDED} ({error})") from error
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        export_onnx(model, work / "weights.onnx")
-        given = _example(spec, (1, *_sizes_of_test(_sizes(model, spec))))
-        with torch.inference_mode():
-            answer = _Raw(model, spec)(given)
-        np.save(work / "input.npy", given.numpy())
-        np.save(work / "output.npy", answer.numpy())
-        (work / "README.md").write_text(_documentation(spec, title, card), encoding="utf-8")
+        _write_onnx(network, work / "weights.onnx")
+        shapes = _tested(network, work)
+        (work / "README.md").write_text(_documentation(network.spec, title, card), encoding="utf-8")
         with _quiet(), appearing(file) as draft:
-            description = _described(model, spec, work, tuple(given.shape), tuple(answer.shape), title, author, licence)
+            description = _described(network, work, shapes, title, author, licence)
             # The suffix is what it is told by.
             save_bioimageio_package(description, output_path=work / "package.zip")
             shutil.copyfile(work / "package.zip", draft)
 
 
-def _sizes_of_test(sizes: _Sizes) -> tuple[int, ...]:
-    return tuple(n + 4 * a for n, a in zip(sizes.least, sizes.align, strict=True))
+def _tested(network: _Network, work: Path) -> _Shapes:
+    """Write a test input and its answer, and tell their shapes."""
+    given = _example(network.spec, (1, *network.sizes.larger(4)))
+    with torch.inference_mode():
+        answer = _Raw(network.model, network.spec)(given)
+    np.save(work / "input.npy", given.numpy())
+    np.save(work / "output.npy", answer.numpy())
+    return tuple(given.shape), tuple(answer.shape)
 
 
 def _documentation(spec: Spec, title: str, card: Card | None) -> str:
@@ -228,21 +250,12 @@ def _documentation(spec: Spec, title: str, card: Card | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _described(
-    model: nn.Module,
-    spec: Spec,
-    work: Path,
-    given: tuple[int, ...],
-    answered: tuple[int, ...],
-    title: str,
-    author: str,
-    licence: str,
-) -> Any:
+def _described(network: _Network, work: Path, shapes: _Shapes, title: str, author: str, licence: str) -> Any:
     """The description of a package, checked as it is made."""
     from bioimageio.spec.model import v0_5 as bio
     from pydantic import ValidationError
 
-    sizes, ids = _sizes(model, spec), _axes(model, spec)
+    spec, sizes, ids, (given, answered) = network.spec, network.sizes, network.axes, shapes
     # In whole nanometres: lengths are worked out by dividing spacings, and have to be whole.
     steps = [1.0] * len(ids) if spec.spacing_mm is None else [round(1e6 * spec.spacing_mm[_AXES.index(a)]) for a in ids]
     unit: Any = None if spec.spacing_mm is None else "nanometer"
@@ -270,11 +283,6 @@ def _described(
     except ValidationError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{title!r} is no valid description for BioImage.IO ({reason})") from error
-
-
-def _axes(model: nn.Module, spec: Spec) -> list[str]:
-    """Names of the axes that a network takes."""
-    return [a for i, a in enumerate(_AXES) if model.ndim == 3 or i != (spec.axis or 0)]
 
 
 def _answered_axes(

@@ -22,6 +22,7 @@ from torch import fx, nn
 from torch.nn import functional as f
 
 from mrhdata.errors import ModelError
+from mrhdata.models.layers import FASTER, PooledConv
 
 Fractions = tuple[Fraction, ...]
 
@@ -103,7 +104,7 @@ def field_of(model: nn.Module, channels: int) -> Field:
     ndim = int(getattr(model, "ndim", 3))
     try:
         # Within another one, since a layer by itself would be traced into.
-        traced = fx.symbolic_trace(nn.Sequential(model))
+        traced = _traced(nn.Sequential(model))
     except Exception as error:
         raise ModelError(
             f"the receptive field cannot be read off {type(model).__name__} ({_short(error)}); use mode='patch'"
@@ -122,6 +123,19 @@ def field_of(model: nn.Module, channels: int) -> Field:
         else:
             fields[node] = None if node.op == "get_attr" else _after(node, fields, modules)
     raise ModelError(f"{type(model).__name__} returns nothing")
+
+
+class _Tracer(fx.Tracer):
+    """Leaves layers whole whose rule is known."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, FASTER) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph)
 
 
 def _after(node: fx.Node, fields: Mapping[fx.Node, Field | None], modules: Mapping[str, nn.Module]) -> Field:
@@ -204,6 +218,10 @@ def _conv(field: Field, layer: Any) -> Field:
     return field.moved(layer.stride, [-p for p in before], high, layer.out_channels)
 
 
+def _pooled_conv(field: Field, layer: Any) -> Field:
+    return _pool(_conv(field, layer), layer.pool)
+
+
 def _pool(field: Field, layer: Any) -> Field:
     kernel, padding = _each(layer.kernel_size, field), _each(layer.padding, field)
     stride = _each(layer.stride if layer.stride is not None else layer.kernel_size, field)
@@ -280,6 +298,7 @@ _VALUEWISE_LAYERS = (
 _LAYERS: list[tuple[Any, Callable[[Field, Any], Field]]] = [
     (_VALUEWISE_LAYERS, _same),
     ((nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    ((PooledConv,), _pooled_conv),
     ((nn.Conv2d, nn.Conv3d), _conv),
     ((nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d), _pool),
     ((nn.BatchNorm2d, nn.BatchNorm3d), _fixed_norm),

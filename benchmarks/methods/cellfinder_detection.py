@@ -1,0 +1,61 @@
+"""cellfinder's detection among the baselines for cells, in an environment that has it.
+
+    pip install -c constraints.txt -e . -r benchmarks/requirements-cells.txt
+    mrhdata bench benchmarks/ --task phantom-cells --with benchmarks/methods/cellfinder_detection.py
+
+Its filters and size rules alone (Tyson et al. 2021, PLOS Computational Biology 17:e1009074), set to what finds most on
+a training subject. The classifier that follows them is left out: its weights are of another microscope, and are
+fetched from a server.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cellfinder.core.detect.detect import main as cellfinder
+
+from mrhdata.contest import Answer, Given, Subject, method
+from mrhdata.scoring.cells import detection
+
+#: What its manual says to change first, about the diameter (um) of the phantom's cells, 8 to 16, and its defaults.
+SETTINGS = {
+    "soma_diameter": (8.0, 12.0, 16.0),
+    "ball_xy_size": (4.0, 6.0),
+    "ball_z_size": (6.0, 10.0),
+    "n_sds_above_mean_thresh": (2.0, 4.0, 8.0),
+}
+#: Voxels along an edge of the part of a training subject on which settings are compared.
+EDGE = 128
+
+
+def found(subject: Subject, settings: Mapping[str, Any]) -> pd.DataFrame:
+    """World places of what it finds in the first input."""
+    volume = subject.first
+    cells = cellfinder(
+        np.ascontiguousarray(volume.values), voxel_sizes=tuple(1e3 * volume.mrh.spacing), n_free_cpus=0,
+        torch_device="cpu", **settings,
+    )  # fmt: skip
+    voxels = np.array([(cell.z, cell.y, cell.x) for cell in cells], dtype=np.float64).reshape(-1, 3)
+    return pd.DataFrame(volume.mrh.grid.world(voxels), columns=["X", "Y", "Z"])
+
+
+def part(subject: Subject) -> Subject:
+    """The first corner of a subject."""
+    volume = subject.first.isel(z=slice(EDGE), y=slice(EDGE), x=slice(EDGE)).compute()
+    voxels = volume.mrh.grid.index(subject.truth[["X", "Y", "Z"]].to_numpy())
+    inside = (voxels <= np.array(volume.shape) - 1).all(axis=1)
+    return Subject(subject.name, {"signal": volume}, subject.truth[inside])
+
+
+@method("cellfinder, detection alone", "cells", baseline=True)
+def detected(given: Given) -> Answer:
+    """Filters of cellfinder 1.10 with the settings of the best F1 on a part of the first training subject."""
+    sample, radius = part(given.training[0]), float(given.settings["radius_mm"])
+    truth = sample.truth[["X", "Y", "Z"]]
+    tried = [dict(zip(SETTINGS, values, strict=True)) for values in itertools.product(*SETTINGS.values())]
+    best = max(tried, key=lambda settings: detection(truth, found(sample, settings), radius).f1)
+    return lambda subject: found(subject, best)
