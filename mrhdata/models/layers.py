@@ -93,16 +93,17 @@ class PooledConv(nn.Conv3d):
     def _kernels(self) -> Tensor:
         """The kernel at its places in a window, as columns in the order of :func:`_windows`."""
         shifted = [functional.pad(self.weight, [n for s in place for n in (s, 1 - s)]) for place in _PLACES]
-        parts = torch.stack(shifted).unflatten(5, (2, 2)).unflatten(4, (2, 2)).unflatten(3, (2, 2))
         # (place, width, C, a, i, b, j, c, k): corner a, b, c of a window, and its voxel i, j, k.
+        parts = torch.stack(shifted).view(self.positions, self.out_channels, self.in_channels, 2, 2, 2, 2, 2, 2)
         return parts.permute(3, 5, 7, 2, 4, 6, 8, 0, 1).flatten(7).flatten(0, 6)
 
 
 def _windows(x: Tensor) -> Tensor:
     """Views of the 4 x 4 x 4 voxels about each answer: (B, z, y, x, 2, 2, 2, 8 C), corners and their voxels."""
-    z, y, x_ = (n // 2 for n in x.shape[2:])
-    even = x[:, :, : 2 * z, : 2 * y, : 2 * x_]
-    blocks = even.unflatten(4, (x_, 2)).unflatten(3, (y, 2)).unflatten(2, (z, 2))
+    count, channels, *lengths = x.shape
+    depth, height, width = (n // 2 for n in lengths)
+    even = x[:, :, : 2 * depth, : 2 * height, : 2 * width]
+    blocks = even.view(count, channels, depth, 2, height, 2, width, 2)
     packed = blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
     return packed.unfold(1, 2, 1).unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 1, 2, 3, 5, 6, 7, 4)
 
