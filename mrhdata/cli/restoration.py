@@ -53,15 +53,7 @@ def train_restoration(
     if crappifier not in PUBLISHED:
         raise ModelError(f"there is no degradation called {crappifier!r}; there are {', '.join(PUBLISHED)}")
     good = [formats.read(stack, **words.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    for stack in good:
-        planes = stack.sizes["z"]
-        cut = planes - max(frames, round(held * planes))
-        # As many planes between as a patch sees beyond its own.
-        if cut - frames < frames:
-            raise DataError(f"{stack.name} has {planes} planes, too few for {frames} frames with a part held back")
-        parts[0].append(stack.isel(z=slice(0, cut - frames)))
-        parts[1].append(stack.isel(z=slice(cut, None)))
+    parts = _parted(good, frames, held)
     settings = replace(em.EFFICIENT, seed=seed, **words.options(epochs=epochs, patience=epochs))
     told = [growing.told(stack) for stack in good]
     identity = growing.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
@@ -80,6 +72,20 @@ def train_restoration(
         models.save(model, out)
     found = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
     words.answer(found | {"seconds": round(history.seconds)}, as_json)
+
+
+def _parted(stacks: list[Any], frames: int, held: float) -> tuple[list[Any], list[Any]]:
+    """Planes to learn from, and those at the end that say when to stop."""
+    learned, watched = [], []
+    for stack in stacks:
+        planes = stack.sizes["z"]
+        cut = planes - max(frames, round(held * planes))
+        # As many planes between as a patch sees beyond its own.
+        if cut - frames < frames:
+            raise DataError(f"{stack.name} has {planes} planes, too few for {frames} frames with a part held back")
+        learned.append(stack.isel(z=slice(0, cut - frames)))
+        watched.append(stack.isel(z=slice(cut, None)))
+    return learned, watched
 
 
 @command(
