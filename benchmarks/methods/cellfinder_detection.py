@@ -36,8 +36,8 @@ def found(subject: Subject, settings: Mapping[str, Any]) -> pd.DataFrame:
     """World places of what it finds in the first input."""
     volume = subject.first
     cells = cellfinder(
-        np.ascontiguousarray(volume.values), voxel_sizes=tuple(1e3 * volume.mrh.spacing), n_free_cpus=(os.cpu_count() or 1) - 1,
-        torch_device="cpu", **settings,
+        np.ascontiguousarray(volume.values), voxel_sizes=tuple(1e3 * volume.mrh.spacing), torch_device="cpu",
+        n_free_cpus=(os.cpu_count() or 1) - 1, **settings,
     )  # fmt: skip
     voxels = np.array([(cell.z, cell.y, cell.x) for cell in cells], dtype=np.float64).reshape(-1, 3)
     return pd.DataFrame(volume.mrh.grid.world(voxels), columns=["X", "Y", "Z"])
