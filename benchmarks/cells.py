@@ -401,11 +401,10 @@ def report(work: Path, threads: int) -> None:
         f"({6e3 * VOXEL_MM:g} um) or 3 ({3e3 * VOXEL_MM:g} um), means over brains.",
         markdown([summary(name, t) for name, t in tables.items()]),
     ]
-    floors = RESULTS / "cleared_phantom.json"
-    if floors.exists():
-        text += ["Classical detectors on two of the brains (`cleared_phantom.md`):"]
-        text += [markdown([{"detector": r["detector"], "F1, 6 voxels": float(np.mean(r["F1"]))}
-                           for r in json.loads(floors.read_text())["detectors"]])]  # fmt: skip
+    floors = committed("cleared_phantom").get("floors", [])
+    if floors:
+        text += ["Classical detectors, tuned on crops of six of the brains, on the other two (`cleared_phantom.md`):"]
+        text += [markdown([{"detector": r["detector"], "F1, 6 voxels": float(np.mean(r["F1"]))} for r in floors])]
     if "rounds" in done:
         text += ["F1 before and after rounds with what was found wrongly:", markdown(done["rounds"], 4)]
     if "coarse" in done:
