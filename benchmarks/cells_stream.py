@@ -173,7 +173,8 @@ def report(found: dict[str, Any]) -> None:
     text = [
         "# A large brain, raw planes to cells",
         f"{found['bytes'] / 1e9:.1f} GB of TIFF planes, budget {found['memory']}, {found['threads']} threads, "
-        f"bfloat16. The first run of the detection was killed after {found['killed after, s']:.0f} s, which are counted.",
+        f"bfloat16. The first run of the detection was killed after {found['killed after, s']:.0f} s, which "
+        "are counted.",
         markdown(found["steps"], 1),
         markdown([{k: v for k, v in found.items() if isinstance(v, float)}], 3),
         "The share is the time that the network alone takes for each voxel once; parts of the brain overlap by ten "
