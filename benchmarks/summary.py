@@ -68,9 +68,11 @@ def _short(value: float | None) -> float | None:
 def scoreboard() -> str:
     """All tasks and methods as Markdown, headed as a part of a page."""
     records = read_results(RECORDS)
-    tasks = {t.name: t for t in tasks_of(HERE) if any(r["task"] == t.name for r in records)}
+    every, measured = {t.name: t for t in tasks_of(HERE)}, {r["task"] for r in records}
+    tasks = {name: task for name, task in every.items() if name in measured}
     write_markdown(SUMMARY, "Results", sections(Bench(tasks, {}, records), RESULTS))
-    return SUMMARY.read_text("utf-8").strip()
+    left = sorted(set(every) - measured)
+    return SUMMARY.read_text("utf-8").strip() + (f"\n\nNot measured yet: {', '.join(left)}." if left else "")
 
 
 def pairs() -> Iterable[str]:
@@ -130,7 +132,10 @@ def main() -> None:
     """Keep, and write."""
     if len(sys.argv) > 1:
         kept(Path(sys.argv[1]))
-    told = "Written by `python benchmarks/summary.py`; do not edit. Intervals are 95 %."
+    told = (
+        "Written by `python benchmarks/summary.py`; do not edit. Methods are scored by `mrhdata bench benchmarks/`, "
+        "everything else by the command beside it. Intervals are 95 %."
+    )
     title, board = scoreboard().split("\n", 1)
     SUMMARY.write_text("\n\n".join([title, told, board.strip(), *speed(), *pairs(), *reports()]) + "\n", "utf-8")
 
