@@ -1,0 +1,80 @@
+"""Networks that are shipped: what their cards say is so, and weights that are not theirs are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import mrhdata
+from mrhdata import models, phantom
+from mrhdata.contest import KINDS
+from mrhdata.errors import ModelError
+from mrhdata.models.cards import WEIGHTS, Card, read_card
+from mrhdata.scoring.cells import detection
+
+NAMES = [card.name for card in models.list()]
+
+
+def test_listed_by_kind_of_task():
+    assert {card.task for card in models.list()} <= set(KINDS)
+    assert [card.name for card in models.list("cells")] == [c.name for c in models.list() if c.task == "cells"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_what_is_so(name):
+    card, network = read_card(WEIGHTS / name / "card.json"), models.load(name)
+    assert card.network == network.spec.name
+    assert card.inputs == tuple(network.spec.channels)
+    assert card.spacing_mm == tuple(network.spec.spacing_mm)
+    assert card.parameters == sum(p.numel() for p in network.parameters())
+    size = (WEIGHTS / name / "model.safetensors").stat().st_size / 1e6
+    assert card.megabytes == pytest.approx(size)
+    assert size <= 5
+    for held in (card.score, card.baseline):
+        assert held["low"] <= held["value"] <= held["high"]
+    assert len(card.limits) > 1
+    assert not set(map(str, card.split["training"])) & set(map(str, card.split["test"]))
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_the_list_shows_itself():
+    shown = models.list()
+    assert all(name in repr(shown) and name in shown._repr_html_() for name in NAMES)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    shutil.copytree(WEIGHTS / NAMES[0], tmp_path / "network")
+    return tmp_path / "network"
+
+
+def test_weights_of_another_are_refused(copied):
+    weights = copied / "model.safetensors"
+    held = bytearray(weights.read_bytes())
+    held[-1] ^= 1
+    weights.write_bytes(held)
+    with pytest.raises(ModelError, match="its card says"):
+        models.load(copied)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", json.dumps({"score": 1, "nothing": 2})])
+def test_what_is_no_card(copied, text):
+    (copied / "card.json").write_text(text)
+    with pytest.raises(ModelError, match=r"is no card|fields that no card has"):
+        models.load(copied)
+
+
+def test_cards_are_written_as_they_are_read(tmp_path):
+    card = models.list()[0]
+    card.write(tmp_path)
+    assert read_card(tmp_path / "card.json") == card
+    assert isinstance(card, Card)
+
+
+def test_cells_are_found_out_of_the_box(tmp_path):
+    """In a brain of another seed than those of the card."""
+    brain = phantom.cleared((96, 128, 128), seed=999)
+    found = mrhdata.detect(models.load("phantom-cells"), {"signal": brain.volume}, tmp_path / "found", progress=False)
+    table = brain.cells[["X", "Y", "Z"]]
+    assert detection(table, found[["X", "Y", "Z"]], radius_mm=0.012).f1 > 0.85
