@@ -351,15 +351,14 @@ class _Map:
     def __init__(self, method: Method, sweep: Sweep, output: Output, inside: Inside) -> None:
         self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
         self.dtype = output.written
-        self._left = Event()
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
         """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
-        self._left.clear()
+        left = Event()
         spans = [span([s.start for s in box[-3:]], [s.stop for s in box[-3:]]) for box in boxes]
-        return in_thread(self._made(spans), 1, self._left.set)
+        return in_thread(self._made(spans, left), 1, left.set)
 
-    def _made(self, boxes: Sequence[Span]) -> Iterator[np.ndarray | None]:
+    def _made(self, boxes: Sequence[Span], left: Event) -> Iterator[np.ndarray | None]:
         buffers = InTurn(self.dtype)
         for group in self._groups(boxes):
             values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
@@ -371,7 +370,7 @@ class _Map:
                 out.fill(0)
                 held = self._method.begin(box, above, out)
                 for step in steps:
-                    if self._left.is_set():
+                    if left.is_set():
                         return
                     self._method.add(held, step, next(values), self._written)
                 self._method.end(held, self._written)
