@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import chain, product
 from typing import cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 #: The eight places of a kernel of 3 x 3 x 3 within 4 x 4 x 4 voxels.
-_PLACES = tuple(itertools.product((0, 1), repeat=3))
+_PLACES = tuple(product((0, 1), repeat=3))
 
 
 class Greatest(nn.MaxPool3d):
@@ -80,7 +80,7 @@ class PooledConv(nn.Conv3d):
         out = x.new_empty(*windows.shape[:4], self.out_channels)
         held = x.new_empty(self._together, kernels.shape[1])
         # Windows repeat each voxel eight times, so they are laid out plane by plane.
-        for plane, into in zip(windows.flatten(0, 1), out.flatten(0, 1), strict=True):
+        for plane, into in zip(chain.from_iterable(windows), chain.from_iterable(out), strict=True):
             rows = plane.flatten(0, 1).flatten(1).split(self._together)
             for part, found in zip(rows, into.flatten(0, 1).split(self._together), strict=True):
                 answers = torch.mm(part, kernels, out=held[: len(part)])
@@ -108,5 +108,5 @@ def _windows(x: Tensor) -> Tensor:
     return packed.unfold(1, 2, 1).unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 1, 2, 3, 5, 6, 7, 4)
 
 
-#: Whose name does not tell what they see.
+#: Left whole where a network is traced for its receptive field.
 FASTER = (Greatest, Voxelwise, PooledConv)
