@@ -20,7 +20,7 @@ from tables import RESULTS, committed, markdown
 from mrhdata.harness import sections
 from mrhdata.harness.running import Bench, read_results
 from mrhdata.harness.tasks import tasks_of
-from mrhdata.reporting import write_markdown
+from mrhdata.reporting import as_markdown
 
 HERE = Path(__file__).parent
 RECORDS, SUMMARY = RESULTS / "bench.jsonl", HERE / "RESULTS.md"
@@ -70,9 +70,9 @@ def scoreboard() -> str:
     records = read_results(RECORDS)
     every, measured = {t.name: t for t in tasks_of(HERE)}, {r["task"] for r in records}
     tasks = {name: task for name, task in every.items() if name in measured}
-    write_markdown(SUMMARY, "Results", sections(Bench(tasks, {}, records), RESULTS))
+    board = as_markdown("Results", sections(Bench(tasks, {}, records), RESULTS)).strip()
     left = sorted(set(every) - measured)
-    return SUMMARY.read_text("utf-8").strip() + (f"\n\nNot measured yet: {', '.join(left)}." if left else "")
+    return board + (f"\n\nNot measured yet: {', '.join(left)}." if left else "")
 
 
 def pairs() -> Iterable[str]:

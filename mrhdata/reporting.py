@@ -110,13 +110,24 @@ def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[
     >>> path.read_text().splitlines()
     ['# Title', '', '## One', '', 'Text.']
     """
+    Path(path).write_text(as_markdown(title, sections), encoding="utf-8")
+
+
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Text and tables as Markdown.
+
+    Examples
+    --------
+    >>> as_markdown("Title", [Section("One", ["Text."])]).splitlines()
+    ['# Title', '', '## One', '', 'Text.']
+    """
     lines = [f"# {title}"]
     for section in sections:
         lines += ["", f"## {section.title}", *(line for text in section.text for line in ("", text))]
         if section.table is not None:
             rows = [list(section.table.columns), ["---"] * section.table.shape[1], *section.table.values.tolist()]
             lines += ["", *("| " + " | ".join(str(value) for value in row) + " |" for row in rows)]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _png(figure: Figure | Picture) -> str:
