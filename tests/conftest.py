@@ -1,7 +1,11 @@
 """Shared fixtures: volumes that every test may use, and the real data where there are any."""
 
+import contextlib
+import io
 import os
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +17,17 @@ SHARED = Path(os.environ.get("MRHDATA_SHARED", Path(__file__).parents[2] / "shar
 
 #: `make check` runs random tests at full counts.
 FULL = bool(os.environ.get("MRHDATA_FULL"))
+
+
+def command(*words):
+    """Exit code, stdout and stderr of ``mrhdata WORDS``, in this process: a new one spends five seconds on imports."""
+    from mrhdata.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    typed = mock.patch.object(sys, "argv", ["mrhdata", *map(str, words)])
+    with typed, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code or 0, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="session")

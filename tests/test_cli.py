@@ -14,15 +14,8 @@ import mrhdata
 from mrhdata.points import read_points, write_points
 from mrhdata.volume import describe, from_array
 
+from .conftest import command as run
 from .conftest import oblique_affine
-
-COMMAND = Path(sys.executable).with_name("mrhdata")
-
-
-def run(*words):
-    """Exit code, stdout, stderr of a command."""
-    done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -34,6 +27,14 @@ def files(tmp_path):
     for name, values in made.items():
         mrhdata.write(from_array(values.astype(np.float32), affine=oblique_affine()), tmp_path / f"{name}.nii")
     return tmp_path
+
+
+def test_the_installed_command(files):
+    """The command itself, in a process of its own: what it prints, and how it ends."""
+    installed = Path(sys.executable).with_name("mrhdata")
+    for words in (("info", files / "t2.nii", "--json"), ("info", files / "nothing.nii")):
+        done = subprocess.run([installed, *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == run(*words)
 
 
 def test_info_and_convert(files):

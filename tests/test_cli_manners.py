@@ -13,8 +13,10 @@ from typer.main import get_command
 
 import mrhdata
 from mrhdata import conversion, growing, training
-from mrhdata.cli import app, main
+from mrhdata.cli import app
 from mrhdata.volume import from_array
+
+from .conftest import command as typed
 
 
 def commands():
@@ -97,20 +99,6 @@ def test_completion():
     assert done.stdout.split() == ["convert"], done.stderr
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Exit code, stdout and stderr of a command, in this process."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["mrhdata", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        told = capsys.readouterr()
-        return end.value.code, told.out, told.err
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -126,7 +114,7 @@ def typed(monkeypatch, capsys):
         ("count {folder} a.nii c.csv", "no ending that is known for points"),
     ],
 )
-def test_mistakes_are_one_sentence(line, sentence, typed, tmp_path, monkeypatch):
+def test_mistakes_are_one_sentence(line, sentence, tmp_path, monkeypatch):
     """Exit code 2 and one line on stderr."""
     monkeypatch.chdir(tmp_path)
     mrhdata.write(from_array(np.ones((2, 3, 4), np.float32), spacing=(1, 1, 1)), "a.nii")
@@ -140,7 +128,7 @@ def test_mistakes_are_one_sentence(line, sentence, typed, tmp_path, monkeypatch)
     assert len(err.splitlines()) == 1
 
 
-def test_a_file_that_may_not_be_opened_is_one_sentence(typed, monkeypatch):
+def test_a_file_that_may_not_be_opened_is_one_sentence(monkeypatch):
     """An error of the operating system that no module of ours foresaw."""
 
     def refuse(*_, **__):
@@ -150,7 +138,7 @@ def test_a_file_that_may_not_be_opened_is_one_sentence(typed, monkeypatch):
     assert typed("info", "brain.nii") == (2, "", "mrhdata: brain.nii: Permission denied\n")
 
 
-def test_a_conversion_goes_on_after_ctrl_c(typed, tmp_path, monkeypatch):
+def test_a_conversion_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     """The message says how, and only what is left is made."""
     values = np.random.default_rng(0).integers(0, 999, (96, 128, 128)).astype(np.uint16)
     mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii")
@@ -176,7 +164,7 @@ def test_a_conversion_goes_on_after_ctrl_c(typed, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii", "a.zarr"]
 
 
-def test_a_training_goes_on_after_ctrl_c(typed, tmp_path, monkeypatch):
+def test_a_training_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     """It ends as one that was not interrupted."""
     rng = np.random.default_rng(0)
     for name in ("t2", "af"):
@@ -210,7 +198,7 @@ def test_a_training_goes_on_after_ctrl_c(typed, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
-def test_no_progress_is_silent(typed, tmp_path):
+def test_no_progress_is_silent(tmp_path):
     """Neither bars nor words where they are not asked for; bars where they are."""
     mrhdata.write(from_array(np.ones((4, 5, 6), np.float32), spacing=(1, 1, 1)), tmp_path / "a.nii")
     words = ("convert", tmp_path / "a.nii", tmp_path / "a.zarr", "--overwrite", "--space", "A")

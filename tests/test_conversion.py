@@ -3,10 +3,8 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from mrhdata.formats import omezarr, streaming
 from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.volume import from_array
 from tests.conftest import FULL, oblique_affine
+from tests.killing import killed
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +121,9 @@ def _mtimes(store):
     return {p: p.stat().st_mtime_ns for p in store.rglob("c/*") if p.is_file()}
 
 
-CHILD = """
-import sys, mrhdata
-report = lambda done, total: print(done, flush=True)
-mrhdata.convert(sys.argv[1], sys.argv[2], spacing=1, memory="20 MB", progress=report)
-"""
+def convert(tell, folder, target):
+    """What is killed."""
+    mrhdata.convert(folder, target, spacing=1, memory="20 MB", progress=lambda done, total: tell(done))
 
 
 @pytest.mark.parametrize("seed", range(20 if FULL else 3))
@@ -138,18 +135,8 @@ def test_killed_at_random_moments(stack, tmp_path, seed):
     rng = random.Random(seed)
     kills = 0
     for _ in range(30):
-        command = [sys.executable, "-c", CHILD, folder, target]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        child.stdout.readline()
         # From the first finished block on, so that the work goes forward; then anywhere within it.
-        time.sleep(rng.random() * 0.3)
-        child.send_signal(signal.SIGKILL)
-        ended = child.wait()
-        errors = child.stderr.read().decode()
-        child.stdout.close()
-        child.stderr.close()
-        assert ended in (0, -signal.SIGKILL), errors
-        kills += ended == -signal.SIGKILL
+        kills += killed(rng.random() * 0.3, convert, folder, target)
         if target.exists():
             break
     else:

@@ -1,9 +1,6 @@
 """Cells counted in regions: against counting by hand, on any grid, tile by tile, and rolled up to parents."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -19,9 +16,7 @@ from mrhdata.prepare import lps
 from mrhdata.prepare.transforms import Affine, Transform
 from mrhdata.volume import describe, from_array
 
-from .conftest import oblique_affine
-
-COMMAND = Path(sys.executable).with_name("mrhdata")
+from .conftest import command, oblique_affine
 
 
 def brain(seed=0, shape=(9, 12, 15)):
@@ -190,7 +185,7 @@ def test_the_allen_annotation(shared):
     assert 5 / np.sqrt(cortex["count"]) > abs(cortex.density_per_mm3 / (1e5 / (annotation.size * 0.1**3)) - 1)
 
 
-def test_count_on_the_command_line(tmp_path):
+def test_count_on_the_command_line(tmp_path, monkeypatch):
     """Voxels of a brain, carried to an atlas by the transform that a registration wrote."""
     atlas, cells = brain()
     scan = describe(from_array(np.zeros((9, 12, 15), np.uint8), affine=oblique_affine()), space="scanner")
@@ -202,14 +197,14 @@ def test_count_on_the_command_line(tmp_path):
     write_points(cells[VOXEL], tmp_path / "cells.csv")
     words = ["count", "cells.csv", "atlas.nii", "counts.csv", "--names", "names.json", "--like", "scan.nii"]
     words += ["--transform", "to-scan.h5", "--json"]
-    done = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*words)
+    assert code == 0, err
     expected = count(cells, atlas, {3: "left", 4: "right"}, to_scan.inverse())
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "counts.csv"), expected)
     outside = int(expected["count"][0])
     said = {"written": "counts.csv", "cells": 500, "of other types": 0, "outside": outside, "regions": 3}
-    assert json.loads(done.stdout) == said
-    again = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
-    shown = subprocess.run([COMMAND, "count", "--help"], capture_output=True, text=True, check=False)
-    assert "mrhdata count cells.parquet" in shown.stdout
+    assert json.loads(out) == said
+    code, _, err = command(*words)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "mrhdata count cells.parquet" in command("count", "--help")[1]

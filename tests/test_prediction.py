@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,6 +19,7 @@ from mrhdata.models.storage import physical
 from mrhdata.prediction import Output
 from mrhdata.volume import from_array
 from tests.conftest import FULL, oblique_affine
+from tests.killing import killed
 
 
 def by_hand(model, inputs, z, y, x):
@@ -290,15 +289,14 @@ def test_a_full_disk(tmp_path, monkeypatch):
     np.testing.assert_allclose(mapped, in_one_pass(model, volume)[0], atol=1e-5 * 4000)
 
 
-CHILD = """
-import sys, mrhdata
-from tests.test_prediction import smoothing
-from mrhdata.mapping import Windowing
-volume = mrhdata.read(sys.argv[1])
-windows = Windowing(shape=(48, 64, 40))
-report = lambda done, total: print(done, flush=True)
-mrhdata.predict(smoothing(), volume, sys.argv[2], mode=sys.argv[3], windows=windows, memory="10 MB", progress=report)
-"""
+#: Of the runs that are killed, and of the one that is not.
+SMALL = {"windows": Windowing(shape=(48, 64, 40)), "memory": "10 MB"}
+
+
+def predict(tell, source, target, mode):
+    """What is killed."""
+    volume = mrhdata.read(source)
+    mrhdata.predict(smoothing(), volume, target, mode=mode, progress=lambda done, total: tell(done), **SMALL)
 
 
 def _blocks(store):
@@ -310,25 +308,15 @@ def _blocks(store):
 def test_killed_at_random_moments(tmp_path, mode, seed):
     """SIGKILL anywhere, run again until it ends: equal to one run, finished shards not made again."""
     volume = stored(tmp_path)
-    windows = Windowing(shape=(48, 64, 40))
-    how = {"mode": mode, "windows": windows, "memory": "10 MB", "progress": False}
+    how = {"mode": mode, "progress": False, **SMALL}
     whole = mrhdata.predict(smoothing(), volume, tmp_path / "whole.zarr", **how)
     target, rng, kills = tmp_path / "m.zarr", random.Random(seed), 0
     draft = tmp_path / ".m.zarr.partial"
     for _ in range(30):
         noted = (draft / "journal").read_text("utf-8").splitlines()[1:] if (draft / "journal").exists() else []
         before = _blocks(draft / "store")
-        command = [sys.executable, "-c", CHILD, tmp_path / "brain.zarr", target, mode]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         # From the first finished block on, so that the work goes forward; then anywhere within it.
-        child.stdout.readline()
-        time.sleep(rng.random() * 0.3)
-        child.send_signal(signal.SIGKILL)
-        ended = child.wait()
-        assert ended in (0, -signal.SIGKILL), child.stderr.read().decode()
-        child.stdout.close()
-        child.stderr.close()
-        kills += ended == -signal.SIGKILL
+        kills += killed(rng.random() * 0.3, predict, tmp_path / "brain.zarr", target, mode)
         store = target if target.exists() else draft / "store"
         after = {p.relative_to(store): t for p, t in _blocks(store).items()}
         same = sum(after.get(p.relative_to(draft / "store")) == t for p, t in before.items())

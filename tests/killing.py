@@ -1,0 +1,24 @@
+"""Processes that are killed on their way, as a machine that goes down kills them."""
+
+import multiprocessing
+import signal
+import time
+
+#: Forked off a process that has imported the package: a fresh one would spend five seconds on that.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["pytest", "mrhdata.conversion", "mrhdata.prediction"])
+
+
+def killed(delay, job, *words):
+    """Whether ``job(tell, *words)`` was killed `delay` seconds after it first told something, and had not ended."""
+    heard, told = FORKED.Pipe(duplex=False)
+    child = FORKED.Process(target=job, args=(told.send, *words))
+    child.start()
+    told.close()
+    assert heard.poll(100)
+    time.sleep(delay)
+    child.kill()
+    child.join()
+    heard.close()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode == -signal.SIGKILL
