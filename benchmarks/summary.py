@@ -75,6 +75,15 @@ def scoreboard() -> str:
     return board + (f"\n\nNot measured yet: {', '.join(left)}." if left else "")
 
 
+def quick() -> str:
+    """What the quick form took: the answer of ``mrhdata bench benchmarks/ --quick --json``, kept as quick.json."""
+    said = committed("quick")
+    return (
+        f"The quick form (`mrhdata bench benchmarks/ --quick`) runs {said['results']} methods on {len(said['best'])} "
+        f"tasks of phantoms in {said['seconds'] / 60:.1f} minutes, {said['jobs']} at a time; {said['failed']} fail."
+    )
+
+
 def pairs() -> Iterable[str]:
     """Fits and networks on the published voxel pairs."""
     found = committed("paired_voxels")
@@ -137,7 +146,8 @@ def main() -> None:
         "everything else by the command beside it. Intervals are 95 %."
     )
     title, board = scoreboard().split("\n", 1)
-    SUMMARY.write_text("\n\n".join([title, told, board.strip(), *speed(), *pairs(), *reports()]) + "\n", "utf-8")
+    parts = [title, told, board.strip(), quick(), *speed(), *pairs(), *reports()]
+    SUMMARY.write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

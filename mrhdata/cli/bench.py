@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ def bench(
     from mrhdata.harness import sections, standings
     from mrhdata.reporting import write_markdown, write_page
 
+    start = time.perf_counter()
     with resumable():
         made = run(
             benchmarks, out, quick=quick, tasks=task or (), methods=method or (), files=entry or (), seed=seed,
@@ -49,7 +51,8 @@ def bench(
     failed = [r for r in made.records if "error" in r]
     best = {name: standings([r for r in made.records if r["task"] == name]) for name in made.tasks}
     told = {name: f"{t['method'].iloc[0]} {t['value'].iloc[0]:.3f}" for name, t in best.items() if len(t)}
-    words.answer({"report": str(out / "report.html"), "results": len(made.records), "best": told}, as_json)
+    said = {"report": str(out / "report.html"), "results": len(made.records), "failed": len(failed)}
+    words.answer({**said, "seconds": round(time.perf_counter() - start), "jobs": jobs, "best": told}, as_json)
     if failed:
         told_first = "{method} on {task} with {error}".format(**failed[0])
         raise DataError(f"{len(failed)} of {len(made.records)} methods failed, {told_first}")
