@@ -12,19 +12,21 @@ from mrhdata import demo, phantom
 from mrhdata.methods import mrhnet
 from mrhdata.prediction import predict_rows
 
+from .conftest import FULL
+
 
 @pytest.fixture
 def quick(monkeypatch):
     """Coarse brains and a single short training: the path, not the figures."""
     brain = phantom.mouse_brain
     monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.5, seed=seed))
-    short = dataclasses.replace(mrhnet.CORRECTED, epochs=2)
+    short = dataclasses.replace(mrhnet.CORRECTED, epochs=1)
     monkeypatch.setattr(mrhnet, "CORRECTED", short)
     monkeypatch.setattr(mrhnet, "VOXELWISE", dataclasses.replace(mrhnet.VOXELWISE, epochs=1, batch_size=1024))
 
 
 def test_phantom_path(quick, tmp_path):
-    """Raw files, stores, catalogue, model, map, table and report are there; a second run replaces them."""
+    """Raw files, stores, catalogue, model, map, table and report are there; a second run, in the long form, replaces them."""
     report = demo.run(tmp_path, seed=1)
     made = tmp_path / "phantom"
     assert (made / "sub-01" / "raw" / "mt_on.mnc").exists()
@@ -36,8 +38,9 @@ def test_phantom_path(quick, tmp_path):
     page = html.unescape(report.read_text("utf-8"))
     assert "AUC of MRH-Net less that of" in page
     assert len(re.findall("<img", page)) == 2
-    assert demo.run(tmp_path, seed=1) == report
-    pd.testing.assert_frame_equal(pd.read_csv(made / "sensitivity.csv"), table)
+    if FULL:
+        assert demo.run(tmp_path, seed=1) == report
+        pd.testing.assert_frame_equal(pd.read_csv(made / "sensitivity.csv"), table)
 
 
 def test_real_path(quick, tmp_path, shared):

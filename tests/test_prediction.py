@@ -352,7 +352,7 @@ def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
     assert len(calls) - then[0] < 8
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2] if FULL else [2])
 def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
     """Processes make the blocks; one is killed on the way, with all that was handed out where it is the only one."""
     from distributed import Client, LocalCluster

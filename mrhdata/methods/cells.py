@@ -59,6 +59,8 @@ _DOUBTFUL = 0.3
 _TAKEN = 0.5
 #: Scores from which candidates are kept while the threshold is chosen.
 _FLOOR = 0.05
+#: Patches that are scored at a time.
+_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -405,8 +407,13 @@ def patch_scores(
         at=choosing.Around(brain.cells, negatives=negatives, distance_mm=shell_mm),
         seed=seed,
     )
-    single = scoring(model)
-    rows = np.arange(len(chosen))
-    found = [predict_patches(single, chosen.gather(part)[0]) for part in np.array_split(rows, -(-len(rows) // 4096))]
     assert chosen.classes is not None
-    return chosen.classes, np.asarray(expit(np.concatenate(found)[:, 0].astype(np.float64)))
+    return chosen.classes, patches_scored(model, chosen)
+
+
+def patches_scored(model: nn.Module, seen: Patches) -> Floats:
+    """Scores of patches, from 0 to 1, in the order in which they are kept: (n,)."""
+    single = scoring(model)
+    parts = np.array_split(np.arange(len(seen)), -(-len(seen) // _TOGETHER))
+    found = [predict_patches(single, seen.gather(rows)[0])[:, 0] for rows in parts]
+    return np.asarray(expit(np.concatenate(found).astype(np.float64)))

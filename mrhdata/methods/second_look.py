@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from mrhdata import models
 from mrhdata.augmenting import Augmentation
-from mrhdata.detection import detect, scoring, stored_peaks
+from mrhdata.detection import detect, stored_peaks
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
-from mrhdata.methods.cells import STRIDE, Brain, Marking, taught
+from mrhdata.methods.cells import STRIDE, Brain, Marking, patches_scored, taught
 from mrhdata.models.cells3d import LOOKED_AT
 from mrhdata.patching import Patches, patches
-from mrhdata.prediction import predict_patches
 from mrhdata.scoring.cells import best_threshold
 from mrhdata.segmenting import check_apart
 from mrhdata.training import History, Training, fit
@@ -52,8 +50,6 @@ TRAINING = Training(
     patience=8,
     augment=Augmentation(degrees=0, zoom=0, stretch=0, share=0, flip=(0, 1, 2), gain=0.2, offset=0.2, noise=0),
 )
-#: Candidates that are looked at together.
-_TOGETHER = 512
 
 
 def train(
@@ -125,10 +121,9 @@ def look(second: nn.Module, candidates: pd.DataFrame, inputs: Mapping[str, xr.Da
     if not len(candidates):
         return np.empty(0)
     seen = patches(dict(inputs), shape=LOOKED_AT, at=_starts(candidates), padding="edge")
-    single, found = scoring(second), np.empty(len(candidates))
-    for rows in np.array_split(np.arange(len(seen)), -(-len(seen) // _TOGETHER)):
-        found[seen.given[rows]] = predict_patches(single, seen.gather(rows)[0])[:, 0]
-    return np.asarray(expit(found))
+    found = np.empty(len(candidates))
+    found[seen.given] = patches_scored(second, seen)
+    return found
 
 
 def detect_twice(
