@@ -26,7 +26,7 @@ def quick(monkeypatch):
 
 
 def test_phantom_path(quick, tmp_path):
-    """Raw files, stores, catalogue, model, map, table and report are there; a second run, in the long form, replaces them."""
+    """Raw files, stores, catalogue, model, map, table and report are there; a second run (long form) replaces them."""
     report = demo.run(tmp_path, seed=1)
     made = tmp_path / "phantom"
     assert (made / "sub-01" / "raw" / "mt_on.mnc").exists()
