@@ -6,10 +6,12 @@ import contextlib
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -159,7 +161,7 @@ def _made(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dic
         yield from ((key, run_one(run)) for key, run in runs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1, initializer=_ends_with_parent) as pool:
         futures = {pool.submit(run_one, run): key for key, run in runs}
         try:
             for future in as_completed(futures):
@@ -167,6 +169,18 @@ def _made(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dic
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _ends_with_parent() -> None:
+    """A bench that is killed leaves no run behind, which would go on for an hour and tell nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _cut_off(path: Path) -> bool:

@@ -1,6 +1,9 @@
 """Tasks, manifests and runs, on tiny volumes and methods of the tests' own."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,18 @@ def mean(given):
 @method("tiny failure", "histology")
 def failure(given):
     raise ValueError("no fit")
+"""
+
+
+#: A method that says who runs it, and goes on for a minute.
+SLOW = """
+import os, time
+from mrhdata.contest import method
+
+@method("tiny sleep", "histology")
+def sleep(given):
+    (given.folder / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
 """
 
 
@@ -139,6 +154,30 @@ def test_interrupted_and_resumed(home, made, tmp_path):
     resumed = run(home, tmp_path)
     assert scores(resumed) == scores(made[0])
     assert len(read_results(results)) == 2
+
+
+@pytest.mark.full
+def test_a_bench_that_is_killed_leaves_no_run_behind(home, tmp_path):
+    """Each run is a process of its own, and ends with the one that started it."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW)
+    how = {"methods": ["tiny sleep"], "files": [str(slow)], "progress": False}
+    code = f"from mrhdata.harness import bench; bench({str(home)!r}, {str(tmp_path)!r}, **{how!r})"
+    with subprocess.Popen([sys.executable, "-c", code]) as started:
+        noted = tmp_path / "runs" / "tiny-tiny-sleep-0" / "pid"
+        wait_until(lambda: noted.exists() and noted.read_text("utf-8"))
+        started.kill()
+    words = Path("/proc") / noted.read_text("utf-8") / "cmdline"
+    # Of a process that has ended, and that nobody waits for, the number may be left.
+    wait_until(lambda: not words.exists() or not words.read_bytes())
+
+
+def wait_until(done, seconds=200):
+    """Asked ten times a second."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_another_manifest_or_method_is_another_result(home, made, tmp_path):
