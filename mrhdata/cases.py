@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,6 +11,8 @@ from mrhdata import formats
 from mrhdata.catalog_build import parse_loosely, volumes_in
 from mrhdata.errors import DataError
 from mrhdata.segmenting import Case
+
+log = logging.getLogger("mrhdata")
 
 #: What tells scans of one subject apart, besides the subject.
 _SCAN = {"session": "ses", "task": "task", "acq": "acq", "run": "run"}
@@ -31,7 +34,8 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     Returns
     -------
     cases : list of Case
-        Those that have all channels (and labels, where a pattern is given), by name. ``subject`` is all that
+        Those that have all channels (and labels, where a pattern is given), by name; a warning names the others.
+        ``subject`` is all that
         stands in the name, such as ``01_ses-2``, where a subject was scanned more than once.
 
     Raises
@@ -58,6 +62,11 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     if not complete:
         held = ", ".join(f"{len(scans)} with {name}" for name, scans in found.items())
         raise DataError(f"no subject of {root} has all volumes: {held}; names are to begin with sub-NAME_")
+    for name, pattern in patterns.items():
+        lacking = sorted({key for held in found.values() for key in held} - set(found[name]))
+        if lacking:
+            some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            log.warning("left out for want of %s (%r): %s (%d)", name, pattern, some, len(lacking))
     return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
 
 

@@ -184,6 +184,18 @@ def test_the_second_round_takes_false_positives_away():
     assert scores[1] > max(0.8, scores[0])
 
 
+@pytest.mark.parametrize(
+    ("shape", "box"), [((10, 36, 33), (8, 32, 32)), ((16, 96, 96), (16, 96, 96)), ((20, 100, 90), (16, 96, 88))]
+)
+def test_crops_of_small_brains_are_what_a_unet_takes(shape, box):
+    """Cut short to whole strides, and only where a case is shorter."""
+    crops = segmentation.Crops((16, 96, 96), each=2)
+    for drawn in (True, False):
+        assert crops([head(0, shape)], training=drawn, seed=0).shape == box
+    with pytest.raises(DataError, match=r"has \[3, 36, 32\] voxels .* multiples of \[4, 8, 8\]"):
+        crops([head(0, (3, 36, 32))], training=True, seed=0)
+
+
 def test_tiles_that_hold_a_label_or_a_false_positive():
     """Against a loop over tiles; ignored voxels stay so."""
     rng = np.random.default_rng(4)
@@ -200,14 +212,17 @@ def test_tiles_that_hold_a_label_or_a_false_positive():
         np.testing.assert_array_equal(learned, np.where(expected, values, IGNORED))
 
 
-def test_cases_of_a_folder(tmp_path):
-    """Exact subjects, sessions apart, clear refusals."""
+def test_cases_of_a_folder(tmp_path, caplog):
+    """Exact subjects, sessions apart, those that lack a volume named, clear refusals."""
     blank = mrhdata.volume.from_array(np.zeros((2, 3, 4), np.uint8), spacing=(1, 1, 1))
     for name in ("sub-1_T1w", "sub-1_seg", "sub-10_T1w", "sub-10_seg", "sub-2_T1w", "loose_T1w"):
         (tmp_path / name.split("_")[0]).mkdir(exist_ok=True)
         mrhdata.write(blank, tmp_path / name.split("_")[0] / f"{name}.nii.gz")
     assert [c.subject for c in find_cases(tmp_path, {"t1w": "*T1w*"}, "*seg*")] == ["1", "10"]
+    assert caplog.messages == ["left out for want of labels ('*seg*'): 2 (1)"]
+    caplog.clear()
     assert [c.subject for c in find_cases(tmp_path, {"t1w": "T1w"})] == ["1", "10", "2"]
+    assert caplog.messages == []
     with pytest.raises(DataError, match="no file"):
         find_cases(tmp_path, {"t1w": "T2w"})
     mrhdata.write(blank, tmp_path / "sub-1" / "sub-1_acq2_T1w.nii.gz")

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -78,6 +79,8 @@ class Options(TypedDict, total=False):
 #: Options that a reader may take itself; all others are applied to what it returns.
 _OF_READERS = ("dataset", "level", "storage_options")
 _GEOMETRY = ("axes", "unit", "spacing", "origin")
+#: Last word of a file's name -> kind of its integers. Few formats have a field for it, and few programs fill that in.
+_KIND_OF_WORD = {**dict.fromkeys(("seg", "dseg", "aseg", "label", "labels", "annotation"), "labels"), "mask": "mask"}
 
 
 def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArray:
@@ -101,7 +104,9 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         World position (X, Y, Z, RAS+) of the first voxel's centre; 0 where `axes` is given without it.
     space, kind, units, modality, name : str, optional
         Set these attributes whatever the file says. ``kind="labels"`` and ``"mask"`` turn scaled
-        values back into integers, and fail where they are none.
+        values back into integers, and fail where they are none. Where neither the file nor you say it, whole
+        numbers in a file whose name ends in ``seg``, ``dseg``, ``label``, ``annotation`` or ``mask``, such as
+        ``sub-01_seg.nii.gz`` or ``annotation_25.nrrd``, are that.
     dataset : str, optional
         Which array of an HDF5 or MATLAB file, series of a DICOM folder, or image of a Zarr store.
     level : int, optional
@@ -148,8 +153,18 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
     if volume.attrs.get("spacing_stated") is False:
         log.warning("%s states no voxel size; 1 mm is taken. Give it with spacing= and unit=", path)
     named = {key: options.get(key) for key in ("space", "kind", "units", "modality")}
+    if volume.attrs["kind"] == "image":
+        named["kind"] = named["kind"] or _kind_by_name(path, volume)
     volume = describe(volume, name=options.get("name") or volume.name, **named)
     return as_integers(volume, str(path)) if volume.attrs["kind"] != "image" else volume
+
+
+def _kind_by_name(path: str | os.PathLike[str], volume: xr.DataArray) -> str | None:
+    """What whole numbers are by the last word of the file's name, resolutions aside; a store of Zarr says it itself."""
+    words = re.split(r"[^A-Za-z0-9]+", Path(str(path)).name.partition(".")[0])
+    last = next((word.lower() for word in reversed(words) if word[:1].isalpha()), "")
+    whole = volume.dtype.kind in "iub" and not str(path).rstrip("/").lower().endswith(".zarr")
+    return _KIND_OF_WORD.get(last) if whole else None
 
 
 def _read(path: str | os.PathLike[str], options: dict[str, Any]) -> xr.DataArray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mrhdata import choosing, formats, models, sampling
 from mrhdata.errors import DataError
@@ -67,21 +68,23 @@ class Crops:
     Attributes
     ----------
     shape : (3,) sequence of int
-        Voxels along z, y, x; no longer than the shortest case.
+        Voxels along z, y, x; where the shortest case is shorter, what it has, in whole `multiple`.
     each : int
         Of each case in an epoch.
     labelled : float
         Part of them that is drawn about labels other than the background.
+    multiple : (3,) sequence of int
+        Of which a network with strides takes whole numbers of voxels.
     """
 
     shape: tuple[int, int, int]
     each: int = 8
     labelled: float = 0.5
+    multiple: tuple[int, int, int] = (4, 8, 8)
 
     def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
         """Drawn boxes for training; for validation those of a grid."""
-        shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
-        shape = np.minimum(self.shape, shapes.min(axis=0))
+        shape = self._fitting(cases)
         if not training:
             return _patches(cases, shape=shape.tolist(), stride=shape.tolist())
         labels = [_labels(case) for case in cases]
@@ -90,6 +93,17 @@ class Crops:
         rest: dict[int | str, float] = {"rest": 1 - self.labelled}
         how = choosing.Balanced(self.each * len(cases), labels, shares | rest, sparse=True)
         return _patches(cases, shape=shape.tolist(), at=how, seed=seed)
+
+    def _fitting(self, cases: Sequence[Case]) -> NDArray[np.int64]:
+        """The box that lies within every case."""
+        shortest = np.min([next(iter(case.inputs.values())).shape[-3:] for case in cases], axis=0)
+        found = np.where(shortest < self.shape, shortest // self.multiple * self.multiple, self.shape)
+        if not found.all():
+            raise DataError(
+                f"the shortest case has {shortest.tolist()} voxels along z, y, x, and the network takes multiples of "
+                f"{list(self.multiple)}; leave it out, choose a finer spacing, or a recipe that works on slices"
+            )
+        return np.asarray(found)
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,28 @@ def test_an_image_is_no_label_volume(tmp_path, oblique):
         mrhdata.read(tmp_path / "a.nii", kind="labels").compute()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sub-03_seg.nii.gz", "labels"),
+        ("annotation_25.nrrd", "labels"),
+        ("DSURQE_CCFv3_mask_200um.nrrd", "mask"),
+        ("mask.mha", "mask"),
+        ("sub-03_desc-seg_T1w.nii", "image"),
+        ("masked.nii", "image"),
+        ("25.nii", "image"),
+    ],
+)
+def test_whole_numbers_are_labels_by_the_name_of_their_file(tmp_path, name, kind):
+    """Where nobody says otherwise: then they are never interpolated. Fractions stay an image whatever the name."""
+    values = np.arange(24).reshape(2, 3, 4)
+    mrhdata.write(from_array(values.astype(np.int16), spacing=(1, 1, 1)), tmp_path / name)
+    assert mrhdata.read(tmp_path / name).attrs["kind"] == kind
+    assert mrhdata.read(tmp_path / name, kind="image").attrs["kind"] == "image"
+    mrhdata.write(from_array(values / 7, spacing=(1, 1, 1)), tmp_path / name, overwrite=True)
+    assert mrhdata.read(tmp_path / name).attrs["kind"] == "image"
+
+
 def test_what_a_format_cannot_hold(tmp_path):
     """Shear in MHA, complex in NRRD, time in NRRD: refused in one sentence."""
     sheared = oblique_affine()
