@@ -46,7 +46,8 @@ def parts_of(patches: Source, sizes: Sequence[float], by: str, guard: int | None
     ----------
     patches : Patches
     sizes : sequence of float
-        Share of each part: of the subjects, or of the axis.
+        Share of each part: of the subjects, or of each subject's patches along the axis (less those that a gap
+        takes), so that a mask leaves no part empty.
     by : {"subject", "z", "y", "x"}
     guard : int, optional
         Voxels that at least lie between patches of two parts, of input or target; the longest patch by
@@ -134,11 +135,11 @@ def _between(patches: Source, axis: int, guard: int | None, low: float, high: fl
     keep = np.zeros(len(patches.positions), dtype=bool)
     for number, streams in enumerate(patches.streams):
         rows = np.flatnonzero(patches.subject == number)
-        length = streams[0].grid.shape[axis]
-        # In voxels of the first stream; borders of the volume need no guard.
-        first = round(low * length) + (0 if low <= 0 else (gap + 1) // 2 if half else gap)
-        last = round(high * length) - (0 if high >= 1 else gap // 2 if half else gap)
         start, stop = _extent(streams, patches.positions[rows], axis)
+        # In voxels of the first stream; borders of the volume need no guard.
+        cuts = np.quantile((start + stop) / 2, [low, high]).round() if len(rows) else np.zeros(2)
+        first = cuts[0] + (0 if low <= 0 else (gap + 1) // 2 if half else gap)
+        last = cuts[1] - (0 if high >= 1 else gap // 2 if half else gap)
         inside = ((start >= first) | (low <= 0)) & ((stop <= last) | (high >= 1))
         keep[rows] = inside
     return np.flatnonzero(keep)

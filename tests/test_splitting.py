@@ -44,6 +44,15 @@ def test_blocks_keep_their_distance(length, guard, sizes, seed):
         a.check_leakage(b)
 
 
+def test_shares_are_of_patches_and_not_of_the_axis():
+    """A brain that fills the middle of its volume and tapers off is shared out as asked, save for the gaps."""
+    away = np.linalg.norm(np.indices((60, 30, 30)).T - [34, 15, 15], axis=-1).T
+    brain = volume((60, 30, 30)).copy(data=(away < 14).astype(np.uint8))
+    p = mrhdata.patches(volume((60, 30, 30)), shape=1, stride=1, where=brain)
+    counts = np.array([len(part) for part in p.split([0.6, 0.2, 0.2], by="z")])
+    np.testing.assert_allclose(counts / len(p), [0.6, 0.2, 0.2], atol=0.08)
+
+
 def test_the_guard_is_a_patch_unless_it_is_given():
     """The longest side of the patch lies between training and test."""
     p = mrhdata.patches(volume((60, 9, 8)), shape=(3, 5, 2), stride=1)
