@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeVar
 
-from mrhdata import formats
+from mrhdata import formats, sampling
 from mrhdata.catalog_build import parse_loosely, volumes_in
 from mrhdata.errors import DataError
 from mrhdata.segmenting import Case
@@ -68,6 +69,16 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
             some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             log.warning("left out for want of %s (%r): %s (%d)", name, pattern, some, len(lacking))
     return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
+
+
+Scan = TypeVar("Scan", bound=Case)
+
+
+def shared_out(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
+    """Whole persons for training, validation and test, in the given shares, at least one for each."""
+    split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
+    part_of = sampling.shared_out([case.person for case in cases], split, seed)
+    return {name: [case for case in cases if part_of[case.person] == name] for name in split}
 
 
 def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:

@@ -189,6 +189,41 @@ def test_from_two_files_to_a_report(tmp_path):
     assert not (tmp_path / "other.html").exists()
 
 
+def test_maps_from_a_folder_of_subjects(tmp_path):
+    """Train on brains, map and score those that were left out, on grids of their own; then map one with the network."""
+    rng = np.random.default_rng(0)
+    study, affine = tmp_path / "study", oblique_affine()
+    for who in range(4):
+        t2w = rng.random((12, 10, 14)).astype(np.float32)
+        coarse = np.diag([2.0, 2, 2, 1]) if who == 0 else np.eye(4)
+        coarse[:3, 3] = 0.5 if who == 0 else 0
+        histology = 300 - 50 * (t2w if who else t2w.reshape(6, 2, 5, 2, 7, 2).mean(axis=(1, 3, 5)))
+        volumes = {"T2w": (t2w, affine), "AF": (histology, affine @ coarse), "mask": ((t2w > 0.1).astype("u1"), affine)}
+        (study / f"sub-{who}").mkdir(parents=True)
+        for name, (values, where) in volumes.items():
+            mrhdata.write(from_array(values, affine=where), study / f"sub-{who}" / f"sub-{who}_{name}.nii.gz")
+    words = ["train-maps", tmp_path / "net", study, "--input", "t2w=T2w", "--histology", "AF", "--where", "mask"]
+    code, out, err = run(*words, "--blocks", 1, "--epochs", 6, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert sorted(f"{found['training']}, {found['validation']}, {found['test']}".split(", ")) == list("0123")
+    own = mrhdata.read(study / f"sub-{found['test']}" / f"sub-{found['test']}_T2w.nii.gz")
+    made = mrhdata.read(tmp_path / "net" / "maps" / f"sub-{found['test']}.nii.gz")
+    assert made.mrh.grid.same_as(own.mrh.grid)
+    (row,) = pd.read_csv(tmp_path / "net" / "scores.csv").itertuples()
+    assert row.correlation > 0.3
+    assert found["R2"] == {found["test"]: round(row.R2, 4)}
+    given = f"t2w={study / 'sub-0' / 'sub-0_T2w.nii.gz'}"
+    assert run("predict", tmp_path / "net" / "network", tmp_path / "m.nii.gz", given)[0] == 0
+    for more, sentence in (
+        (["--stride", 2], "holds another run"),
+        (["--input", "mask=mask"], "cannot be called so"),
+        (["--input", "flair=FLAIR"], "no file of"),
+    ):
+        code, _, err = run(*words, "--blocks", 1, "--epochs", 6, *more)
+        assert (code, sentence in err) == (2, True), err
+
+
 def test_labels_from_a_folder_of_subjects(tmp_path):
     """Train, score subjects that were left out, label one in another format; a second run is refused or goes on."""
     rng = np.random.default_rng(0)

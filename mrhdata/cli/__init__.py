@@ -20,6 +20,7 @@ from mrhdata.cli import (  # noqa: F401  (their commands)
     restoration,
     reviewing,
     scores,
+    studies,
     volumes,
     zoo,
 )

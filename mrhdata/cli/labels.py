@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from mrhdata.methods.segmentation import Recipe
     from mrhdata.segmenting import Case
 
-Inputs = Annotated[
-    list[str], typer.Option("--input", help="Pattern of file names, as CHANNEL=PATTERN; once for each channel.")
-]
-
 
 @command(
     "mrhdata train-labels gm-wm/ study/ --input 't1w=*T1w*' --labels '*seg*' --recipe tissue2d_0_0",
@@ -30,13 +26,13 @@ Inputs = Annotated[
 def train_labels(
     out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and the labels of the test subjects.")],
     folder: Annotated[Path, typer.Argument(help="Folder with files such as sub-01_T1w.nii.gz or sub-01_..._T1w.mnc.")],
-    inputs: Inputs,
+    inputs: words.Inputs,
     labels: Annotated[str, typer.Option(help="Pattern of the label volumes, such as '*seg*'.")],
     recipe: Annotated[
         str, typer.Option(help="unet, tissue2d_0_0 to tissue2d_4_0, dgm (QSM, published), dgm-aniso or dgm-unet.")
     ] = "unet",
     spacing_mm: words.SpacingMm = None,
-    shares: Annotated[str, typer.Option(help="Of training, validation and test subjects.")] = "0.7,0.15,0.15",
+    shares: words.Shares = "0.7,0.15,0.15",
     folds: Annotated[int | None, typer.Option(help="Cross-validate in so many folds instead.")] = None,
     epochs: words.Epochs = None,
     seed: words.Seed = 0,
@@ -50,7 +46,7 @@ def train_labels(
     from dataclasses import asdict
 
     from mrhdata import models
-    from mrhdata.cases import find_cases
+    from mrhdata.cases import find_cases, shared_out
     from mrhdata.crossvalidation import claim, cross_validate
     from mrhdata.methods import segmentation
 
@@ -71,7 +67,7 @@ def train_labels(
             table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
         words.answer(found | _summary(table), as_json)
         return
-    parts = _shared_out(cases, shares, seed)
+    parts = shared_out(cases, words.shares(shares), seed)
     claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
     with resumable():
         model = train(parts["training"], parts["validation"], out)
@@ -107,16 +103,6 @@ def _recipe(name: str, cases: Sequence[Case], spacing_mm: list[float] | None, ep
         return made
     changed = [tuple(replace(t, epochs=epochs, patience=epochs) for t in part) for part in (made.training, made.again)]
     return replace(made, training=changed[0], again=changed[1])
-
-
-def _shared_out(cases: Sequence[Case], shares: str, seed: int) -> dict[str, list[Case]]:
-    """Whole persons to each part, in the given shares, at least one to each."""
-    from mrhdata.sampling import shared_out
-
-    sizes = words.shares(shares)
-    split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
-    part_of = shared_out([case.person for case in cases], split, seed)
-    return {name: [case for case in cases if part_of[case.person] == name] for name in split}
 
 
 def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:

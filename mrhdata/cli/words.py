@@ -25,6 +25,12 @@ Memory = Annotated[str, typer.Option(help="What is held at once, such as '500 MB
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn at random.")]
 Epochs = Annotated[int | None, typer.Option(help="Those of the recipe by default.")]
+Inputs = Annotated[
+    list[str], typer.Option("--input", help="Pattern of file names, as CHANNEL=PATTERN; once for each channel.")
+]
+Shares = Annotated[str, typer.Option(help="Of training, validation and test.")]
+Stride = Annotated[int, typer.Option(help="Voxels from one patch to the next.")]
+Blocks = Annotated[int, typer.Option(help="Loop blocks of MRH-Net.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count what cannot be read as 0, and list it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -55,6 +55,7 @@ def fit(fixed: Picture, moving: Picture, model: str, start: Floats, search: Sear
     start : (4, 4) array
     search : Search
     """
+    fixed, moving = fixed.thick(), moving.thick()
     change = _MODELS[model]()
     change.SetCenter(lps.points(fixed.centre()).tolist())
     method = _method(fixed, moving, search)
@@ -78,6 +79,7 @@ def fit_splines(fixed: Picture, moving: Picture, start: Transform, search: Searc
 
     Rueckert et al. 1999, IEEE Trans. Med. Imaging 18:712; control points a seventh of the longest axis apart.
     """
+    fixed, moving = fixed.thick(), moving.thick()
     extent = np.array(fixed.grid.shape) * fixed.grid.spacing
     mesh = np.maximum(1, np.rint(extent / (extent.max() * _CONTROL_SHARE))).astype(int)
     picture = lps.image(fixed.values, fixed.grid)

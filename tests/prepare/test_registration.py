@@ -185,6 +185,16 @@ def test_spaces_are_those_of_the_volumes(lopsided):
         mrhdata.resample(atlas, lopsided, found)
 
 
+def test_slabs_of_three_slices_are_registered(lopsided):
+    """Their in-plane shift is found: ITK itself wants four voxels along every axis."""
+    slab = lopsided.isel(z=slice(lopsided.sizes["z"] // 2 - 1, lopsided.sizes["z"] // 2 + 2)).compute()
+    step = float(slab.mrh.spacing[2])
+    moved = slab.assign_coords(x=slab.x + 2 * step)
+    found = register(moved, slab, "rigid")
+    middle = slab.mrh.world((np.array(slab.shape) - 1) / 2)
+    np.testing.assert_allclose(found.points(middle)[:2] - middle[:2], [2 * step, 0], atol=0.3 * step)
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 3, 3), (2, 9, 5)])
 def test_tiny_volumes_are_registered_or_refused(shape):
     """A handful of voxels gives a finite transform or one of our errors, never a crash."""
