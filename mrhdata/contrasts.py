@@ -35,6 +35,9 @@ Bools = NDArray[np.bool_]
 _SHOWN = 20
 #: Percentiles of the histology at which AUC is shown.
 _PERCENTILES = tuple(range(5, 100, 5))
+#: With fewer voxels of one class the AUC of a region is luck, and the interval too short: resampled, a handful of
+#: voxels looks as certain as many.
+FEWEST_OF_A_CLASS = 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Sensitivity:
         ``contrast``, ``percentile``, ``threshold``, ``auc``: how the AUC depends on what is called positive.
     regions : pandas.DataFrame
         ``region``, ``contrast``, ``rows``, ``positives``, ``auc``, ``auc_low``, ``auc_high``; empty without
-        regions. A region with one class only has no AUC.
+        regions. A region with fewer than 20 voxels of one class, or in one block, has no AUC.
     threshold, positive, specificity, level, rows, positives, blocks, block_voxels
         What was scored: histology ``positive`` ("below" or "above") ``threshold`` in ``positives`` of
         ``rows`` voxels, intervals at ``level`` over ``blocks`` cubes of ``block_voxels`` (None where blocks
@@ -219,7 +222,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     where : mask volume, optional
         Voxels to use, for volumes.
     regions : label volume, or (n,) array-like beside a table, optional
-        AUC is given in each region too, but in 0.
+        AUC is given in each region too, but in 0 and where a class has fewer than 20 voxels.
     blocks : int or (n,) int array-like, optional
         The edge of the cubic blocks in voxels. By default three times the distance over which the
         histology's voxels are alike, as measured, but at least 27 blocks. For a table, the block of each
@@ -425,8 +428,9 @@ def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, boo
         here = test.region == region
         block = np.unique(test.block[here], return_inverse=True)[1]
         counts = {"rows": int(here.sum()), "positives": int(is_positive[here].sum())}
-        both = 0 < counts["positives"] < counts["rows"] and block.max() > 0
-        draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if both else None
+        fewest = min(counts["positives"], counts["rows"] - counts["positives"])
+        enough = fewest >= FEWEST_OF_A_CLASS and block.max() > 0
+        draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if enough else None
         for name, values in tested.items():
             row = {"region": int(region), "contrast": name} | counts
             scores = {"auc": np.nan, "auc_low": np.nan, "auc_high": np.nan}

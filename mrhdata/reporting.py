@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from mrhdata.contrasts import FEWEST_OF_A_CLASS
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
@@ -157,11 +158,14 @@ def readable(
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
     shown = table[["contrast", "model"]].copy()
     for score in scores:
-        shown[_HEADS[score]] = [
-            "" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]"
-            for e, low, high in zip(table[score], table[f"{score}_low"], table[f"{score}_high"], strict=True)
-        ]
+        shown[_HEADS[score]] = _cells(table, score)
     return shown
+
+
+def _cells(table: pd.DataFrame, score: str) -> list[str]:
+    """A score with its interval, row by row; empty where there is none."""
+    numbers = table[[score, f"{score}_low", f"{score}_high"]].to_numpy()
+    return ["" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in numbers]
 
 
 def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | None = None) -> list[Section]:
@@ -198,13 +202,21 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     text = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
     found.append(Section(f"{name}: comparisons", [text], compared))
     if len(result.regions):
-        columns = result.regions[["auc", "auc_low", "auc_high"]].to_numpy()
-        shown = ["one class only" if np.isnan(e) else f"{e:.3f} [{a:.3f}, {b:.3f}]" for e, a, b in columns]
-        wide = result.regions.assign(shown=shown)
-        wide = wide[wide["contrast"].isin(drawn)]
-        wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
-        found.append(Section(f"{name}: regions", ["AUC within each region."], wide.reset_index()))
+        found.append(_regions_section(name, result.regions, drawn))
     return found
+
+
+def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:
+    wide = regions.assign(shown=_cells(regions, "auc"))
+    wide = wide[wide["contrast"].isin(drawn)]
+    wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
+    text = ["AUC within each region."]
+    if regions["auc"].isna().any():
+        text.append(
+            f"A region has none where fewer than {FEWEST_OF_A_CLASS} of its voxels are positive or fewer than "
+            f"{FEWEST_OF_A_CLASS} are not, or where all lie in one block: so few rank well or badly by luck."
+        )
+    return Section(f"{name}: regions", text, wide.reset_index())
 
 
 def methods_text(name: str, result: Sensitivity) -> str:

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 import mrhdata
 from mrhdata.contrasts import Fit, row_blocks, sensitivity, voxel_table
 from mrhdata.errors import DataError, GridError
+from mrhdata.reporting import sensitivity_sections
 from mrhdata.volume import from_array
 
 from .conftest import oblique_affine
@@ -227,6 +228,24 @@ def test_regions():
     assert three.auc == pytest.approx(alone.table.set_index("contrast").auc["good"])
     assert three.auc_low < three.auc < three.auc_high
     assert found[found.region == 7].auc.isna().all()
+
+
+def test_regions_with_a_handful_of_one_class_have_no_auc():
+    """19 positives, or 19 that are not, rank perfectly by luck; 20 of each are enough. The page says why."""
+    region = np.repeat([1, 2, 3], 400)
+    truth = np.ones(1200)
+    # Spread over the blocks of each region.
+    truth[np.arange(19) * 20], truth[400:800], truth[400 + np.arange(19) * 20] = 0, 0, 1
+    truth[800 + np.arange(20) * 20] = 0
+    table = pd.DataFrame({"a": truth + np.linspace(0, 0.1, 1200)})
+    result = sensitivity(table, truth, threshold=0.5, blocks=row_blocks(1200, 20), regions=region, fits=[])
+    found = result.regions.set_index("region")
+    assert found.positives.to_dict() == {1: 19, 2: 381, 3: 20}
+    assert found[["auc", "auc_low", "auc_high"]].loc[[1, 2]].isna().all(axis=None)
+    assert found.auc[3] == 1
+    page = sensitivity_sections("AF", result)[-1]
+    assert page.table["a"].tolist() == ["", "", "1.000 [1.000, 1.000]"]
+    assert "fewer than 20 of its voxels are positive" in page.text[-1]
 
 
 def test_large_volumes_are_scored_on_a_lattice():
