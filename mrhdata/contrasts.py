@@ -69,7 +69,8 @@ class Sensitivity:
     ----------
     table : pandas.DataFrame
         One row per contrast and model, best AUC first: ``contrast``, ``model`` (``single``, ``prediction`` or
-        a fit's name), and, each with ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
+        a fit's name), ``in_sample`` (whether it was fitted on the very voxels that are scored), and, each with
+        ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
         ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``; ``information`` (mutual, in bits); ``adds``
         (partial correlation with the histology when all single contrasts are known; NaN for fits). Then the
         ``cut``, in the histology's units, that is best on the training rows, and ``cut_sensitivity`` and
@@ -107,12 +108,12 @@ class Sensitivity:
         shown = self.table.head(_SHOWN)
         lowest = min(0.5, float(shown["auc_low"].min()))
         rows = []
-        for _, row in shown.iterrows():
+        for model, (_, row) in zip(named_models(shown), shown.iterrows(), strict=True):
             cells = [
                 f"{row[s]:.3f} [{row[s + '_low']:.3f}, {row[s + '_high']:.3f}]" for s in ("auc", "sensitivity", "r2")
             ]
             line = notebook.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
-            rows.append([row["contrast"], row["model"], line, *cells, f"{row['rmse']:.4g}"])
+            rows.append([row["contrast"], model, line, *cells, f"{row['rmse']:.4g}"])
         at = f"sensitivity at {self.specificity:.0%} specificity"
         head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
         more = f"; {len(self.table) - _SHOWN} more in .table" if len(self.table) > _SHOWN else ""
@@ -180,6 +181,11 @@ class Sensitivity:
         held = self.table.set_index("contrast")[score]
         replicates = self._replicates[first][score] - self._replicates[second][score]
         return float(held[first] - held[second]), replicates
+
+
+def named_models(table: pd.DataFrame) -> list[str]:
+    """The models of a table as people read them: those that were fitted on what is scored say so."""
+    return [f"{m}, in-sample" if seen else m for m, seen in zip(table["model"], table["in_sample"], strict=True)]
 
 
 def sensitivity(  # noqa: PLR0913 (settings of one act)
@@ -282,7 +288,8 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         held[one.name] = samples
         cut = _cut(rows, one.values, sides)
         shown = _row(estimates, samples, bootstrap.level)
-        table.append({"contrast": one.name, "model": one.model, **shown, **cut})
+        seen = rows.in_sample and one.model != "prediction"
+        table.append({"contrast": one.name, "model": one.model, "in_sample": seen, **shown, **cut})
     _add_partial(table, held, candidates, rows.testing, test, draws, bootstrap.level)
     ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
     tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}

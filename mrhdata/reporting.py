@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from mrhdata.contrasts import FEWEST_OF_A_CLASS
+from mrhdata.contrasts import FEWEST_OF_A_CLASS, named_models
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
@@ -154,9 +154,12 @@ _HEADS = {
 def readable(
     result: Sensitivity, names: Sequence[str] | None = None, scores: Sequence[str] = ("auc", "r2", "rmse")
 ) -> pd.DataFrame:
-    """The table of a sensitivity analysis with each score and its interval in one cell."""
+    """The table of a sensitivity analysis with each score and its interval in one cell.
+
+    Models that were fitted on the very voxels that are scored say "in-sample".
+    """
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
-    shown = table[["contrast", "model"]].copy()
+    shown = table[["contrast"]].assign(model=named_models(table))
     for score in scores:
         shown[_HEADS[score]] = _cells(table, score)
     return shown
@@ -196,11 +199,17 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     ]
     scores = readable(result, scores=tuple(_HEADS))
     cuts = result.table[["cut", "cut_sensitivity", "cut_specificity"]].map(lambda v: f"{v:.3f}")
-    found = [Section(f"{name}: scores", [methods_text(name, result)], scores.join(cuts), figures)]
+    text = [methods_text(name, result)]
+    if result.table["in_sample"].any():
+        text.append(
+            "Models that are marked in-sample were fitted on the very voxels that they are scored on, so their scores "
+            "flatter them beside those of predictions; give training voxels (train=, --train or --parts) for fair ones."
+        )
+    found = [Section(f"{name}: scores", text, scores.join(cuts), figures)]
     best = str(result.table["contrast"].iloc[0])
     compared = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
-    text = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
-    found.append(Section(f"{name}: comparisons", [text], compared))
+    paired = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
+    found.append(Section(f"{name}: comparisons", [paired], compared))
     if len(result.regions):
         found.append(_regions_section(name, result.regions, drawn))
     return found
@@ -227,16 +236,17 @@ def methods_text(name: str, result: Sensitivity) -> str:
             f"{result.blocks} cubes of {result.block_voxels} voxels (three times the distance at which the "
             "histology's correlation falls to 0.1, where that leaves 27)"
         )
+    where = "the voxels that are scored" if result.table["in_sample"].any() else "training voxels, none of which are scored"
     return (
         f"{result.rows} voxels were scored against {name}; the {result.positives} {result.positive} "
         f"{result.threshold:.4g} counted as positive. Single contrasts were fitted to the histology by a straight "
-        "line, polynomial models by least squares, on training voxels where these were set apart. We give the area "
+        f"line, polynomial models by least squares, on {where}. We give the area "
         f"under the ROC curve (AUC), sensitivity at a specificity of {result.specificity:.0%}, the partial area above "
         "it (McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (up to 32 bins of equal numbers) and, "
         "for what a contrast adds, its partial correlation with the histology when the other single contrasts are "
         f"known. Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
         "(Hesterberg 2015) and for what is alike across their faces. Cuts are those of the largest Youden index on "
-        "training voxels."
+        f"{where}."
     )
 
 

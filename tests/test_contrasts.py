@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 import mrhdata
 from mrhdata.contrasts import Fit, row_blocks, sensitivity, voxel_table
 from mrhdata.errors import DataError, GridError
-from mrhdata.reporting import sensitivity_sections
+from mrhdata.reporting import readable, sensitivity_sections
 from mrhdata.volume import from_array
 
 from .conftest import oblique_affine
@@ -208,6 +208,30 @@ def test_cuts_come_from_training_rows():
     assert row.cut == 50
     assert row.cut_sensitivity == 1
     assert row.cut_specificity == pytest.approx(50 / 80)
+
+
+def test_fits_that_have_seen_what_is_scored_say_so():
+    """In the table, its readable form, notebooks and the report; not predictions, nor where voxels were set apart."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(400)
+    table = pd.DataFrame({"a": truth + rng.random(400)})
+    given = {"threshold": 0.4, "blocks": row_blocks(400, 20), "predictions": {"map": truth + rng.random(400) / 2}}
+    everywhere = sensitivity(table, truth, **given)
+    apart = sensitivity(table, truth, **given, train=np.arange(400) < 200)
+    seen = everywhere.table.set_index("contrast").in_sample
+    assert seen.to_dict() == {"map": False, "a": True, "linear": True, "quadratic": True}
+    assert set(everywhere.table.model) == {"prediction", "single", "linear", "quadratic"}
+    models = set(readable(everywhere).model)
+    assert models == {"prediction", "single, in-sample", "linear, in-sample", "quadratic, in-sample"}
+    assert "linear, in-sample" in everywhere._repr_html_()
+    text = " ".join(sensitivity_sections("AF", everywhere)[0].text)
+    assert "fitted on the very voxels" in text
+    assert "Youden index on the voxels that are scored." in text
+    assert "training voxels," not in text
+    assert not apart.table.in_sample.any()
+    text = " ".join(sensitivity_sections("AF", apart)[0].text)
+    assert "in-sample" not in text + apart._repr_html_() + str(readable(apart))
+    assert "Youden index on training voxels, none of which are scored." in text
 
 
 def test_regions():
