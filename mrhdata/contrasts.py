@@ -31,8 +31,8 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-#: Rows that a notebook shows.
-_SHOWN = 20
+#: Rows that a notebook shows, and a terminal.
+_SHOWN, _PRINTED = 20, 8
 #: Percentiles of the histology at which AUC is shown.
 _PERCENTILES = tuple(range(5, 100, 5))
 #: With fewer voxels of one class the AUC of a region is luck, and the interval too short: resampled, a handful of
@@ -86,6 +86,8 @@ class Sensitivity:
         What was scored: histology ``positive`` ("below" or "above") ``threshold`` in ``positives`` of
         ``rows`` voxels, intervals at ``level`` over ``blocks`` cubes of ``block_voxels`` (None where blocks
         were given).
+    in_sample : bool
+        No training voxels were set apart: fits, cuts and directions are of the voxels that are scored.
     """
 
     table: pd.DataFrame
@@ -100,28 +102,37 @@ class Sensitivity:
     positives: int
     blocks: int
     block_voxels: int | None
+    in_sample: bool
     _replicates: dict[str, dict[str, Floats]] = field(repr=False)
+
+    def __repr__(self) -> str:
+        shown = self.table.head(_PRINTED)
+        printed = shown[["contrast"]].assign(model=named_models(shown))
+        for score, name in (("auc", "AUC"), ("r2", "R2"), ("adds", "adds")):
+            printed[name] = cells(shown, score)
+        return "\n".join([self._title(), printed.to_string(index=False), self._note(_PRINTED)])
+
+    def _title(self) -> str:
+        side = f"histology {self.positive} {self.threshold:.4g}"
+        return f"{self.positives:,} of {self.rows:,} voxels are positive: {side}"
+
+    def _note(self, shown: int) -> str:
+        more = f"; {len(self.table) - shown} more in .table" if len(self.table) > shown else ""
+        return f"{self.level:.0%} intervals over {self.blocks} blocks{more}"
 
     def _repr_html_(self) -> str:
         from mrhdata import notebook
 
         shown = self.table.head(_SHOWN)
+        columns = [cells(shown, score) for score in ("auc", "sensitivity", "r2")]
         lowest = min(0.5, float(shown["auc_low"].min()))
         rows = []
-        for model, (_, row) in zip(named_models(shown), shown.iterrows(), strict=True):
-            cells = [
-                f"{row[s]:.3f} [{row[s + '_low']:.3f}, {row[s + '_high']:.3f}]" for s in ("auc", "sensitivity", "r2")
-            ]
+        for model, (_, row), *scores in zip(named_models(shown), shown.iterrows(), *columns, strict=True):
             line = notebook.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
-            rows.append([row["contrast"], model, line, *cells, f"{row['rmse']:.4g}"])
+            rows.append([row["contrast"], model, line, *scores, f"{row['rmse']:.4g}"])
         at = f"sensitivity at {self.specificity:.0%} specificity"
         head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
-        more = f"; {len(self.table) - _SHOWN} more in .table" if len(self.table) > _SHOWN else ""
-        return notebook.block(
-            f"{self.positives:,} of {self.rows:,} voxels are positive: histology {self.positive} {self.threshold:.4g}",
-            notebook.table(head, rows),
-            note=f"{self.level:.0%} intervals over {self.blocks} blocks{more}",
-        )
+        return notebook.block(self._title(), notebook.table(head, rows), note=self._note(_SHOWN))
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
         """`score` of `first` less that of `second`, resampled together (a paired interval).
@@ -186,6 +197,12 @@ class Sensitivity:
 def named_models(table: pd.DataFrame) -> list[str]:
     """The models of a table as people read them: those that were fitted on what is scored say so."""
     return [f"{m}, in-sample" if seen else m for m, seen in zip(table["model"], table["in_sample"], strict=True)]
+
+
+def cells(table: pd.DataFrame, score: str) -> list[str]:
+    """A score of a table with its interval, row by row; empty where there is none."""
+    numbers = table[[score, f"{score}_low", f"{score}_high"]].to_numpy()
+    return ["" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in numbers]
 
 
 def sensitivity(  # noqa: PLR0913 (settings of one act)
@@ -307,6 +324,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         int(is_positive.sum()),
         draws.shape[1],
         rows.edge,
+        rows.in_sample,
         _replicates=held,
     )
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
-import numpy as np
 import pandas as pd
 
-from mrhdata.contrasts import FEWEST_OF_A_CLASS, named_models
+from mrhdata.contrasts import FEWEST_OF_A_CLASS, cells, named_models
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
@@ -161,14 +160,8 @@ def readable(
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
     shown = table[["contrast"]].assign(model=named_models(table))
     for score in scores:
-        shown[_HEADS[score]] = _cells(table, score)
+        shown[_HEADS[score]] = cells(table, score)
     return shown
-
-
-def _cells(table: pd.DataFrame, score: str) -> list[str]:
-    """A score with its interval, row by row; empty where there is none."""
-    numbers = table[[score, f"{score}_low", f"{score}_high"]].to_numpy()
-    return ["" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in numbers]
 
 
 def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | None = None) -> list[Section]:
@@ -216,7 +209,7 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
 
 
 def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:
-    wide = regions.assign(shown=_cells(regions, "auc"))
+    wide = regions.assign(shown=cells(regions, "auc"))
     wide = wide[wide["contrast"].isin(drawn)]
     wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
     text = ["AUC within each region."]
@@ -236,7 +229,7 @@ def methods_text(name: str, result: Sensitivity) -> str:
             f"{result.blocks} cubes of {result.block_voxels} voxels (three times the distance at which the "
             "histology's correlation falls to 0.1, where that leaves 27)"
         )
-    where = "the voxels that are scored" if result.table["in_sample"].any() else "training voxels, none of which are scored"
+    where = "the voxels that are scored" if result.in_sample else "training voxels, none of which are scored"
     return (
         f"{result.rows} voxels were scored against {name}; the {result.positives} {result.positive} "
         f"{result.threshold:.4g} counted as positive. Single contrasts were fitted to the histology by a straight "

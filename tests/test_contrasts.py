@@ -1,5 +1,7 @@
 """Sensitivity of contrasts, on tables and volumes, and the published figures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -228,10 +230,30 @@ def test_fits_that_have_seen_what_is_scored_say_so():
     assert "fitted on the very voxels" in text
     assert "Youden index on the voxels that are scored." in text
     assert "training voxels," not in text
+    # A prediction alone has seen nothing, but its cut is of what is scored.
+    alone = sensitivity(pd.DataFrame(index=table.index), truth, **given, fits=[])
+    (text,) = sensitivity_sections("AF", alone)[0].text
+    assert "Youden index on the voxels that are scored." in text
     assert not apart.table.in_sample.any()
     text = " ".join(sensitivity_sections("AF", apart)[0].text)
     assert "in-sample" not in text + apart._repr_html_() + str(readable(apart))
     assert "Youden index on training voxels, none of which are scored." in text
+
+
+def test_a_result_prints_in_a_few_lines():
+    """The best contrasts with their intervals and what was scored, not the arrays of the curves."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(400)
+    table = pd.DataFrame({f"c{i}": truth + rng.normal(0, 0.1 + 0.1 * i, 400) for i in range(9)})
+    result = sensitivity(table, truth, threshold=0.4, blocks=row_blocks(400, 20), fits=[])
+    title, head, first, *_, note = lines = str(result).splitlines()
+    assert title == f"{result.positives} of 400 voxels are positive: histology below 0.4"
+    assert head.split() == ["contrast", "model", "AUC", "R2", "adds"]
+    best = result.table.iloc[0]
+    assert f"{best.contrast} single, in-sample {best.auc:.3f} [{best.auc_low:.3f}" in re.sub(" +", " ", first)
+    assert note == "95% intervals over 20 blocks; 1 more in .table"
+    assert len(lines) == 11
+    assert max(map(len, lines)) < 120
 
 
 def test_regions():

@@ -75,6 +75,18 @@ def test_training_curve_shows_every_epoch():
         training_curve(History())
 
 
+def test_a_history_prints_in_three_lines():
+    """Epochs, seconds, the best one and its error; not every number."""
+    history = History(training=[3, 2, 1], validation=[4, 2, 3], rmse=[40, 20, 30], best_epoch=1, seconds=12.34)
+    assert str(history).splitlines() == [
+        "3 epochs in 12.3 s",
+        "best: epoch 2, on the validation part loss 2, RMSE 20",
+        "last: training loss 1, validation loss 3",
+    ]
+    assert "mean Dice 0.5" in repr(History(training=[3], validation=[4], dice=[0.5], best_epoch=0))
+    assert str(History()) == "no epoch yet"
+
+
 def test_page_is_self_contained(tmp_path):
     """One file, nothing fetched, every picture with a text, every value escaped."""
     table = pd.DataFrame({"<a>": np.linspace(0, 1, 40)})
