@@ -100,7 +100,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
 
 
 def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Write the same text and tables as Markdown, without the figures.
+    """Write the same text and tables as Markdown, which names the figures of the HTML page.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Text and tables as Markdown.
+    """Text and tables as Markdown; of figures, which are only in the HTML page, what they show.
 
     Examples
     --------
@@ -127,6 +127,8 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
         if section.table is not None:
             rows = [list(section.table.columns), ["---"] * section.table.shape[1], *section.table.values.tolist()]
             lines += ["", *("| " + " | ".join(str(value) for value in row) + " |" for row in rows)]
+        if section.figures:
+            lines += ["", "Pictures, in the HTML page:", "", *(f"- {shown}" for _, shown in section.figures)]
     return "\n".join(lines) + "\n"
 
 
@@ -187,7 +189,8 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
         (threshold_curves(result, drawn), "AUC by the percentile of the histology that divides positive from negative"),
         (
             bars(result.table[result.table["contrast"].isin(drawn)], "contrast", "adds"),
-            "What each adds to the other single contrasts: partial correlation with the histology",
+            "What each adds to the other single contrasts: adds is its correlation with the histology, from -1 to 1, "
+            "when the others are known; near 0 it tells nothing that they do not",
         ),
     ]
     scores = readable(result, scores=tuple(_HEADS))
@@ -264,10 +267,19 @@ def training_section(folder: str | os.PathLike[str]) -> Section:
     return Section("Training", [text], table, [(training_curve(history), "Loss and validation RMSE by epoch")])
 
 
+#: Column of the tables of :mod:`mrhdata.robustness` -> what a bar says.
+_MEANINGS = {
+    "contribution": "The contribution of an input is its share of all these changes, which add up to 1: the larger, "
+    "the more the map follows that input.",
+    "auc_loss": "The AUC loss of an input says by how much the map's AUC falls without what that input alone "
+    "tells; near 0 the network does not need it.",
+}
+
+
 def contribution_section(tables: Mapping[str, pd.DataFrame]) -> Section:
     """Bars of what the inputs of a network contribute, from the tables of :mod:`mrhdata.robustness`."""
     figures = []
     for name, table in tables.items():
-        value = next(c for c in ("contribution", "auc_loss") if c in table)
-        figures.append((bars(table.head(30), "input", value), name))
+        value = next(c for c in _MEANINGS if c in table)
+        figures.append((bars(table.head(30), "input", value), f"{name}. {_MEANINGS[value]}"))
     return Section("What the network lives on", ["The thirty largest of each."], figures=figures)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import mrhdata
 from mrhdata.contrasts import row_blocks, sensitivity
 from mrhdata.errors import DataError, GridError
-from mrhdata.reporting import Section, readable, write_page
+from mrhdata.reporting import Section, as_markdown, contribution_section, readable, sensitivity_sections, write_page
 from mrhdata.training import History
 from mrhdata.viewing import montage, roc_curves, slices, training_curve
 from mrhdata.volume import from_array
@@ -139,6 +139,27 @@ def test_a_history_prints_in_three_lines():
     ]
     assert "mean Dice 0.5" in repr(History(training=[3], validation=[4], dice=[0.5], best_epoch=0))
     assert str(History()) == "no epoch yet"
+
+
+def test_markdown_says_where_its_pictures_are():
+    """A section of pictures alone is no empty heading."""
+    lines = as_markdown("T", [Section("Volumes", figures=[(Figure(), "t2w, af")]), Section("B", ["b"])]).splitlines()
+    assert lines == [
+        "# T", "", "## Volumes", "", "Pictures, in the HTML page:", "", "- t2w, af", "", "## B", "", "b"
+    ]  # fmt: skip
+
+
+def test_figures_say_what_their_bars_are():
+    """Contribution, AUC loss and what a contrast adds, each where it is drawn."""
+    tables = {"noise": {"contribution": [0.7, 0.3]}, "shuffled": {"auc_loss": [0.2, 0.1]}}
+    section = contribution_section({k: pd.DataFrame({"input": ["a", "b"]} | v) for k, v in tables.items()})
+    first, second = (shown for _, shown in section.figures)
+    assert first.startswith("noise. The contribution of an input is")
+    assert second.startswith("shuffled. The AUC loss of an input says")
+    table = pd.DataFrame({"a": np.linspace(0, 1, 40), "b": np.cos(np.arange(40))})
+    result = sensitivity(table, table["a"], threshold=0.5, blocks=row_blocks(40, 4), fits=[])
+    *_, (_, adds) = sensitivity_sections("AF", result)[0].figures
+    assert "adds is its correlation with the histology, from -1 to 1" in adds
 
 
 def test_page_is_self_contained(tmp_path):
