@@ -43,7 +43,7 @@ def held_out(brains, test, stain):
     place = pd.DataFrame({"block": blocks(voxels)})
     result = sensitivity(place, truth, threshold=limit, positive=side, fits=(), predictions={"map": answer})
     row = {"stain": stain, "subject": test + 1, "threshold": limit, "voxels": result.rows, "patches": len(train)}
-    return row | {k: float(v) for k, v in result.table.iloc[0].items() if k not in ("contrast", "model")}
+    return row | {k: float(v) for k, v in result.table.iloc[0].items() if k not in ("contrast", "model", "in_sample")}
 
 
 def text(result):

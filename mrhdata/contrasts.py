@@ -31,10 +31,13 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-#: Rows that a notebook shows.
-_SHOWN = 20
+#: Rows that a notebook shows, and a terminal.
+_SHOWN, _PRINTED = 20, 8
 #: Percentiles of the histology at which AUC is shown.
 _PERCENTILES = tuple(range(5, 100, 5))
+#: With fewer voxels of one class the AUC of a region is luck, and the interval too short: resampled, a handful of
+#: voxels looks as certain as many.
+FEWEST_OF_A_CLASS = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Sensitivity:
     ----------
     table : pandas.DataFrame
         One row per contrast and model, best AUC first: ``contrast``, ``model`` (``single``, ``prediction`` or
-        a fit's name), and, each with ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
+        a fit's name), ``in_sample`` (whether it was fitted on the very voxels that are scored), and, each with
+        ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
         ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``; ``information`` (mutual, in bits); ``adds``
         (partial correlation with the histology when all single contrasts are known; NaN for fits). Then the
         ``cut``, in the histology's units, that is best on the training rows, and ``cut_sensitivity`` and
@@ -77,11 +81,13 @@ class Sensitivity:
         ``contrast``, ``percentile``, ``threshold``, ``auc``: how the AUC depends on what is called positive.
     regions : pandas.DataFrame
         ``region``, ``contrast``, ``rows``, ``positives``, ``auc``, ``auc_low``, ``auc_high``; empty without
-        regions. A region with one class only has no AUC.
+        regions. A region with fewer than 20 voxels of one class, or in one block, has no AUC.
     threshold, positive, specificity, level, rows, positives, blocks, block_voxels
         What was scored: histology ``positive`` ("below" or "above") ``threshold`` in ``positives`` of
         ``rows`` voxels, intervals at ``level`` over ``blocks`` cubes of ``block_voxels`` (None where blocks
         were given).
+    in_sample : bool
+        No training voxels were set apart: fits, cuts and directions are of the voxels that are scored.
     """
 
     table: pd.DataFrame
@@ -96,28 +102,37 @@ class Sensitivity:
     positives: int
     blocks: int
     block_voxels: int | None
+    in_sample: bool
     _replicates: dict[str, dict[str, Floats]] = field(repr=False)
+
+    def __repr__(self) -> str:
+        shown = self.table.head(_PRINTED)
+        printed = shown[["contrast"]].assign(model=named_models(shown))
+        for score, name in (("auc", "AUC"), ("r2", "R2"), ("adds", "adds")):
+            printed[name] = cells(shown, score)
+        return "\n".join([self._title(), printed.to_string(index=False), self._note(_PRINTED)])
+
+    def _title(self) -> str:
+        side = f"histology {self.positive} {self.threshold:.4g}"
+        return f"{self.positives:,} of {self.rows:,} voxels are positive: {side}"
+
+    def _note(self, shown: int) -> str:
+        more = f"; {len(self.table) - shown} more in .table" if len(self.table) > shown else ""
+        return f"{self.level:.0%} intervals over {self.blocks} blocks{more}"
 
     def _repr_html_(self) -> str:
         from mrhdata import notebook
 
         shown = self.table.head(_SHOWN)
+        columns = [cells(shown, score) for score in ("auc", "sensitivity", "r2")]
         lowest = min(0.5, float(shown["auc_low"].min()))
         rows = []
-        for _, row in shown.iterrows():
-            cells = [
-                f"{row[s]:.3f} [{row[s + '_low']:.3f}, {row[s + '_high']:.3f}]" for s in ("auc", "sensitivity", "r2")
-            ]
+        for model, (_, row), *scores in zip(named_models(shown), shown.iterrows(), *columns, strict=True):
             line = notebook.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
-            rows.append([row["contrast"], row["model"], line, *cells, f"{row['rmse']:.4g}"])
+            rows.append([row["contrast"], model, line, *scores, f"{row['rmse']:.4g}"])
         at = f"sensitivity at {self.specificity:.0%} specificity"
         head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
-        more = f"; {len(self.table) - _SHOWN} more in .table" if len(self.table) > _SHOWN else ""
-        return notebook.block(
-            f"{self.positives:,} of {self.rows:,} voxels are positive: histology {self.positive} {self.threshold:.4g}",
-            notebook.table(head, rows),
-            note=f"{self.level:.0%} intervals over {self.blocks} blocks{more}",
-        )
+        return notebook.block(self._title(), notebook.table(head, rows), note=self._note(_SHOWN))
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
         """`score` of `first` less that of `second`, resampled together (a paired interval).
@@ -179,6 +194,17 @@ class Sensitivity:
         return float(held[first] - held[second]), replicates
 
 
+def named_models(table: pd.DataFrame) -> list[str]:
+    """The models of a table as people read them: those that were fitted on what is scored say so."""
+    return [f"{m}, in-sample" if seen else m for m, seen in zip(table["model"], table["in_sample"], strict=True)]
+
+
+def cells(table: pd.DataFrame, score: str) -> list[str]:
+    """A score of a table with its interval, row by row; empty where there is none."""
+    numbers = table[[score, f"{score}_low", f"{score}_high"]].to_numpy()
+    return ["" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in numbers]
+
+
 def sensitivity(  # noqa: PLR0913 (settings of one act)
     contrasts: pd.DataFrame | Mapping[str, Any],
     histology: Any,
@@ -219,7 +245,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     where : mask volume, optional
         Voxels to use, for volumes.
     regions : label volume, or (n,) array-like beside a table, optional
-        AUC is given in each region too, but in 0.
+        AUC is given in each region too, but in 0 and where a class has fewer than 20 voxels.
     blocks : int or (n,) int array-like, optional
         The edge of the cubic blocks in voxels. By default three times the distance over which the
         histology's voxels are alike, as measured, but at least 27 blocks. For a table, the block of each
@@ -279,7 +305,8 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         held[one.name] = samples
         cut = _cut(rows, one.values, sides)
         shown = _row(estimates, samples, bootstrap.level)
-        table.append({"contrast": one.name, "model": one.model, **shown, **cut})
+        seen = rows.in_sample and one.model != "prediction"
+        table.append({"contrast": one.name, "model": one.model, "in_sample": seen, **shown, **cut})
     _add_partial(table, held, candidates, rows.testing, test, draws, bootstrap.level)
     ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
     tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}
@@ -297,6 +324,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         int(is_positive.sum()),
         draws.shape[1],
         rows.edge,
+        rows.in_sample,
         _replicates=held,
     )
 
@@ -425,8 +453,9 @@ def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, boo
         here = test.region == region
         block = np.unique(test.block[here], return_inverse=True)[1]
         counts = {"rows": int(here.sum()), "positives": int(is_positive[here].sum())}
-        both = 0 < counts["positives"] < counts["rows"] and block.max() > 0
-        draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if both else None
+        fewest = min(counts["positives"], counts["rows"] - counts["positives"])
+        enough = fewest >= FEWEST_OF_A_CLASS and block.max() > 0
+        draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if enough else None
         for name, values in tested.items():
             row = {"region": int(region), "contrast": name} | counts
             scores = {"auc": np.nan, "auc_low": np.nan, "auc_high": np.nan}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
-import numpy as np
 import pandas as pd
 
+from mrhdata.contrasts import FEWEST_OF_A_CLASS, cells, named_models
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
@@ -100,7 +100,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
 
 
 def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Write the same text and tables as Markdown, without the figures.
+    """Write the same text and tables as Markdown, which names the figures of the HTML page.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Text and tables as Markdown.
+    """Text and tables as Markdown; of figures, which are only in the HTML page, what they show.
 
     Examples
     --------
@@ -127,6 +127,8 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
         if section.table is not None:
             rows = [list(section.table.columns), ["---"] * section.table.shape[1], *section.table.values.tolist()]
             lines += ["", *("| " + " | ".join(str(value) for value in row) + " |" for row in rows)]
+        if section.figures:
+            lines += ["", "Pictures, in the HTML page:", "", *(f"- {shown}" for _, shown in section.figures)]
     return "\n".join(lines) + "\n"
 
 
@@ -153,14 +155,14 @@ _HEADS = {
 def readable(
     result: Sensitivity, names: Sequence[str] | None = None, scores: Sequence[str] = ("auc", "r2", "rmse")
 ) -> pd.DataFrame:
-    """The table of a sensitivity analysis with each score and its interval in one cell."""
+    """The table of a sensitivity analysis with each score and its interval in one cell.
+
+    Models that were fitted on the very voxels that are scored say "in-sample".
+    """
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
-    shown = table[["contrast", "model"]].copy()
+    shown = table[["contrast"]].assign(model=named_models(table))
     for score in scores:
-        shown[_HEADS[score]] = [
-            "" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]"
-            for e, low, high in zip(table[score], table[f"{score}_low"], table[f"{score}_high"], strict=True)
-        ]
+        shown[_HEADS[score]] = cells(table, score)
     return shown
 
 
@@ -187,24 +189,39 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
         (threshold_curves(result, drawn), "AUC by the percentile of the histology that divides positive from negative"),
         (
             bars(result.table[result.table["contrast"].isin(drawn)], "contrast", "adds"),
-            "What each adds to the other single contrasts: partial correlation with the histology",
+            "What each adds to the other single contrasts: adds is its correlation with the histology, from -1 to 1, "
+            "when the others are known; near 0 it tells nothing that they do not",
         ),
     ]
     scores = readable(result, scores=tuple(_HEADS))
     cuts = result.table[["cut", "cut_sensitivity", "cut_specificity"]].map(lambda v: f"{v:.3f}")
-    found = [Section(f"{name}: scores", [methods_text(name, result)], scores.join(cuts), figures)]
+    text = [methods_text(name, result)]
+    if result.table["in_sample"].any():
+        text.append(
+            "Models that are marked in-sample were fitted on the very voxels that they are scored on, so their scores "
+            "flatter them beside those of predictions; give training voxels (train=, --train or --parts) for fair ones."
+        )
+    found = [Section(f"{name}: scores", text, scores.join(cuts), figures)]
     best = str(result.table["contrast"].iloc[0])
     compared = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
-    text = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
-    found.append(Section(f"{name}: comparisons", [text], compared))
+    paired = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
+    found.append(Section(f"{name}: comparisons", [paired], compared))
     if len(result.regions):
-        columns = result.regions[["auc", "auc_low", "auc_high"]].to_numpy()
-        shown = ["one class only" if np.isnan(e) else f"{e:.3f} [{a:.3f}, {b:.3f}]" for e, a, b in columns]
-        wide = result.regions.assign(shown=shown)
-        wide = wide[wide["contrast"].isin(drawn)]
-        wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
-        found.append(Section(f"{name}: regions", ["AUC within each region."], wide.reset_index()))
+        found.append(_regions_section(name, result.regions, drawn))
     return found
+
+
+def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:
+    wide = regions.assign(shown=cells(regions, "auc"))
+    wide = wide[wide["contrast"].isin(drawn)]
+    wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
+    text = ["AUC within each region."]
+    if regions["auc"].isna().any():
+        text.append(
+            f"A region has none where fewer than {FEWEST_OF_A_CLASS} of its voxels are positive or fewer than "
+            f"{FEWEST_OF_A_CLASS} are not, or where all lie in one block: so few rank well or badly by luck."
+        )
+    return Section(f"{name}: regions", text, wide.reset_index())
 
 
 def methods_text(name: str, result: Sensitivity) -> str:
@@ -215,16 +232,17 @@ def methods_text(name: str, result: Sensitivity) -> str:
             f"{result.blocks} cubes of {result.block_voxels} voxels (three times the distance at which the "
             "histology's correlation falls to 0.1, where that leaves 27)"
         )
+    where = "the voxels that are scored" if result.in_sample else "training voxels, none of which are scored"
     return (
         f"{result.rows} voxels were scored against {name}; the {result.positives} {result.positive} "
         f"{result.threshold:.4g} counted as positive. Single contrasts were fitted to the histology by a straight "
-        "line, polynomial models by least squares, on training voxels where these were set apart. We give the area "
+        f"line, polynomial models by least squares, on {where}. We give the area "
         f"under the ROC curve (AUC), sensitivity at a specificity of {result.specificity:.0%}, the partial area above "
         "it (McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (up to 32 bins of equal numbers) and, "
         "for what a contrast adds, its partial correlation with the histology when the other single contrasts are "
         f"known. Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
         "(Hesterberg 2015) and for what is alike across their faces. Cuts are those of the largest Youden index on "
-        "training voxels."
+        f"{where}."
     )
 
 
@@ -249,10 +267,19 @@ def training_section(folder: str | os.PathLike[str]) -> Section:
     return Section("Training", [text], table, [(training_curve(history), "Loss and validation RMSE by epoch")])
 
 
+#: Column of the tables of :mod:`mrhdata.robustness` -> what a bar says.
+_MEANINGS = {
+    "contribution": "The contribution of an input is its share of all these changes, which add up to 1: the larger, "
+    "the more the map follows that input.",
+    "auc_loss": "The AUC loss of an input says by how much the map's AUC falls without what that input alone "
+    "tells; near 0 the network does not need it.",
+}
+
+
 def contribution_section(tables: Mapping[str, pd.DataFrame]) -> Section:
     """Bars of what the inputs of a network contribute, from the tables of :mod:`mrhdata.robustness`."""
     figures = []
     for name, table in tables.items():
-        value = next(c for c in ("contribution", "auc_loss") if c in table)
-        figures.append((bars(table.head(30), "input", value), name))
+        value = next(c for c in _MEANINGS if c in table)
+        figures.append((bars(table.head(30), "input", value), f"{name}. {_MEANINGS[value]}"))
     return Section("What the network lives on", ["The thirty largest of each."], figures=figures)

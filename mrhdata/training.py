@@ -138,6 +138,20 @@ class History:
     dice: list[float] = field(default_factory=list)
     waited: float = 0.0
 
+    def __repr__(self) -> str:
+        if not self.validation:
+            return "no epoch yet"
+        best = self.best_epoch
+        named = {"loss": self.validation, "RMSE": self.rmse, "mean Dice": self.dice}
+        scores = ", ".join(f"{name} {values[best]:.4g}" for name, values in named.items() if values)
+        count = len(self.validation)
+        lines = [
+            f"{count} epoch{'s' if count > 1 else ''} in {self.seconds:.1f} s",
+            f"best: epoch {best + 1}, on the validation part {scores}",
+            f"last: training loss {self.training[-1]:.4g}, validation loss {self.validation[-1]:.4g}",
+        ]
+        return "\n".join(lines)
+
 
 def fit(
     model: nn.Module,

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, FormatError, GridError
@@ -27,6 +32,10 @@ if TYPE_CHECKING:
 _PLANES = {"axial": ("z", "y", "x"), "coronal": ("y", "z", "x"), "sagittal": ("x", "z", "y")}
 #: Axes of pictures are thinned to at most this many voxels.
 _MOST_VOXELS = 600
+#: Colours of labels: the strong ones before the light ones, so that neighbouring ids differ; no grey, which images are.
+_COLOURS = [colormaps["tab20"].colors[i + light] for light in (0, 1) for i in (0, 2, 4, 12, 10, 18, 6, 8, 16)]  # type: ignore[attr-defined]
+#: Of letters and scale bars, on white as on black.
+_INK = "#c60"
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -40,7 +49,7 @@ def slices(
     """Axial, coronal and sagittal slices of co-registered volumes through one world point.
 
     Superior and anterior point up, right (or, sagittal, anterior) points right, however the volumes
-    are stored; letters at the edges say where they point. The grey window goes from one percentile
+    are stored; letters beside them say where they point. The grey window goes from one percentile
     of a volume to another; labels have a colour each.
 
     Parameters
@@ -83,15 +92,15 @@ def slices(
     # Rows as high as what they show, but never too low for the letters.
     wide = max(extent["x"], extent["y"])
     heights = [max(extent[up], 0.2 * wide) for _, up, _ in _PLANES.values()]
-    size = (2.6 * len(columns), 0.4 + 2.6 * sum(heights) / wide)
+    size = (2.9 * len(columns), 1.3 + 2.6 * sum(heights) / wide)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     axes = figure.subplots(len(_PLANES), len(columns), squeeze=False, height_ratios=heights)
     for column, shown in enumerate(columns):
         for row, plane in enumerate(_PLANES):
             for i, (name, volume) in enumerate(shown.items()):
-                _panel(axes[row, column], volume, plane, point, looks[name], like=first if i else None)
+                _panel(axes[row, column], volume, plane, point, looks[name], like=first if i else None, marked=not i)
                 if not row and not i:
-                    axes[0, column].set_title(" + ".join(shown) if overlay else name, fontsize=10)
+                    axes[0, column].set_title(" + ".join(shown) if overlay else name, fontsize=10, pad=14)
     return figure
 
 
@@ -130,8 +139,11 @@ def montage(
     *,
     plane: str = "axial",
     count: int = 25,
+    names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write slices of an image beside their true and their found labels as PNG, five by five.
+    """Write slices of an image beside their true and their found labels as PNG, five by five, with a legend.
+
+    Letters and a scale bar stand beside the first slice; they hold for all.
 
     Parameters
     ----------
@@ -143,6 +155,8 @@ def montage(
     plane : {"axial", "coronal", "sagittal"}
     count : int
         Slices, evenly spread over those that hold labels.
+    names : mapping of int to str, optional
+        What labels are called, for the legend.
     """
     if not str(path).lower().endswith(".png"):
         raise FormatError(f"{path} must end in .png")
@@ -152,10 +166,15 @@ def montage(
     held = np.flatnonzero((volumes["prediction"] != 0).any([d for d in SPATIAL if d != fixed]).values)
     held = held if len(held) else np.arange(volumes["prediction"].sizes[fixed])
     chosen = held[np.unique(np.linspace(0, len(held) - 1, min(count, len(held))).astype(int))]
+    values = np.unique(np.concatenate([np.unique(v) for name, v in volumes.items() if name != "input"]))
+    values = values[values != 0]
+    for name in list(volumes)[1:]:
+        # By rank, so that colours repeat only where there are more labels than colours.
+        volumes[name] = volumes[name].copy(data=_ranks(volumes[name].values, values))
     looks = {name: _look(volume, 0, (1, 99)) for name, volume in volumes.items()}
     wide = min(5, len(chosen))
     rows = -(-len(chosen) // wide)
-    figure = Figure(figsize=(wide * 1.3 * len(parts), rows * 1.6), layout="constrained", facecolor="black")
+    figure = Figure(figsize=(wide * 1.3 * len(parts), rows * 1.6 + 0.8), layout="constrained", facecolor="black")
     axes = figure.subplots(rows, wide * len(parts), squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()
@@ -163,11 +182,30 @@ def montage(
         for side, (name, volume) in enumerate(volumes.items()):
             ax = axes[number // wide, number % wide * len(parts) + side]
             point = volume.mrh.grid.world([index if d == fixed else 0 for d in SPATIAL])
-            _panel(ax, volume, plane, point, looks[name], None)
+            _panel(ax, volume, plane, point, looks[name], None, marked=not number and not side)
             if number < wide:
-                ax.set_title(name, fontsize=7, color="white")
+                ax.set_title(name, fontsize=7, color="white", pad=14)
+    _legend(figure, values, names or {})
     with appearing(path, overwrite=True) as draft:
         figure.savefig(draft, dpi=150)
+
+
+def _ranks(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """1 for the first of the values and so on; 0 for background."""
+    return np.where(labels != 0, np.searchsorted(values, labels) + 1, 0)
+
+
+def _legend(figure: Figure, values: np.ndarray, names: Mapping[int, str]) -> None:
+    """Colours of labels by rank; those beyond the number of colours are counted."""
+    said = [f"{value:g} {names.get(int(value), '')}".strip() for value in values[: len(_COLOURS)]]
+    handles = [Patch(color=colour, label=text) for colour, text in zip(_COLOURS, said, strict=False)]
+    if len(values) > len(_COLOURS):
+        handles.append(Patch(alpha=0, label=f"and {len(values) - len(_COLOURS)} more, colours repeat"))
+    if handles:
+        inches = 0.5 + 0.07 * max(len(str(handle.get_label())) for handle in handles)
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
+        style: dict[str, Any] = {"fontsize": 8, "labelcolor": "white", "frameon": False}
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, **style)
 
 
 def _small(volume: xr.DataArray) -> xr.DataArray:
@@ -181,8 +219,9 @@ def _look(volume: xr.DataArray, layer: int, percentiles: tuple[float, float]) ->
     """How a volume is drawn: colours, window, and how much of what is below shows through."""
     values = volume.values
     if volume.attrs.get("kind") in ("labels", "mask"):
-        # Neighbouring ids in different colours.
-        shown: dict[str, Any] = {"cmap": "tab20", "vmin": 0, "vmax": 19, "labels": True}
+        shown: dict[str, Any] = {
+            "cmap": ListedColormap(_COLOURS), "vmin": 0, "vmax": len(_COLOURS) - 1, "labels": True
+        }  # fmt: skip
     else:
         low, high = np.nanpercentile(values.astype(np.float32), percentiles)
         shown = {"cmap": "gray" if not layer else "inferno", "vmin": float(low), "vmax": float(high), "labels": False}
@@ -190,7 +229,14 @@ def _look(volume: xr.DataArray, layer: int, percentiles: tuple[float, float]) ->
 
 
 def _panel(
-    ax: Axes, volume: xr.DataArray, plane: str, point: np.ndarray, look: dict[str, Any], like: xr.DataArray | None
+    ax: Axes,
+    volume: xr.DataArray,
+    plane: str,
+    point: np.ndarray,
+    look: dict[str, Any],
+    like: xr.DataArray | None,
+    *,
+    marked: bool,
 ) -> None:
     """Draw one slice; where `like` is given, the values of `volume` at its voxels."""
     fixed, up, right = _PLANES[plane]
@@ -206,7 +252,7 @@ def _panel(
         image = flat.isel({fixed: 0}).transpose(up, right).values
     look = dict(look)
     if look.pop("labels"):
-        image = np.where(image > 0, (np.nan_to_num(image) - 1) % 20, np.nan)
+        image = np.where(image > 0, (np.nan_to_num(image) - 1) % len(_COLOURS), np.nan)
     letters = dict(zip(SPATIAL, grid.orientation, strict=True))
     step = dict(zip(SPATIAL, grid.spacing, strict=True))
     # Stored downwards or leftwards: drawn the other way round.
@@ -216,24 +262,32 @@ def _panel(
         image, letters[right] = image[:, ::-1], _OPPOSITE[letters[right]]
     height, width = image.shape[0] * step[up], image.shape[1] * step[right]
     ax.imshow(image, origin="lower", extent=(0, width, 0, height), aspect="equal", interpolation="nearest", **look)
-    if like is not None:
-        return
     ax.set_axis_off()
+    if not marked:
+        return
     if "source_axes" not in shown.attrs:
         # A stack without an orientation: its axes point nowhere in the body.
         letters = dict.fromkeys(letters, "")
-    # Inside the picture, where they cover no title and no neighbour.
-    style: dict[str, Any] = {"fontsize": 7, "color": "#f80", "ha": "center", "va": "center"}
-    for letter, across, upwards in (
-        (letters[up], 0.5, 0.96),
-        (_OPPOSITE.get(letters[up], ""), 0.5, 0.04),
-        (letters[right], 0.97, 0.5),
-        (_OPPOSITE.get(letters[right], ""), 0.03, 0.5),
+    _mark(ax, letters[up], letters[right], width)
+
+
+def _mark(ax: Axes, up: str, right: str, width: float) -> None:
+    """Letters and a scale bar beside a slice, where they cover no tissue: the axes are as large as the image."""
+    style: dict[str, Any] = {"fontsize": 7, "color": _INK, "textcoords": "offset points", "xycoords": "axes fraction"}
+    for letter, across, upwards, ha, va in (
+        (up, 0.5, 1, "center", "bottom"),
+        (_OPPOSITE.get(up, ""), 0.5, 0, "center", "top"),
+        (right, 1, 0.5, "left", "center"),
+        (_OPPOSITE.get(right, ""), 0, 0.5, "right", "center"),
     ):
-        ax.text(across * width, upwards * height, letter, **style)
-    length, left, low = round_length(width / 4), 0.03 * width, 0.04 * height
-    ax.plot([left, left + length], [low, low], color="#f80", linewidth=2, solid_capstyle="butt")
-    ax.text(left, low * 1.5, length_of(length), **(style | {"ha": "left", "va": "bottom"}))
+        outwards = (4 * (across - 0.5), 4 * (upwards - 0.5))
+        ax.annotate(letter, (across, upwards), outwards, ha=ha, va=va, **style)
+    length = round_length(width / 4)
+    below = ax.transAxes + ScaledTranslation(0, -4 / 72, ax.figure.dpi_scale_trans)
+    bar: dict[str, Any] = {"color": _INK, "linewidth": 2, "solid_capstyle": "butt"}
+    ax.plot([0, length / width], [0, 0], transform=below, clip_on=False, **bar)
+    # Below the letter, which it would meet in a narrow picture.
+    ax.annotate(length_of(length), (0, 0), (0, -10), ha="left", va="top", **style)
 
 
 def _at_voxels(volume: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
@@ -336,11 +390,13 @@ def training_curve(history: History) -> Figure:
     figure = Figure(figsize=(8.0, 3.4), layout="constrained", facecolor="white")
     losses, errors = figure.subplots(1, 2)
     epochs = np.arange(1, len(history.validation) + 1)
-    losses.plot(epochs, history.training, label="training", linewidth=1.5)
-    losses.plot(epochs, history.validation, label="validation", linewidth=1.5)
+    # Dots, since a single epoch makes no line.
+    losses.plot(epochs, history.training, ".-", label="training", linewidth=1.5)
+    losses.plot(epochs, history.validation, ".-", label="validation", linewidth=1.5)
     losses.legend(fontsize=8)
-    errors.plot(epochs, history.rmse, color="C1", linewidth=1.5)
+    errors.plot(epochs, history.rmse, ".-", color="C1", linewidth=1.5)
     for ax, label in ((losses, "loss"), (errors, "validation RMSE")):
         ax.axvline(history.best_epoch + 1, color="0.7", linewidth=0.8, linestyle=":")
-        ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        ax.set(xlabel="epoch", ylabel=label, ylim=(0, None), xlim=(0.5, len(epochs) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

@@ -173,6 +173,8 @@ def test_from_two_files_to_a_report(tmp_path):
     assert code == 0, err
     text = (tmp_path / "page.md").read_text("utf-8")
     assert "| virtual | prediction |" in text
+    assert "in-sample" not in text
+    assert "## Volumes\n\nPictures, in the HTML page:\n\n- AF, virtual" in text
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "virtual: uncertainty" in page
     assert "What each adds" in page

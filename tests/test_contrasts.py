@@ -1,5 +1,7 @@
 """Sensitivity of contrasts, on tables and volumes, and the published figures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 import mrhdata
 from mrhdata.contrasts import Fit, row_blocks, sensitivity, voxel_table
 from mrhdata.errors import DataError, GridError
+from mrhdata.reporting import readable, sensitivity_sections
 from mrhdata.volume import from_array
 
 from .conftest import oblique_affine
@@ -209,6 +212,50 @@ def test_cuts_come_from_training_rows():
     assert row.cut_specificity == pytest.approx(50 / 80)
 
 
+def test_fits_that_have_seen_what_is_scored_say_so():
+    """In the table, its readable form, notebooks and the report; not predictions, nor where voxels were set apart."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(400)
+    table = pd.DataFrame({"a": truth + rng.random(400)})
+    given = {"threshold": 0.4, "blocks": row_blocks(400, 20), "predictions": {"map": truth + rng.random(400) / 2}}
+    everywhere = sensitivity(table, truth, **given)
+    apart = sensitivity(table, truth, **given, train=np.arange(400) < 200)
+    seen = everywhere.table.set_index("contrast").in_sample
+    assert seen.to_dict() == {"map": False, "a": True, "linear": True, "quadratic": True}
+    assert set(everywhere.table.model) == {"prediction", "single", "linear", "quadratic"}
+    models = set(readable(everywhere).model)
+    assert models == {"prediction", "single, in-sample", "linear, in-sample", "quadratic, in-sample"}
+    assert "linear, in-sample" in everywhere._repr_html_()
+    text = " ".join(sensitivity_sections("AF", everywhere)[0].text)
+    assert "fitted on the very voxels" in text
+    assert "Youden index on the voxels that are scored." in text
+    assert "training voxels," not in text
+    # A prediction alone has seen nothing, but its cut is of what is scored.
+    alone = sensitivity(pd.DataFrame(index=table.index), truth, **given, fits=[])
+    (text,) = sensitivity_sections("AF", alone)[0].text
+    assert "Youden index on the voxels that are scored." in text
+    assert not apart.table.in_sample.any()
+    text = " ".join(sensitivity_sections("AF", apart)[0].text)
+    assert "in-sample" not in text + apart._repr_html_() + str(readable(apart))
+    assert "Youden index on training voxels, none of which are scored." in text
+
+
+def test_a_result_prints_in_a_few_lines():
+    """The best contrasts with their intervals and what was scored, not the arrays of the curves."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(400)
+    table = pd.DataFrame({f"c{i}": truth + rng.normal(0, 0.1 + 0.1 * i, 400) for i in range(9)})
+    result = sensitivity(table, truth, threshold=0.4, blocks=row_blocks(400, 20), fits=[])
+    title, head, first, *_, note = lines = str(result).splitlines()
+    assert title == f"{result.positives} of 400 voxels are positive: histology below 0.4"
+    assert head.split() == ["contrast", "model", "AUC", "R2", "adds"]
+    best = result.table.iloc[0]
+    assert f"{best.contrast} single, in-sample {best.auc:.3f} [{best.auc_low:.3f}" in re.sub(" +", " ", first)
+    assert note == "95% intervals over 20 blocks; 1 more in .table"
+    assert len(lines) == 11
+    assert max(map(len, lines)) < 120
+
+
 def test_regions():
     """AUC within each label but 0; a region of one class has none."""
     contrasts, histology = phantom_volumes()
@@ -227,6 +274,24 @@ def test_regions():
     assert three.auc == pytest.approx(alone.table.set_index("contrast").auc["good"])
     assert three.auc_low < three.auc < three.auc_high
     assert found[found.region == 7].auc.isna().all()
+
+
+def test_regions_with_a_handful_of_one_class_have_no_auc():
+    """19 positives, or 19 that are not, rank perfectly by luck; 20 of each are enough. The page says why."""
+    region = np.repeat([1, 2, 3], 400)
+    truth = np.ones(1200)
+    # Spread over the blocks of each region.
+    truth[np.arange(19) * 20], truth[400:800], truth[400 + np.arange(19) * 20] = 0, 0, 1
+    truth[800 + np.arange(20) * 20] = 0
+    table = pd.DataFrame({"a": truth + np.linspace(0, 0.1, 1200)})
+    result = sensitivity(table, truth, threshold=0.5, blocks=row_blocks(1200, 20), regions=region, fits=[])
+    found = result.regions.set_index("region")
+    assert found.positives.to_dict() == {1: 19, 2: 381, 3: 20}
+    assert found[["auc", "auc_low", "auc_high"]].loc[[1, 2]].isna().all(axis=None)
+    assert found.auc[3] == 1
+    page = sensitivity_sections("AF", result)[-1]
+    assert page.table["a"].tolist() == ["", "", "1.000 [1.000, 1.000]"]
+    assert "fewer than 20 of its voxels are positive" in page.text[-1]
 
 
 def test_large_volumes_are_scored_on_a_lattice():

@@ -5,13 +5,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import mrhdata
 from mrhdata.contrasts import row_blocks, sensitivity
 from mrhdata.errors import DataError, GridError
-from mrhdata.reporting import Section, readable, write_page
+from mrhdata.reporting import Section, as_markdown, contribution_section, readable, sensitivity_sections, write_page
 from mrhdata.training import History
-from mrhdata.viewing import roc_curves, slices, training_curve
+from mrhdata.viewing import montage, roc_curves, slices, training_curve
 from mrhdata.volume import from_array
 
 
@@ -55,6 +56,53 @@ def test_anisotropic_voxels_are_drawn_in_proportion():
     assert figure.axes[1].texts[4].get_text().strip() == "2 mm"
 
 
+def test_letters_and_scale_bars_lie_beside_the_slices():
+    """None covers a voxel, of tall and of flat volumes."""
+    for shape in ((20, 60, 12), (4, 30, 60)):
+        figure = slices({"v": from_array(np.random.default_rng(0).random(shape), affine=np.eye(4))})
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            image = ax.images[0].get_window_extent().padded(-1)
+            assert len(ax.texts) == 5
+            assert not any(image.overlaps(mark.get_window_extent()) for mark in (*ax.texts, *ax.lines))
+
+
+def drawn_montage(path, monkeypatch, labels, **more):
+    """The figure of a montage of these labels (z, y, x), true and found alike."""
+    kept = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+    image = from_array(labels.astype(np.float32), spacing=(1, 1, 1))
+    held = mrhdata.volume.describe(from_array(labels, spacing=(1, 1, 1)), kind="labels")
+    montage(image, held, held, path / "m.png", **more)
+    return kept[0]
+
+
+def test_a_montage_says_what_its_colours_are(tmp_path, monkeypatch):
+    """The legend holds each value, its name and its colour in the slices, no two alike."""
+    labels = np.zeros((3, 20, 20), np.uint8)
+    for i, value in enumerate((1, 2, 19, 21, 200)):
+        labels[:, 2:18, 3 * i + 2 : 3 * i + 5] = value
+    figure = drawn_montage(tmp_path, monkeypatch, labels, names={2: "cortex"})
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["1", "2 cortex", "19", "21", "200"]
+    image = figure.axes[1].images[0]
+    seen = image.to_rgba(image.get_array())[10, 3:17:3, :3]
+    np.testing.assert_allclose(seen, [p.get_facecolor()[:3] for p in legend.get_patches()], atol=1e-6)
+    # The least difference of two neighbours; two blues of one hue had 0.6.
+    assert np.linalg.norm(np.diff(seen, axis=0), axis=1).min() > 0.5
+    assert len(np.unique(seen.round(3), axis=0)) == 5
+
+
+def test_a_montage_of_many_labels_counts_the_rest(tmp_path, monkeypatch):
+    """A legend of hundreds would hide the slices; without a label there is none."""
+    many = np.arange(3 * 20 * 20, dtype=np.uint16).reshape(3, 20, 20) % 31
+    (legend,) = drawn_montage(tmp_path, monkeypatch, many).legends
+    assert [t.get_text() for t in legend.get_texts()][-2:] == ["18", "and 12 more, colours repeat"]
+    (tmp_path / "none").mkdir()
+    assert not drawn_montage(tmp_path / "none", monkeypatch, np.zeros((3, 20, 20), np.uint8)).legends
+
+
 def test_only_three_axes_can_be_shown():
     """Channels must be selected, and something must be there."""
     with pytest.raises(GridError, match="select a channel"):
@@ -71,8 +119,47 @@ def test_training_curve_shows_every_epoch():
     assert list(errors.lines[0].get_ydata()) == history.rmse
     assert list(errors.lines[0].get_xdata()) == [1, 2, 3]
     assert list(losses.lines[2].get_xdata()) == [2, 2]
+    for epochs in (1, 2, 3, 40):
+        history = History(training=[1.0] * epochs, validation=[1.0] * epochs, rmse=[1.0] * epochs, best_epoch=0)
+        for ax in training_curve(history).axes:
+            ticks = [t for t in ax.get_xticks() if 0.5 <= t <= epochs + 0.5]
+            assert ticks
+            assert all(t == round(t) >= 1 for t in ticks)
     with pytest.raises(DataError, match="no epoch"):
         training_curve(History())
+
+
+def test_a_history_prints_in_three_lines():
+    """Epochs, seconds, the best one and its error; not every number."""
+    history = History(training=[3, 2, 1], validation=[4, 2, 3], rmse=[40, 20, 30], best_epoch=1, seconds=12.34)
+    assert str(history).splitlines() == [
+        "3 epochs in 12.3 s",
+        "best: epoch 2, on the validation part loss 2, RMSE 20",
+        "last: training loss 1, validation loss 3",
+    ]
+    assert "mean Dice 0.5" in repr(History(training=[3], validation=[4], dice=[0.5], best_epoch=0))
+    assert str(History()) == "no epoch yet"
+
+
+def test_markdown_says_where_its_pictures_are():
+    """A section of pictures alone is no empty heading."""
+    lines = as_markdown("T", [Section("Volumes", figures=[(Figure(), "t2w, af")]), Section("B", ["b"])]).splitlines()
+    assert lines == [
+        "# T", "", "## Volumes", "", "Pictures, in the HTML page:", "", "- t2w, af", "", "## B", "", "b"
+    ]  # fmt: skip
+
+
+def test_figures_say_what_their_bars_are():
+    """Contribution, AUC loss and what a contrast adds, each where it is drawn."""
+    tables = {"noise": {"contribution": [0.7, 0.3]}, "shuffled": {"auc_loss": [0.2, 0.1]}}
+    section = contribution_section({k: pd.DataFrame({"input": ["a", "b"]} | v) for k, v in tables.items()})
+    first, second = (shown for _, shown in section.figures)
+    assert first.startswith("noise. The contribution of an input is")
+    assert second.startswith("shuffled. The AUC loss of an input says")
+    table = pd.DataFrame({"a": np.linspace(0, 1, 40), "b": np.cos(np.arange(40))})
+    result = sensitivity(table, table["a"], threshold=0.5, blocks=row_blocks(40, 4), fits=[])
+    *_, (_, adds) = sensitivity_sections("AF", result)[0].figures
+    assert "adds is its correlation with the histology, from -1 to 1" in adds
 
 
 def test_page_is_self_contained(tmp_path):

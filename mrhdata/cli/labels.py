@@ -169,7 +169,7 @@ def segment_(
     first = next(iter(named.values()))
     known = None if truth is None else formats.read(truth, kind="labels")
     if montage is not None:
-        viewing.montage(first, known, found, montage)
+        viewing.montage(first, known, found, montage, names=_names(spec.labels))
     answer: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in spec.labels]}
     if known is not None:
         table = scored(Case("1", {}, known), found, spec.labels)
@@ -180,16 +180,21 @@ def segment_(
     words.answer(answer, as_json)
 
 
+def _names(known: Sequence[int]) -> dict[int, str]:
+    """Names of the labels, where they are those of deep nuclei."""
+    from mrhdata.methods.dgm import LABELS
+
+    return LABELS if tuple(known[1:]) == tuple(LABELS) else {}
+
+
 def _values(volume: Any, labels: Any, known: Sequence[int], path: Path) -> None:
     """Mean, standard deviation, median and volume of each label, for comparing reconstructions."""
     import numpy as np
 
     from mrhdata.drafting import appearing
-    from mrhdata.methods.dgm import LABELS
     from mrhdata.scoring.overlap import roi_table
 
-    named = tuple(known[1:]) == tuple(LABELS)
-    names = {int(v): LABELS[int(v)] if named else str(v) for v in known[1:]}
+    names = {int(v): _names(known).get(int(v), str(v)) for v in known[1:]}
     table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
     with appearing(path, overwrite=True) as draft:
         table.to_csv(draft, index=False)

@@ -125,5 +125,5 @@ def _independent(z: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     kept = np.sort(order[:rank])
     values, vectors = np.linalg.eigh(covariance)
     # A column takes part in a dependence where it has weight in the null space.
-    null = vectors[:, values < _ALIKE * max(1.0, values.max())]
+    null = vectors[:, values < _ALIKE * values.max(initial=1.0)]
     return kept, np.asarray((null**2).sum(axis=1) < _ALIKE) & (z.std(axis=0) > 0)
