@@ -10,7 +10,9 @@ import copy
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from mrhdata.planning import Plan
 from mrhdata.reading import ReadAhead, Rooms, decoders
 from mrhdata.sampling import Ints, shares
 from mrhdata.splitting import folds_of, parts_of, shared_with
-from mrhdata.tiles import Stream
+from mrhdata.tiles import Part, Stream
 from mrhdata.volume import PLANES
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 PADDING = ("constant", "edge", "reflect")
+#: Who was scanned, in a path such as BIDS has them.
+_SUBJECT = re.compile(r"(?:^|[/\\])(sub-[A-Za-z0-9]+)")
 #: Batches in flight: one being cut, two waiting, one in the hands of the trainer.
 _IN_FLIGHT = 4
 
@@ -137,21 +141,12 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             "give one of each per subject"
         )
     shapes = aligning.Shapes(shape, target_shape, plane, neighbours)
-    layout = [aligning.streams_of(i, t, shapes, align) for i, t in zip(subjects, targets, strict=True)]
-    for _, streams in layout[1:]:
-        for mine, first in zip(streams, layout[0][1], strict=True):
-            if mine.channels != first.channels:
-                raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
-            if mine.shape != first.shape:
-                raise GridError(
-                    f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
-                    "give shape= or target_shape= an item for every volume"
-                )
+    layout = _laid_out(subjects, targets, shapes, align)
     how = chooser(at, aligning.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
-    fields = [
-        Field(_first(i), streams, m, inside, padding is not None, align != "same")
-        for i, (_, streams), m in zip(subjects, layout, masks, strict=True)
-    ]
+    fields = []
+    for number, (given, (_, streams), mask) in enumerate(zip(subjects, layout, masks, strict=True)):
+        with _said_of(number, given, len(subjects) > 1):
+            fields.append(Field(_first(given), streams, mask, inside, padding is not None, align != "same"))
     rng = np.random.default_rng((seed, len(fields)))
     share = [1.0] * len(fields) if weights is None else [float(w) for w in weights]
     if len(share) != len(fields):
@@ -166,6 +161,51 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         )
     every = [streams for _, streams in layout]
     return Patches(every, layout[0][0], drawn, plane, padding, squeeze, _bytes(memory), neighbours)
+
+
+def _laid_out(
+    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: aligning.Shapes, align: str
+) -> list[tuple[Names, list[Stream]]]:
+    """Names and streams of every subject, which are alike."""
+    layout: list[tuple[Names, list[Stream]]] = []
+    for number, (given, target) in enumerate(zip(subjects, targets, strict=True)):
+        with _said_of(number, given, len(subjects) > 1):
+            names, streams = aligning.streams_of(given, target, shapes, align)
+            if layout:
+                _check_alike(streams, layout[0][1])
+        layout.append((names, streams))
+    return layout
+
+
+def _check_alike(streams: Sequence[Stream], of_first: Sequence[Stream]) -> None:
+    """Raise `GridError` where a subject has other volumes, or patches of other shapes, than the first."""
+    for mine, first in zip(streams, of_first, strict=True):
+        if mine.channels != first.channels:
+            raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
+        if mine.shape != first.shape:
+            raise GridError(
+                f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
+                "give shape= or target_shape= an item for every volume"
+            )
+
+
+@contextmanager
+def _said_of(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
+    """Say of which subject an error speaks, where there are several."""
+    try:
+        yield
+    except GridError as error:
+        if not several:
+            raise
+        known = _person(source for volume in aligning.named(inputs).values() for source in Part(volume).source)
+        who = f"{number} ({known})" if known else f"{number}"
+        raise GridError(f"subject {who}: {error}") from error
+
+
+def _person(sources: Iterable[str]) -> str | None:
+    """Whose volumes these are, by the names of their files and folders; None where those do not say, or disagree."""
+    found = {named[-1] for source in sources if (named := _SUBJECT.findall(source))}
+    return found.pop() if len(found) == 1 else None
 
 
 def _first(inputs: Inputs) -> xr.DataArray:

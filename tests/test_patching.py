@@ -321,6 +321,27 @@ class TestRefusals:
         with pytest.raises(GridError, match="mm apart"):
             mrhdata.patches({"a": straight, "b": flipped}, shape=2)
 
+    def test_grids_that_differ_name_the_volume_and_the_remedies(self, tmp_path):
+        """Of several subjects the one that is meant, by number and, where its files say it, by name."""
+        for name, cut in {"sub-01_T1w": 7, "sub-01_T2w": 7, "sub-02_T1w": 7, "sub-02_T2w": 6}.items():
+            mrhdata.write(volume().isel(x=slice(cut)), tmp_path / f"{name}.nii")
+        subjects = [
+            {kind: mrhdata.read(tmp_path / f"sub-{who}_{kind}.nii") for kind in ("T1w", "T2w")} for who in ("01", "02")
+        ]
+        with pytest.raises(GridError) as caught:
+            mrhdata.patches(subjects, shape=2)
+        assert str(caught.value) == (
+            "subject 1 (sub-02): 'T2w' does not lie on the grid of 'T1w': shapes differ along z, y, x: (9, 8, 6) and "
+            "(9, 8, 7); resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line), "
+            "or give align='first'"
+        )
+        v, mask = volume(), volume().isel(x=slice(6))
+        with pytest.raises(GridError, match=r"^subject 1: 'mask' does not lie on the grid of the first input: "):
+            mrhdata.patches([v, v], shape=2, where=[v, mask])
+        # Another space is not put right by another grid.
+        with pytest.raises(GridError, match=r"^'b' does not lie.* register one to the other first$"):
+            mrhdata.patches({"a": v, "b": mrhdata.volume.describe(v, space="CCFv3")}, shape=2)
+
     def test_masks_that_are_empty(self):
         """Nothing to look at is an error, not an empty set."""
         with pytest.raises(DataError, match="the mask leaves no patch; check that it is not empty"):
