@@ -111,6 +111,12 @@ class Names:
         target = [] if self.target is None else [f"target_{n}" for n in self.target] or ["target"]
         return [*(["input"] if self.inputs is None else [f"input_{n}" for n in self.inputs]), *target]
 
+    def apart(self, streams: Sequence[Stream]) -> tuple[list[str], list[str]]:
+        """Channels of the inputs and of the target."""
+        count = 1 if self.inputs is None else len(self.inputs)
+        inputs, target = ([c for s in part for c in s.channels] for part in (streams[:count], streams[count:]))
+        return inputs, target
+
     def arranged(self, parts: Sequence[Any]) -> Any:
         """Tensors as they are handed out: input, or (input, target)."""
         count = 1 if self.inputs is None else len(self.inputs)

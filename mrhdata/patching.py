@@ -133,7 +133,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     if padding not in (None, *PADDING):
         raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
     subjects = _per_subject(inputs)
-    targets = _per_subject(target) if target is not None else [None] * len(subjects)
+    targets = _one_name(_per_subject(target)) if target is not None else [None] * len(subjects)
     masks = _per_subject(where) if where is not None else [None] * len(subjects)
     if not len(subjects) == len(targets) == len(masks) > 0:
         raise GridError(
@@ -171,17 +171,24 @@ def _laid_out(
     for number, (given, target) in enumerate(zip(subjects, targets, strict=True)):
         with _said_of(number, given, len(subjects) > 1):
             names, streams = aligning.streams_of(given, target, shapes, align)
-            if layout:
-                _check_alike(streams, layout[0][1])
-        layout.append((names, streams))
+            layout.append((names, streams))
+            _check_alike(layout[0], layout[-1])
     return layout
 
 
-def _check_alike(streams: Sequence[Stream], of_first: Sequence[Stream]) -> None:
+def _check_alike(first_one: tuple[Names, list[Stream]], other: tuple[Names, list[Stream]]) -> None:
     """Raise `GridError` where a subject has other volumes, or patches of other shapes, than the first."""
-    for mine, first in zip(streams, of_first, strict=True):
-        if mine.channels != first.channels:
-            raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
+    (of_first, firsts), (of_other, others) = ((names.apart(s), s) for names, s in (first_one, other))
+    said = ("subjects have different inputs", "subjects have different targets")
+    for sentence, theirs, ours in zip(said, of_first, of_other, strict=True):
+        if theirs != ours:
+            remedy = (
+                "give all mappings in one order"
+                if sorted(theirs) == sorted(ours)
+                else f'give all mappings with the same names, such as {{"{(theirs or ours)[0]}": volume}}'
+            )
+            raise GridError(f"{sentence}: {theirs} and {ours}; {remedy}")
+    for mine, first in zip(others, firsts, strict=True):
         if mine.shape != first.shape:
             raise GridError(
                 f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
@@ -214,6 +221,13 @@ def _first(inputs: Inputs) -> xr.DataArray:
 
 def _per_subject(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _one_name(targets: list[Any]) -> list[Any]:
+    """Targets that are given by themselves are one target, whatever their files are called."""
+    if any(target is None or isinstance(target, Mapping) for target in targets):
+        return targets
+    return [target.rename(targets[0].name) for target in targets]
 
 
 def _bytes(memory: str | int) -> int:

@@ -1,6 +1,7 @@
 """The patch contract: every patch is the naive slice, whatever the blocks."""
 
 import pickle
+import re
 
 import dask.array as da
 import numcodecs
@@ -358,8 +359,25 @@ class TestRefusals:
         v = volume()
         with pytest.raises(GridError, match="2 subjects of inputs, 1 of targets"):
             mrhdata.patches([v, v], [v], shape=2)
-        with pytest.raises(GridError, match="different inputs"):
-            mrhdata.patches([{"a": v}, {"b": v}], shape=2)
+        for inputs, target, sentence in [
+            ([{"a": v}, {"b": v}], None, "different inputs: ['a'] and ['b']; give all mappings with the same names"),
+            ([{"a": v, "b": v}, {"b": v, "a": v}], None, "inputs: ['a', 'b'] and ['b', 'a']; give all mappings in one"),
+            ([{"a": v}] * 2, [{"h1": v}, {"h2": v}], 'targets: [\'h1\'] and [\'h2\']; give all mappings with the same '
+             'names, such as {"h1": volume}'),
+            ([{"a": v}] * 2, [v, None], "targets: ['image'] and []"),
+        ]:  # fmt: skip
+            with pytest.raises(GridError, match=re.escape(sentence)):
+                mrhdata.patches(inputs, target, shape=2)
+        with pytest.raises(GridError, match=re.escape("different inputs: ['a', 'b'] and ['a']; give all")):
+            mrhdata.patches([{"a": v, "b": v}, {"a": v}], [v, v], shape=2, align="own")
+
+    def test_targets_by_themselves_are_one_whatever_their_names(self):
+        """As the files of subjects are called after the subjects."""
+        v = volume()
+        targets = [v.rename("sub-01_histo"), volume(seed=1).rename("sub-02_histo")]
+        p = mrhdata.patches([{"a": v}, {"a": v}], targets, shape=3, stride=3)
+        expected = mrhdata.patches([{"a": v}] * 2, [{"h": t} for t in targets], shape=3, stride=3)
+        np.testing.assert_array_equal(p.gather(np.arange(len(p)))[1], expected.gather(np.arange(len(p)))[1])
 
     def test_shapes_that_make_no_sense(self):
         """Too large, two numbers, unknown planes, rows beyond the end."""
