@@ -161,7 +161,7 @@ def _watched(
         try:
             found = _restored(network, str(path), target(path), read, options)
         except MrhdataError as error:
-            typer.echo(f"mrhdata: left out: {error}", err=True)
+            words.warn(f"left out: {error}")
             continue
         typer.echo(f"{path.name} -> {target(path).name}, {found['Mpixel/s']} Mpixel/s", err=True)
         count += 1

@@ -96,7 +96,12 @@ def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
     from mrhdata.familiar import unfamiliar
 
     for reason in unfamiliar(model.spec, inputs):
-        typer.echo(f"mrhdata: {reason}", err=True)
+        warn(reason)
+
+
+def warn(sentence: str) -> None:
+    """Say what does not end the command, as the log does."""
+    typer.echo(f"mrhdata: warning: {sentence}", err=True)
 
 
 def stored(where: str | None) -> Any:
