@@ -216,6 +216,11 @@ def test_a_training_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     assert train("net")[0] == 0
     # Two, the one that was interrupted, and the two that were left.
     assert len(runs) == 5
+    # What is finished does not go on.
+    code, _, err = train("net")
+    assert (code, len(runs)) == (2, 5)
+    assert "net holds the network of a training that is finished" in err
+    assert "train it anew with --overwrite, or choose another name" in err
     assert train("whole")[0] == 0
     first, second = (json.loads((tmp_path / n / "history.json").read_text("utf-8")) for n in ("net", "whole"))
     assert first["validation"] == second["validation"]

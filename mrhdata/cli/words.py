@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, FormatError
 
 Axes = Annotated[str | None, typer.Option(help="Where the file's axes point, such as PIR, if its header lies.")]
 Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um, nm.")]
@@ -84,6 +84,18 @@ def answer(found: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, found))
     for key, value in found.items():
         typer.echo(f"{key:{width}}  {_shown(value)}")
+
+
+def check_unfinished(out: Path, overwrite: bool) -> None:
+    """Raise `FormatError` where a run may not write its network, and say so where it is there already."""
+    from mrhdata.drafting import check_target
+
+    if (out / "config.json").is_file() and not overwrite:
+        raise FormatError(
+            f"{out} holds the network of a training that is finished, so there is nothing to go on with; train it anew "
+            "with --overwrite, or choose another name"
+        )
+    check_target(out, overwrite)
 
 
 def shown(progress: bool | None) -> bool:
