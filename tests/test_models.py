@@ -88,7 +88,7 @@ def test_a_folder_with_a_network_within_is_pointed_to(tmp_path):
     inner = (tmp_path / "lab" / "network").as_posix()
     with pytest.raises(ModelError, match=rf"is no model folder: .* is missing; did you mean {inner}\?$"):
         mrhdata.models.load(tmp_path / "lab")
-    with pytest.raises(ModelError, match="is missing$"):
+    with pytest.raises(ModelError, match=r"is missing$"):
         mrhdata.models.load(tmp_path / "nothing")
 
 
