@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 PADDING = ("constant", "edge", "reflect")
+#: Subjects that are named where patches are shown.
+_NAMED = 4
 #: Who was scanned, in a path such as BIDS has them.
 _SUBJECT = re.compile(r"(?:^|[/\\])(sub-[A-Za-z0-9]+)")
 #: Batches in flight: one being cut, two waiting, one in the hands of the trainer.
@@ -238,6 +240,10 @@ def _bytes(memory: str | int) -> int:
     return int(parse_bytes(memory))
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class Patches:
     """Planned patches; made by :func:`mrhdata.patches`.
 
@@ -326,10 +332,19 @@ class Patches:
         return len(self.positions)
 
     def __repr__(self) -> str:
+        numbers = np.unique(self.subject)
         return (
-            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self.streams)} subjects, "
-            f"{len(self._starts) - 1} chunks)"
+            f"Patches({len(self)} of {self.shape}, {_counted(len(self.channels), 'channel')}, "
+            f"{_counted(len(numbers), 'subject')}{self._who(numbers)}, {_counted(len(self._starts) - 1, 'chunk')})"
         )
+
+    def _who(self, numbers: Ints) -> str:
+        """Names of a few subjects, where their files say them."""
+        if len(numbers) > _NAMED:
+            return ""
+        of_each = [_person(source for stream in self.streams[n] for source in stream.sources) for n in numbers]
+        known = [name for name in of_each if name is not None]
+        return f" ({', '.join(known)})" if len(known) == len(numbers) else ""
 
     def _repr_html_(self) -> str:
         from mrhdata.explaining import as_html
