@@ -17,7 +17,7 @@ from mrhdata.formats._lazy import source_of
 from mrhdata.formats.chunks import Stored
 from mrhdata.grid import Grid
 from mrhdata.tiles import Box, Part, Readable, Stream
-from mrhdata.volume import PLANES, SPATIAL, group, stack
+from mrhdata.volume import PLANES, SPATIAL, group, on_grid_of, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,6 +30,8 @@ Ints = NDArray[np.int64]
 ALIGN = ("same", "own", "first")
 #: Axes that turn by more than this part of a voxel over half a patch are not parallel.
 _TURNED_VOXELS = 0.5
+#: What else helps where grids differ.
+_ALIGN = "or give align='first'"
 
 
 class Shapes:
@@ -109,6 +111,12 @@ class Names:
         target = [] if self.target is None else [f"target_{n}" for n in self.target] or ["target"]
         return [*(["input"] if self.inputs is None else [f"input_{n}" for n in self.inputs]), *target]
 
+    def apart(self, streams: Sequence[Stream]) -> tuple[list[str], list[str]]:
+        """Channels of the inputs and of the target."""
+        count = 1 if self.inputs is None else len(self.inputs)
+        inputs, target = ([c for s in part for c in s.channels] for part in (streams[:count], streams[count:]))
+        return inputs, target
+
     def arranged(self, parts: Sequence[Any]) -> Any:
         """Tensors as they are handed out: input, or (input, target)."""
         count = 1 if self.inputs is None else len(self.inputs)
@@ -158,12 +166,15 @@ def one_grid(
     first = next(iter(given.values())) if like is None else like
     placed = {}
     parts: list[Readable] = []
+    reference = next(iter(given)) if like is None else "the first input"
+    said = repr(reference) if like is None else reference
     for name, volume in given.items():
         if resample and not _same(volume, first):
             parts.append(Resampled(_near(volume, first.mrh.grid), first.mrh.grid))
-            placed[name] = _shell(volume, first)
+            placed[name] = _shell(name, volume, reference, first)
         else:
-            placed[name] = volume if like is None else volume.mrh.like(_bare(first, volume))
+            alike = volume is first
+            placed[name] = volume if alike else on_grid_of(name, volume, said, _bare(first, volume), remedy=_ALIGN)
             parts.append(Part(volume))
     channels = [str(c) for c in stack(placed).c.values]
     grid = first.mrh.grid
@@ -180,7 +191,7 @@ def own_grid(
     GridError
         Its axes are not parallel to those of the first volume.
     """
-    group({"first": reference, name: volume})
+    group({"the first input": reference, name: volume})
     grid = volume.mrh.grid
     turn = np.linalg.solve(grid.affine[:3, :3], first.grid.affine[:3, :3])
     off = np.abs(turn - np.diag(np.diag(turn))) @ (np.array(first.shape) / 2)
@@ -213,9 +224,9 @@ def _bare(first: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
     return first.isel(c=0, drop=True) if "c" in first.dims and "c" not in volume.dims else first
 
 
-def _shell(volume: xr.DataArray, first: xr.DataArray) -> xr.DataArray:
+def _shell(name: str, volume: xr.DataArray, reference: str, first: xr.DataArray) -> xr.DataArray:
     """No voxels, but the channels of `volume` on the grid of `first`."""
-    group({"first": first, "other": volume})
+    group({reference: first, name: volume})
     like = first.isel(c=0, drop=True) if "c" in first.dims else first
     empty = like.copy(data=da.zeros(like.shape, dtype=volume.dtype)).rename(volume.name)
     return (

@@ -15,7 +15,7 @@ from intake.source.base import DataSource, Schema
 from mrhdata import formats, notebook
 from mrhdata.catalog_check import check, load, resolve
 from mrhdata.drafting import appearing
-from mrhdata.errors import CatalogError, MrhdataError
+from mrhdata.errors import CatalogError, MrhdataError, NameMissingError
 from mrhdata.grid import length
 from mrhdata.volume import group
 
@@ -74,6 +74,17 @@ class VolumeSource(DataSource):  # type: ignore[misc]
         self._volume = None
 
 
+class _Group(dict[str, Any]):
+    """Volumes or groups by name, which say what there is where a name is not among them."""
+
+    def __init__(self, held: Mapping[str, Any], whose: str) -> None:
+        super().__init__(held)
+        self._whose = whose
+
+    def __missing__(self, name: str) -> Any:
+        raise NameMissingError(f"{self._whose} has no {name!r}; it has {', '.join(map(repr, self))}")
+
+
 class Catalog(YAMLFileCatalog):  # type: ignore[misc]
     """intake's catalogue, whose entries, and those of nested ones, can be selected by their metadata."""
 
@@ -91,7 +102,8 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         Returns
         -------
         group : dict of str to volume
-            Keyed by the entries' ``role`` where all have one of their own, by entry name otherwise.
+            Keyed by the entries' ``role`` where all have one of their own, by entry name otherwise. A name that is
+            not among them raises an error, also a ``KeyError``, that says which are.
 
         Raises
         ------
@@ -112,7 +124,9 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         found = self.find(**metadata)
         roles = [held.get("role") for held, _ in found.values()]
         keys = list(found) if None in roles or len(set(roles)) < len(roles) else roles
-        return group({str(k): source.to_dask() for k, (_, source) in zip(keys, found.values(), strict=True)})
+        volumes = {str(k): source.to_dask() for k, (_, source) in zip(keys, found.values(), strict=True)}
+        whose = ", ".join(f"{key} {value!r}" for key, value in metadata.items()) or str(self.path)
+        return _Group(group(volumes), whose)
 
     def subjects(self, **metadata: Any) -> dict[str, dict[str, xr.DataArray]]:
         """One co-registered group for each subject that has entries with the given metadata.
@@ -132,7 +146,8 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         }
         if not names:
             raise CatalogError(f"no entry of {self.path} with {metadata} names a subject")
-        return {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}
+        groups = {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}
+        return _Group(groups, str(self.path))
 
     def _repr_html_(self) -> str:
         entries = dict(_entries(self.path, self._storage_options))

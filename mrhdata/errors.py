@@ -21,5 +21,12 @@ class CatalogError(MrhdataError, ValueError):
     """A catalogue is malformed, unsafe, or has no such entry."""
 
 
+class NameMissingError(CatalogError, KeyError):
+    """A group has no volume of that name; code that catches ``KeyError`` catches it."""
+
+    # KeyError puts its message in quotes.
+    __str__ = Exception.__str__
+
+
 class ModelError(MrhdataError, ValueError):
     """A model is unknown, damaged, or does not fit the inputs it is given."""

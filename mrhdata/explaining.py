@@ -124,7 +124,7 @@ def explained(patches: Source, batch_size: int) -> Explanation:
     naive = sum(int(plan.sizes(tiles).sum()) for tiles in plan.tiles_by_row())
     found = Explanation(
         patches=len(patches),
-        subjects=len(patches.streams),
+        subjects=len(np.unique(patches.subject)),
         batch_size=batch_size,
         delivered_bytes=patches.batch_bytes(len(patches)),
         chunks=len(touched),
@@ -303,7 +303,7 @@ def as_html(patches: Source) -> str:
     """
     delivered = patches.batch_bytes(len(patches))
     given: dict[str, Any] = {
-        "subjects": f"{len(patches.streams):,}",
+        "subjects": f"{len(np.unique(patches.subject)):,}",
         **{f"tensor {name}": f"{width} as C, z, y, x" for name, width in patches.widths.items()},
         "channels": ", ".join(patches.channels[:6])
         + (f" and {n} more" if (n := len(patches.channels) - 6) > 0 else ""),
@@ -319,9 +319,11 @@ def as_html(patches: Source) -> str:
 
 def _over_plane(patches: Source) -> tuple[str, str]:
     """What is shown, and boxes over as much of a plane of the first subject as may be read."""
-    stream = patches.streams[0][0]
+    # The first that has any: a part of a split leaves subjects out.
+    shown = int(patches.subject.min())
+    stream = patches.streams[shown][0]
     fixed = 0 if patches.plane is None else PLANES[patches.plane]
-    plane, crossing = _crossed(patches, 0, fixed)
+    plane, crossing = _crossed(patches, shown, fixed)
     up, across = (a for a in range(3) if a != fixed)
     low, high = np.zeros(3, dtype=np.int64), np.array(stream.grid.shape)
     low[fixed], high[fixed] = plane, plane + 1

@@ -10,7 +10,9 @@ import copy
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from mrhdata.planning import Plan
 from mrhdata.reading import ReadAhead, Rooms, decoders
 from mrhdata.sampling import Ints, shares
 from mrhdata.splitting import folds_of, parts_of, shared_with
-from mrhdata.tiles import Stream
+from mrhdata.tiles import Part, Stream
 from mrhdata.volume import PLANES
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 PADDING = ("constant", "edge", "reflect")
+#: Subjects that are named where patches are shown.
+_NAMED = 4
+#: Who was scanned, in a path such as BIDS has them.
+_SUBJECT = re.compile(r"(?:^|[/\\])(sub-[A-Za-z0-9]+)")
 #: Batches in flight: one being cut, two waiting, one in the hands of the trainer.
 _IN_FLIGHT = 4
 
@@ -129,7 +135,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     if padding not in (None, *PADDING):
         raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
     subjects = _per_subject(inputs)
-    targets = _per_subject(target) if target is not None else [None] * len(subjects)
+    targets = _one_name(_per_subject(target)) if target is not None else [None] * len(subjects)
     masks = _per_subject(where) if where is not None else [None] * len(subjects)
     if not len(subjects) == len(targets) == len(masks) > 0:
         raise GridError(
@@ -137,21 +143,12 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             "give one of each per subject"
         )
     shapes = aligning.Shapes(shape, target_shape, plane, neighbours)
-    layout = [aligning.streams_of(i, t, shapes, align) for i, t in zip(subjects, targets, strict=True)]
-    for _, streams in layout[1:]:
-        for mine, first in zip(streams, layout[0][1], strict=True):
-            if mine.channels != first.channels:
-                raise GridError(f"subjects have different inputs: {first.channels} and {mine.channels}")
-            if mine.shape != first.shape:
-                raise GridError(
-                    f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
-                    "give shape= or target_shape= an item for every volume"
-                )
+    layout = _laid_out(subjects, targets, shapes, align)
     how = chooser(at, aligning.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
-    fields = [
-        Field(_first(i), streams, m, inside, padding is not None, align != "same")
-        for i, (_, streams), m in zip(subjects, layout, masks, strict=True)
-    ]
+    fields = []
+    for number, (given, (_, streams), mask) in enumerate(zip(subjects, layout, masks, strict=True)):
+        with _said_of(number, given, len(subjects) > 1):
+            fields.append(Field(_first(given), streams, mask, inside, padding is not None, align != "same"))
     rng = np.random.default_rng((seed, len(fields)))
     share = [1.0] * len(fields) if weights is None else [float(w) for w in weights]
     if len(share) != len(fields):
@@ -168,6 +165,58 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     return Patches(every, layout[0][0], drawn, plane, padding, squeeze, _bytes(memory), neighbours)
 
 
+def _laid_out(
+    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: aligning.Shapes, align: str
+) -> list[tuple[Names, list[Stream]]]:
+    """Names and streams of every subject, which are alike."""
+    layout: list[tuple[Names, list[Stream]]] = []
+    for number, (given, target) in enumerate(zip(subjects, targets, strict=True)):
+        with _said_of(number, given, len(subjects) > 1):
+            names, streams = aligning.streams_of(given, target, shapes, align)
+            layout.append((names, streams))
+            _check_alike(layout[0], layout[-1])
+    return layout
+
+
+def _check_alike(first_one: tuple[Names, list[Stream]], other: tuple[Names, list[Stream]]) -> None:
+    """Raise `GridError` where a subject has other volumes, or patches of other shapes, than the first."""
+    (of_first, firsts), (of_other, others) = ((names.apart(s), s) for names, s in (first_one, other))
+    said = ("subjects have different inputs", "subjects have different targets")
+    for sentence, theirs, ours in zip(said, of_first, of_other, strict=True):
+        if theirs != ours:
+            remedy = (
+                "give all mappings in one order"
+                if sorted(theirs) == sorted(ours)
+                else f'give all mappings with the same names, such as {{"{(theirs or ours)[0]}": volume}}'
+            )
+            raise GridError(f"{sentence}: {theirs} and {ours}; {remedy}")
+    for mine, first in zip(others, firsts, strict=True):
+        if mine.shape != first.shape:
+            raise GridError(
+                f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
+                "give shape= or target_shape= an item for every volume"
+            )
+
+
+@contextmanager
+def _said_of(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
+    """Say of which subject an error speaks, where there are several."""
+    try:
+        yield
+    except GridError as error:
+        if not several:
+            raise
+        known = _person(source for volume in aligning.named(inputs).values() for source in Part(volume).source)
+        who = f"{number} ({known})" if known else f"{number}"
+        raise GridError(f"subject {who}: {error}") from error
+
+
+def _person(sources: Iterable[str]) -> str | None:
+    """Whose volumes these are, by the names of their files and folders; None where those do not say, or disagree."""
+    found = {named[-1] for source in sources if (named := _SUBJECT.findall(source))}
+    return found.pop() if len(found) == 1 else None
+
+
 def _first(inputs: Inputs) -> xr.DataArray:
     return next(iter(aligning.named(inputs).values()))
 
@@ -176,12 +225,23 @@ def _per_subject(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
+def _one_name(targets: list[Any]) -> list[Any]:
+    """Targets that are given by themselves are one target, whatever their files are called."""
+    if any(target is None or isinstance(target, Mapping) for target in targets):
+        return targets
+    return [target.rename(targets[0].name) for target in targets]
+
+
 def _bytes(memory: str | int) -> int:
     if isinstance(memory, int):
         return memory
     from dask.utils import parse_bytes
 
     return int(parse_bytes(memory))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 class Patches:
@@ -272,10 +332,19 @@ class Patches:
         return len(self.positions)
 
     def __repr__(self) -> str:
+        numbers = np.unique(self.subject)
         return (
-            f"Patches({len(self)} of {self.shape}, {len(self.channels)} channels, {len(self.streams)} subjects, "
-            f"{len(self._starts) - 1} chunks)"
+            f"Patches({len(self)} of {self.shape}, {_counted(len(self.channels), 'channel')}, "
+            f"{_counted(len(numbers), 'subject')}{self._who(numbers)}, {_counted(len(self._starts) - 1, 'chunk')})"
         )
+
+    def _who(self, numbers: Ints) -> str:
+        """Names of a few subjects, where their files say them."""
+        if len(numbers) > _NAMED:
+            return ""
+        of_each = [_person(source for stream in self.streams[n] for source in stream.sources) for n in numbers]
+        known = [name for name in of_each if name is not None]
+        return f" ({', '.join(known)})" if len(known) == len(numbers) else ""
 
     def _repr_html_(self) -> str:
         from mrhdata.explaining import as_html

@@ -32,6 +32,9 @@ UNORIENTED = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], 
 #: Steps along an axis may differ by this part of a step, for coordinates that passed through text.
 _STEP_TOLERANCE = 1e-6
 
+#: The remedy where two grids differ.
+_RESAMPLE = "resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line)"
+
 
 def from_array(
     array: Any,
@@ -191,6 +194,42 @@ def describe(volume: xr.DataArray, **attrs: Any) -> xr.DataArray:
     return volume if space is None else _framed(volume, volume.mrh.affine, space)
 
 
+def on_grid_of(
+    name: str, volume: xr.DataArray, reference: str, other: xr.DataArray, *, remedy: str = ""
+) -> xr.DataArray:
+    """A volume with exactly the coordinates of another; where their grids differ, the error names both.
+
+    Parameters
+    ----------
+    name : str
+        Of the volume.
+    reference : str
+        The other in words, such as ``"the first input"``.
+    volume, other : xarray.DataArray
+    remedy : str
+        What else helps where grids of one space differ, such as ``"or give align='first'"``.
+
+    Examples
+    --------
+    >>> a = from_array(np.zeros((2, 2, 2)), spacing=(1, 1, 1))
+    >>> on_grid_of("t2w", a + 1, "the first input", a).mrh.grid.same_as(a.mrh.grid)
+    True
+    """
+    one_space = volume.mrh.space == other.mrh.space
+    # A volume without a true geometry has no grid to compare.
+    _ = volume.mrh.grid, other.mrh.grid
+    try:
+        return volume.mrh.like(other)
+    except GridError as error:
+        also = f", {remedy}" if remedy and one_space else ""
+        raise GridError(f"{_said(name)} does not lie on the grid of {reference}: {error}{also}") from error
+
+
+def _said(name: str) -> str:
+    """A name in quotes, without the NUL that keeps names of our own apart from those of users."""
+    return repr(name.lstrip("\0"))
+
+
 def _framed(volume: xr.DataArray, affine: Floats, space: str) -> xr.DataArray:
     """Set affine and space, and a coordinate that changes with them.
 
@@ -237,7 +276,7 @@ def group(volumes: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
     for name, space in spaces.items():
         if first is not None and space != spaces[first]:
             raise GridError(
-                f"{first!r} lies in space {spaces[first]!r} but {name!r} in {space!r}; "
+                f"{_said(first)} lies in space {spaces[first]!r} but {_said(name)} in {space!r}; "
                 "register one to the other, or correct a wrong name with describe(volume, space=...)"
             )
     return dict(volumes)
@@ -257,10 +296,10 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
     if not volumes:
         raise GridError("there is no volume to stack; give at least one")
     volumes = group(volumes)
-    first = next(iter(volumes.values()))
+    reference, first = next(iter(volumes.items()))
     parts = []
     for name, volume in volumes.items():
-        same = volume if volume is first else volume.mrh.like(first)
+        same = volume if volume is first else on_grid_of(name, volume, _said(reference), first)
         if "t" in same.dims:
             raise GridError(f"{name!r} has a time axis of {same.sizes['t']}; select one time first")
         missing = {d: 1 for d in SPATIAL if d not in same.dims}
@@ -291,7 +330,7 @@ def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool
     like = stack(volume).isel(c=0)
     if where is None:
         return np.ones(like.shape, dtype=bool)
-    inside = nonzero(stack({"mask": where}).isel(c=0).mrh.like(like).data)
+    inside = nonzero(on_grid_of("mask", stack({"mask": where}).isel(c=0), "the volume", like).data)
     if not inside.any():
         raise DataError("the mask is empty; give one that covers part of the volumes")
     return inside
@@ -405,11 +444,11 @@ class Geometry:
         if self.space != other.mrh.space:
             raise GridError(f"spaces differ: {self.space!r} and {other.mrh.space!r}; register one to the other first")
         if mine.shape != theirs.shape:
-            raise GridError(f"shapes differ along z, y, x: {mine.shape} and {theirs.shape}; resample one first")
+            raise GridError(f"shapes differ along z, y, x: {mine.shape} and {theirs.shape}; {_RESAMPLE}")
         if not mine.same_as(theirs, tolerance_mm):
             raise GridError(
                 f"grids of one shape {mine.shape} lie up to {mine.distance(theirs):.6g} mm apart "
-                f"({mine.orientation} and {theirs.orientation}); resample one to the other first"
+                f"({mine.orientation} and {theirs.orientation}); {_RESAMPLE}"
             )
         volume = self._volume.assign_coords({d: other.coords[d] for d in SPATIAL if d in self._volume.dims})
         return _framed(volume, other.mrh.affine, self.space)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mrhdata.errors import DataError
 from mrhdata.formats.blocks import Box, pieces
 from mrhdata.scoring.spatial import cubes
-from mrhdata.volume import SPATIAL, nonzero, stack
+from mrhdata.volume import SPATIAL, nonzero, on_grid_of, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,7 +70,8 @@ def voxel_table(
     taken = [name for name in names if name in PLACE]
     if taken:
         raise DataError(f"contrasts may not be called {taken}: these columns say where a voxel is; rename them")
-    inside = None if where is None else stack({"mask": where}).isel(c=0).mrh.like(stacked.isel(c=0))
+    first = stacked.isel(c=0)
+    inside = None if where is None else on_grid_of("mask", stack({"mask": where}).isel(c=0), repr(names[0]), first)
     step = _step(stacked, inside, most)
     places, rows = [], []
     for box in _boxes(stacked, step):

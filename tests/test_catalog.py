@@ -39,6 +39,19 @@ def test_select_matches_exactly(two_subjects):
         cat.select(subject="01")
 
 
+def test_a_name_that_is_not_there_is_a_sentence(two_subjects):
+    """Whose group it is and what it holds; a KeyError all the same, and otherwise a plain dict."""
+    cat = mrhdata.open_catalog(two_subjects)
+    group = cat.select(subject="1")
+    with pytest.raises(CatalogError) as caught:
+        group["T2w"]
+    assert isinstance(caught.value, KeyError)
+    assert str(caught.value) == "subject '1' has no 'T2w'; it has 't2w', 'af'"
+    assert (group.get("T2w"), "T2w" in group, isinstance(group, dict)) == (None, False, True)
+    with pytest.raises(KeyError, match=r"catalog\.yaml has no '01'; it has '1', '10'"):
+        cat.subjects()["01"]
+
+
 def test_plain_intake_opens_it(two_subjects):
     """Without importing us: right volume, right subject, right geometry."""
     code = (

@@ -264,6 +264,12 @@ def test_labels_from_a_folder_of_subjects(tmp_path):
     assert (tmp_path / "r.csv").read_text("utf-8").splitlines()[0] == "label,name,mean,sd,median,volume_mm3"
     code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.nii.gz", subject)
     assert (code, "exists" in err) == (2, True)
+    # A truth of another grid is found before anything is computed.
+    mrhdata.write(mrhdata.read(extra[-1], kind="labels").isel(z=slice(1, None)), tmp_path / "cut.nii")
+    words_again = ["segment", tmp_path / "net" / "network", tmp_path / "again.nii", subject]
+    code, _, err = run(*words_again, "--truth", tmp_path / "cut.nii")
+    assert (code, "'truth' does not lie on the grid of 'sub-1_T1w': shapes differ" in err) == (2, True)
+    assert not (tmp_path / "again.nii").exists()
     code, _, err = run("segment", tmp_path / "net" / "network", tmp_path / "l.mgz", subject)
     assert (code, "l.mgz cannot be written" in err) == (2, True)
     code, _, err = run(*words, "--recipe", "unet5")

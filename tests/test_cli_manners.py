@@ -5,15 +5,18 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from typer import BadParameter
 from typer.main import get_command
 
 import mrhdata
 from mrhdata import conversion, growing, training
 from mrhdata.cli import app
+from mrhdata.models.storage import Scale
 from mrhdata.volume import from_array
 
 from .conftest import command as typed
@@ -128,6 +131,27 @@ def test_mistakes_are_one_sentence(line, sentence, tmp_path, monkeypatch):
     assert len(err.splitlines()) == 1
 
 
+def test_warnings_say_that_they_are(tmp_path):
+    """Those of the log and those of commands; the command does what it was asked to."""
+    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    scale = Scale((0.0,), (1.0,))
+    model.spec = replace(
+        model.spec, channels=("a",), patch=(1, 3, 3), axis=0, spacing_mm=(1.0,) * 3, inputs=scale, target=scale
+    )
+    mrhdata.models.save(model, tmp_path / "net")
+    values = np.random.default_rng(0).normal(0, 1, (4, 8, 8)).astype(np.float32)
+    mrhdata.write(from_array(values, spacing=(2, 2, 2)), tmp_path / "a.nii")
+    code, _, err = typed("predict", tmp_path / "net", tmp_path / "m.zarr", tmp_path / "a.nii", "--no-progress")
+    assert (code, err.startswith("mrhdata: warning: a has voxels of 2 x 2 x 2 mm")) == (0, True), err
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    # In a process of its own: here the log is pytest's.
+    code = (
+        f"import sys; sys.argv = ['mrhdata', 'info', {str(tmp_path / 'a.tif')!r}]; from mrhdata.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.startswith("mrhdata: warning: ")) == (0, True), done.stderr
+
+
 def test_a_file_that_may_not_be_opened_is_one_sentence(monkeypatch):
     """An error of the operating system that no module of ours foresaw."""
 
@@ -192,6 +216,11 @@ def test_a_training_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     assert train("net")[0] == 0
     # Two, the one that was interrupted, and the two that were left.
     assert len(runs) == 5
+    # What is finished does not go on.
+    code, _, err = train("net")
+    assert (code, len(runs)) == (2, 5)
+    assert "net holds the network of a training that is finished" in err
+    assert "train it anew with --overwrite, or choose another name" in err
     assert train("whole")[0] == 0
     first, second = (json.loads((tmp_path / n / "history.json").read_text("utf-8")) for n in ("net", "whole"))
     assert first["validation"] == second["validation"]

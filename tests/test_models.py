@@ -82,6 +82,16 @@ def test_save_and_load_return_the_same_function(trained, tmp_path):
     mrhdata.models.save(model, tmp_path / "net")
 
 
+def test_a_folder_with_a_network_within_is_pointed_to(tmp_path):
+    """Training on labels writes its network into a folder of its own, so one level too high is easily given."""
+    mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=1, blocks=1), tmp_path / "lab" / "network")
+    inner = (tmp_path / "lab" / "network").as_posix()
+    with pytest.raises(ModelError, match=rf"is no model folder: .* is missing; did you mean {inner}\?$"):
+        mrhdata.models.load(tmp_path / "lab")
+    with pytest.raises(ModelError, match=r"is missing$"):
+        mrhdata.models.load(tmp_path / "nothing")
+
+
 def test_damaged_folders_are_refused(tmp_path):
     """Missing files, broken JSON, unknown keys, unknown networks, weights of another network."""
     with pytest.raises(ModelError, match="is missing"):

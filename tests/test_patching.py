@@ -1,6 +1,7 @@
 """The patch contract: every patch is the naive slice, whatever the blocks."""
 
 import pickle
+import re
 
 import dask.array as da
 import numcodecs
@@ -321,6 +322,27 @@ class TestRefusals:
         with pytest.raises(GridError, match="mm apart"):
             mrhdata.patches({"a": straight, "b": flipped}, shape=2)
 
+    def test_grids_that_differ_name_the_volume_and_the_remedies(self, tmp_path):
+        """Of several subjects the one that is meant, by number and, where its files say it, by name."""
+        for name, cut in {"sub-01_T1w": 7, "sub-01_T2w": 7, "sub-02_T1w": 7, "sub-02_T2w": 6}.items():
+            mrhdata.write(volume().isel(x=slice(cut)), tmp_path / f"{name}.nii")
+        subjects = [
+            {kind: mrhdata.read(tmp_path / f"sub-{who}_{kind}.nii") for kind in ("T1w", "T2w")} for who in ("01", "02")
+        ]
+        with pytest.raises(GridError) as caught:
+            mrhdata.patches(subjects, shape=2)
+        assert str(caught.value) == (
+            "subject 1 (sub-02): 'T2w' does not lie on the grid of 'T1w': shapes differ along z, y, x: (9, 8, 6) and "
+            "(9, 8, 7); resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line), "
+            "or give align='first'"
+        )
+        v, mask = volume(), volume().isel(x=slice(6))
+        with pytest.raises(GridError, match=r"^subject 1: 'mask' does not lie on the grid of the first input: "):
+            mrhdata.patches([v, v], shape=2, where=[v, mask])
+        # Another space is not put right by another grid.
+        with pytest.raises(GridError, match=r"^'b' does not lie.* register one to the other first$"):
+            mrhdata.patches({"a": v, "b": mrhdata.volume.describe(v, space="CCFv3")}, shape=2)
+
     def test_masks_that_are_empty(self):
         """Nothing to look at is an error, not an empty set."""
         with pytest.raises(DataError, match="the mask leaves no patch; check that it is not empty"):
@@ -337,8 +359,25 @@ class TestRefusals:
         v = volume()
         with pytest.raises(GridError, match="2 subjects of inputs, 1 of targets"):
             mrhdata.patches([v, v], [v], shape=2)
-        with pytest.raises(GridError, match="different inputs"):
-            mrhdata.patches([{"a": v}, {"b": v}], shape=2)
+        for inputs, target, sentence in [
+            ([{"a": v}, {"b": v}], None, "different inputs: ['a'] and ['b']; give all mappings with the same names"),
+            ([{"a": v, "b": v}, {"b": v, "a": v}], None, "inputs: ['a', 'b'] and ['b', 'a']; give all mappings in one"),
+            ([{"a": v}] * 2, [{"h1": v}, {"h2": v}], 'targets: [\'h1\'] and [\'h2\']; give all mappings with the same '
+             'names, such as {"h1": volume}'),
+            ([{"a": v}] * 2, [v, None], "targets: ['image'] and []"),
+        ]:  # fmt: skip
+            with pytest.raises(GridError, match=re.escape(sentence)):
+                mrhdata.patches(inputs, target, shape=2)
+        with pytest.raises(GridError, match=re.escape("different inputs: ['a', 'b'] and ['a']; give all")):
+            mrhdata.patches([{"a": v, "b": v}, {"a": v}], [v, v], shape=2, align="own")
+
+    def test_targets_by_themselves_are_one_whatever_their_names(self):
+        """As the files of subjects are called after the subjects."""
+        v = volume()
+        targets = [v.rename("sub-01_histo"), volume(seed=1).rename("sub-02_histo")]
+        p = mrhdata.patches([{"a": v}, {"a": v}], targets, shape=3, stride=3)
+        expected = mrhdata.patches([{"a": v}] * 2, [{"h": t} for t in targets], shape=3, stride=3)
+        np.testing.assert_array_equal(p.gather(np.arange(len(p)))[1], expected.gather(np.arange(len(p)))[1])
 
     def test_shapes_that_make_no_sense(self):
         """Too large, two numbers, unknown planes, rows beyond the end."""

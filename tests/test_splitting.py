@@ -93,6 +93,22 @@ def test_a_part_of_few_subjects_is_planned_and_read():
         assert part.explain(8).patches == len(part)
 
 
+def test_a_part_counts_and_names_its_own_subjects(tmp_path):
+    """In what is printed, in the plan and in a notebook; names are those of the files, where they are few."""
+    for who in range(6):
+        mrhdata.write(volume((6, 9, 8), who), tmp_path / f"sub-{who:02}_T1w.nii")
+    subjects = [{"t1w": mrhdata.read(path)} for path in sorted(tmp_path.glob("*.nii"))]
+    p = mrhdata.patches(subjects, shape=3, stride=3)
+    train, test = p.split([5, 1], seed=1)
+    assert "1 channel, 5 subjects, 5 chunks)" in repr(train)
+    (number,) = set(test.subject.tolist())
+    assert f"1 subject (sub-{number:02}), 1 chunk)" in repr(test)
+    assert [part.explain().subjects for part in (p, train, test)] == [6, 5, 1]
+    for part in p.split([3, 3], seed=1):
+        assert all(f"sub-{number:02}" in repr(part) for number in set(part.subject.tolist()))
+        assert "of the first subject" in part._repr_html_()
+
+
 @pytest.mark.parametrize("by", ["subject", "z", "y"])
 def test_folds_test_everything_once(by):
     """Every patch that lies within one block is tested once, and shares nothing with its training."""

@@ -32,7 +32,8 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; mistakes that the user can put right end with one sentence and exit code 2."""
-    logging.basicConfig(format="mrhdata: %(message)s", level=logging.WARNING)
+    # Nothing that ends a command is logged: mistakes are raised.
+    logging.basicConfig(format="mrhdata: warning: %(message)s", level=logging.WARNING)
     try:
         app()
     except MrhdataError as error:

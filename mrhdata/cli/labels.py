@@ -157,6 +157,7 @@ def segment_(
     from mrhdata import formats, models, viewing
     from mrhdata.drafting import check_target
     from mrhdata.segmenting import Case, scored, segment
+    from mrhdata.volume import on_grid_of
 
     check_target(out, overwrite)
     formats.writer_of(out)
@@ -164,10 +165,14 @@ def segment_(
     spec: Any = network.spec
     named = {k: formats.read(v) for k, v in words.channels(inputs).items()}
     given = next(iter(named.values())) if len(named) == 1 and "=" not in inputs[0] else named
+    known = None if truth is None else formats.read(truth, kind="labels")
+    if known is not None:
+        # Before hours of work, whose answer could not be scored.
+        grid = next((channel for channel in spec.channels if channel in named), next(iter(named)))
+        on_grid_of("truth", known, repr(grid), named[grid])
     found = segment(network, given, memory=memory, device=device, progress=words.shown(progress))
     formats.write(found, out, overwrite=overwrite)
     first = next(iter(named.values()))
-    known = None if truth is None else formats.read(truth, kind="labels")
     if montage is not None:
         viewing.montage(first, known, found, montage, names=_names(spec.labels))
     answer: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in spec.labels]}

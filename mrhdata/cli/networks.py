@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Train MRH-Net on one brain: parts of it, with gaps between, for training, validation and test.
 
-    A run that was stopped goes on when it is called again.
+    A run that was stopped goes on when it is called again; one that is finished is done anew with --overwrite.
 
     The parts are written as labels 1, 2 and 3 beside the network, for mrhdata sensitivity and report. Maps of several
     networks have three channels: mean, uncertainty, and how strange the inputs are.
@@ -48,11 +48,11 @@ def train(
     from dataclasses import asdict, replace
 
     from mrhdata import formats, growing, models, robustness, splitting
-    from mrhdata.drafting import appearing, check_target, resuming
+    from mrhdata.drafting import appearing, resuming
     from mrhdata.methods import mrhnet
     from mrhdata.patching import patches
 
-    check_target(out, overwrite)
+    words.check_unfinished(out, overwrite)
     if members < 1:
         raise DataError(f"--members {members}: train one network or more")
     given = {name: formats.read(file) for name, file in words.channels(inputs).items()}

@@ -40,16 +40,16 @@ def train_restoration(
 ) -> None:
     """Train a network to restore fast scans, from good images that are degraded as they are read.
 
-    A run that was stopped goes on when it is called again.
+    A run that was stopped goes on when it is called again; one that is finished is done anew with --overwrite.
     """
     from dataclasses import replace
 
     from mrhdata import formats, growing, models
     from mrhdata.degrade import PUBLISHED
-    from mrhdata.drafting import check_target, resuming
+    from mrhdata.drafting import resuming
     from mrhdata.methods import em
 
-    check_target(out, overwrite)
+    words.check_unfinished(out, overwrite)
     if crappifier not in PUBLISHED:
         raise ModelError(f"there is no degradation called {crappifier!r}; there are {', '.join(PUBLISHED)}")
     good = [formats.read(stack, **words.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
@@ -161,7 +161,7 @@ def _watched(
         try:
             found = _restored(network, str(path), target(path), read, options)
         except MrhdataError as error:
-            typer.echo(f"mrhdata: left out: {error}", err=True)
+            words.warn(f"left out: {error}")
             continue
         typer.echo(f"{path.name} -> {target(path).name}, {found['Mpixel/s']} Mpixel/s", err=True)
         count += 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, FormatError
 
 Axes = Annotated[str | None, typer.Option(help="Where the file's axes point, such as PIR, if its header lies.")]
 Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um, nm.")]
@@ -92,6 +92,18 @@ def answer(found: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{key:{width}}  {_shown(value)}")
 
 
+def check_unfinished(out: Path, overwrite: bool) -> None:
+    """Raise `FormatError` where a run may not write its network, and say so where it is there already."""
+    from mrhdata.drafting import check_target
+
+    if (out / "config.json").is_file() and not overwrite:
+        raise FormatError(
+            f"{out} holds the network of a training that is finished, so there is nothing to go on with; train it anew "
+            "with --overwrite, or choose another name"
+        )
+    check_target(out, overwrite)
+
+
 def shown(progress: bool | None) -> bool:
     """Whether there are bars."""
     return sys.stderr.isatty() if progress is None else progress
@@ -102,7 +114,12 @@ def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
     from mrhdata.familiar import unfamiliar
 
     for reason in unfamiliar(model.spec, inputs):
-        typer.echo(f"mrhdata: {reason}", err=True)
+        warn(reason)
+
+
+def warn(sentence: str) -> None:
+    """Say what does not end the command, as the log does."""
+    typer.echo(f"mrhdata: warning: {sentence}", err=True)
 
 
 def stored(where: str | None) -> Any:

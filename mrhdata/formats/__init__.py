@@ -178,7 +178,7 @@ def _read(path: str | os.PathLike[str], options: dict[str, Any]) -> xr.DataArray
         return _stack(where)
     if not where.exists():
         raise FormatError(f"{where} does not exist; check the path")
-    module = _folder_module(where) if where.is_dir() else _module_for(where)[0]
+    module = _folder_module(where) if where.is_dir() else _module_for(where)
     if module is None:
         return _stack(where)
     taken = inspect.signature(module.read).parameters
@@ -247,11 +247,12 @@ def writer_of(path: str | os.PathLike[str]) -> ModuleType:
     FormatError
         None does: what takes long asks before it begins.
     """
-    writer, writable = _module_for(Path(path))
+    name = Path(path).name
+    module, writable = next((row for ending, row in FORMATS.items() if name.lower().endswith(ending)), ("", False))
     if not writable:
         endings = ", ".join(e for e, (_, can) in FORMATS.items() if can)
-        raise FormatError(f"{Path(path).name} cannot be written; the endings that can are {endings}")
-    return writer
+        raise FormatError(f"{name} cannot be written; the endings that can are {endings}")
+    return importlib.import_module(f"mrhdata.formats.{module}")
 
 
 def written_as(path: str | os.PathLike[str], otherwise: str = ".nii.gz") -> str:
@@ -266,12 +267,12 @@ def written_as(path: str | os.PathLike[str], otherwise: str = ".nii.gz") -> str:
     return next((ending for ending, (_, can) in FORMATS.items() if can and name.endswith(ending)), otherwise)
 
 
-def _module_for(path: Path) -> tuple[ModuleType, bool]:
-    for ending, (module, writable) in FORMATS.items():
+def _module_for(path: Path) -> ModuleType:
+    for ending, (module, _) in FORMATS.items():
         if path.name.lower().endswith(ending):
-            return importlib.import_module(f"mrhdata.formats.{module}"), writable
+            return importlib.import_module(f"mrhdata.formats.{module}")
     if path.is_file():
         dicom = importlib.import_module("mrhdata.formats.dicom")
         if dicom.holds(path):
-            return dicom, False
+            return dicom
     raise FormatError(f"{path.name} has no ending that is known; known are {', '.join(FORMATS)}")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+#: Networks within a folder that are named where the folder itself is none.
+_NAMED = 3
+
+
 @dataclass(frozen=True)
 class Scale:
     """Offset and factor of each channel: ``(value - offset) / factor`` is what the network sees."""
@@ -158,7 +162,9 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(f"{path} is no model folder: {error.filename or error} is missing") from error
+        held = [inner.parent.as_posix() for inner in sorted(path.glob("*/config.json"))]
+        meant = f"; did you mean {' or '.join(held[:_NAMED])}?" if held else ""
+        raise ModelError(f"{path} is no model folder: {error.filename or error} is missing{meant}") from error
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); save the model again") from error
     model = models.create(spec.name, **spec.config)

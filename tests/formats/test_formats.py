@@ -218,6 +218,10 @@ def test_missing_unknown_and_existing(tmp_path, oblique):
         mrhdata.read(tmp_path / "a.xyz")
     with pytest.raises(FormatError, match=r"a.img cannot be written; the endings that can"):
         mrhdata.write(oblique, tmp_path / "a.img")
+    # Of an ending that nothing reads, what can be written is of use, not what can be read.
+    with pytest.raises(FormatError, match=r"a.nifti cannot be written; the endings that can are .nii.gz, ") as caught:
+        mrhdata.write(oblique, tmp_path / "a.nifti")
+    assert ".par" not in str(caught.value)
     mrhdata.write(oblique, tmp_path / "a.nii")
     with pytest.raises(FormatError, match="exists; choose another name, or overwrite it"):
         mrhdata.write(oblique, tmp_path / "a.nii")
