@@ -3,15 +3,21 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 import mrhdata
 from mrhdata import models, phantom
 from mrhdata.contest import KINDS
+from mrhdata.degrade import PUBLISHED
 from mrhdata.errors import ModelError
+from mrhdata.methods import em
+from mrhdata.methods.em import degraded
 from mrhdata.models.cards import WEIGHTS, Card, read_card
+from mrhdata.prepare.resampling import resample
 from mrhdata.scoring.cells import detection
+from mrhdata.segmenting import Case, scored, segment
 
 NAMES = [card.name for card in models.list()]
 
@@ -72,8 +78,37 @@ def test_cards_are_written_as_they_are_read(tmp_path):
     assert isinstance(card, Card)
 
 
+def test_histology_is_predicted_out_of_the_box(tmp_path):
+    """In a brain of another seed than those of the card, as are those below."""
+    network, brain = models.load("phantom-nf"), phantom.mouse_brain(0.2, seed=999)
+    maps, slab = phantom.mouse_maps(brain), {"y": slice(30, 32)}
+    inputs = {name: maps[name].isel(slab).rename(name) for name in network.spec.channels}
+    inside = brain["mask"].isel(slab)
+    found = mrhdata.predict(network, inputs, tmp_path / "nf.zarr", where=inside, progress=False)
+    pair = [v.values[inside.values > 0] for v in (found, brain["nf"].isel(slab))]
+    assert np.corrcoef(pair)[0, 1] > 0.85
+
+
+def test_tissue_is_labelled_out_of_the_box():
+    """A slab of a head at other voxels than those of the card."""
+    head = {name: v.isel(z=slice(20, 22)) for name, v in phantom.deep_grey(999, spacing_mm=(4, 2, 2)).items()}
+    found = segment(models.load("phantom-tissue"), head["t1w"])
+    case = Case("999", {"t1w": head["t1w"]}, head["tissue"])
+    assert scored(case, found, (0, 1, 2, 3)).dice.mean() > 0.8
+
+
+def test_scans_are_restored_out_of_the_box(tmp_path):
+    """Nearer to the good image than the enlarged scan."""
+    good = phantom.neuropil((6, 128, 128), seed=999)["em"].compute()
+    scan = degraded(good, PUBLISHED["em_AG_D_sameas_preprint"], 999)
+    found = em.restore(models.load("phantom-em"), scan, tmp_path / "r.zarr", progress=False)
+    plain = resample(scan.astype(np.float32), good)
+    error, before = (float(np.mean((v.values.astype(float) - good.values) ** 2)) for v in (found, plain))
+    assert error < 0.8 * before
+
+
 def test_cells_are_found_out_of_the_box(tmp_path):
-    """In a brain of another seed than those of the card."""
+    """The table of cells with its scores."""
     brain = phantom.cleared((96, 128, 128), seed=999)
     found = mrhdata.detect(models.load("phantom-cells"), {"signal": brain.volume}, tmp_path / "found", progress=False)
     table = brain.cells[["X", "Y", "Z"]]
