@@ -202,7 +202,7 @@ def _metadata(place: Path, options: Options, checksum: bool) -> dict[str, Any]:
         held["units"] = volume.attrs["units"]
     held |= {
         "space": volume.mrh.space,
-        "spacing_mm": [float(f"{step:.9g}") for step in grid.spacing],
+        "spacing_mm": [float(f"{step:.6g}") for step in grid.spacing],
         "shape": {str(d): int(n) for d, n in volume.sizes.items()},
         "orientation": grid.orientation,
         **{key: value for key, value in source_checksum(place, checksum).items() if key != "source"},

@@ -59,7 +59,7 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
         "shape": {str(d): int(n) for d, n in volume.sizes.items()},
         "dtype": str(volume.dtype),
         "spacing": {d: length(float(step)) for d, step in zip(SPATIAL, grid.spacing, strict=True)},
-        "spacing_mm": {d: float(f"{step:.9g}") for d, step in zip(SPATIAL, grid.spacing, strict=True)},
+        "spacing_mm": {d: float(f"{step:.6g}") for d, step in zip(SPATIAL, grid.spacing, strict=True)},
         "orientation": grid.orientation,
         "space": volume.mrh.space,
         "kind": volume.attrs["kind"],

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 
 import mrhdata
-from mrhdata import inspection
+from mrhdata import catalog_build, inspection
 from mrhdata.errors import GridError
 from mrhdata.volume import from_array
 from tests.conftest import oblique_affine
@@ -25,6 +25,16 @@ def test_an_honest_file_is_not_suspicious(tmp_path, oblique):
     assert found["orientation"] == "SAR"
     assert found["spacing"] == {"z": "300 um", "y": "200 um", "x": "100 um"}
     assert found["range"] == {"low": float(oblique.min()), "high": float(oblique.max())}
+
+
+def test_spacings_are_shown_as_people_write_them(tmp_path):
+    """Headers hold them with seven digits; in what is printed and in catalogues that is noise."""
+    made = from_array(np.random.default_rng(0).random((4, 5, 6), np.float32), spacing=(0.150000006, 0.1, 0.1))
+    mrhdata.write(made, tmp_path / "a.nrrd")
+    assert mrhdata.read(tmp_path / "a.nrrd").mrh.spacing[0] > 0.150000005
+    assert inspection.inspect(tmp_path / "a.nrrd")["spacing_mm"] == {"z": 0.15, "y": 0.1, "x": 0.1}
+    listed = mrhdata.open_catalog(catalog_build.build(tmp_path)).find()
+    assert [held["spacing_mm"] for held, _ in listed.values()] == [[0.15, 0.1, 0.1]]
 
 
 def test_suspicious_things(tmp_path):
