@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def scoreboard() -> str:
     records = read_results(RECORDS)
     every, measured = {t.name: t for t in tasks_of(HERE)}, {r["task"] for r in records}
     tasks = {name: task for name, task in every.items() if name in measured}
-    board = as_markdown("Results", sections(Bench(tasks, {}, records), RESULTS)).strip()
+    # Pictures are in the page of the bench, which is not kept.
+    parts = [replace(part, figures=()) for part in sections(Bench(tasks, {}, records), RESULTS)]
+    board = as_markdown("Results", parts).strip()
     left = sorted(set(every) - measured)
     return board + (f"\n\nNot measured yet: {', '.join(left)}." if left else "")
 

@@ -2,7 +2,7 @@
 
 Run: mrhdata bench benchmarks/ WORK, then python benchmarks/zoo.py WORK [--only NAME ...]
 
-Weights of more than 5 MB are rounded to 16 bits; how much that changes is written on the card.
+Weights of more than 5 MB are rounded to 16 bits, and the card says so.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def shipped(name: str, work: Path) -> Card:
         shutil.copytree(source, draft)
         size = (draft / "model.safetensors").stat().st_size
         if size > MOST_BYTES:
-            state = {key: v.half() if v.dtype == torch.float32 else v for key, v in model.state_dict().items()}
+            kept = model.state_dict().items()
+            state = {key: (v.half() if v.dtype == torch.float32 else v).contiguous() for key, v in kept}
             save_file(state, draft / "model.safetensors")
             limits = (*limits, "weights rounded to 16 bits; the score is that of 32 bits")
         card = Card(
