@@ -57,7 +57,7 @@ def train_maps(
             checkpoint=out / "mrhnet.pt", progress=bars,
         )  # fmt: skip
         models.save(model, out / "network")
-        scores = {brain.subject: brains.tested(model, brain, out, progress=bars) for brain in parts["test"]}
+        scores = {brain.subject: brains.mapped_and_scored(model, brain, out, progress=bars) for brain in parts["test"]}
     with appearing(out / "network" / "history.json", overwrite=True) as draft:
         draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
     with appearing(out / "scores.csv", overwrite=True) as draft:

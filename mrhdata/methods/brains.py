@@ -107,7 +107,7 @@ def train(
     return model, fit(model, planned[0], planned[1], settings, checkpoint=checkpoint, progress=progress)
 
 
-def tested(model: nn.Module, brain: Brain, folder: Path, *, progress: bool) -> dict[str, float]:
+def mapped_and_scored(model: nn.Module, brain: Brain, folder: Path, *, progress: bool = True) -> dict[str, float]:
     """Scores of a brain's map, which is written to ``maps`` in the folder, in the format of its first contrast."""
     path = folder / "maps" / f"sub-{brain.subject}{brain.ending}"
     path.parent.mkdir(exist_ok=True)
@@ -118,7 +118,20 @@ def tested(model: nn.Module, brain: Brain, folder: Path, *, progress: bool) -> d
 
 
 def scored(brain: Brain, found: xr.DataArray) -> dict[str, float]:
-    """How a map of a brain agrees with its histology, over its mask: R2, RMSE in the histology's units, correlation."""
+    """How a map of a brain agrees with its histology over its mask.
+
+    Returns
+    -------
+    scores : dict of str to float
+        ``R2`` (below 0 where the mean would be nearer), ``RMSE`` in the histology's units, ``correlation``.
+
+    Examples
+    --------
+    >>> from mrhdata.volume import from_array
+    >>> af = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
+    >>> scored(Brain("01", {"t2w": af}, histology=af), af + 1)
+    {'R2': 0.8095238095238095, 'RMSE': 1.0, 'correlation': 1.0}
+    """
     truth = resample(brain.histology.astype(np.float32), found, fill=np.nan)
     inside = np.isfinite(truth.values)
     if brain.mask is not None:
