@@ -40,6 +40,7 @@ def agreement(field, truth, mask):
 class TestN4:
     """The field by cells is the field of the whole."""
 
+    @pytest.mark.full
     def test_as_good_as_simpleitk_on_every_voxel(self):
         """Correlation with the true field within 0.01 of the whole volume's, from 27 times fewer voxels."""
         import SimpleITK as sitk

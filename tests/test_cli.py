@@ -161,7 +161,7 @@ def test_from_two_files_to_a_report(tmp_path):
     assert code == 0, err
     carried = mrhdata.read(at["on.zarr"])
     np.testing.assert_allclose(mrhdata.read(tmp_path / "same.nii"), carried, rtol=1e-3, atol=1)
-    quick = ["--where", at["mask.zarr"], "--epochs", 1, "--blocks", 1, "--members", 2, "--shares", "0.4,0.2,0.4"]
+    quick = ["--where", at["mask.zarr"], "--epochs", 1, "--blocks", 1, "--members", 2, "--shares", "0.3,0.4,0.3"]
     code, out, err = run("train", at["net"], at["af.zarr"], f"t2w={at['on.zarr']}", *quick, "--json")
     assert code == 0, err
     assert json.loads(out)["epochs"] == 1

@@ -43,6 +43,7 @@ def test_phantom_path(quick, tmp_path):
         pd.testing.assert_frame_equal(pd.read_csv(made / "sensitivity.csv"), table)
 
 
+@pytest.mark.full
 def test_real_path(quick, tmp_path, shared):
     """The same on the real mouse volumes and the published pairs."""
     page = demo.run(tmp_path, data=shared).read_text("utf-8")

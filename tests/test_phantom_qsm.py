@@ -99,6 +99,7 @@ def test_volumes_are_of_human_size(subjects):
     assert 2.7 < cn < 6
 
 
+@pytest.mark.full
 def test_true_means_are_those_of_living_brains():
     """Twenty subjects, the deep brain alone: group means lie in the ranges, and iron differs between subjects."""
     voxels = [np.arange(-25.0, 35.0, 3.0), np.arange(-40.0, 40.0, 1.5), np.arange(-45.0, 45.0, 1.5)]

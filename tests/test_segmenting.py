@@ -151,6 +151,7 @@ def test_one_person_is_never_on_both_sides():
         folds(cases, 5)
 
 
+@pytest.mark.full
 def test_the_second_round_takes_false_positives_away():
     """Blobs that look like the nucleus lie where no tile with a label is: the first round labels them."""
 

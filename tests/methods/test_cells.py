@@ -111,6 +111,7 @@ def test_refusals():
         cells.train(quick(), [one], [replace(one, subject="09", inputs=flat)], radius_mm=0.01, progress=False)
 
 
+@pytest.mark.full
 def test_a_second_look(tmp_path):
     """What the second network lets pass of the candidates are the cells; its patches lie where scores do."""
     parts = [brain(seed) for seed in range(4)]
