@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from mrhdata.comparing import Rows, rows_of_table, rows_of_volumes
 from mrhdata.errors import DataError
@@ -30,6 +31,8 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+#: A score and its resamplings.
+_Resampled = tuple[float, Floats]
 
 #: Rows that a notebook shows, and a terminal.
 _SHOWN, _PRINTED = 20, 8
@@ -72,9 +75,9 @@ class Sensitivity:
         a fit's name), ``in_sample`` (whether it was fitted on the very voxels that are scored), and, each with
         ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
         ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``; ``information`` (mutual, in bits); ``adds``
-        (partial correlation with the histology when all single contrasts are known; NaN for fits). Then the
-        ``cut``, in the histology's units, that is best on the training rows, and ``cut_sensitivity`` and
-        ``cut_specificity`` where it is scored.
+        (partial correlation with the histology when all single contrasts are known; NaN for fits);
+        ``cut_sensitivity`` and ``cut_specificity`` at the ``cut``, in the histology's units, that is best on the
+        training rows.
     curves : dict of str to (fpr, tpr)
         ROC curve of each.
     thresholds : pandas.DataFrame
@@ -301,12 +304,13 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     held: dict[str, dict[str, Floats]] = {}
     for one in candidates:
         values = one.values[rows.testing]
-        estimates, samples = _scores(test, values, sides, draws, specificity, one.parameters if rows.in_sample else 0)
-        held[one.name] = samples
         cut = _cut(rows, one.values, sides)
-        shown = _row(estimates, samples, bootstrap.level)
+        found = _scores(test, values, sides, draws, specificity, one.parameters if rows.in_sample else 0)
+        found |= _at_cut(test, values, cut, sides, draws)
+        held[one.name] = {score: resampled for score, (_, resampled) in found.items()}
+        shown = _row(found, bootstrap.level)
         seen = rows.in_sample and one.model != "prediction"
-        table.append({"contrast": one.name, "model": one.model, "in_sample": seen, **shown, **cut})
+        table.append({"contrast": one.name, "model": one.model, "in_sample": seen, **shown, "cut": cut})
     _add_partial(table, held, candidates, rows.testing, test, draws, bootstrap.level)
     ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
     tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}
@@ -363,14 +367,14 @@ def _limit(threshold: float | str, truth: Floats) -> float:
 
 def _scores(
     test: Rows, values: Floats, sides: _Sides, draws: Floats, specificity: float, parameters: int
-) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Every score of one candidate, and its resamplings."""
+) -> dict[str, _Resampled]:
+    """Every score of one candidate."""
     truth, score, is_positive = test.truth, sides.sign * values, sides.of(test.truth)
     curve = intervals.roc_replicates(is_positive, score, test.block, draws, specificity)
     r2, rmse = intervals.error_replicates(truth, values, test.block, draws)
     information = association.mutual_information(truth, values)
     shared = association.information_replicates(truth, values, test.block, draws)
-    found = {
+    return {
         "auc": (ranking.auc(is_positive, score), curve.auc),
         "sensitivity": (ranking.sensitivity_at(is_positive, score, specificity), curve.sensitivity),
         "partial_auc": (ranking.partial_auc(is_positive, score, specificity), curve.partial_auc),
@@ -379,30 +383,38 @@ def _scores(
         # Uneven weights leave fewer values, and of fewer information looks larger: only its spread is taken.
         "information": (information, shared - np.median(shared) + information),
     }
-    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
 
-def _row(estimates: dict[str, float], samples: dict[str, Floats], level: float) -> dict[str, float]:
+def _row(found: Mapping[str, _Resampled], level: float) -> dict[str, float]:
     row: dict[str, float] = {}
-    for score, estimate in estimates.items():
-        found = intervals.interval(estimate, samples[score], level)
-        row |= {score: found.estimate, f"{score}_low": found.low, f"{score}_high": found.high}
+    for score, (estimate, resampled) in found.items():
+        known = intervals.interval(estimate, resampled, level) if np.isfinite(estimate) else None
+        low, high = (known.low, known.high) if known else (np.nan, np.nan)
+        row |= {score: estimate, f"{score}_low": low, f"{score}_high": high}
     return row
 
 
-def _cut(rows: Rows, values: Floats, sides: _Sides) -> dict[str, float]:
-    """The best cut of the training rows, and what it does where it is scored."""
+def _cut(rows: Rows, values: Floats, sides: _Sides) -> float:
+    """The best cut of the training rows; NaN where they hold no value, or one class."""
     known = rows.fitting & np.isfinite(values)
-    is_positive = sides.of(rows.truth)
-    if not known.any() or is_positive[known].all() or not is_positive[known].any():
-        return {"cut": np.nan, "cut_sensitivity": np.nan, "cut_specificity": np.nan}
-    cut = ranking.best_threshold(is_positive[known], sides.sign * values[known])
-    called, positive = (sides.sign * values >= cut)[rows.testing], is_positive[rows.testing]
+    is_positive = sides.of(rows.truth[known])
+    if not known.any() or is_positive.all() or not is_positive.any():
+        return np.nan
+    return sides.sign * ranking.best_threshold(is_positive, sides.sign * values[known])
+
+
+def _at_cut(test: Rows, values: Floats, cut: float, sides: _Sides, draws: Floats) -> dict[str, _Resampled]:
+    """What a cut does where it is scored."""
+    called = np.where(np.isnan(cut), np.nan, sides.sign * values >= sides.sign * cut)
+    is_positive = sides.of(test.truth)
     return {
-        "cut": sides.sign * cut,
-        "cut_sensitivity": float(called[positive].mean()),
-        "cut_specificity": float(1 - called[~positive].mean()),
+        "cut_sensitivity": _share(test, called, is_positive, draws),
+        "cut_specificity": _share(test, 1 - called, ~is_positive, draws),
     }
+
+
+def _share(test: Rows, hits: Floats, among: Bools, draws: Floats) -> _Resampled:
+    return float(hits[among].mean()), intervals.share_replicates(hits, among, test.block, draws)
 
 
 def _add_partial(
@@ -429,20 +441,21 @@ def _add_partial(
         else:
             row |= {"adds": np.nan, "adds_low": np.nan, "adds_high": np.nan}
             continue
-        row |= _row({"adds": estimate}, {"adds": samples}, level)
+        row |= _row({"adds": (estimate, samples)}, level)
         held[one.name]["adds"] = samples
 
 
 def _over_thresholds(rows: Rows, tested: Mapping[str, Floats], positive: str) -> pd.DataFrame:
     """AUC where other parts of the histology are called positive."""
     truth, found = rows.truth[rows.testing], []
+    ranks = {name: rankdata(values) for name, values in tested.items()}
     for percentile in _PERCENTILES:
         sides = _Sides(float(np.percentile(rows.truth[rows.fitting], percentile)), positive)
         is_positive = sides.of(truth)
         if is_positive.all() or not is_positive.any():
             continue
-        for name, values in tested.items():
-            auc = ranking.auc(is_positive, values)
+        for name, ranked in ranks.items():
+            auc = ranking.auc_of_ranks(is_positive, ranked)
             found.append({"contrast": name, "percentile": percentile, "threshold": sides.threshold, "auc": auc})
     return pd.DataFrame(found, columns=["contrast", "percentile", "threshold", "auc"])
 
@@ -462,7 +475,7 @@ def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, boo
             if draws is not None:
                 auc = ranking.auc(is_positive[here], values[here])
                 samples = intervals.roc_replicates(is_positive[here], values[here], block, draws).auc
-                scores = _row({"auc": auc}, {"auc": samples}, bootstrap.level)
+                scores = _row({"auc": (auc, samples)}, bootstrap.level)
             found.append(row | scores)
     return pd.DataFrame(found, columns=["region", "contrast", "rows", "positives", "auc", "auc_low", "auc_high"])
 

@@ -194,7 +194,9 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
         ),
     ]
     scores = readable(result, scores=tuple(_HEADS))
-    cuts = result.table[["cut", "cut_sensitivity", "cut_specificity"]].map(lambda v: f"{v:.3f}")
+    cuts = pd.DataFrame({"cut": result.table["cut"].map(lambda v: f"{v:.3f}")})
+    for score in ("cut_sensitivity", "cut_specificity"):
+        cuts[score] = cells(result.table, score)
     text = [methods_text(name, result)]
     if result.table["in_sample"].any():
         text.append(

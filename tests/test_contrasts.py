@@ -11,6 +11,7 @@ import mrhdata
 from mrhdata.contrasts import Fit, row_blocks, sensitivity, voxel_table
 from mrhdata.errors import DataError, GridError
 from mrhdata.reporting import readable, sensitivity_sections
+from mrhdata.scoring import intervals
 from mrhdata.volume import from_array
 
 from .conftest import oblique_affine
@@ -210,6 +211,11 @@ def test_cuts_come_from_training_rows():
     assert row.cut == 50
     assert row.cut_sensitivity == 1
     assert row.cut_specificity == pytest.approx(50 / 80)
+    # Of 20 blocks of 5 rows 6 are called wrongly, in whole: the interval of a share of independent blocks.
+    wilson = intervals.wilson(10, 16)
+    assert row.cut_specificity_low == pytest.approx(wilson.low, abs=0.04)
+    assert row.cut_specificity_high == pytest.approx(wilson.high, abs=0.04)
+    assert row.cut_sensitivity_low == row.cut_sensitivity_high == 1
 
 
 def test_fits_that_have_seen_what_is_scored_say_so():

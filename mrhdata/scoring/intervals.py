@@ -201,3 +201,16 @@ def error_replicates(truth: ArrayLike, prediction: ArrayLike, block: ArrayLike, 
     spread = squares - np.divide(total**2, n, out=np.zeros_like(n), where=n > 0)
     r2 = 1 - np.divide(errors, spread, out=np.full_like(n, np.nan), where=spread > 0)
     return r2, np.sqrt(np.divide(errors, n, out=np.full_like(n, np.nan), where=n > 0))
+
+
+def share_replicates(hits: ArrayLike, among: ArrayLike, block: ArrayLike, draws: Floats) -> Floats:
+    """Share of the values `among` (0 or 1) that are `hits`, in each resampling of blocks; NaN where none is among.
+
+    Examples
+    --------
+    >>> share_replicates([1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1], np.array([[1.0, 1.0], [2.0, 0.0]])).round(2).tolist()
+    [0.67, 0.5]
+    """
+    hit, weight, blocks = np.ravel(hits), np.ravel(among), np.ravel(block)
+    found, n = (draws @ np.bincount(blocks, weights=w, minlength=draws.shape[1]) for w in (hit * weight, weight))
+    return np.divide(found, n, out=np.full_like(n, np.nan), where=n > 0)
