@@ -114,8 +114,8 @@ def _on_phantom(out: Path, seed: int, say: Console) -> list[Section]:
     cat = _phantom_catalogue(out, seed, say)
     subjects = {s: cat.select(subject=s) for s in (*TRAIN, VALIDATION, TEST)}
     say.print("2/5 patches of 3 x 3 voxels and 67 channels")
-    train = _planned([subjects[s] for s in TRAIN], stride=(2, 1, 2))
-    validation = _planned([subjects[VALIDATION]], stride=(4, 3, 4))
+    train = _planned([subjects[s] for s in TRAIN])
+    validation = _planned([subjects[VALIDATION]], stride=4)
     say.print(f"    training {train}\n    validation {validation}")
     say.print("3/5 training MRH-Net, 4 loop blocks")
     model = models.create("mrhnet", in_channels=len(train.channels), blocks=4, seed=seed)
@@ -190,7 +190,7 @@ def _inputs(subject: Group) -> dict[str, xr.DataArray]:
     return {name: subject[name] for name in INPUTS}
 
 
-def _planned(subjects: Sequence[Group], stride: tuple[int, int, int]) -> Any:
+def _planned(subjects: Sequence[Group], stride: int | None = None) -> Any:
     return patches(
         [_inputs(s) for s in subjects],
         [s["af"] for s in subjects],
