@@ -41,6 +41,12 @@ def naive(source, position, shape):
     return values[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)
 
 
+def naives(source, positions, shape):
+    """The same of many patches."""
+    loaded = source.compute()
+    return np.stack([naive(loaded, position, shape) for position in positions])
+
+
 def agrees(p, expected):
     """Indexing, gathering, the loader, Dask and xarray all give the expected arrays, one per tensor."""
     names = list(p.widths)
@@ -78,7 +84,7 @@ def test_every_patch_is_the_naive_slice(shape, stride, chunks, channels, dtype):
     source = volume(channels=channels, chunks=chunks if channels is None else (1, *chunks), dtype=dtype)
     target = volume(seed=1)
     p = mrhdata.patches(source, target, shape=shape, stride=stride)
-    agrees(p, [np.stack([naive(v, c, shape) for c in p.positions]) for v in (source, target)])
+    agrees(p, [naives(v, p.positions, shape) for v in (source, target)])
 
 
 def padded_by_hand(values, position, shape, mode):
@@ -96,7 +102,8 @@ def test_padding_is_that_of_numpy(shape, mode, seed):
     positions = np.random.default_rng(seed).integers(1 - np.array(shape), v.shape, (6, 3))
     p = mrhdata.patches(v, shape=shape, at=positions, padding=mode)
     np.testing.assert_array_equal(p.positions, positions[p.given])
-    agrees(p, [np.stack([padded_by_hand(v.values, c, shape, mode) for c in p.positions])])
+    values = v.values
+    agrees(p, [np.stack([padded_by_hand(values, c, shape, mode) for c in p.positions])])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,7 @@ def test_stored_volumes_give_the_same_patches(stores, store, shape, stride, memo
     """Chunk by chunk from Zarr 2 and from shards, all in memory and not, patches within a chunk and over many."""
     v, stored = stores
     p = mrhdata.patches(stored[store], shape=shape, stride=stride, memory=memory)
-    expected = np.stack([naive(v, c, p.shape) for c in p.positions])
+    expected = naives(v, p.positions, p.shape)
     np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
     for shuffle in (True, False):
         batches = list(p.stream(2, shuffle=shuffle))
@@ -184,8 +191,7 @@ def test_neighbouring_planes_are_channels(plane, axis, channels):
     names = ["image"] if channels is None else ["image:0", "image:1"]
     assert p.channels == [f"{n}{k}" for n in names for k in ("-1", "", "+1")]
     expected = []
-    for c in p.positions:
-        thick = naive(v, c, p.shape)
+    for thick in naives(v, p.positions, p.shape):
         planes = np.moveaxis(thick, axis + 1, 1).reshape(-1, *np.delete(thick.shape[1:], axis))
         expected.append(np.expand_dims(planes, axis + 1))
     flat = [naive(target, c + np.eye(3, dtype=int)[axis], np.where(np.arange(3) == axis, 1, 4)) for c in p.positions]
@@ -214,8 +220,9 @@ def test_subjects_of_one_chunk_beside_others_of_many(memory):
     """A small subject first, larger ones behind it: gathered many at a time, all in memory and not."""
     subjects = [volume((6, 6, 6), chunks=6), volume((30, 20, 10), seed=2, chunks=6, dtype=np.float32)]
     p = mrhdata.patches(subjects, shape=3, stride=2, memory=memory)
+    loaded = [v.compute() for v in subjects]
     for rows, (x,) in p.stream(8, seed=1):
-        expected = [naive(subjects[s], c, p.shape) for s, c in zip(p.subject[rows], p.positions[rows], strict=True)]
+        expected = [naive(loaded[s], c, p.shape) for s, c in zip(p.subject[rows], p.positions[rows], strict=True)]
         np.testing.assert_array_equal(x, expected)
 
 
@@ -254,9 +261,7 @@ def test_memory_budget_holds_and_changes_nothing(monkeypatch):
     batches = list(p.stream(4, seed=1))
     rows = np.concatenate([r for r, _ in batches])
     np.testing.assert_array_equal(np.sort(rows), np.arange(300))
-    np.testing.assert_array_equal(
-        np.concatenate([x for _, (x,) in batches]), [naive(v, c, p.shape) for c in p.positions[rows]]
-    )
+    np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), naives(v, p.positions[rows], p.shape))
     assert max(held) + 4 * p.batch_bytes(4) <= 450_000 < v.nbytes
     with pytest.raises(DataError, match=r"memory of 450000 bytes does not hold 4 batches of 466560 bytes"):
         next(p.stream(160))
@@ -279,7 +284,7 @@ def test_oblique_stores_keep_their_place(tmp_path):
     mrhdata.write(v, tmp_path / "a.zarr")
     p = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=(5, 3, 4), stride=(9, 11, 7))
     assert "6 chunks" in repr(p)
-    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], [naive(v, c, p.shape) for c in p.positions])
+    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], naives(v, p.positions, p.shape))
     np.testing.assert_allclose(p.affine()[:, :3, 3], v.mrh.world(p.positions), atol=1e-9)
     np.testing.assert_allclose(p.to_xarray().centre_mm, v.mrh.world(p.positions + np.array([2, 1, 1.5])), atol=1e-9)
 
@@ -301,7 +306,7 @@ def test_frozen_sets_hold_the_patches_of_an_epoch(tmp_path):
     rows = np.concatenate([r for r, _ in p.stream(len(p), seed=5)])
     np.testing.assert_array_equal(frozen.row, rows)
     for name in ("input", "target"):
-        np.testing.assert_array_equal(frozen[name], [naive(v, c, (3, 2, 2)) for c in p.positions[rows]])
+        np.testing.assert_array_equal(frozen[name], naives(v, p.positions[rows], (3, 2, 2)))
     np.testing.assert_array_equal(frozen.position, p.positions[rows])
     with pytest.raises(FormatError, match="exists"):
         p.to_zarr(tmp_path / "frozen.zarr")
