@@ -168,15 +168,15 @@ def place(
         raise GridError(f"spacing along z, y, x is three positive numbers of mm, not {steps.tolist()}")
     if kind not in KINDS:
         raise GridError(f"kind is one of {KINDS}, not {kind!r}")
-    # Renamed, because without a name xarray takes that of the Dask graph.
-    volume = xr.DataArray(data, dims=tuple(dims)).rename(name)
-    coords = {}
+    matrix, sizes = check_affine(affine), dict(zip(dims, data.shape, strict=True))
+    coords: dict[str, Any] = {}
     for dim, step, first in zip(SPATIAL, steps, np.asarray(start, dtype=np.float64), strict=True):
-        distance = first + np.arange(volume.sizes[dim]) * step if dim in volume.dims else first
-        where: Any = dim if dim in volume.dims else ()
-        coords[dim] = (where, distance, {"spacing_mm": float(step), "units": "mm"})
-    volume = volume.assign_coords(coords).assign_attrs(kind=kind, **attrs)
-    return _framed(volume, check_affine(affine), space)
+        distance = first + np.arange(sizes[dim]) * step if dim in sizes else first
+        coords[dim] = (dim if dim in sizes else (), distance, {"spacing_mm": float(step), "units": "mm"})
+    coords["frame"] = _frame(matrix, space)
+    attrs = {"kind": kind, **attrs, "affine": matrix.tolist(), "space": space}
+    # Renamed, because without a name xarray takes that of the Dask graph.
+    return xr.DataArray(data, dims=tuple(dims), coords=coords, attrs=attrs).rename(name)
 
 
 def describe(volume: xr.DataArray, **attrs: Any) -> xr.DataArray:

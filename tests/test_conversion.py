@@ -126,7 +126,7 @@ def convert(tell, folder, target):
     mrhdata.convert(folder, target, spacing=1, memory="20 MB", progress=lambda done, total: tell(done))
 
 
-@pytest.mark.parametrize("seed", range(20 if FULL else 2))
+@pytest.mark.parametrize("seed", range(20 if FULL else 1))
 def test_killed_at_random_moments(stack, tmp_path, seed):
     """SIGKILL anywhere; run again until it ends. The store equals that of one run."""
     folder, _ = stack

@@ -1,6 +1,7 @@
 """The main job in small: every step runs, on the phantom and on real volumes."""
 
 import dataclasses
+import functools
 import html
 import itertools
 import re
@@ -11,6 +12,7 @@ import pytest
 from mrhdata import demo, phantom
 from mrhdata.methods import mrhnet
 from mrhdata.prediction import predict_rows
+from mrhdata.scoring.intervals import Bootstrap
 
 from .conftest import FULL
 
@@ -22,6 +24,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.5, seed=seed))
     short = dataclasses.replace(mrhnet.CORRECTED, epochs=1)
     monkeypatch.setattr(mrhnet, "CORRECTED", short)
+    few = functools.partial(demo.sensitivity, bootstrap=Bootstrap(50))
+    monkeypatch.setattr(demo, "sensitivity", few)
     monkeypatch.setattr(mrhnet, "VOXELWISE", dataclasses.replace(mrhnet.VOXELWISE, epochs=1, batch_size=1024))
 
 

@@ -18,7 +18,7 @@ from mrhdata.mapping import Windowing
 from mrhdata.models.storage import physical
 from mrhdata.prediction import Output
 from mrhdata.volume import from_array
-from tests.conftest import FULL, oblique_affine
+from tests.conftest import oblique_affine
 from tests.killing import killed
 
 
@@ -303,8 +303,9 @@ def _blocks(store):
     return {p: p.stat().st_mtime_ns for p in store.rglob("scale*/*/c/*/*/*") if p.is_file()}
 
 
-@pytest.mark.parametrize("seed", range(5 if FULL else 1))
-@pytest.mark.parametrize("mode", ["dense", "patch"] if FULL else ["patch"])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("mode", ["dense", "patch"])
 def test_killed_at_random_moments(tmp_path, mode, seed):
     """SIGKILL anywhere, run again until it ends: equal to one run, finished shards not made again."""
     volume = stored(tmp_path)
@@ -352,7 +353,8 @@ def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
     assert len(calls) - then[0] < 8
 
 
-@pytest.mark.parametrize("workers", [1, 2] if FULL else [2])
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [1, 2])
 def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
     """Processes make the blocks; one is killed on the way, with all that was handed out where it is the only one."""
     from distributed import Client, LocalCluster
