@@ -36,8 +36,8 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     -------
     cases : list of Case
         Those that have all channels (and labels, where a pattern is given), by name; a warning names the others.
-        ``subject`` is all that
-        stands in the name, such as ``01_ses-2``, where a subject was scanned more than once.
+        ``subject`` is all that stands in the name, such as ``01_ses-2``, where a subject was scanned more than
+        once.
 
     Raises
     ------

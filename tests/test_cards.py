@@ -89,6 +89,7 @@ def test_histology_is_predicted_out_of_the_box(tmp_path):
     assert np.corrcoef(pair)[0, 1] > 0.85
 
 
+@pytest.mark.full
 def test_tissue_is_labelled_out_of_the_box():
     """A slab of a head at other voxels than those of the card."""
     head = {name: v.isel(z=slice(13, 15)) for name, v in phantom.deep_grey(999, spacing_mm=(6, 3, 3)).items()}

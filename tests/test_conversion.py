@@ -19,7 +19,7 @@ from mrhdata.errors import FormatError
 from mrhdata.formats import omezarr, streaming
 from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.volume import from_array
-from tests.conftest import FULL, oblique_affine
+from tests.conftest import oblique_affine
 from tests.killing import killed
 
 
@@ -126,7 +126,8 @@ def convert(tell, folder, target):
     mrhdata.convert(folder, target, spacing=1, memory="20 MB", progress=lambda done, total: tell(done))
 
 
-@pytest.mark.parametrize("seed", range(20 if FULL else 1))
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20))
 def test_killed_at_random_moments(stack, tmp_path, seed):
     """SIGKILL anywhere; run again until it ends. The store equals that of one run."""
     folder, _ = stack

@@ -21,7 +21,7 @@ from .conftest import FULL
 def quick(monkeypatch):
     """Coarse brains and a single short training: the path, not the figures."""
     brain = phantom.mouse_brain
-    monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.5, seed=seed))
+    monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.7, seed=seed))
     short = dataclasses.replace(mrhnet.CORRECTED, epochs=1)
     monkeypatch.setattr(mrhnet, "CORRECTED", short)
     few = functools.partial(demo.sensitivity, bootstrap=Bootstrap(50))

@@ -87,6 +87,7 @@ def test_the_image_is_the_clean_one_behind_beam_and_noise(block):
     assert clean[where(block, "cytoplasm")].mean() == pytest.approx(STRUCTURES["cytoplasm"][1], abs=0.05)
 
 
+@pytest.mark.full
 def test_there_is_as_much_membrane_at_a_coarser_grid():
     """Edges belong to the tissue, not to voxels: 20 nm against 10, several blocks each."""
     shares = {

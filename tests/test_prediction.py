@@ -379,6 +379,7 @@ def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
     np.testing.assert_array_equal(shared, alone)
 
 
+@pytest.mark.full
 def test_a_worker_that_dies_while_it_is_handed_the_work(tmp_path, monkeypatch):
     """What was lost is handed out again; a cluster that never takes it ends in one sentence."""
     from distributed import Client

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mrhdata
-from mrhdata import models, training
+from mrhdata import models, training, viewing
 from mrhdata.cases import find_cases
 from mrhdata.crossvalidation import cross_validate, folds
 from mrhdata.errors import DataError, ModelError
@@ -109,8 +109,10 @@ def test_a_network_from_its_folder_needs_no_more_than_the_input(trained, tmp_pat
     np.testing.assert_array_equal(segment(again, case.inputs), segment(trained.model, case.inputs["t1w"]))
 
 
-def test_a_fold_that_was_stopped_goes_on(tmp_path):
+def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """Scores of a run that was interrupted twice are those of one that was not; done folds are not done again."""
+    # Drawing takes longer than all else here.
+    monkeypatch.setattr(viewing, "montage", lambda *_: None)
     cases = [head(i, shape=(6, 20, 20)) for i in range(4)]
     recipe = quick(RECIPE, epochs=2)
     calls = []
@@ -278,7 +280,7 @@ def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
 def test_the_unet_learns_with_augmentation_and_supervision(precision):
     """Boxes, classes drawn in turn, both precisions; the same seed gives the same weights."""
     recipe = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mrhdata.methods.em import degraded
 from mrhdata.volume import SPATIAL
 
 #: Volumes by name; a table of cells is called so.
-Volumes = dict[str, Any]
+Volumes = Mapping[str, Any]
 CELLS = "cells"
 
 
@@ -44,8 +44,7 @@ def _subject(task: Task, given: Any, work: Path) -> Subject:
     missing = [name for name in wanted if name not in held]
     if missing:
         raise DataError(f"{task.name}: subject {who} has no {missing}; it has {sorted(held)}")
-    if ranges:
-        held = {name: v.isel(ranges) for name, v in held.items() if name in wanted}
+    held = {name: held[name].isel(ranges) if ranges else held[name] for name in wanted}
     told = "".join(f" {d}{r.start}-{r.stop}" for d, r in ranges.items())
     inputs = {name: held[name].rename(name) for name in task.data["inputs"]}
     mask = held[task.data["mask"]] if "mask" in task.data else None
@@ -64,7 +63,7 @@ def _scanned(subject: Subject, task: Task, who: Any) -> Subject:
 
 
 def _listed(task: Task, who: Any) -> Volumes:
-    return dict(catalog.open_catalog(task.folder / task.data["catalog"]).select(subject=who))
+    return catalog.open_catalog(task.folder / task.data["catalog"]).select(subject=who)
 
 
 def _phantom(task: Task, seed: int, work: Path) -> Volumes:
@@ -82,8 +81,24 @@ def _phantom(task: Task, seed: int, work: Path) -> Volumes:
                     made.to_parquet(draft / f"{name}.parquet", index=False)
                 else:
                     formats.write(made, draft / f"{name}.zarr")
-    found: Volumes = {p.stem: formats.read(p) for p in sorted(place.glob("*.zarr"))}
-    return found | {p.stem: pd.read_parquet(p) for p in sorted(place.glob("*.parquet"))}
+    return _Stored(place)
+
+
+class _Stored(Volumes):
+    """Volumes and tables of a folder by name, each read when it is asked for: a task names few of a phantom's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {p.stem: p for p in sorted(folder.iterdir())}
+
+    def __getitem__(self, name: str) -> Any:
+        path = self._paths[name]
+        return pd.read_parquet(path) if path.suffix == ".parquet" else formats.read(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def _mouse(seed: int, settings: dict[str, Any]) -> Volumes:

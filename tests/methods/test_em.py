@@ -131,6 +131,7 @@ def test_no_seams_and_any_memory(trained, tmp_path):
     assert int(np.abs(whole.values.astype(int) - parts.values.astype(int)).max()) <= 1
 
 
+@pytest.mark.full
 def test_the_published_network_restores_in_blended_windows(tmp_path):
     """Tiles of the trained size overlap; the answer has four times the pixels."""
     degradation = Degradation((Area(4),))
