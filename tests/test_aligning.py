@@ -84,11 +84,11 @@ def test_own_voxels_lie_about_the_same_point(spacing, centre, flips, shape, targ
     np.testing.assert_array_equal(x, cut(first.values, p.positions, shape))
     wanted = np.maximum(1, np.rint(np.array(shape) / spacing)) if target_shape is None else target_shape
     assert y.shape[2:] == tuple(wanted)
-    direction = np.where(flips, -1, 1)
+    direction, values = np.where(flips, -1, 1), other.values
     for position, patch in zip(p.positions, y[:, 0], strict=True):
-        at = np.argwhere(other.values == patch[0, 0, 0])[0]
+        at = np.argwhere(values == patch[0, 0, 0])[0]
         steps = np.moveaxis(np.indices(patch.shape), 0, -1) * direction
-        np.testing.assert_array_equal(patch, other.values[tuple(np.moveaxis(at + steps, -1, 0))])
+        np.testing.assert_array_equal(patch, values[tuple(np.moveaxis(at + steps, -1, 0))])
         middle = at + direction * (np.array(patch.shape) - 1) / 2
         should = other.mrh.index(first.mrh.world(position + (np.array(shape) - 1) / 2))
         assert np.abs(middle - should).max() <= 0.5 + 1e-6

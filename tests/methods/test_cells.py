@@ -26,10 +26,11 @@ def brain(seed, missing=0.0):
         place = rng.uniform(6, np.array(SHAPE) - 7)
         if all(np.linalg.norm(place - other) > 9 for other in places):
             places.append(place)
-    index = np.indices(SHAPE).reshape(3, -1).T
+    box = np.moveaxis(np.indices((7, 7, 7)), 0, -1)
     for place in places:
-        near = (np.linalg.norm(index - place, axis=1) < 2.5).reshape(SHAPE)
-        image[near] += rng.uniform(0.6, 1.6)
+        index = box + np.floor(place).astype(int) - 3
+        near = index[np.linalg.norm(index - place, axis=-1) < 2.5]
+        image[tuple(near.T)] += rng.uniform(0.6, 1.6)
     image[tuple(rng.integers(0, SHAPE, (60, 3)).T)] += 25
     values = 300 * gaussian_filter(image, 1) + 100 + rng.normal(0, 15, SHAPE)
     volume = from_array(values.clip(0).astype(np.uint16), spacing=(2 * UM,) * 3, name="signal")
