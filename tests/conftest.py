@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from scipy.spatial.transform import Rotation
 
 from mrhdata.volume import from_array
@@ -17,6 +18,12 @@ SHARED = Path(os.environ.get("MRHDATA_SHARED", Path(__file__).parents[2] / "shar
 
 #: `make check` runs random tests at full counts.
 FULL = bool(os.environ.get("MRHDATA_FULL"))
+
+# How long an example takes is a matter of the machine, and of what else it does.
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("untimed")
 
 
 def command(*words):

@@ -63,7 +63,7 @@ def streamed(p, batch_size=4):
     return [np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in batches), strict=True)]
 
 
-@settings(max_examples=100 if FULL else 12, deadline=None)
+@settings(max_examples=100 if FULL else 12)
 @given(
     st.tuples(*[st.sampled_from([0.5, 0.8, 1.0, 1.37, 2.1])] * 3),
     st.tuples(*[st.floats(-1, 1)] * 3),
@@ -229,7 +229,7 @@ class TestFirst:
         np.testing.assert_allclose(y[between], x[between], atol=1e-4)
         assert not y[outside].any()
 
-    @settings(max_examples=40 if FULL else 10, deadline=None)
+    @settings(max_examples=40 if FULL else 10)
     @given(st.floats(-50, 50), st.tuples(*[st.floats(0.4, 2.2)] * 3), st.integers(0, 99), st.sampled_from([None, 6]))
     def test_labels_are_those_of_the_nearest_voxel(self, turn, spacing, seed, chunks):
         """No number between two labels appears; outside is 0."""

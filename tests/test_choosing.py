@@ -62,7 +62,7 @@ class TestUniform:
         np.add.at(counts, tuple(centres_of(p).T), 1)
         assert even(counts.ravel()) > LEAST_P
 
-    @settings(max_examples=100 if FULL else 20, deadline=None)
+    @settings(max_examples=100 if FULL else 20)
     @given(st.integers(0, 2**16), st.tuples(*[st.integers(1, 4)] * 3), st.sampled_from([None, 0.3, 0.8]))
     def test_masks_hold(self, seed, shape, inside):
         """Centres lie in the mask, or the asked share of the patch does; as many as asked for."""
@@ -104,7 +104,7 @@ class TestUniform:
 class TestBalanced:
     """Exactly the asked number of patches about voxels of each class."""
 
-    @settings(max_examples=60 if FULL else 12, deadline=None)
+    @settings(max_examples=60 if FULL else 12)
     @given(st.integers(1, 60), st.integers(0, 2**16), st.sampled_from([(1, 1, 1), (3, 2, 3), (1, 4, 5)]), st.booleans())
     def test_classes_get_equal_shares(self, n, seed, shape, overhang):
         """Numbers differ by one at most, and the middle voxel has the class where the patch was not moved."""
@@ -180,7 +180,7 @@ class TestBalanced:
 class TestIndex:
     """Counts per tile, kept beside the data, and counted again when they are not of it."""
 
-    @settings(max_examples=50 if FULL else 15, deadline=None)
+    @settings(max_examples=50 if FULL else 15)
     @given(
         st.tuples(st.integers(1, 140), st.integers(1, 5), st.integers(1, 70)),
         st.sampled_from([None, 7, 50, 64]),
@@ -347,7 +347,7 @@ class TestAround:
         assert {tuple(c) for c in centres_of(p)} == by_hand
         assert p.classes.tolist() == [1, 1, 1]
 
-    @settings(max_examples=50 if FULL else 15, deadline=None)
+    @settings(max_examples=50 if FULL else 15)
     @given(st.integers(0, 2**16), st.sampled_from([(0.5, 1.0), (0.3, 0.9), (0.0, 0.4)]), st.booleans())
     def test_negatives_lie_in_the_shell_and_away_from_all(self, seed, distance, counted):
         """No middle voxel is nearer than the least to any point, nor farther from one than half a voxel more."""
@@ -391,7 +391,7 @@ class TestAround:
 class TestGiven:
     """Positions of the user's own."""
 
-    @settings(max_examples=50 if FULL else 15, deadline=None)
+    @settings(max_examples=50 if FULL else 15)
     @given(st.integers(1, 30), st.integers(0, 2**16))
     def test_they_are_kept(self, n, seed):
         """Each once, repeats too, and `given` says which it was."""

@@ -71,7 +71,7 @@ def agrees(p, expected):
         np.testing.assert_array_equal(only, expected[0][next(p.stream(len(p), shuffle=False))[0]])
 
 
-@settings(max_examples=200 if FULL else 25, deadline=None)
+@settings(max_examples=200 if FULL else 25)
 @given(
     st.tuples(*[st.integers(1, 4)] * 3),
     st.tuples(*[st.integers(1, 5)] * 3),
@@ -94,7 +94,7 @@ def padded_by_hand(values, position, shape, mode):
     return wide[z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)[None]
 
 
-@settings(max_examples=100 if FULL else 15, deadline=None)
+@settings(max_examples=100 if FULL else 15)
 @given(st.tuples(*[st.integers(1, 12)] * 3), st.sampled_from(["constant", "edge", "reflect"]), st.integers(0, 99))
 def test_padding_is_that_of_numpy(shape, mode, seed):
     """Patches that hang over one side, two, or all of the volume; positions of the user's own."""

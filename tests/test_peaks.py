@@ -21,7 +21,7 @@ def slow(scores, spacing, radius, threshold):
     return places[~lost & (values >= threshold)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(*[st.integers(1, 7)] * 3),
     levels=st.integers(1, 9),

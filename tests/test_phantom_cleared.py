@@ -1,7 +1,6 @@
 """The cleared brain: voxels do not depend on chunks, cells lie where the list says, size costs nothing."""
 
 import pickle
-import time
 
 import dask
 import numpy as np
@@ -158,14 +157,13 @@ def test_points_are_longer_along_the_axis():
 
 def test_a_terabyte_costs_what_a_block_costs():
     """One block and its cells of 10,000^3 voxels, 2 TB."""
-    start = time.perf_counter()
     brain = phantom.cleared((10_000, 10_000, 10_000), seed=2, chunks=TILE)
     assert brain.volume.nbytes == 2e12
     low = np.array([5000 // TILE * TILE, 2000 // TILE * TILE, 3000 // TILE * TILE])
-    with dask.config.set(scheduler="synchronous"):
-        block = brain.volume[tuple(slice(a, a + TILE) for a in low)].values
+    (lazy,) = dask.optimize(brain.volume[tuple(slice(a, a + TILE) for a in low)])
+    assert len(lazy.__dask_graph__()) < 5
+    block = lazy.values
     cells = brain.cells_within(low, low + TILE)
-    assert time.perf_counter() - start < 20
     assert block.shape == (TILE,) * 3
     assert block.mean() > 150
     assert ((cells[["z", "y", "x"]] >= low) & (cells[["z", "y", "x"]] < low + TILE)).all(axis=None)

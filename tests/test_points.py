@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrhdata.errors import DataError, FormatError, GridError
@@ -68,7 +68,7 @@ def test_cells_of_another_volume_are_refused(tmp_path):
 WHOLE = st.lists(st.tuples(*[st.integers(-5, 10**6)] * 3, st.sampled_from([-1, 1, 2, 7])), max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(max_examples=40)
 @given(WHOLE)
 def test_whole_voxels_and_types_come_back_from_xml(tmp_path, rows):
     """In the order of their types, and of the table within one type."""
@@ -161,7 +161,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300 if FULL else 60, deadline=None)
+@settings(max_examples=300 if FULL else 60)
 @given(st.sampled_from(["xml", "csv"]), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=30))
 def test_damaged_files_are_read_or_refused(tmp_path, ending, at, many, put):
     """Some bytes replaced by others: a table, or one sentence."""

@@ -17,7 +17,7 @@ from .conftest import FULL
 AXES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)
 
 
-@settings(max_examples=500 if FULL else 100, deadline=None)
+@settings(max_examples=500 if FULL else 100)
 @given(AXES)
 def test_every_voxel_is_covered_and_every_patch_fits(axes):
     """Strides up to the patch leave no gap; positions are distinct, in C order, inside."""
@@ -33,7 +33,7 @@ def test_every_voxel_is_covered_and_every_patch_fits(axes):
     np.testing.assert_array_equal(positions, sorted(map(tuple, positions)))
 
 
-@settings(max_examples=300 if FULL else 60, deadline=None)
+@settings(max_examples=300 if FULL else 60)
 @given(st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
 def test_fraction_inside_is_the_mean_of_the_mask(seed, patch):
     """The summed-area table gives what slicing gives."""
@@ -55,7 +55,7 @@ def test_impossible_patches_are_refused(patch, stride):
         strided((3,), patch, stride)
 
 
-@settings(max_examples=100 if FULL else 20, deadline=None)
+@settings(max_examples=100 if FULL else 20)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=3), st.integers(0, 99))
 def test_uniform_patches_fit_or_have_their_centre_inside(axes, seed):
     """Where a patch fits it lies inside; where it is longer than the volume its middle voxel does."""
@@ -70,7 +70,7 @@ def test_uniform_patches_fit_or_have_their_centre_inside(axes, seed):
             assert set(centres[:, axis]) <= set(range(n))
 
 
-@settings(max_examples=100 if FULL else 20, deadline=None)
+@settings(max_examples=100 if FULL else 20)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=3))
 def test_patches_about_voxels_have_them_in_the_middle(axes):
     """Exactly so where they may overhang; else at the nearest place at which the patch fits."""
@@ -85,7 +85,7 @@ def test_patches_about_voxels_have_them_in_the_middle(axes):
         np.testing.assert_array_equal(moved[:, axis], nearest)
 
 
-@settings(max_examples=60 if FULL else 15, deadline=None)
+@settings(max_examples=60 if FULL else 15)
 @given(st.integers(0, 2**16), st.sampled_from([(0.0, 1.0), (0.5, 0.6), (2.0, 5.0)]))
 def test_shells_keep_their_distances(seed, distance):
     """No nearer than the least to any point, no farther than the greatest from one."""
@@ -104,7 +104,7 @@ def test_shells_are_even():
     assert chisquare(np.histogram(distance, edges)[0]).pvalue > 1e-4
 
 
-@settings(max_examples=200 if FULL else 40, deadline=None)
+@settings(max_examples=200 if FULL else 40)
 @given(st.integers(0, 200), st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
 def test_shares_are_the_nearest_whole_numbers(n, weights):
     """They sum to n, none is a whole one off, and the largest remainders are rounded up."""
@@ -124,7 +124,7 @@ def test_weights_that_are_none_are_refused(weights):
         shares(3, weights)
 
 
-@settings(max_examples=300 if FULL else 60, deadline=None)
+@settings(max_examples=300 if FULL else 60)
 @given(st.integers(1, 9), st.integers(1, 14), st.data(), st.sampled_from(["constant", "edge", "reflect"]))
 def test_reach_is_what_numpy_pads_with(n, patch, data, padding):
     """First and last voxel of a patch that touches the volume, from padded voxel numbers."""

@@ -29,7 +29,7 @@ def table_of(rng, cells):
 class TestOrder:
     """Each row once, whatever the layout."""
 
-    @settings(max_examples=200 if FULL else 40, deadline=None)
+    @settings(max_examples=200 if FULL else 40)
     @given(
         st.integers(0, 2**16),
         st.integers(1, 60),
@@ -80,7 +80,7 @@ class TestOrder:
             assert len(np.unique(p.positions[rows] // 8, axis=0)) >= 8
 
 
-@settings(max_examples=200 if FULL else 50, deadline=None)
+@settings(max_examples=200 if FULL else 50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 8))
 def test_visits_are_uses_without_a_long_pause(cells, pause):
     """By walking through the times of each cell."""
@@ -100,7 +100,7 @@ def test_visits_are_uses_without_a_long_pause(cells, pause):
 USES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 6)), min_size=1, max_size=25)
 
 
-@settings(max_examples=200 if FULL else 50, deadline=None)
+@settings(max_examples=200 if FULL else 50)
 @given(USES, st.integers(0, 6))
 def test_lifetimes_join_what_lies_near(uses, pause):
     """By painting the times of each thing, and filling gaps of a pause at most."""
@@ -131,7 +131,7 @@ def used_at(uses, thing, time):
     return any(t == thing and f <= time <= f + n for t, f, n in uses)
 
 
-@settings(max_examples=200 if FULL else 50, deadline=None)
+@settings(max_examples=200 if FULL else 50)
 @given(USES)
 def test_the_peak_is_the_most_at_any_time(uses):
     """By summing at each time."""
@@ -140,7 +140,7 @@ def test_the_peak_is_the_most_at_any_time(uses):
     assert schedule.peak(first, first + length, sizes) == max(at)
 
 
-@settings(max_examples=200 if FULL else 50, deadline=None)
+@settings(max_examples=200 if FULL else 50)
 @given(st.integers(0, 50), st.integers(1, 7))
 def test_parts_are_even_and_in_order(rows, ranks):
     """Together all, in turn; lengths differ by one at most."""
@@ -183,7 +183,7 @@ def loads_of(uses):
 class TestReadAhead:
     """Within the budget, in time, and nothing is left."""
 
-    @settings(max_examples=150 if FULL else 40, deadline=None)
+    @settings(max_examples=150 if FULL else 40)
     @given(
         st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4), st.integers(1, 50)), min_size=1, max_size=30),
         st.integers(0, 300),
@@ -294,7 +294,7 @@ def needed_by(p, plan, row):
 class TestPlan:
     """What is read, and when, is what the patches need."""
 
-    @settings(max_examples=60 if FULL else 15, deadline=None)
+    @settings(max_examples=60 if FULL else 15)
     @given(
         st.integers(0, 2**16),
         st.tuples(*[st.integers(1, 9)] * 3),

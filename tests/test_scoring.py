@@ -24,7 +24,7 @@ def classes(seed, n=200, ties=True):
     return truth, np.round(score, 1) if ties else score
 
 
-@settings(max_examples=300 if FULL else 40, deadline=None)
+@settings(max_examples=300 if FULL else 40)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_auc_and_roc_agree_with_scikit_learn(seed, ties):
     """Ties count half; curves have a point per distinct score."""
@@ -36,7 +36,7 @@ def test_auc_and_roc_agree_with_scikit_learn(seed, ties):
         np.testing.assert_allclose(got, want)
 
 
-@settings(max_examples=300 if FULL else 40, deadline=None)
+@settings(max_examples=300 if FULL else 40)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_average_precision_agrees_with_scikit_learn(seed, ties):
     """Equal scores are one step."""
@@ -95,7 +95,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert covered["row"] / trials < 0.7
 
 
-@settings(max_examples=100 if FULL else 20, deadline=None)
+@settings(max_examples=100 if FULL else 20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
 def test_parts_of_the_roc_curve_agree_with_scikit_learn(seed, specificity):
     """Partial areas as McClish's, sensitivity on the line between points; the best threshold is the best of all."""

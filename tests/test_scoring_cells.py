@@ -32,7 +32,7 @@ def brute(truth, found, radius):
     return -best[0], best[1]
 
 
-@settings(max_examples=1000 if FULL else 150, deadline=None)
+@settings(max_examples=1000 if FULL else 150)
 @given(POINTS, POINTS, st.sampled_from([0.5, 1.0, 1.5, 2.0, 9.0]))
 def test_matchings_are_as_good_as_the_best_of_all(truth, found, radius):
     """Points of a small lattice: many ties, and points on top of each other."""
@@ -121,7 +121,7 @@ def test_cells_about_the_border_of_a_box_are_not_false():
     assert faces == [0, 1]
 
 
-@settings(max_examples=200 if FULL else 40, deadline=None)
+@settings(max_examples=200 if FULL else 40)
 @given(st.integers(0, 2**32 - 1))
 def test_boxes_that_tile_a_volume_share_its_counts_out(seed):
     """Nothing counts twice, and nothing is lost."""
@@ -133,7 +133,7 @@ def test_boxes_that_tile_a_volume_share_its_counts_out(seed):
         assert sum(getattr(p, name) for p in parts) == getattr(whole, name)
 
 
-@settings(max_examples=200 if FULL else 20, deadline=None)
+@settings(max_examples=200 if FULL else 20)
 @given(st.integers(0, 2**32 - 1))
 def test_curves_are_detections_at_each_threshold(seed):
     """Each row is what detection() says of the detections that are kept; recall never falls."""

@@ -39,7 +39,7 @@ def served(tmp_path):
 
 def ask(server, path, headers=None, method="GET"):
     """Status, headers and body; the path goes out as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for key, value in {"Host": f"127.0.0.1:{server.server_port}", **(headers or {})}.items():
         if value is not None:
@@ -140,7 +140,7 @@ def test_garbage_does_not_stop_it(served):
     """Half a request, and no request."""
     server, _ = served
     for content in (b"\x00\xff\r\n\r\n", b"GET", b"GET /brain/zarr.json HTTP/9.9\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
             connection.sendall(content)
     assert ask(server, "/brain/zarr.json")[0] == 200
 
@@ -169,5 +169,5 @@ def test_command_line_stops_on_interrupt(served, tmp_path):
     assert "serving brain" in child.stdout.readline()
     assert child.stdout.readline().startswith(VIEWER)
     os.kill(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     assert (child.returncode, out.strip(), err) == (0, "stopped", "")

@@ -29,7 +29,7 @@ def painted(p, subject=0, grow=0):
     return covered
 
 
-@settings(max_examples=60 if FULL else 15, deadline=None)
+@settings(max_examples=60 if FULL else 15)
 @given(st.integers(1, 4), st.integers(0, 5), st.lists(st.integers(1, 3), min_size=2, max_size=3), st.integers(0, 99))
 def test_blocks_keep_their_distance(length, guard, sizes, seed):
     """Between patches of any two parts lie at least `guard` planes, and no part is a fringe of another."""

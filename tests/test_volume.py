@@ -52,7 +52,7 @@ SLICES = st.one_of(
 )
 
 
-@settings(max_examples=500 if FULL else 60, deadline=None)
+@settings(max_examples=500 if FULL else 60)
 @given(st.tuples(SLICES, SLICES, SLICES), st.tuples(SLICES, SLICES, SLICES))
 def test_indexing_keeps_every_voxel_in_place(first, second):
     """Slices, strides, reversals, single slices and scalars, one after the other."""

@@ -68,7 +68,7 @@ def arrays(draw):
     return shape, chunk, shard, version, codec, np.dtype(dtype).newbyteorder(">" if big else "<"), draw(st.booleans())
 
 
-@settings(max_examples=300 if FULL else 40, deadline=None)
+@settings(max_examples=300 if FULL else 40)
 @given(arrays(), st.data())
 def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
     """Any shape, chunk, shard, type, codec and fill value, with chunks that were never written."""
