@@ -73,7 +73,7 @@ def register(
     Examples
     --------
     >>> import mrhdata
-    >>> brain = mrhdata.phantom.mouse_brain(spacing_mm=0.4)["t2w"]
+    >>> brain = mrhdata.phantom.mouse_brain(spacing_mm=0.6)["t2w"]
     >>> shift = Transform([Affine([[1, 0, 0, 0.7], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])])
     >>> moved = mrhdata.resample(brain, brain, shift.inverse())
     >>> found = mrhdata.register(moved, brain, "rigid")
