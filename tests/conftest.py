@@ -21,7 +21,10 @@ FULL = bool(os.environ.get("MRHDATA_FULL"))
 
 # How long an example takes is a matter of the machine, and of what else it does.
 settings.register_profile(
-    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "untimed",
+    max_examples=100 if FULL else 30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("untimed")
 

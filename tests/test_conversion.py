@@ -56,6 +56,7 @@ def test_stack_becomes_a_pyramid(stack, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.zarr"]
 
 
+@pytest.mark.full
 def test_the_budget_changes_nothing_but_the_blocks(stack, tmp_path):
     """Blocks of any size give the same bytes."""
     for memory in ("20 MB", "60 MB", "1 GB"):
@@ -297,6 +298,7 @@ def test_a_dask_client_does_the_work(stack, tmp_path):
     assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
 
 
+@pytest.mark.full
 def test_prepared_volumes_are_converted_block_by_block(stack, tmp_path):
     """A resampled volume becomes a store, here or on a client's workers; one that is there already is left."""
     distributed = pytest.importorskip("distributed")

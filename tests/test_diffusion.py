@@ -92,6 +92,7 @@ def test_noise_moves_the_maps_little(phantom):
     assert 0 < float(off.sel(c="fa")) < 0.06
 
 
+@pytest.mark.full
 def test_kurtosis_maps_are_those_of_the_phantom():
     """MK, AK and RK of isotropic diffusion with known kurtosis, and the diffusivity beside it."""
     table = two_shells()

@@ -27,7 +27,6 @@ NETWORKS = {
     "cells3d_second": ({"widths": (4, 4, 8, 8)}, {}, (1, 1, 16, 20, 20), 2),
     "pssr": ({}, {"patch": (1, 32, 32)}, (1, 1, 32, 32), 1),
 }
-QUICK = ("mrhnet",)
 
 
 def trained(name):
@@ -41,7 +40,7 @@ def trained(name):
     return model, shape
 
 
-@pytest.mark.parametrize("name", NETWORKS if FULL else QUICK)
+@pytest.mark.parametrize("name", NETWORKS if FULL else ("mrhnet",))
 def test_onnx_answers_as_the_network_does(tmp_path, name):
     """Raw voxels in, units of training out, at sizes other than those of the export."""
     model, shape = trained(name)
@@ -60,7 +59,8 @@ def test_onnx_answers_as_the_network_does(tmp_path, name):
     assert held["channels"] == list(spec.channels)
 
 
-@pytest.mark.parametrize("name", NETWORKS if FULL else QUICK)
+@pytest.mark.full
+@pytest.mark.parametrize("name", NETWORKS)
 def test_packages_pass_the_validator(tmp_path, name):
     """BioImage.IO's own: the description, and the test input's answer at several sizes and batches."""
     model, _ = trained(name)

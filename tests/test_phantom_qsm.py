@@ -32,6 +32,7 @@ def test_labels_are_the_published_ones():
     assert dict(zip(names, range(2, 12), strict=True)) == phantom.ROIS
 
 
+@pytest.mark.full
 def test_subjects_differ_and_repeat(subjects):
     """The seed is the subject."""
     again = phantom.deep_grey(1, SPACING)
@@ -136,6 +137,7 @@ def test_veins_and_calcium_are_there(subjects):
         assert subject["chi"].values[inside].min() < -0.08
 
 
+@pytest.mark.full
 def test_another_spacing_is_the_same_anatomy(subjects):
     """Labels at 1.5 mm, brought to slices of 3 mm, are the labels made there but for the rim."""
     fine = phantom.deep_grey(0, (1.5, 1.5, 1.5))

@@ -147,7 +147,7 @@ def test_coarser_and_finer_grids_lie_right(tmp_path):
     np.testing.assert_array_equal(doubled.values[::2, 1::2, ::2], volume.values)
 
 
-@pytest.mark.parametrize("mode", ["dense", "patch"])
+@pytest.mark.parametrize("mode", ["dense", pytest.param("patch", marks=pytest.mark.full)])
 def test_a_mask_of_another_grid(tmp_path, mode):
     """Voxels whose nearest mask voxel is set; blocks without any are not written."""
     volume = stored(tmp_path, (40, 270, 330))

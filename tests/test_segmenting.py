@@ -280,7 +280,8 @@ def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
 
 
-@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_unet_learns_with_augmentation_and_supervision(precision):
     """Boxes, classes drawn in turn, both precisions; the same seed gives the same weights."""
     recipe = replace(
