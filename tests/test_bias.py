@@ -117,6 +117,7 @@ class TestN4:
         assert agreement(field, fine, mask) > 0.99
         assert agreement(field, truth.transpose(2, 1, 0), mask) > 0.95
 
+    @pytest.mark.full
     def test_channels_have_fields_of_their_own_or_share_one(self):
         """Each channel is corrected as it is alone; with fit_on all are divided by one field."""
         volume, _, mask = head()

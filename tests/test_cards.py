@@ -78,6 +78,7 @@ def test_cards_are_written_as_they_are_read(tmp_path):
     assert isinstance(card, Card)
 
 
+@pytest.mark.full
 def test_histology_is_predicted_out_of_the_box(tmp_path):
     """In a brain of another seed than those of the card, as are those below."""
     network, brain = models.load("phantom-nf"), phantom.mouse_brain(0.2, seed=999)

@@ -288,6 +288,7 @@ def test_others_can_open_it(tmp_path):
     np.testing.assert_array_equal(da.from_zarr(str(tmp_path / "a.zarr" / "scale0" / "t2w")), volume)
 
 
+@pytest.mark.full
 def test_a_dask_client_does_the_work(stack, tmp_path):
     """The same store when the blocks are written by the workers of a client."""
     distributed = pytest.importorskip("distributed")

@@ -15,8 +15,8 @@ from docs.running import run, with_printed
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = sorted(p.stem for p in (DOCS / "guides").glob("*.md") if p.stem != "index")
-#: These four take most of the time of all.
-LONG = {"cells", "cluster", "own-method", "own-network"}
+#: These five take most of the time of all; the site runs all when it is built.
+LONG = {"cells", "cluster", "contrast", "own-method", "own-network"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(g, marks=pytest.mark.full if g in LONG else ()) for g in GUIDES])

@@ -196,7 +196,7 @@ def test_files_are_taken_up_when_they_are_complete(tmp_path):
     writer.start()
     sizes = {
         p.name: p.stat().st_size
-        for p in arriving(tmp_path, lambda p: p.suffix == ".tif", settle_s=0.6, idle_s=1.0, every_s=0.05)
+        for p in arriving(tmp_path, lambda p: p.suffix == ".tif", settle_s=1.2, idle_s=2.0, every_s=0.05)
     }
     writer.join()
     assert sizes == {"a.tif": 1, "b.tif": 16}
