@@ -31,8 +31,9 @@ __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_tab
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-#: A score and its resamplings.
+#: A score and its resamplings; and none.
 _Resampled = tuple[float, Floats]
+_NONE: _Resampled = (np.nan, np.empty(0))
 
 #: Rows that a notebook shows, and a terminal.
 _SHOWN, _PRINTED = 20, 8
@@ -439,7 +440,7 @@ def _add_partial(
             estimate = float(association.partial_correlation(test.truth, joined)[-1])
             samples = association.partial_replicates(test.truth, joined, test.block, draws)[:, -1]
         else:
-            row |= {"adds": np.nan, "adds_low": np.nan, "adds_high": np.nan}
+            row |= _row({"adds": _NONE}, level)
             continue
         row |= _row({"adds": (estimate, samples)}, level)
         held[one.name]["adds"] = samples
@@ -471,12 +472,11 @@ def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, boo
         draws = intervals.draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if enough else None
         for name, values in tested.items():
             row = {"region": int(region), "contrast": name} | counts
-            scores = {"auc": np.nan, "auc_low": np.nan, "auc_high": np.nan}
+            auc = _NONE
             if draws is not None:
-                auc = ranking.auc(is_positive[here], values[here])
                 samples = intervals.roc_replicates(is_positive[here], values[here], block, draws).auc
-                scores = _row({"auc": (auc, samples)}, bootstrap.level)
-            found.append(row | scores)
+                auc = ranking.auc(is_positive[here], values[here]), samples
+            found.append(row | _row({"auc": auc}, bootstrap.level))
     return pd.DataFrame(found, columns=["region", "contrast", "rows", "positives", "auc", "auc_low", "auc_high"])
 
 

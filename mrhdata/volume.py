@@ -173,6 +173,7 @@ def place(
     for dim, step, first in zip(SPATIAL, steps, np.asarray(start, dtype=np.float64), strict=True):
         distance = first + np.arange(sizes[dim]) * step if dim in sizes else first
         coords[dim] = (dim if dim in sizes else (), distance, {"spacing_mm": float(step), "units": "mm"})
+    # As `_framed` does, in one step: each change of coordinates would cost as much as all of this.
     coords["frame"] = _frame(matrix, space)
     attrs = {"kind": kind, **attrs, "affine": matrix.tolist(), "space": space}
     # Renamed, because without a name xarray takes that of the Dask graph.

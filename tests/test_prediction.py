@@ -338,7 +338,8 @@ def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
     class Slow(nn.Module):
         def forward(self, x):
             calls.append(x.shape)
-            time.sleep(0.02)
+            # Slow once it is interrupted: a busy machine has seconds to hear of it.
+            time.sleep(0.3 if then else 0.02)
             return x
 
     def interrupted(*_):
@@ -349,8 +350,8 @@ def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
     how = {"windows": windows, "memory": "40 MB", "progress": interrupted}
     with pytest.raises(KeyboardInterrupt):
         mrhdata.predict(Slow(), stored(tmp_path, (512, 128, 128)), tmp_path / "m.zarr", **how)
-    # Of the 64 of the next block, 20 ms each: a busy machine may take half a second to hear of it.
-    assert len(calls) - then[0] < 40
+    # Of the 64 of the next block.
+    assert len(calls) - then[0] < 8
 
 
 @pytest.mark.full
