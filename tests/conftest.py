@@ -1,6 +1,7 @@
 """Shared fixtures: volumes that every test may use, and the real data where there are any."""
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -9,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import HealthCheck, settings
 from scipy.spatial.transform import Rotation
 
@@ -22,21 +24,30 @@ FULL = bool(os.environ.get("MRHDATA_FULL"))
 # How long an example takes is a matter of the machine, and of what else it does.
 settings.register_profile(
     "untimed",
-    max_examples=100 if FULL else 30,
+    max_examples=100 if FULL else 20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("untimed")
 
 
+@functools.cache
+def commands():
+    """The commands as Typer makes them out of their signatures, once: anew for each command is a sixth of a second."""
+    from mrhdata.cli import app
+
+    return typer.main.get_command(app)
+
+
 def command(*words):
     """Exit code, stdout and stderr of ``mrhdata WORDS``, in this process: a new one spends five seconds on imports."""
-    from mrhdata.cli import main
+    from mrhdata import cli
 
     out, err = io.StringIO(), io.StringIO()
-    typed = mock.patch.object(sys, "argv", ["mrhdata", *map(str, words)])
-    with typed, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        main()
+    typed = mock.patch.object(sys, "argv", ["mrhdata", *map(str, words)]), mock.patch.object(cli, "app", commands())
+    said = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with typed[0], typed[1], said[0], said[1], pytest.raises(SystemExit) as end:
+        cli.main()
     return end.value.code or 0, out.getvalue(), err.getvalue()
 
 

@@ -98,7 +98,7 @@ class TestN4:
         turned = bias_field(oblique.isel(back), mask=mask_oblique.isel(back), **QUICK)
         np.testing.assert_allclose(turned.isel(back), field, rtol=1e-3)
 
-    @pytest.mark.parametrize("chunks", [(7, 44, 36), (1, 20, 36), (40, 9, 11), (40, 44, 36)])
+    @pytest.mark.parametrize("chunks", [(7, 44, 36), (40, 9, 11)])
     def test_chunks_do_not_show(self, chunks):
         """Whatever the chunks, also those that cut cells, values are equal but for the last bit."""
         volume, _, _ = head()

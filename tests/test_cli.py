@@ -196,10 +196,10 @@ def test_maps_from_a_folder_of_subjects(tmp_path):
     rng = np.random.default_rng(0)
     study, affine = tmp_path / "study", oblique_affine()
     for who in range(4):
-        t2w = rng.random((12, 10, 14)).astype(np.float32)
+        t2w = rng.random((8, 10, 10)).astype(np.float32)
         coarse = np.diag([2.0, 2, 2, 1]) if who == 0 else np.eye(4)
         coarse[:3, 3] = 0.5 if who == 0 else 0
-        histology = 300 - 50 * (t2w if who else t2w.reshape(6, 2, 5, 2, 7, 2).mean(axis=(1, 3, 5)))
+        histology = 300 - 50 * (t2w if who else t2w.reshape(4, 2, 5, 2, 5, 2).mean(axis=(1, 3, 5)))
         volumes = {"T2w": (t2w, affine), "AF": (histology, affine @ coarse), "mask": ((t2w > 0.1).astype("u1"), affine)}
         (study / f"sub-{who}").mkdir(parents=True)
         for name, (values, where) in volumes.items():

@@ -109,7 +109,7 @@ def run(method, sweep, box, before=None):
     return out
 
 
-@settings(max_examples=400 if FULL else 60)
+@settings(max_examples=400 if FULL else 30)
 @given(networks(), st.tuples(*[st.integers(8, 30)] * 3), st.integers(100, 20_000), st.data())
 def test_dense_boxes_equal_one_pass(model, shape, most, data):
     """Any network, volume, block and piece: equal to the whole volume at once, to 1e-5."""

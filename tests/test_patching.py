@@ -71,7 +71,7 @@ def agrees(p, expected):
         np.testing.assert_array_equal(only, expected[0][next(p.stream(len(p), shuffle=False))[0]])
 
 
-@settings(max_examples=200 if FULL else 25)
+@settings(max_examples=200 if FULL else 15)
 @given(
     st.tuples(*[st.integers(1, 4)] * 3),
     st.tuples(*[st.integers(1, 5)] * 3),

@@ -9,6 +9,8 @@ from mrhdata import phantom
 from mrhdata.errors import GridError
 from mrhdata.phantom import head, qsm
 
+from .conftest import FULL
+
 SPACING = (3.0, 1.5, 1.5)
 #: Ranges of the means over labelled voxels, ppm; a group of subjects, not each.
 RANGES = {"GP": (0.13, 0.16), "SN": (0.07, 0.09), "RN": (0.04, 0.05), "PU": (0.03, 0.04), "CN": (0.005, 0.02)}
@@ -17,7 +19,7 @@ RANGES = {"GP": (0.13, 0.16), "SN": (0.07, 0.09), "RN": (0.04, 0.05), "PU": (0.0
 @pytest.fixture(scope="module")
 def subjects():
     """A few subjects at a spacing that is quick to make."""
-    return [phantom.deep_grey(seed, SPACING) for seed in range(3)]
+    return [phantom.deep_grey(seed, SPACING) for seed in range(3 if FULL else 2)]
 
 
 def roi_means(subject, what):

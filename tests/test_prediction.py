@@ -150,8 +150,8 @@ def test_coarser_and_finer_grids_lie_right(tmp_path):
 @pytest.mark.parametrize("mode", ["dense", pytest.param("patch", marks=pytest.mark.full)])
 def test_a_mask_of_another_grid(tmp_path, mode):
     """Voxels whose nearest mask voxel is set; blocks without any are not written."""
-    volume = stored(tmp_path, (40, 270, 330))
-    inside = np.zeros((8, 27, 33), np.uint8)
+    volume = stored(tmp_path, (30, 140, 270))
+    inside = np.zeros((6, 14, 27), np.uint8)
     inside[2:4, 5:8, 6:10] = 1
     mask = from_array(inside, spacing=(5, 10, 10), kind="mask")
     model = smoothing()

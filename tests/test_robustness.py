@@ -139,7 +139,7 @@ def doubting():
     training, validation = planned(0), planned(1)
     members = [mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=seed) for seed in range(3)]
     for seed, network in enumerate(members):
-        settings = Training(epochs=3, batch_size=64, learning_rate=3e-3, seed=seed)
+        settings = Training(epochs=3, batch_size=128, learning_rate=5e-3, seed=seed)
         mrhdata.fit(network, training, validation, settings, progress=False)
     return robustness.calibrated(members, training, validation), planned
 

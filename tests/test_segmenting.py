@@ -42,9 +42,7 @@ def quick(recipe, epochs=6, **changes):
 
 
 STEPS = (("upright", {"spacing_mm": [3.0, 1.0, 1.0]}), ("normalise", {"how": "percentile"}))
-RECIPE = replace(
-    quick(tissue2d.slices("tissue2d"), 12, learning_rate=1e-2), prepare=STEPS, config={"widths": (8, 8, 8)}
-)
+RECIPE = replace(quick(tissue2d.slices("tissue2d"), 6, learning_rate=2e-2), prepare=STEPS, config={"widths": (8, 8, 8)})
 
 
 @pytest.fixture(scope="module")
