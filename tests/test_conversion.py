@@ -3,8 +3,8 @@
 import json
 import os
 import random
-import subprocess
-import sys
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from mrhdata.formats import omezarr, streaming
 from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.volume import from_array
 from tests.conftest import oblique_affine
-from tests.killing import killed
+from tests.killing import apart, killed
 
 
 @pytest.fixture(scope="module")
@@ -201,23 +201,18 @@ def test_again_is_no_work_and_another_source_is_an_error(stack, tmp_path):
     assert changed.mrh.spacing.tolist() == [2, 2, 2]
 
 
-FULL_DISK = """
-import resource, signal, sys, mrhdata
-from mrhdata.errors import FormatError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-try:
-    mrhdata.convert(sys.argv[1], sys.argv[2], spacing=1, memory="20 MB")
-except FormatError as error:
-    print(error)
-"""
+def converts_where_there_is_no_room(tell, source, target):
+    """Tells how it ended."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    with pytest.raises(FormatError) as caught:
+        mrhdata.convert(source, target, spacing=1, memory="20 MB")
+    tell(str(caught.value))
 
 
 def test_a_disk_that_is_full(stack, tmp_path):
     """One sentence; nothing under the target's name; room made, it goes on."""
-    command = [sys.executable, "-c", FULL_DISK, stack[0], tmp_path / "a.zarr"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "cannot be written" in done.stdout
+    assert "cannot be written" in apart(converts_where_there_is_no_room, stack[0], tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
     np.testing.assert_array_equal(mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1), stack[1])
 
