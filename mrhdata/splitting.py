@@ -90,7 +90,7 @@ def labelled(parts: Sequence[Source], by: str, like: xr.DataArray) -> xr.DataArr
         From :meth:`mrhdata.patching.Patches.split`, of one subject.
     by : {"z", "y", "x"}
     like : volume
-        On the grid of the first input.
+        The first input.
     """
     axis = _axis(by)
     labels = np.zeros([like.sizes[d] for d in SPATIAL], dtype=np.uint8)
@@ -98,6 +98,7 @@ def labelled(parts: Sequence[Source], by: str, like: xr.DataArray) -> xr.DataArr
         at = part.positions[:, axis]
         planes = slice(int(at.min()), int(at.max()) + part.shape[axis])
         labels[(*(slice(None),) * axis, planes)] = number
+    like = like.isel(c=0, drop=True) if "c" in like.dims else like
     return describe(like.copy(data=labels), kind="labels", units="1").rename("parts")
 
 

@@ -191,6 +191,31 @@ def test_from_two_files_to_a_report(tmp_path):
     assert not (tmp_path / "other.html").exists()
 
 
+def test_training_on_two_grids(files):
+    """Is refused, and the remedy that the sentence names is an option; the parts lie on the first input's grid."""
+    mrhdata.write(mrhdata.read(files / "af.nii").isel(x=slice(None, None, -2)), files / "coarse.nii")
+    words = [
+        "train",
+        files / "net",
+        files / "coarse.nii",
+        files / "t2.nii",
+        "--epochs",
+        1,
+        "--blocks",
+        1,
+        "--stride",
+        3,
+    ]
+    code, _, err = run(*words)
+    assert (code, "align='first'" in err) == (2, True), err
+    assert not (files / "net").exists()
+    code, _, err = run(*words, "--align", "first")
+    assert code == 0, err
+    parts = mrhdata.read(files / "net" / "parts.zarr")
+    assert parts.mrh.grid.same_as(mrhdata.read(files / "t2.nii").mrh.grid)
+    assert set(np.unique(parts)) == {0, 1, 2, 3}
+
+
 def test_maps_from_a_folder_of_subjects(tmp_path):
     """Train on brains, map and score those that were left out, on grids of their own; then map one with the network."""
     rng = np.random.default_rng(0)

@@ -26,6 +26,7 @@ def train(
     target: Annotated[str, typer.Argument(help="Histology that is to be predicted.")],
     inputs: Annotated[list[str], typer.Argument(help="Volumes on its grid, as FILE or CHANNEL=FILE.")],
     where: words.Where = None,
+    align: words.Align = "same",
     along: Annotated[str, typer.Option(help="Axis that is cut into training, validation and test.")] = "y",
     shares: words.Shares = "0.6,0.2,0.2",
     stride: words.Stride = 1,
@@ -57,11 +58,11 @@ def train(
         raise DataError(f"--members {members}: train one network or more")
     given = {name: formats.read(file) for name, file in words.channels(inputs).items()}
     truth, mask = formats.read(target), words.optional(where, "mask")
-    planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask)
+    planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask, align=align)
     parts = planned.split(words.shares(shares), by=along)
     settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
     volumes = [growing.told(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))]
-    identity = growing.digest([volumes, list(given), along, shares, stride, blocks, repr(settings)])
+    identity = growing.digest([volumes, list(given), align, along, shares, stride, blocks, repr(settings)])
     shown = words.shown(progress)
     with resumable(), resuming(out, identity) as state:
         networks, histories = _fitted(parts, settings, blocks, [state / f"{n}.pt" for n in range(members)], shown)
@@ -69,7 +70,7 @@ def train(
         with appearing(out, overwrite=overwrite) as draft:
             models.save(model, draft)
             (draft / "history.json").write_text(json.dumps(asdict(histories[0])) + "\n", encoding="utf-8")
-            formats.write(splitting.labelled(parts, along, truth), draft / "parts.zarr")
+            formats.write(splitting.labelled(parts, along, next(iter(given.values()))), draft / "parts.zarr")
     history = histories[0]
     found = {"written": str(out), "patches": [len(part) for part in parts], "epochs": len(history.validation)}
     seconds = round(sum(h.seconds for h in histories))
@@ -108,7 +109,7 @@ def predict(
     blend: Annotated[str | None, typer.Option(help="gaussian, hann, constant, or centre.")] = None,
     activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
     decide: Annotated[str | None, typer.Option(help="argmax for labels, or a threshold for a mask.")] = None,
-    align: Annotated[str, typer.Option(help="same grid, or resampled to that of the first.")] = "same",
+    align: words.Align = "same",
     memory: words.Memory = "1 GB",
     device: words.Device = None,
     skip_corrupt: words.SkipCorrupt = False,

@@ -21,6 +21,7 @@ Dataset = Annotated[str | None, typer.Option(help="Which array of an HDF5 or MAT
 SpacingMm = Annotated[list[float] | None, typer.Option(help="Voxel size in mm; once for all axes, or once for each.")]
 Where = Annotated[str | None, typer.Option(help="Mask of the voxels to use.")]
 Stored = Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")]
+Align = Annotated[str, typer.Option(help="same grid, or first: resampled to that of the first.")]
 Memory = Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn at random.")]
