@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("mrhdata")
 
 _TRIES = 5
+#: Before the second try; twice as long before each that follows.
+_PAUSE_S = 1.0
 _TIMEOUT_S = 60
+#: Answers of 400 to 499 that may be others a moment later; the rest are final.
+_PASSING = (requests.codes.request_timeout, requests.codes.too_many_requests)
 #: Small, because a part that breaks off in the middle is not kept.
 _PART_BYTES = 64_000
 
@@ -144,12 +148,15 @@ def _resume(url: str, target: Path, part: Path, size: int | None, progress: bool
     """Download to `part`, going on behind what is there, and move it to `target` when it is complete."""
     last: Exception | None = None
     for attempt in range(_TRIES):
+        if attempt:
+            log.info("%s: %s; trying again", url, last)
+            time.sleep(2 ** (attempt - 1) * _PAUSE_S)
         try:
             total = _request(url, part, progress)
         except (requests.RequestException, OSError) as error:
+            if _final(error):
+                raise DataError(f"{url} cannot be downloaded ({error}); check its address in the catalogue") from error
             last = error
-            log.info("%s: %s; trying again", url, error)
-            time.sleep(min(2**attempt, 10) * 0.1)
             continue
         expected = size or total
         there = part.stat().st_size
@@ -159,6 +166,12 @@ def _resume(url: str, target: Path, part: Path, size: int | None, progress: bool
         os.replace(part, target)
         return
     raise DataError(f"{url} cannot be downloaded ({last}); run it again and it goes on where it is") from last
+
+
+def _final(error: Exception) -> bool:
+    """Whether a server said that the file is not to be had."""
+    response = error.response if isinstance(error, requests.HTTPError) else None
+    return response is not None and 400 <= response.status_code < 500 and response.status_code not in _PASSING
 
 
 def _request(url: str, part: Path, progress: bool) -> int | None:

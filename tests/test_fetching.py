@@ -16,21 +16,21 @@ from mrhdata.volume import from_array
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends `files`; `drop` connections break in the middle; `ranges` says whether parts are sent."""
+    """Sends `files`; before them errors of `refuse`; `drop` connections break; `ranges` says whether parts are sent."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.drop, self.ranges, self.asked = {}, 0, True, []
+        self.files, self.drop, self.ranges, self.asked, self.refuse = {}, 0, True, [], []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         content = server.files.get(self.path.lstrip("/"))
-        if content is None:
-            self.send_error(404)
+        if server.refuse or content is None:
+            self.send_error(server.refuse.pop() if server.refuse else 404)
             return
         asked = self.headers.get("Range")
         server.asked.append(asked)
@@ -54,8 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def web(tmp_path):
+def web(tmp_path, monkeypatch):
     """A server with one volume, and the entry that describes it."""
+    monkeypatch.setattr(fetching, "_PAUSE_S", 0.01)
     (tmp_path / "made").mkdir()
     values = np.random.default_rng(0).integers(0, 9999, (60, 80, 100)).astype(np.uint16)
     mrhdata.write(from_array(values, spacing=(1, 1, 1), name="t1"), tmp_path / "made" / "t1.nii")
@@ -134,6 +135,16 @@ def test_a_missing_file_and_a_missing_server(web, tmp_path):
         web.entry["args"]["urlpath"] = url
         with pytest.raises(DataError, match="cannot be downloaded"):
             fetch(web, tmp_path / "home")
+
+
+def test_a_server_that_is_busy_is_asked_again(web, tmp_path):
+    """503 and 429 pass; 403 is the last word, after one request."""
+    web.refuse = [429, 503]
+    np.testing.assert_array_equal(fetch(web, tmp_path / "home"), web.values)
+    web.refuse = [503, 403]
+    with pytest.raises(DataError, match="403.*check its address"):
+        fetch(web, tmp_path / "other")
+    assert web.refuse == [503]
 
 
 def test_one_file_of_an_archive(web, tmp_path):
