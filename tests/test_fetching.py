@@ -142,7 +142,7 @@ def test_a_server_that_is_busy_is_asked_again(web, tmp_path):
     web.refuse = [429, 503]
     np.testing.assert_array_equal(fetch(web, tmp_path / "home"), web.values)
     web.refuse = [503, 403]
-    with pytest.raises(DataError, match="403.*check its address"):
+    with pytest.raises(DataError, match=r"403.*check its address"):
         fetch(web, tmp_path / "other")
     assert web.refuse == [503]
 
