@@ -64,7 +64,17 @@ def _denoised(subject: Subject, strength: float) -> xr.DataArray:
 
 @method("restorer", "restoration")
 def restorer(given: Given) -> Fitted:
-    """The efficient network, on pairs that are degraded while it learns."""
+    """The efficient network, plane by plane, on pairs that are degraded while it learns."""
+    return _restorer(given, 1)
+
+
+@method("restorer, five planes", "restoration")
+def restorer_of_planes(given: Given) -> Fitted:
+    """The same, of a plane and two neighbours on either side."""
+    return _restorer(given, 5)
+
+
+def _restorer(given: Given, planes: int) -> Fitted:
     settings = replace(em.EFFICIENT, seed=given.seed)
     if given.quick:
         settings = replace(settings, epochs=5, patience=5)
@@ -73,6 +83,7 @@ def restorer(given: Given) -> Fitted:
         [s.truth for s in given.training],
         [s.truth for s in given.stopping],
         PUBLISHED[given.settings["degradation"]],
+        frames=planes,
         tile=64 if given.quick else 96,
         tiles=400 if given.quick else 2000,
         settings=settings,
