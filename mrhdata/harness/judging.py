@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mrhdata.contest import Subject
 from mrhdata.errors import DataError
-from mrhdata.harness.manifest import Manifest, part_of, scored_grid
+from mrhdata.harness.manifest import Manifest, in_box, part_of, scored_grid, voxels_of
 from mrhdata.harness.subjects import values
 from mrhdata.harness.tasks import Task
 from mrhdata.scoring.image import restoration
@@ -185,9 +185,8 @@ def _cells(
 
 def _in_blocks(points: Floats, like: xr.DataArray, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many world points lie in each box of voxels."""
-    voxels = np.clip(np.rint(like.mrh.grid.index(points)), 0, np.array(like.shape) - 1) if len(points) else points
-    inside = [((voxels >= box[:3]) & (voxels < box[3:])).all(axis=1).sum() for box in boxes]
-    return np.array(inside, dtype=np.int64)
+    voxels = voxels_of(points, like)
+    return np.array([in_box(voxels, box).sum() for box in boxes], dtype=np.int64)
 
 
 def _share(part: Floats, whole: Floats) -> Floats:

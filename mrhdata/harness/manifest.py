@@ -210,3 +210,13 @@ def _boxes(subject: Subject, guard_mm: float) -> Any:
 def part_of(volume: xr.DataArray, box: Sequence[int]) -> xr.DataArray:
     """A block of a volume."""
     return volume.isel({d: slice(a, b) for d, a, b in zip(SPATIAL, box[:3], box[3:], strict=True)})
+
+
+def voxels_of(points: NDArray[np.float64], like: xr.DataArray) -> NDArray[np.float64]:
+    """The voxels nearest to world points (n, 3), those of the rim for points beyond it: (n, 3)."""
+    return np.clip(np.rint(like.mrh.grid.index(points)), 0, np.array(like.shape) - 1) if len(points) else points
+
+
+def in_box(voxels: NDArray[np.float64], box: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of them (n, 3) lie in a block."""
+    return np.asarray(((voxels >= box[:3]) & (voxels < box[3:])).all(axis=1))

@@ -10,26 +10,33 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mrhdata.contest import Subject
-from mrhdata.harness.manifest import part_of, scored_grid
+from mrhdata.harness.manifest import in_box, part_of, scored_grid, voxels_of
+
+#: Cells that are drawn lie within so many planes of the one that is shown.
+_REACH = 4
 
 
 def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
-    """The middle plane of a block: first input, truth, answer; cells as circles over the input."""
-    figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 3)
-    like = scored_grid(subject)
-    plane = (box[0] + box[3]) // 2
-    seen = _plane(subject.first, like, box)
+    """A plane of a block: first input, truth, answer; cells as circles over the input.
+
+    It is the middle plane, or that of the middle one of the cells: the block's own may have none.
+    """
+    like, plane = scored_grid(subject), (box[0] + box[3]) // 2
+    marks: list[Any] = [None] * 3
     if isinstance(answer, pd.DataFrame):
+        voxels = [voxels_of(t[["X", "Y", "Z"]].to_numpy(), like) for t in (subject.truth, answer)]
+        inside = [v[in_box(v, box)] for v in voxels]
+        depths = np.sort(np.concatenate([v[:, 0] for v in inside]))
+        plane = int(depths[len(depths) // 2]) if len(depths) else plane
+        marks = [None, *(v[np.abs(v[:, 0] - plane) <= _REACH] for v in inside)]
+        seen = _plane(subject.first, like, box, plane)
         shown = [(seen, "input"), (seen, "cells"), (seen, "found")]
-        marks = [None, *(_near(t, like, plane, box) for t in (subject.truth, answer))]
     else:
         held = [np.asarray(part_of(v, box).data)[plane - box[0]] for v in (subject.truth, answer)]
-        shown, marks = [(seen, "input"), (held[0], "truth"), (held[1], "answer")], [None] * 3
+        shown = [(_plane(subject.first, like, box, plane), "input"), (held[0], "truth"), (held[1], "answer")]
     limits = [np.percentile(shown[i][0], (1, 99)) for i in (0, 1, 1)]
-    if isinstance(answer, pd.DataFrame):
-        limits = [limits[0]] * 3
-    for ax, (image, title), (low, high), points in zip(axes, shown, limits, marks, strict=True):
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
+    for ax, (image, title), (low, high), points in zip(figure.subplots(1, 3), shown, limits, marks, strict=True):
         ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", interpolation="nearest")
         if points is not None and len(points):
             ax.plot(points[:, 2] - box[2], points[:, 1] - box[1], "o", mfc="none", mec="tab:orange", ms=8)
@@ -38,22 +45,13 @@ def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
     return figure
 
 
-def _plane(volume: Any, like: Any, box: Sequence[int]) -> Any:
+def _plane(volume: Any, like: Any, box: Sequence[int], plane: int) -> Any:
     """The same plane of an input, which may have larger pixels."""
     ratio = np.array(like.shape) / np.array(volume.shape)
     low, high = (np.floor(np.array(part) / ratio).astype(int) for part in (box[:3], box[3:]))
-    z = int(((box[0] + box[3]) // 2) / ratio[0])
+    z = int(plane / ratio[0])
     high = np.maximum(high, low + 1)
     return np.asarray(volume.data[z, low[1] : high[1], low[2] : high[2]])
-
-
-def _near(table: pd.DataFrame, like: Any, plane: int, box: Sequence[int], reach: int = 4) -> Any:
-    """Cells within some planes of one."""
-    if not len(table):
-        return np.empty((0, 3))
-    voxels = like.mrh.grid.index(table[["X", "Y", "Z"]].to_numpy())
-    inside = (np.abs(voxels[:, 0] - plane) <= reach) & (voxels[:, 1:] >= box[1:3]).all(axis=1)
-    return voxels[inside & (voxels[:, 1:] < box[4:]).all(axis=1)]
 
 
 def ranking(table: pd.DataFrame, score: str) -> Figure:
