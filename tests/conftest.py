@@ -44,9 +44,13 @@ def command(*words):
     from mrhdata import cli
 
     out, err = io.StringIO(), io.StringIO()
-    typed = mock.patch.object(sys, "argv", ["mrhdata", *map(str, words)]), mock.patch.object(cli, "app", commands())
-    said = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with typed[0], typed[1], said[0], said[1], pytest.raises(SystemExit) as end:
+    with (
+        mock.patch.object(sys, "argv", ["mrhdata", *map(str, words)]),
+        mock.patch.object(cli, "app", commands()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
         cli.main()
     return end.value.code or 0, out.getvalue(), err.getvalue()
 

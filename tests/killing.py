@@ -24,6 +24,7 @@ def apart(job, *words, seconds=100):
     assert heard.poll(seconds)
     found = heard.recv()
     child.join()
+    heard.close()
     assert child.exitcode == 0
     return found
 

@@ -12,6 +12,7 @@ from mrhdata.volume import from_array
 
 from .conftest import oblique_affine
 
+LAYERS, WHOLE = (pytest.param(chunks, marks=pytest.mark.full) for chunks in ((1, 20, 36), (40, 44, 36)))
 #: Arguments of quick fits.
 QUICK = {"iterations": (8, 8, 8), "cells": 15}
 
@@ -98,7 +99,7 @@ class TestN4:
         turned = bias_field(oblique.isel(back), mask=mask_oblique.isel(back), **QUICK)
         np.testing.assert_allclose(turned.isel(back), field, rtol=1e-3)
 
-    @pytest.mark.parametrize("chunks", [(7, 44, 36), (40, 9, 11)])
+    @pytest.mark.parametrize("chunks", [(7, 44, 36), (40, 9, 11), LAYERS, WHOLE])
     def test_chunks_do_not_show(self, chunks):
         """Whatever the chunks, also those that cut cells, values are equal but for the last bit."""
         volume, _, _ = head()

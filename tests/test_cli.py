@@ -194,18 +194,7 @@ def test_from_two_files_to_a_report(tmp_path):
 def test_training_on_two_grids(files):
     """Is refused, and the remedy that the sentence names is an option; the parts lie on the first input's grid."""
     mrhdata.write(mrhdata.read(files / "af.nii").isel(x=slice(None, None, -2)), files / "coarse.nii")
-    words = [
-        "train",
-        files / "net",
-        files / "coarse.nii",
-        files / "t2.nii",
-        "--epochs",
-        1,
-        "--blocks",
-        1,
-        "--stride",
-        3,
-    ]
+    words = ["train", files / "net", files / "coarse.nii", files / "t2.nii", "--epochs", 1, "--blocks", 1]
     code, _, err = run(*words)
     assert (code, "align='first'" in err) == (2, True), err
     assert not (files / "net").exists()
