@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mrhdata import formats
-from mrhdata.errors import FormatError, GridError
-from mrhdata.formats._lazy import source_of
-from mrhdata.formats.chunks import Stored
+from mrhdata.errors import GridError
+from mrhdata.formats import omezarr
 from mrhdata.grid import Grid
 from mrhdata.tiles import Box, Part, Readable, Stream
-from mrhdata.volume import PLANES, SPATIAL, group, on_grid_of, stack
+from mrhdata.volume import PLANES, group, on_grid_of, stack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -170,7 +168,7 @@ def one_grid(
     said = repr(reference) if like is None else reference
     for name, volume in given.items():
         if resample and not _same(volume, first):
-            parts.append(Resampled(_near(volume, first.mrh.grid), first.mrh.grid))
+            parts.append(Resampled(volume, first.mrh.grid))
             placed[name] = _shell(name, volume, reference, first)
         else:
             alike = volume is first
@@ -244,48 +242,28 @@ def _flipped(grid: Grid, flips: Sequence[bool]) -> Grid:
     return Grid(grid.shape, grid.affine @ turn)
 
 
-def _near(volume: xr.DataArray, grid: Grid) -> xr.DataArray:
-    """The coarsest stored level of a volume that is still as fine as a grid; the volume itself if none."""
-    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
-    if source is None or not isinstance(source.part, Stored):
-        return volume
-    best = volume
-    try:
-        for level in range(1, 32):
-            coarser = formats.read(source.path, level=level)
-            lost = [d for d in SPATIAL if d not in coarser.dims]
-            if lost or not _covers(coarser, volume) or (coarser.mrh.grid.spacing > 1.01 * grid.spacing).any():
-                break
-            best = coarser
-    except FormatError:
-        # There are no more levels.
-        pass
-    return best
-
-
-def _covers(coarser: xr.DataArray, volume: xr.DataArray) -> bool:
-    """Whether a level lies where the volume lies; a header that was overridden moves the one alone."""
-    a, b = coarser.mrh.grid.corners(), volume.mrh.grid.corners()
-    return bool(np.abs(a - b).max() <= coarser.mrh.grid.spacing.max())
-
-
 class Resampled:
     """A volume read at the voxels of another grid: linearly, labels and masks from the nearest voxel.
 
-    Voxels farther than half a voxel outside the volume are 0. Reads like a :class:`mrhdata.tiles.Part`.
+    Voxels farther than half a voxel outside the volume are 0. Of a pyramid the coarsest level is read that is as
+    fine as the grid. Reads like a :class:`mrhdata.tiles.Part`.
     """
 
     array = None
 
     def __init__(self, volume: xr.DataArray, grid: Grid) -> None:
-        self._part = Part(volume)
+        level = omezarr.level_for(volume, grid.spacing)
+        self._part = Part(level)
         self._order = 0 if self._part.labels or self._part.dtype.kind == "b" else 1
         self.channels, self.source = self._part.channels, self._part.source
         self.labels, self.slow = self._part.labels, self._part.slow
         self.dtype = np.dtype(np.float32) if self._order else self._part.dtype
         self.shape: tuple[int, ...] = grid.shape
-        affine = np.linalg.solve(volume.mrh.grid.affine, grid.affine)
+        affine = np.linalg.solve(level.mrh.grid.affine, grid.affine)
         self._matrix, self._shift = affine[:3, :3], affine[:3, 3]
+        # An odd last voxel has no half in a coarser level, which reaches as far all the same.
+        ends = np.array([[-0.5] * 3, np.array(volume.mrh.grid.shape) - 0.5])
+        self._first, self._last = level.mrh.grid.index(volume.mrh.grid.world(ends))
         # Blocks of the new grid that need about one chunk.
         steps = np.abs(self._matrix).sum(axis=0)
         lengths = np.clip(
@@ -331,12 +309,11 @@ class Resampled:
 
     def _inside(self, low: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> NDArray[np.bool_] | None:
         """Which voxels of the box lie over the volume; None for all."""
-        limit = np.array(self._part.shape) - 0.5
-        if ((ends >= -0.5) & (ends <= limit)).all():
+        if ((ends >= self._first) & (ends <= self._last)).all():
             return None
         index = np.stack(np.meshgrid(*(a + np.arange(n) for a, n in zip(low, lengths, strict=True)), indexing="ij"), -1)
         places = index @ self._matrix.T + self._shift
-        return np.asarray(((places >= -0.5) & (places <= limit)).all(axis=-1))
+        return np.asarray(((places >= self._first) & (places <= self._last)).all(axis=-1))
 
 
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)))

@@ -281,6 +281,48 @@ class TestFirst:
         # A level's voxel is the mean of those that it covers, which leaves a ramp as it is.
         np.testing.assert_allclose(y, x, atol=1e-3)
 
+    @pytest.mark.parametrize("change", ["none", "kind", "shift", "odd"])
+    def test_levels_stand_for_what_they_were_made_of(self, tmp_path, change):
+        """Patches of a store are those of its voxels in memory: as labels, moved by the user, of an odd length."""
+        values = np.full((129, 6, 6), 10, np.float32)
+        if change != "odd":
+            values = values[1:]
+            values[np.arange(128) % 4 != 3] = 0
+        mrhdata.write(from_array(values, spacing=(0.1, 1, 1)), tmp_path / "fine.zarr")
+        fine = mrhdata.read(tmp_path / "fine.zarr", kind="labels" if change == "kind" else None)
+        if change == "shift":
+            fine = fine.assign_coords(z=fine.z + 0.2)
+        start = 0 if change == "odd" else 0.15
+        affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [0.4, 0, 0, start], [0, 0, 0, 1]])
+        reference = from_array(np.zeros((33, 6, 6), np.float32), affine=affine)
+        p = mrhdata.patches(reference, fine, shape=(1, 3, 3), align="first")
+        found = p.gather(np.arange(len(p)))[1]
+        if change == "none":
+            inside = p.positions[:, 0] < 32
+            np.testing.assert_allclose(found[inside], 2.5)
+            assert not found[~inside].any()
+            return
+        # What a pyramid leaves out of an odd length is like its neighbour.
+        loaded = mrhdata.patches(reference, fine.load(), shape=(1, 3, 3), align="first")
+        np.testing.assert_array_equal(found, loaded.gather(np.arange(len(p)))[1])
+
+    def test_labels_beside_their_image_in_one_store(self, tmp_path):
+        """Of OME-Zarr's usual layout the labels' own levels are read, not the image's at the root."""
+        import zarr
+
+        image = placed(np.full((96, 20, 20), 777, np.uint16), (0.1, 1, 1))
+        mrhdata.write(image, tmp_path / "img.zarr")
+        (tmp_path / "img.zarr" / "labels").mkdir()
+        zarr.open_group(tmp_path / "img.zarr" / "labels", mode="a", zarr_format=3)
+        half = np.repeat([0, 1], 48).astype(np.uint8)[:, None, None] * np.ones((1, 20, 20), np.uint8)
+        nuclei = image.copy(data=half).assign_attrs(kind="labels").rename("nuclei")
+        mrhdata.write(nuclei, tmp_path / "nuclei.zarr")
+        (tmp_path / "nuclei.zarr").rename(tmp_path / "img.zarr" / "labels" / "nuclei")
+        labels = mrhdata.read(tmp_path / "img.zarr", dataset="labels/nuclei")
+        coarse = placed(np.zeros((24, 20, 20), np.float32), (0.4, 1, 1), (0.15, 0, 0))
+        p = mrhdata.patches(coarse, labels, shape=1, align="first")
+        np.testing.assert_array_equal(p.gather(np.arange(len(p)))[1].ravel(), p.positions[:, 0] >= 12)
+
     def test_masks_and_labels_of_other_grids_choose(self):
         """A coarse mask and coarse labels, at the nearest voxel of the first grid."""
         first = placed(np.zeros((20, 20, 20)))

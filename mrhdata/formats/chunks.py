@@ -29,10 +29,17 @@ _BLOSC_HEADER = 16
 
 
 class Stored:
-    """A Zarr array as a reader of boxes, chunk by chunk where :func:`chunks_of` can."""
+    """A Zarr array as a reader of boxes, chunk by chunk where :func:`chunks_of` can.
 
-    def __init__(self, array: zarr.Array[Any]) -> None:
-        self.array = array
+    Parameters
+    ----------
+    array : zarr.Array
+    place : mapping, optional
+        What :func:`mrhdata.formats.omezarr.read` was asked for, where the array is a level of an image.
+    """
+
+    def __init__(self, array: zarr.Array[Any], place: Mapping[str, Any] | None = None) -> None:
+        self.array, self.place = array, place
         self.chunks = chunks_of(array)
 
     def __call__(self, box: tuple[slice, ...]) -> Any:

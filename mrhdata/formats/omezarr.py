@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec
 
 from mrhdata.errors import FormatError
 from mrhdata.formats._header import TO_MM, UNITS
-from mrhdata.formats._lazy import DAMAGE, Slices, in_chunks, reading
+from mrhdata.formats._lazy import DAMAGE, Slices, in_chunks, reading, source_of
 from mrhdata.formats.chunks import Stored
 from mrhdata.formats.pyramid import Level, levels
 from mrhdata.volume import DIMS, SPATIAL, UNORIENTED, place
@@ -51,8 +51,34 @@ def read(
 ) -> xr.DataArray:
     """Read one level of an image; `dataset` names the image within a store that holds several."""
     group, version, image = _image(path, dataset, storage_options)
+    level = len(image["datasets"]) - 1 if level == -1 else level
+    place = {"path": path, "level": level, "dataset": dataset, "storage_options": storage_options}
     with reading(path):
-        return _level(group, version, image, level, path)
+        return _level(group, version, image, place)
+
+
+def level_for(volume: xr.DataArray, spacing: np.ndarray) -> xr.DataArray:
+    """The coarsest stored level of a volume that is still as fine as a spacing (z, y, x) in mm.
+
+    The volume itself where there is none, and where it is no longer what its file says: another kind (labels are
+    halved otherwise than images), or a header that was put right.
+    """
+    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
+    place = source.part.place if source is not None and isinstance(source.part, Stored) else None
+    if place is None or not set(SPATIAL) <= set(volume.dims) or not _as_stored(volume, read(**place)):
+        return volume
+    image = _image(place["path"], place["dataset"], place["storage_options"])[2]
+    found = volume
+    for level in range(place["level"] + 1, len(image["datasets"])):
+        half = read(**{**place, "level": level})
+        if (half.mrh.grid.spacing > 1.01 * spacing).any():
+            break
+        found = half
+    return found
+
+
+def _as_stored(volume: xr.DataArray, stored: xr.DataArray) -> bool:
+    return bool(volume.attrs["kind"] == stored.attrs["kind"] and volume.mrh.grid.same_as(stored.mrh.grid))
 
 
 def image_metadata(path: Path | str) -> dict[str, Any]:
@@ -91,8 +117,8 @@ def _groups(group: zarr.Group) -> list[str]:
         return sorted(group.group_keys())
 
 
-def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, path: Path | str) -> xr.DataArray:
-    level = len(image["datasets"]) - 1 if level == -1 else level
+def _level(group: zarr.Group, version: str, image: dict[str, Any], asked: dict[str, Any]) -> xr.DataArray:
+    path, level = asked["path"], asked["level"]
     if not 0 <= level < len(image["datasets"]):
         raise FormatError(f"{path} has the levels 0 to {len(image['datasets']) - 1}, not {level}")
     dataset = image["datasets"][level]
@@ -100,7 +126,9 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], level: int, p
     dims = [str(axis["name"]) for axis in image["axes"]]
     if not set(dims) <= set(DIMS) or len(dims) != array.ndim or len(set(dims)) != len(dims):
         raise FormatError(f"{path} has axes {dims} over an array of shape {array.shape}; axes {DIMS} can be read")
-    data = in_chunks(Slices(array.shape, array.dtype, Stored(array), Path(str(path))), array.shards or array.chunks)
+    data = in_chunks(
+        Slices(array.shape, array.dtype, Stored(array, asked), Path(str(path))), array.shards or array.chunks
+    )
     attrs: Any = group.attrs.asdict()
     stored = attrs.get("mrh")
     if stored is not None:
