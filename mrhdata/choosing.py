@@ -224,7 +224,7 @@ class Balanced:
         At the edge the patch is moved inside, and the voxel no longer lies in its middle.
         """
         labels = _of_subject(self.labels, subject)
-        index = index_labels(field.stream("labels", labels.assign_attrs(kind="labels")), _store(labels))
+        index = index_labels(field.stream("labels", labels.assign_attrs(kind="labels")), *_store(labels))
         quotas = self._quotas(index, n)
         found = [field.accepted(m, self._drawing(field, index, c, rng)) for c, m in quotas]
         classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
@@ -379,8 +379,10 @@ def _of_subject(given: Any, subject: int, ndim: int | None = None) -> Any:
     return given
 
 
-def _store(volume: xr.DataArray) -> Path | None:
-    """The local store that a volume is, None where it is something else."""
+def _store(volume: xr.DataArray) -> tuple[Path | None, str | None]:
+    """The local store that a volume is and its name within, None where it is something else."""
     source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
-    stored = source is not None and isinstance(source.part, Stored) and source.part.chunks is not None
-    return source.path.absolute() if source is not None and stored else None
+    part = None if source is None else source.part
+    if source is None or not isinstance(part, Stored) or part.chunks is None:
+        return None, None
+    return source.path.absolute(), None if part.place is None else part.place["dataset"]

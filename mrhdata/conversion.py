@@ -15,7 +15,8 @@ from mrhdata import formats
 from mrhdata.errors import FormatError
 from mrhdata.formats import Options, omezarr
 from mrhdata.formats.blocks import VolumeBlocks
-from mrhdata.growing import Progress, digest, grow, told
+from mrhdata.growing import Progress, grow
+from mrhdata.telling import digest, state_of, told
 from mrhdata.volume import DIMS
 
 #: Raised when what is written for the same source and parameters changes.
@@ -138,7 +139,9 @@ def in_bytes(memory: int | str) -> int:
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:
     """What makes two conversions the same: files with their sizes and times, options, layout."""
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(source)]
+    files: Any = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(source)]
+    if not files and "://" not in str(source):
+        files = state_of(source)
     listed = [str(source) if "://" in str(source) else Path(source).name, files, sorted(options.items()), checksum]
     return {"digest": digest([_LAYOUT, *listed]), "source": str(source)}
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrhdata import aligning, growing
+from mrhdata import aligning, growing, telling
 from mrhdata.conversion import in_bytes
 from mrhdata.degrade import white_of
 from mrhdata.drafting import appearing, check_target, remove
@@ -343,8 +343,8 @@ def _part(parts: Path, number: int) -> Path:
 
 
 def _digest(scores: xr.DataArray, images: Mapping[str, xr.DataArray], peaks: Peaks) -> str:
-    told = [growing.told(scores), [[name, growing.told(image)] for name, image in images.items()]]
-    return growing.digest([told, asdict(peaks)])
+    told = [telling.told(scores), [[name, telling.told(image)] for name, image in images.items()]]
+    return telling.digest([told, asdict(peaks)])
 
 
 def _made_from(path: Path) -> str | None:

@@ -8,7 +8,6 @@ another one begins again. Where a ``dask.distributed`` client is active, its wor
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
-import numpy as np
-from dask.base import tokenize
 from tqdm.auto import tqdm
 
 from mrhdata import formats
 from mrhdata.drafting import check_target, put, remove, remove_leftovers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.formats import omezarr
-from mrhdata.formats._lazy import file_of, source_of
-from mrhdata.formats.chunks import Stored
 from mrhdata.volume import describe
 
 if TYPE_CHECKING:
@@ -111,35 +105,6 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
         omezarr.finish(describe(volume, provenance=held), journal.store)
         put(journal.store, target)
     return formats.read(target)
-
-
-def told(volume: xr.DataArray) -> Any:
-    """What tells a volume from others, as JSON.
-
-    Files, as they were read, are told by name, size and time, stores by their metadata and what they were made
-    from, arrays by value, and volumes that are computed by the name of Dask's graph, which may be another in
-    another process.
-    """
-    data = volume.data
-    file = file_of(data) if isinstance(data, da.Array) else None
-    if file is None:
-        of: Any = data.name if isinstance(data, da.Array) else tokenize(np.asarray(data))
-    elif isinstance(file.part, Stored):
-        # A store that was written anew has its old name and shape.
-        made_from = volume.attrs.get("provenance", {}).get("digest")
-        of = [str(file.path), str(file.part.array.path), file.part.array.metadata.to_dict(), made_from]
-    else:
-        state = file.path.stat()
-        of = [str(file.path), state.st_size, state.st_mtime_ns]
-    if file is not None and source_of(data) is None:
-        # With its axes in another order, or rounded.
-        of += [volume.attrs.get("source_axes"), str(volume.dtype)]
-    return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
-
-
-def digest(content: Any) -> str:
-    """SHA-256 of anything as JSON."""
-    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 #: So often may all workers that hold a writer die before a level is given up.

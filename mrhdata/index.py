@@ -6,11 +6,9 @@ tiles first and reading only those again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
+from mrhdata.telling import digest, state_of
 from mrhdata.tiles import Stream
 
 log = logging.getLogger("mrhdata")
@@ -65,7 +64,7 @@ class Index:
         return rng.permutation(np.concatenate(found)) if found else np.empty((0, 3), dtype=np.int64)
 
 
-def index_labels(stream: Stream, path: Path | None = None) -> Index:
+def index_labels(stream: Stream, path: Path | None = None, dataset: str | None = None) -> Index:
     """Count the voxels of every class in every tile, or take the counts kept beside the data.
 
     Parameters
@@ -75,9 +74,13 @@ def index_labels(stream: Stream, path: Path | None = None) -> Index:
     path : path, optional
         The store that the labels lie in. The counts are kept in ``NAME.index.json`` beside it and
         counted again when the store has changed.
+    dataset : str, optional
+        Which image of the store they are; ``NAME.DATASET.index.json`` then.
     """
-    kept = None if path is None else path.with_name(f"{path.name}.index.json")
-    mark = None if path is None else _fingerprint(path, stream)
+    names = [] if path is None else [path.name, *([] if dataset is None else [dataset.replace("/", "-")])]
+    kept = None if path is None else path.with_name(".".join([*names, "index.json"]))
+    grid = stream.grid
+    mark = None if path is None else digest([grid.shape, grid.affine.tolist(), stream.tile, dataset, state_of(path)])
     if kept is not None and kept.is_file():
         found = _read(kept, mark, int(np.prod(stream.tiles)))
         if found is not None:
@@ -148,15 +151,3 @@ def _keep(kept: Path, content: dict[str, Any]) -> None:
             draft.write_text(json.dumps(content))
     except OSError as error:
         log.info("the index of %s is not kept: %s", kept.name, error)
-
-
-def _fingerprint(path: Path, stream: Stream) -> str:
-    """Changes when a file of the store or the tiling does."""
-    digest = hashlib.blake2s(repr((stream.grid.shape, stream.grid.affine.tolist(), stream.tile)).encode())
-    walk: Callable[..., Any] = os.walk
-    for folder, folders, files in walk(path):
-        folders.sort()
-        for name in sorted(files):
-            status = os.stat(os.path.join(folder, name))
-            digest.update(f"{name}:{status.st_size}:{status.st_mtime_ns};".encode())
-    return digest.hexdigest()

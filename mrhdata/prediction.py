@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrhdata import aligning, formats, growing
+from mrhdata import aligning, formats, growing, telling
 from mrhdata.conversion import in_bytes
 from mrhdata.drafting import check_target, remove
 from mrhdata.errors import DataError, ModelError
@@ -246,7 +246,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         "precision": precision,
     }
     content = [_VERSION, about, _told(inputs), None if where is None else _told(where), name, align]
-    identity = {"digest": growing.digest(content)}
+    identity = {"digest": telling.digest(content)}
     notes = growing.notes(grown)
     result = growing.grow(
         grown,
@@ -452,7 +452,7 @@ def _told(volumes: Any) -> Any:
     """What tells inputs, or a mask, from others."""
     if isinstance(volumes, str):
         return volumes
-    return [[name, growing.told(volume)] for name, volume in aligning.named(volumes).items()]
+    return [[name, telling.told(volume)] for name, volume in aligning.named(volumes).items()]
 
 
 def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:

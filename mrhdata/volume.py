@@ -235,7 +235,7 @@ def _framed(volume: xr.DataArray, affine: Floats, space: str) -> xr.DataArray:
     """Set affine and space, and a coordinate that changes with them.
 
     Where volumes of two frames are joined, xarray keeps the first one's attrs without a word, but not
-    a scalar coordinate: ``frame`` then becomes an array or disappears, and ``.mrh`` notices.
+    a scalar coordinate: ``frame`` then becomes an array or disappears, and ``.mrh`` refuses.
     """
     volume = volume.assign_attrs(affine=affine.tolist(), space=space)
     return volume.assign_coords(frame=_frame(affine, space))
@@ -380,9 +380,14 @@ class Geometry:
                 "affines were combined; use .mrh.like(other) or resample before combining"
             )
         affine = check_affine(volume.attrs["affine"])
-        if "frame" in volume.coords and volume.frame.size != 1:
+        if "frame" not in volume.coords:
+            raise GridError(
+                f"volume {volume.name!r} has lost its frame: it joins volumes of two places, or its coordinates were "
+                "dropped; use .mrh.like(other) or resample before combining, or place it with mrhdata.volume.from_array"
+            )
+        if volume.frame.size != 1:
             raise GridError(f"volume {volume.name!r} joins volumes of the frames {np.unique(volume.frame).tolist()}")
-        if "frame" in volume.coords and volume.frame.item() != _frame(affine, self.space):
+        if volume.frame.item() != _frame(affine, self.space):
             raise GridError(
                 f"volume {volume.name!r} has the affine of frame {_frame(affine, self.space)} but voxels of "
                 f"{volume.frame.item()}; give it its own with mrhdata.volume.from_array"

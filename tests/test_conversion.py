@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 import mrhdata
-from mrhdata import conversion, growing
+from mrhdata import conversion, growing, telling
 from mrhdata.errors import FormatError
 from mrhdata.formats import omezarr, streaming
 from mrhdata.formats.blocks import VolumeBlocks
@@ -328,7 +328,7 @@ def test_a_file_is_told_alike_each_time_it_is_read(tmp_path, ending, kind):
     values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.float32)
     for name in ("a", "b"):
         mrhdata.write(from_array(values, affine=np.diag([1, 2, 3, 1])), tmp_path / f"{name}.{ending}")
-    first, again, other = (growing.told(mrhdata.read(tmp_path / f"{n}.{ending}", kind=kind)) for n in "aab")
+    first, again, other = (telling.told(mrhdata.read(tmp_path / f"{n}.{ending}", kind=kind)) for n in "aab")
     assert first == again != other
     part = mrhdata.read(tmp_path / f"a.{ending}", kind=kind).isel(z=slice(1, None))
-    assert growing.told(part) != first
+    assert telling.told(part) != first

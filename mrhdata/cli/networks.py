@@ -48,7 +48,7 @@ def train(
     import json
     from dataclasses import asdict, replace
 
-    from mrhdata import formats, growing, models, robustness, splitting
+    from mrhdata import formats, models, robustness, splitting, telling
     from mrhdata.drafting import appearing, resuming
     from mrhdata.methods import mrhnet
     from mrhdata.patching import patches
@@ -61,8 +61,8 @@ def train(
     planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask, align=align)
     parts = planned.split(words.shares(shares), by=along)
     settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
-    volumes = [growing.told(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))]
-    identity = growing.digest([volumes, list(given), align, along, shares, stride, blocks, repr(settings)])
+    volumes = [telling.told(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))]
+    identity = telling.digest([volumes, list(given), align, along, shares, stride, blocks, repr(settings)])
     shown = words.shown(progress)
     with resumable(), resuming(out, identity) as state:
         networks, histories = _fitted(parts, settings, blocks, [state / f"{n}.pt" for n in range(members)], shown)

@@ -44,7 +44,7 @@ def train_restoration(
     """
     from dataclasses import replace
 
-    from mrhdata import formats, growing, models
+    from mrhdata import formats, models, telling
     from mrhdata.degrade import PUBLISHED
     from mrhdata.drafting import resuming
     from mrhdata.methods import em
@@ -55,8 +55,8 @@ def train_restoration(
     good = [formats.read(stack, **words.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
     parts = _parted(good, frames, held)
     settings = replace(em.EFFICIENT, seed=seed, **words.options(epochs=epochs, patience=epochs))
-    told = [growing.told(stack) for stack in good]
-    identity = growing.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
+    told = [telling.told(stack) for stack in good]
+    identity = telling.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
     with resumable(), resuming(out, identity) as state:
         model, history = em.train(
             *parts,

@@ -38,15 +38,19 @@ class Slices:
         Takes a box, one slice of step 1 within the shape for each axis, and returns its values.
     path : path
         Named in the error when the file turns out to be damaged.
+    of : str
+        Which array of the file, which files of the folder, where there are several.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], path: Path) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], path: Path, of: str = ""
+    ) -> None:
         self.shape = shape
         # Files may be big-endian; PyTorch and some of SciPy take native order only.
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.ndim = len(shape)
         #: What reads a part, and the file that is named in errors.
-        self.part, self.path = part, path
+        self.part, self.path, self.of = part, path, of
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)

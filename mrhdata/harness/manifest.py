@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata import growing
+from mrhdata import telling
 from mrhdata.contest import Subject
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
@@ -58,7 +58,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Of everything but the values of volumes."""
-        return growing.digest([self.task, self.voxels, self.blocks, self.threshold])
+        return telling.digest([self.task, self.voxels, self.blocks, self.threshold])
 
     def points(self) -> dict[str, NDArray[np.int64]]:
         """Voxels z, y, x by subject: (n, 3) arrays."""

@@ -22,7 +22,7 @@ from typing import Any
 import xarray as xr
 
 import mrhdata
-from mrhdata import contest, growing, models
+from mrhdata import contest, growing, models, telling
 from mrhdata.contest import METHODS, Fitted, Given, Method
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
@@ -206,7 +206,7 @@ def _key(run: Run, manifest: Manifest) -> str:
     """What makes a result what it is."""
     written = [file.read_text(encoding="utf-8") for file in run.files]
     told = [run.task, run.method, run.quick, run.seed, run.threads, manifest.digest, mrhdata.__version__, written]
-    return growing.digest(told)[:16]
+    return telling.digest(told)[:16]
 
 
 def run_one(run: Run) -> dict[str, Any]:

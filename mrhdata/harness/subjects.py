@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mrhdata import catalog, formats, growing, phantom
+from mrhdata import catalog, formats, phantom, telling
 from mrhdata.contest import Subject
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.drafting import appearing
@@ -57,7 +57,7 @@ def _scanned(subject: Subject, task: Task, who: Any) -> Subject:
     name = task.settings["degradation"]
     if name not in PUBLISHED:
         raise DataError(f"{task.name}: degradation is one of {sorted(PUBLISHED)}, not {name!r}")
-    seed = int.from_bytes(growing.digest([str(who), task.name]).encode()[:4], "little")
+    seed = int.from_bytes(telling.digest([str(who), task.name]).encode()[:4], "little")
     low = {n: degraded(v.compute(), PUBLISHED[name], seed).rename(n) for n, v in subject.inputs.items()}
     return replace(subject, inputs=low)
 
@@ -71,7 +71,7 @@ def _phantom(task: Task, seed: int, work: Path) -> Volumes:
     kind, settings = task.data["phantom"], dict(task.data.get("settings", {}))
     if kind not in PHANTOMS:
         raise DataError(f"{task.name}: phantom is one of {', '.join(PHANTOMS)}, not {kind!r}")
-    place = work / "phantoms" / f"{kind}-{growing.digest([kind, settings])[:8]}" / str(seed)
+    place = work / "phantoms" / f"{kind}-{telling.digest([kind, settings])[:8]}" / str(seed)
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with appearing(place) as draft:
