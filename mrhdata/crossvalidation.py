@@ -159,7 +159,8 @@ def claim(path: Path, plan: dict[str, Any]) -> None:
     if path.exists():
         if path.read_text(encoding="utf-8") != text:
             raise DataError(
-                f"{path.parent} holds another run, of other subjects or settings; give another folder, or remove it"
+                f"{path.parent} holds another run, of other subjects, files or settings; give another folder, or "
+                "remove it"
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)

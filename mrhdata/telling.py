@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
+import xarray as xr
 import zarr
 from dask.base import tokenize
 
 from mrhdata.formats._lazy import Slices, file_of, source_of
 from mrhdata.formats.chunks import Stored
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def digest(content: Any) -> str:
@@ -62,6 +62,19 @@ def told(volume: xr.DataArray) -> Any:
             # With its axes in another order, or rounded.
             of += [volume.attrs.get("source_axes"), str(volume.dtype)]
     return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
+
+
+def contents(cases: Sequence[Any]) -> str:
+    """Digest of all that dataclasses of volumes hold: volumes as :func:`told` says, the rest by value."""
+    return digest([{f.name: _content(getattr(case, f.name)) for f in fields(case)} for case in cases])
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _content(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return tokenize(value)
+    return told(value) if isinstance(value, xr.DataArray) else value
 
 
 def _file(file: Slices) -> list[Any]:

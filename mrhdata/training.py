@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pickle
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Patches of a batch of validation, and the number of its epoch.
 _VALIDATED, _VALIDATION = 256, 2**31
+#: Patches whose voxels tell a run's data from another's.
+_TOLD = 64
 
 #: Arrays of a batch and the numbers that seed it, to the arrays that are learned from.
 Change = Callable[[list[Any], tuple[int, ...]], list[Any]]
@@ -223,8 +226,10 @@ def fit(
 def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, progress: bool) -> None:
     """All epochs that are left, unless patience ends first."""
     settings = run.settings
-    if path is not None and path.exists():
-        run.resume(path)
+    if path is not None:
+        run.data = [_told(patches), _told(validation)]
+        if path.exists():
+            run.resume(path)
     # Of a run that was stopped, what it took before counts too.
     start = time.perf_counter() - run.history.seconds
     bar = tqdm(range(len(run.history.training), settings.epochs), desc="training", unit="epoch", disable=not progress)
@@ -346,6 +351,8 @@ class _Run:
         self.inputs, self.target = spec.inputs, spec.target
         self.labels = spec.labels if settings.loss in OF_CLASSES else ()
         self.best = _copy(model)
+        #: What tells the patches of this run from others, for its checkpoint.
+        self.data: list[str] = []
         self.factor = next(iter(groups))
         rates = [factor * settings.learning_rate for factor in groups]
         parts = [{"params": ps, "lr": rate} for ps, rate in zip(groups.values(), rates, strict=True)]
@@ -441,6 +448,7 @@ class _Run:
     def save(self, path: Path) -> None:
         state = {
             "settings": dataclasses.asdict(self.settings),
+            "data": self.data,
             "history": dataclasses.asdict(self.history),
             "model": self.model.state_dict(),
             "best": self.best,
@@ -455,6 +463,10 @@ class _Run:
             state = torch.load(path, weights_only=True)
             if state["settings"] != dataclasses.asdict(self.settings):
                 raise ModelError(f"{path} belongs to a run with {state['settings']}; give another checkpoint path")
+            if state["data"] != self.data:
+                raise ModelError(
+                    f"{path} belongs to a run on other patches; give another checkpoint path, or remove it"
+                )
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
@@ -463,6 +475,15 @@ class _Run:
                 raise
             raise ModelError(f"{path} is no checkpoint of this training; remove it to start anew") from error
         self.best, self.history = state["best"], History(**state["history"])
+
+
+def _told(patches: Patches) -> str:
+    """What tells patches from others: how many there are, and the voxels of some."""
+    rows = np.unique(np.linspace(0, len(patches) - 1, _TOLD).astype(np.int64))
+    held = hashlib.sha256(f"{len(patches)} {patches.channels}".encode())
+    for part in patches.gather(rows):
+        held.update(np.ascontiguousarray(part).tobytes())
+    return held.hexdigest()
 
 
 def _schedule(settings: Training, optimizer: torch.optim.Optimizer, rates: list[float], steps: int) -> Any:

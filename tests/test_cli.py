@@ -240,6 +240,22 @@ def test_maps_from_a_folder_of_subjects(tmp_path):
         assert (code, sentence in err) == (2, True), err
 
 
+def test_labels_put_right_are_not_scored_with_the_network_of_the_old_ones(tmp_path):
+    for who in range(3):
+        labels = np.zeros((6, 16, 16), np.uint8)
+        labels[1:5, 4:12, 4 + who : 12] = 7
+        for name in ("T1w", "seg"):
+            (tmp_path / "study").mkdir(exist_ok=True)
+            mrhdata.write(from_array(labels, spacing=(2, 1, 1)), tmp_path / "study" / f"sub-{who}_{name}.nii")
+    words = ["train-labels", tmp_path / "net", tmp_path / "study", "--input", "t1w=T1w", "--labels", "seg"]
+    words += ["--epochs", 1, "--recipe", "tissue2d_3_0"]
+    assert run(*words)[0] == 0
+    assert run(*words)[0] == 0
+    mrhdata.write(from_array(labels[::-1], spacing=(2, 1, 1)), tmp_path / "study" / "sub-0_seg.nii", overwrite=True)
+    code, _, err = run(*words)
+    assert (code, "of other subjects, files or settings" in err) == (2, True), err
+
+
 def test_labels_from_a_folder_of_subjects(tmp_path):
     """Train, score subjects that were left out, label one in another format; a second run is refused or goes on."""
     rng = np.random.default_rng(0)

@@ -87,6 +87,8 @@ def test_an_interrupted_run_ends_as_it_would_have(sets, tmp_path, monkeypatch):
     assert again.training == history.training
     with pytest.raises(ModelError, match="belongs to a run"):
         fitted(sets, dataclasses.replace(QUICK, seed=7), checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ModelError, match="on other patches"):
+        fitted(sets[::-1], checkpoint=tmp_path / "run.pt")
     (tmp_path / "run.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="no checkpoint"):
         fitted(sets, checkpoint=tmp_path / "run.pt")

@@ -43,6 +43,7 @@ def train_cells(
     from mrhdata import models
     from mrhdata.crossvalidation import claim
     from mrhdata.methods import cells
+    from mrhdata.telling import contents
 
     given = [_brain(word, words.options(spacing=spacing, unit=unit), incomplete) for word in brains]
     if not 0 < validation < len(given):
@@ -56,7 +57,8 @@ def train_cells(
         made = replace(made, training=replace(made.training, epochs=epochs, patience=epochs))
     made = replace(made, **words.options(rounds=rounds, each=boxes))
     radius = 6 * voxel if radius_um is None else radius_um * 1e-3
-    claim(out / "plan.json", {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed})
+    about = {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed}
+    claim(out / "plan.json", about | {"volumes": contents(given)})
     parts = given[:-validation], given[-validation:]
     with resumable():
         trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=words.shown(progress))

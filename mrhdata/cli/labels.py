@@ -49,6 +49,7 @@ def train_labels(
     from mrhdata.cases import find_cases, shared_out
     from mrhdata.crossvalidation import claim, cross_validate
     from mrhdata.methods import segmentation
+    from mrhdata.telling import contents
 
     cases = find_cases(folder, words.channels(inputs), labels)
     made = _recipe(recipe, cases, spacing_mm, epochs)
@@ -60,7 +61,7 @@ def train_labels(
         _written(place / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing_mm, "labels": values}
+    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing_mm, "labels": values, "volumes": contents(cases)}
     found: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
         with resumable():

@@ -43,13 +43,14 @@ def train_maps(
     from mrhdata.crossvalidation import claim
     from mrhdata.drafting import appearing
     from mrhdata.methods import brains, mrhnet
+    from mrhdata.telling import contents
 
     found = brains.find_brains(folder, words.channels(inputs), histology, where)
     parts = shared_out(found, words.shares(shares), seed)
     settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
     subjects = {part: [brain.subject for brain in held] for part, held in parts.items()}
     about = {"inputs": inputs, "histology": histology, "where": where, "stride": stride, "blocks": blocks}
-    claim(out / "split.json", {**about, **subjects, "settings": repr(settings)})
+    claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": contents(found)})
     bars = words.shown(progress)
     with resumable():
         model, history = brains.train(
