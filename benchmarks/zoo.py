@@ -19,6 +19,7 @@ from tables import markdown
 from mrhdata import models
 from mrhdata.drafting import appearing
 from mrhdata.harness import read_task, standings
+from mrhdata.harness.manifest import read_manifest
 from mrhdata.harness.running import Run, read_results
 from mrhdata.models.cards import WEIGHTS, Card, digest_of
 
@@ -47,7 +48,8 @@ def shipped(name: str, work: Path) -> Card:
     task_name, method, limits = SHIPPED[name]
     record, records = run_of(work, task_name, method)
     task = read_task(HERE / "tasks" / f"{task_name}.toml")
-    source = Run(HERE, work, task_name, method, quick=False, seed=record["seed"]).place / "network"
+    run = Run(HERE, work, task_name, method, quick=False, seed=record["seed"])
+    source = run.place(read_manifest(task, HERE / "manifests")) / "network"
     model: Any = models.load(source)
     table = standings(records)
     ours, best = table[table["method"] == method].iloc[0], table[table["baseline"]].iloc[0]

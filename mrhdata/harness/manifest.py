@@ -47,6 +47,8 @@ class Manifest:
         size, which a mirrored or turned copy shares.
     threshold : float or None
         Of a histology task: the percentile of the training subjects that divides the classes.
+    asked : str
+        Digest of what the task asked for when the manifest was made.
     """
 
     task: str
@@ -54,6 +56,7 @@ class Manifest:
     blocks: list[list[int]]
     volumes: dict[str, dict[str, dict[str, Any]]]
     threshold: float | None = None
+    asked: str = ""
 
     @property
     def digest(self) -> str:
@@ -72,12 +75,17 @@ def manifest_of(task: Task, parts: Mapping[str, Sequence[Subject]], folder: Path
     Raises
     ------
     DataError
-        Parts of the split share something, or volumes are not those of the manifest.
+        Parts of the split share something, or task or volumes are not those of the manifest.
     """
     held = check_split(task, parts)
     path = _path(task, folder)
     if path.exists():
         found = read_manifest(task, folder)
+        if found.asked != _asked(task):
+            raise DataError(
+                f"{task.name} was edited since {path} was made: its data, split, settings, blocks or voxels are "
+                "others; bring the task back, give it another name, or remove the manifest"
+            )
         _compare(found, held, path)
         return found
     made = _made(task, parts, held)
@@ -104,7 +112,12 @@ def _made(task: Task, parts: Mapping[str, Sequence[Subject]], held: dict[str, An
     if task.kind == "histology":
         inside = [values(s.truth)[_inside(s)] for s in parts["training"]]
         threshold = float(np.percentile(np.concatenate(inside), task.settings["percentile"]))
-    return Manifest(task.slug, voxels, blocks, held, threshold)
+    return Manifest(task.slug, voxels, blocks, held, threshold, _asked(task))
+
+
+def _asked(task: Task) -> str:
+    """Digest of all that answers hang on; a title does not."""
+    return telling.digest([task.kind, task.data, task.split, task.settings, task.block_mm, task.voxels])
 
 
 def _inside(subject: Subject) -> NDArray[np.bool_]:
@@ -154,7 +167,7 @@ def _compare(manifest: Manifest, held: Mapping[str, Mapping[str, Mapping[str, An
             if then is None or then["shape"] != now["shape"] or not _near(then, now):
                 raise DataError(
                     f"{name} of subject {who} holds {_short(now)}, and {path} was made of {_short(then)}; bring the "
-                    "volumes back, or remove the manifest and every result that was made with it"
+                    "volumes back, or remove the manifest"
                 )
 
 

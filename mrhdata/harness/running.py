@@ -59,10 +59,15 @@ class Run:
     threads: int = 1
     files: tuple[Path, ...] = ()
 
-    @property
-    def place(self) -> Path:
-        """Folder of checkpoints and pictures."""
-        name = f"{slug_of(self.task, quick=self.quick)}-{self.method}-{self.seed}"
+    def key(self, manifest: Manifest) -> str:
+        """What makes its result what it is."""
+        written = [file.read_text(encoding="utf-8") for file in self.files]
+        told = [self.task, self.method, self.quick, self.seed, self.threads, mrhdata.__version__, written]
+        return telling.digest([*told, asdict(manifest)])[:16]
+
+    def place(self, manifest: Manifest) -> Path:
+        """Folder of checkpoints and pictures: another one where what is learned from or scored is another."""
+        name = f"{slug_of(self.task, quick=self.quick)}-{self.method}-{self.seed}-{self.key(manifest)}"
         return self.work / "runs" / name.replace(" ", "-")
 
 
@@ -142,7 +147,7 @@ def bench(
 def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: growing.Progress) -> list[dict[str, Any]]:
     """Records of all runs, those that are there already and those that are made now, in the order of the runs."""
     held = {line["key"]: line for line in read_results(results)}
-    keys = [_key(run, made.manifests[run.task]) for run in runs]
+    keys = [run.key(made.manifests[run.task]) for run in runs]
     left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
     results.parent.mkdir(parents=True, exist_ok=True)
     with growing.steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
@@ -202,13 +207,6 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _key(run: Run, manifest: Manifest) -> str:
-    """What makes a result what it is."""
-    written = [file.read_text(encoding="utf-8") for file in run.files]
-    told = [run.task, run.method, run.quick, run.seed, run.threads, manifest.digest, mrhdata.__version__, written]
-    return telling.digest(told)[:16]
-
-
 def run_one(run: Run) -> dict[str, Any]:
     """Fit, answer, score; what goes wrong within the method becomes the result."""
     import torch
@@ -231,10 +229,9 @@ def run_one(run: Run) -> dict[str, Any]:
 
 def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -> dict[str, Any]:
     """Everything that was measured."""
-    run.place.mkdir(parents=True, exist_ok=True)
-    given = Given(
-        parts["training"], parts["stopping"], task.settings, manifest.points(), run.quick, run.seed, run.place
-    )
+    place = run.place(manifest)
+    place.mkdir(parents=True, exist_ok=True)
+    given = Given(parts["training"], parts["stopping"], task.settings, manifest.points(), run.quick, run.seed, place)
     start = time.perf_counter()
     fitted = how.fit(given)
     fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
@@ -246,7 +243,7 @@ def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -
     voxels = sum(scored_grid(s).size for s in parts["test"])
     model = fitted.model
     if model is not None and hasattr(model, "spec"):
-        models.save(model, run.place / "network")
+        models.save(model, place / "network")
     return {
         **asdict(scores),
         "shown": SHOWN[task.kind],
@@ -305,7 +302,7 @@ def _worst(run: Run, subjects: Any, answers: list[Any], manifest: Manifest, bloc
         return None
     who, *box = manifest.blocks[min(scored)[1]]
     figure = of_block(subjects[who], answers[who], box)
-    path = run.place / "worst.png"
+    path = run.place(manifest) / "worst.png"
     with appearing(path) as draft:
         figure.savefig(draft, format="png", dpi=100)
     return path.relative_to(run.work).as_posix()

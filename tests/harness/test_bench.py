@@ -173,9 +173,10 @@ def test_a_bench_that_is_killed_leaves_no_run_behind(home, tmp_path):
     how = {"methods": ["tiny sleep"], "files": [str(slow)], "progress": False}
     code = f"from mrhdata.harness import bench; bench({str(home)!r}, {str(tmp_path)!r}, **{how!r})"
     with subprocess.Popen([sys.executable, "-c", code]) as started:
-        noted = tmp_path / "runs" / "tiny-tiny-sleep-0" / "pid"
-        wait_until(lambda: noted.exists() and noted.read_text("utf-8"))
+        found = (tmp_path / "runs").glob("tiny-tiny-sleep-0-*/pid")
+        wait_until(lambda: any(noted.read_text("utf-8") for noted in (tmp_path / "runs").glob("*/pid")))
         started.kill()
+    (noted,) = found
     words = Path("/proc") / noted.read_text("utf-8") / "cmdline"
     # Of a process that has ended, and that nobody waits for, the number may be left.
     wait_until(lambda: not words.exists() or not words.read_bytes())
@@ -199,9 +200,40 @@ def test_another_manifest_or_method_is_another_result(home, tmp_path):
     (tmp_path / "own.py").write_text(OWN.replace("+ weights[-1]", "+ weights[-1] + 1"))
     changed = run(tmp_path, tmp_path / "work", methods=("tiny line",))
     assert scores(changed) != scores(first)
-    (tmp_path / "tasks" / "tiny.toml").write_text(TASK.replace('truth = "mbp"', 'truth = "nf"'))
+    path = tmp_path / "manifests" / "tiny.json"
+    kept = json.loads(path.read_text("utf-8"))
+    kept["volumes"]["4"]["truth"]["mean"] += 1
+    path.write_text(json.dumps(kept))
     with pytest.raises(DataError, match="bring the volumes back"):
         run(tmp_path, tmp_path / "work", methods=("tiny line",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("percentile = 70", "percentile = 30"),
+        ('"above"', '"below"'),
+        ("[4, 4, 4]", "[2, 2, 2]"),
+        ("training = [1, 2]\nstopping = [3]\ntest = [4, 5]", "training = [4, 2]\nstopping = [3]\ntest = [1, 5]"),
+    ],
+)
+def test_an_edited_task_is_refused_and_then_made_anew(home, tmp_path, change):
+    """Its old scores are not taken for new ones, nor is what a method left in its folder taken up again."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "tiny.toml").write_text(TASK)
+    phantoms_in(tmp_path / "work", home)
+    (tmp_path / "own.py").write_text(OWN)
+    first = run(tmp_path, tmp_path / "work", methods=("tiny line",))
+    assert change[0] in TASK
+    (tmp_path / "tasks" / "tiny.toml").write_text(TASK.replace(*change))
+    with pytest.raises(DataError, match="tiny was edited since"):
+        run(tmp_path, tmp_path / "work", methods=("tiny line",))
+    (tmp_path / "manifests" / "tiny.json").unlink()
+    again = run(tmp_path, tmp_path / "work", methods=("tiny line",))
+    assert scores(again) != scores(first)
+    assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
+    fresh = run(tmp_path, tmp_path / "fresh", methods=("tiny line",))
+    assert scores(fresh) == scores(again)
 
 
 def test_a_method_that_fails_is_a_row(home, tmp_path):
