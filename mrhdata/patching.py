@@ -687,7 +687,8 @@ class Patches:
     def check_leakage(self, other: Patches) -> None:
         """Prove that no voxel of any input or target lies in patches of both sets.
 
-        Volumes that come from one file or one array are the same subject, also where they were sliced.
+        Volumes that come from one file or one array are the same subject, also where they were sliced. A file that was
+        loaded into memory twice is two arrays, and a copy of a file is another one.
 
         Raises
         ------

@@ -129,7 +129,11 @@ class Output:
             values *= np.float32(factor)
             values += np.float32(ends.min - low * factor)
             np.rint(values, out=values)
-            np.clip(values, ends.min, ends.max, out=values)
+            # The highest number that is not rounded to one beyond the type, where it would become the lowest.
+            top = (
+                np.float32(ends.max) if int(np.float32(ends.max)) <= ends.max else np.nextafter(np.float32(ends.max), 0)
+            )
+            np.clip(values, ends.min, top, out=values)
         return values.astype(self.written, copy=False)
 
 
@@ -148,6 +152,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     precision: str = "float32",
     skip_corrupt: bool = False,
     name: str = "prediction",
+    prepared: bool = False,
     overwrite: bool = False,
     progress: growing.Progress = True,
 ) -> xr.DataArray:
@@ -185,6 +190,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
         in ``attrs["provenance"]["skipped"]``.
     name : str
         Of the result.
+    prepared : bool
+        The inputs have gone through the network's own steps (``spec.prepare``), as :func:`mrhdata.segment` does it.
     overwrite, progress : bool
 
     Returns
@@ -196,7 +203,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
     Raises
     ------
     ModelError
-        Channels differ from those of training, the network was not trained, or it cannot be run so.
+        Channels differ from those of training, the network was not trained or wants prepared volumes, or it cannot be
+        run so.
     DataError
         Answers are not finite, or the mask is empty.
     FormatError
@@ -228,7 +236,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     stream = aligning.one_grid(inputs, (1, 1, 1), None, align == "first")
     if output.decide == "argmax" and not output.labels:
         output = replace(output, labels=network.spec.labels)
-    _check(network, stream, align)
+    _check(network, stream, align, prepared)
     inside = Inside(where, first, stream)
     method, windowing = _method(network, stream, inside, mode, windows, budget)
     volume = _template(stream, first, method, output, name)
@@ -272,9 +280,15 @@ def predict(  # noqa: PLR0913 (settings of one act)
     return formats.read(target)
 
 
-def _check(network: Network, stream: Stream, align: str) -> None:
+def _check(network: Network, stream: Stream, align: str, prepared: bool) -> None:
     """The inputs are those of training."""
     spec = network.spec
+    if spec.prepare and not prepared:
+        steps = ", ".join(name for name, _ in spec.prepare)
+        raise ModelError(
+            f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
+            "that, or prepare them with mrhdata.prepare.steps.prepared and say prepared=True"
+        )
     if align not in ("same", "first"):
         raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):

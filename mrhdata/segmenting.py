@@ -72,7 +72,9 @@ def on_network_grid(case: Case, spec: Spec) -> Case:
     if case.labels is None:
         return replace(case, inputs=inputs)
     first = next(iter(inputs.values()))
-    carried = resample(case.labels.astype(np.int16).assign_attrs(kind="labels"), first, fill=IGNORED)
+    # Wide enough for every label and for what is ignored.
+    wide = np.int64 if case.labels.dtype.itemsize > 2 else np.int32
+    carried = resample(case.labels.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORED)
     return replace(case, inputs=inputs, labels=carried)
 
 
@@ -139,6 +141,7 @@ def segment(
             memory=memory,
             device=device,
             precision=precision,
+            prepared=True,
             progress=progress,
         )
         labels = _decided(shares, first, spec.labels)

@@ -156,9 +156,10 @@ def _extent(streams: Sequence[Stream], positions: Ints, axis: int) -> Box:
 def _box(stream: Stream, positions: Ints, grid: Grid) -> Box:
     """Outer faces of patches of a stream, low and high (n, 3), in voxels of a grid whose first voxel is 0 to 1."""
     starts = stream.starts(positions)
-    faces = [grid.index(stream.grid.world(starts + edge)) + 0.5 for edge in (-0.5, np.array(stream.shape) - 0.5)]
-    low, high = np.minimum(*faces), np.maximum(*faces)
-    return low.round(6), high.round(6)
+    # All corners: the axes of the streams may be turned.
+    corners = [np.array(c) * stream.shape - 0.5 for c in np.ndindex(2, 2, 2)]
+    places = np.array([grid.index(stream.grid.world(starts + corner)) + 0.5 for corner in corners])
+    return places.min(axis=0).round(6), places.max(axis=0).round(6)
 
 
 def shared_with(mine: Source, other: Source) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ are its stored chunks, joined where they are smaller than a patch. Volumes in me
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +14,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata.errors import GridError
+from mrhdata.errors import DataError, GridError
 from mrhdata.formats._lazy import Slices, reading, source_of
 from mrhdata.formats.chunks import Chunks, Stored
 from mrhdata.grid import Grid
@@ -29,6 +30,10 @@ Box = tuple[slice, slice, slice]
 _VIEW = 64
 #: Patches of no more values than this are gathered many at a time, from blocks with the channels last.
 SMALL = 4096
+
+
+#: Whole numbers that float32 holds exactly.
+_MOST_LABELS = 2**24
 
 
 class Readable(Protocol):
@@ -212,6 +217,8 @@ class Stream:
         # Patches are float32: what is wider is rounded when it is read, not when it is cut.
         narrow = dtype.itemsize <= 4 and dtype.kind in "buif"
         self.dtype = dtype if exact or narrow else np.dtype(np.float32)
+        # Labels are names: rounded, two become one.
+        self._names = not exact and dtype.kind in "iu" and dtype.itemsize >= 4 and all(p.labels for p in parts)
         self.small = len(channels) * int(np.prod(self.shape)) <= SMALL
         chunk = np.max([p.chunk for p in parts], axis=0)
         self.chunk = _three(int(n) for n in chunk)
@@ -283,7 +290,22 @@ class Stream:
         return self.box(low, [min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)], room)
 
     def box(self, low: Ints | Sequence[int], high: Ints | Sequence[int], room: np.ndarray | None = None) -> np.ndarray:
-        """Voxels of a box within the grid, in the axes of a tile."""
+        """Voxels of a box within the grid, in the axes of a tile.
+
+        Raises
+        ------
+        DataError
+            Labels that float32 patches cannot tell apart.
+        """
+        found = self._box(low, high, room)
+        if self._names and found.size and max(int(found.max()), -int(found.min())) > _MOST_LABELS:
+            raise DataError(
+                f"the labels of {', '.join(self.channels)} go up to {int(found.max())}, and patches tell labels apart "
+                f"up to {_MOST_LABELS}; number them anew, as numpy.unique(labels, return_inverse=True) does"
+            )
+        return found
+
+    def _box(self, low: Ints | Sequence[int], high: Ints | Sequence[int], room: np.ndarray | None) -> np.ndarray:
         box: Any = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         if self._view is not None:
             return self._view[(slice(None), *box)]
@@ -329,7 +351,8 @@ def _origins(data: Any) -> set[str]:
         found = [_origins(graph.get(name)) if isinstance(graph.get(name), Slices) else {name} for name in roots]
         return set().union(*found)
     if isinstance(data, Slices):
-        return {str(data.path)}
+        # By whatever way to it.
+        return {os.path.realpath(data.path)}
     while getattr(data, "base", None) is not None:
         data = data.base
     return {f"memory {id(data)}"}

@@ -417,3 +417,19 @@ def test_small_patches_of_a_volume_of_one_chunk(tmp_path, stored, dtype, channel
     assert len(found) == 40
     assert {tuple(x.ravel()) for x, _ in found} == wanted
     assert all(np.array_equal(x[:1], y) for x, y in found)
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_labels_that_floats_would_join_are_refused(tmp_path, dtype, stored):
+    """Ids of an atlas lie beyond 2^24, where neighbours become one in float32; smaller ones of the type are kept."""
+    ids = np.array([312782546, 312782550, 5, 2**24])
+    labels = np.repeat(ids, 64).reshape(4, 8, 8).astype(dtype)
+    volume = from_array(labels, spacing=(1, 1, 1), kind="labels", name="atlas")
+    if stored:
+        mrhdata.write(volume, tmp_path / "a.zarr")
+        volume = mrhdata.read(tmp_path / "a.zarr")
+    with pytest.raises(DataError, match=r"go up to 3127825[56]0, .* number them anew"):
+        mrhdata.patches(volume, shape=4)[0]
+    kept = mrhdata.patches(volume.isel(z=slice(2, 4)), shape=(1, 8, 8)).gather(np.arange(2))[0]
+    assert kept.max(axis=(1, 2, 3, 4)).tolist() == [5, 2**24]

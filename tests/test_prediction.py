@@ -209,6 +209,15 @@ def test_what_is_written(tmp_path):
     np.testing.assert_array_equal(mask, odds >= 0.5)
     small = made("small", activation="softmax", dtype="uint8", range=(0, 1))
     np.testing.assert_allclose(small.values, odds * 255, atol=0.51)
+    for kind in ("int32", "uint32", "int64", "uint64"):
+        ends = np.iinfo(kind)
+        wide = Output(dtype=kind, range=(0, 1)).of(np.array([-1, 0, 0.5, 1, 7], np.float32))
+        np.testing.assert_allclose(
+            wide.astype(float),
+            [ends.min] * 2 + [(ends.max + ends.min) / 2] + [ends.max] * 2,
+            rtol=1e-6,
+            atol=ends.max * 1e-6,
+        )
     with pytest.raises(ModelError, match="uint8 answers need a range"):
         Output(dtype="uint8")
     with pytest.raises(ModelError, match="softmax or sigmoid"):

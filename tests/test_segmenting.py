@@ -135,7 +135,7 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].subject}.nii.gz").sizes[
         "z"
     ]
-    with pytest.raises(DataError, match="other subjects or settings"):
+    with pytest.raises(DataError, match="other subjects, files or settings"):
         cross_validate(train, cases[:3], tmp_path / "a", **settings)
 
 
@@ -267,14 +267,10 @@ def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
     case = head(26)
     image = mrhdata.prepare.steps.prepared(case.inputs, STEPS)["t1w"].compute()
-    found = mrhdata.predict(
-        trained.model,
-        {"t1w": image},
-        tmp_path / "labels.zarr",
-        mode="dense",
-        output=mrhdata.prediction.Output(decide="argmax"),
-        progress=False,
-    )
+    how = {"mode": "dense", "output": mrhdata.prediction.Output(decide="argmax"), "progress": False}
+    with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
+        mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
+    found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", prepared=True, **how)
     np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
 
 

@@ -176,3 +176,30 @@ def test_splits_that_make_no_sense():
         p.split([1, 1], by="z", guard=-1)
     with pytest.raises(DataError, match="no patches; give it a larger share"):
         p.split([1, 1], by="z", guard=40)
+
+
+def test_a_file_by_another_way_to_it_is_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mrhdata.write(from_array(np.zeros((8, 8, 8), np.float32), spacing=(1, 1, 1)), "a.zarr")
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
+    first = mrhdata.patches(mrhdata.read("a.zarr"), shape=4)
+    for path in (tmp_path / "a.zarr", tmp_path / "link.zarr", tmp_path / ".." / tmp_path.name / "a.zarr"):
+        with pytest.raises(DataError, match="share voxels"):
+            first.check_leakage(mrhdata.patches(mrhdata.read(path), shape=4))
+
+
+def test_patches_of_turned_axes_are_seen_from_both_sides():
+    """A volume resampled to a grid that is turned by 43 degrees shares voxels with itself, whoever asks."""
+    turn = np.deg2rad(43)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine[:3, 3] = [8, -2, 0]
+    volume = from_array(np.zeros((4, 24, 24), np.float32), spacing=(1, 1, 1))
+    grid = from_array(np.zeros((16, 16, 4), np.float32), affine=affine, dims=("x", "y", "z"))
+    turned = mrhdata.patches(grid, volume, shape=(2, 8, 1), align="first")
+    for position in turned.positions[:: len(turned.positions) // 12]:
+        mine = mrhdata.patches(grid, volume, shape=(2, 8, 1), at=[position[None]], align="first")
+        whole = mrhdata.patches(volume, shape=1)
+        for one, other in ((mine, whole), (whole, mine)):
+            with pytest.raises(DataError, match="share voxels"):
+                one.check_leakage(other)

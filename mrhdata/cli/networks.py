@@ -96,7 +96,7 @@ def _fitted(
 
 @command(
     "mrhdata predict virtual-af/ map.zarr t2w=t2w.nii.gz mt=mt.nii.gz --where brain.mha",
-    "mrhdata predict net/ labels.zarr t1w.zarr --mode dense --decide argmax --memory '2 GB'",
+    "mrhdata predict net/ membranes.zarr em.zarr --mode dense --activation sigmoid --decide 0.5 --memory '2 GB'",
 )
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a trained network.")],
