@@ -107,7 +107,8 @@ def rows_of_table(
     """Rows of a table, with the blocks that are given or those of its places."""
     columns = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
     truth = _column("histology", histology, len(table)).astype(np.float64)
-    fitting = np.ones(len(table), dtype=bool) if train is None else _column("train", train, len(table)).astype(bool)
+    marked = np.ones(len(table)) if train is None else _whole("train", _column("train", train, len(table)))
+    fitting = marked != 0
     testing = fitting if train is None else ~fitting
     features = table.drop(columns=[c for c in PLACE if c in table])
     edge, widening = None, 1.0
@@ -116,14 +117,24 @@ def rows_of_table(
     elif blocks is None and "block" in table:
         block = table["block"].to_numpy()
     elif set(SPATIAL) <= set(table.columns):
-        place = table[list(SPATIAL)].to_numpy()
+        place = np.stack([_whole(name, table[name].to_numpy()) for name in SPATIAL], axis=1)
         block, edge, widening = blocks_of(
             truth, place, testing, None if blocks is None else int(np.asarray(blocks).item())
         )
     else:
         raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
-    region = None if regions is None else _column("regions", regions, len(table)).astype(np.int64)
+    region = None if regions is None else _whole("regions", _column("regions", regions, len(table)))
     return Rows(features, truth, columns, fitting, testing, np.asarray(block), region, edge, widening)
+
+
+def _whole(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers that name or count things."""
+    odd = int((~(values == np.rint(values))).sum()) if values.dtype.kind == "f" else 0
+    if odd:
+        raise DataError(
+            f"{odd} of {len(values)} values of {name} are NaN or no whole numbers; leave them out with a mask"
+        )
+    return np.asarray(values, dtype=np.int64)
 
 
 def blocks_of(
@@ -180,6 +191,6 @@ def rows_of_volumes(
     table = voxel_table({**contrasts, **given}, where, most=voxels).drop(columns="block")
     taken = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in given}
     guesses = {name: taken[name] for name in predictions or {}}
-    fitting = taken["train"] != 0 if train is not None else None
+    fitting = taken.get("train")
     edge = None if blocks is None else int(np.asarray(blocks).item())
     return rows_of_table(table, taken["truth"], guesses, fitting, taken.get("regions"), edge)

@@ -246,6 +246,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         formats.writer_of(target)
     about = {
         "model": network.spec.name,
+        "layers": repr(model),
         "weights": _weights(model),
         "spec": _plain(network.spec),
         "mode": mode,

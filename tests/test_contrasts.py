@@ -355,3 +355,27 @@ class TestRefusals:
             sensitivity(table, np.arange(10.0), threshold=3, blocks=row_blocks(10, 2), fits=[Fit("p", 20)])
         with pytest.raises(DataError, match="nothing called 'x'"):
             sensitivity(table, np.arange(10.0), threshold=3, blocks=row_blocks(10, 2), fits=[]).difference("a", "x")
+
+
+@pytest.mark.parametrize("what", ["train", "regions"])
+def test_parts_and_regions_are_whole_numbers(what):
+    """NaN is neither training nor a region of its own."""
+    rng = np.random.default_rng(0)
+    truth = from_array(rng.random((8, 8, 8)), spacing=(1, 1, 1), name="truth")
+    marks = truth.copy(data=(np.indices((8, 8, 8))[0] > 3).astype(np.float64))
+    marks[:, :2] = np.nan
+    with pytest.raises(DataError, match=f"128 of 512 values of {what} are NaN"):
+        mrhdata.sensitivity({"a": truth + 1}, truth, threshold=0.5, positive="above", **{what: marks})
+
+
+def test_places_of_a_table_may_be_written_as_floats():
+    """As CSV files give them back where a column has gaps elsewhere."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.indices((8, 8, 8)).reshape(3, -1)
+    table = pd.DataFrame({"t2": rng.random(512), "z": z, "y": y, "x": x})
+    truth = table["t2"] + rng.random(512)
+    of_ints = mrhdata.sensitivity(table, truth, threshold=1.0, positive="above")
+    of_floats = mrhdata.sensitivity(table.astype(float), truth, threshold=1.0, positive="above")
+    pd.testing.assert_frame_equal(of_ints.table, of_floats.table)
+    with pytest.raises(DataError, match="512 of 512 values of z"):
+        mrhdata.sensitivity(table.astype(float).assign(z=z + 0.5), truth, threshold=1.0, positive="above")

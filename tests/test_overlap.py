@@ -51,6 +51,14 @@ def test_a_label_that_was_not_found_counts():
     assert pooled(table, "dice", by=None)["all"].estimate == pytest.approx(0.35)
 
 
+def test_a_label_that_was_not_found_has_no_distance():
+    """It is not at 0 mm, which would be perfect."""
+    table = pd.DataFrame({"subject": list("ab"), "label": [1, 1], "hd95_mm": [4.0, np.nan]})
+    with pytest.raises(DataError, match="1 of 2 rows have no hd95_mm"):
+        pooled(table, "hd95_mm")
+    assert pooled(table.fillna(10.0), "hd95_mm")[1].estimate == 7.0
+
+
 def test_values_within_labels():
     """Population standard deviation and volumes in mm3."""
     values, labels = np.array([1.0, 3.0, 5.0, 100.0]), np.array([2, 2, 3, 0])

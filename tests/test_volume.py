@@ -8,6 +8,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mrhdata
 from mrhdata.errors import GridError
 from mrhdata.volume import describe, from_array, group, stack
 
@@ -194,3 +195,21 @@ def test_geometry_that_does_not_fit_is_refused(wrong):
     """Neither or both of spacing and affine, wrong lengths, repeated axes, unknown kinds."""
     with pytest.raises(GridError):
         from_array(np.zeros((2, 2, 2)), **wrong)
+
+
+@pytest.mark.parametrize("join", [
+    lambda a, b: a.where(b > 0), lambda a, b: a.fillna(b), np.maximum, lambda a, b: a.combine_first(b),
+    lambda a, b: xr.where(b > 0, a, 0, keep_attrs=True), lambda a, b: a + b,
+])  # fmt: skip
+def test_volumes_of_two_places_are_not_joined_in_silence(tmp_path, join):
+    """What xarray keeps is the first one's affine, and with it left would be right."""
+    first = from_array(np.ones((4, 4, 4), np.float32), affine=np.eye(4), name="t2w")
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 3
+    other = from_array(np.ones((4, 4, 4), np.float32), affine=flipped, name="mask")
+    joined = join(first, other)
+    with pytest.raises(GridError):
+        _ = joined.mrh.grid
+    with pytest.raises(GridError):
+        mrhdata.write(joined, tmp_path / "joined.nii")
+    assert join(first, first.copy()).mrh.grid.same_as(first.mrh.grid)

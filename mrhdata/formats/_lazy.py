@@ -206,7 +206,8 @@ def as_integers(volume: xr.DataArray, path: Path | str) -> xr.DataArray:
     """Labels and masks as integers; scaled files give them back as floating point."""
     if volume.dtype.kind in "iu":
         return volume
-    dtype = np.dtype(np.uint8 if volume.attrs["kind"] == "mask" else np.int32)
+    kind = volume.attrs["kind"]
+    dtype = np.dtype(np.uint8 if kind == "mask" else np.int32)
 
     def rounded(block: np.ndarray) -> np.ndarray:
         whole = np.rint(block)
@@ -215,6 +216,14 @@ def as_integers(volume: xr.DataArray, path: Path | str) -> xr.DataArray:
             worst = np.nanmax(np.abs(block - whole))
             raise DataError(
                 f"{path} is no label volume: values lie up to {worst:.3g} from whole numbers; kind='image'?"
+            )
+        if kind == "mask":
+            return (whole != 0).astype(dtype)
+        ends = np.iinfo(np.int32)
+        if block.size and not (ends.min <= whole.min() and whole.max() <= ends.max):
+            raise DataError(
+                f"{path} is no label volume: its values reach from {whole.min():.6g} to {whole.max():.6g}, and labels "
+                f"lie between {ends.min} and {ends.max}; kind='image'?"
             )
         return whole.astype(dtype)
 

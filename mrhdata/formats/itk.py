@@ -131,8 +131,9 @@ def write_image(volume: xr.DataArray, path: Path, to_itk_world: tuple[int, int, 
     channels = ["c"] if "c" in volume.dims else []
     data, affine = volume.mrh.in_order([*order, *channels])
     values = np.asarray(data)
-    if values.dtype == bool:
-        values = values.astype(np.uint8)
+    values = (
+        values.astype(np.uint8) if values.dtype == bool else values.astype(values.dtype.newbyteorder("="), copy=False)
+    )
     if values.dtype.kind == "c":
         raise FormatError(f"{path.suffix} files are not written with {values.dtype} values; take their magnitude first")
     affine = np.diag([*to_itk_world, 1.0]) @ affine

@@ -64,7 +64,9 @@ def _from_nifti(image: Any, path: Path) -> xr.DataArray:
     extra = _extra(header)
     # Somebody may have changed the sform since: then the sform is right.
     exact = np.asarray(extra.pop("affine", np.zeros((4, 4))), dtype=np.float64)
-    if exact.shape == (4, 4) and np.allclose(exact, affine, rtol=1e-6, atol=1e-6 * max(1.0, np.abs(affine).max())):
+    # The header holds single precision; a step counts from a hundred thousandth of the finest one on.
+    finest = np.linalg.norm(affine[:3, :3], axis=0).min()
+    if exact.shape == (4, 4) and np.allclose(exact, affine, rtol=1e-6, atol=1e-5 * finest):
         attrs |= extra
         affine = exact
     return from_image(image, path, _FILE_DIMS, affine=np.diag([factor, factor, factor, 1.0]) @ affine, **attrs)

@@ -63,6 +63,7 @@ def read(path: Path) -> xr.DataArray:
 
 def read_stack(paths: list[Path], name: str) -> xr.DataArray:
     """Read planes, one file each, in the order given."""
+    _warn_of_gaps(paths)
     first = _plane(paths[0])
     shape, dtype = (len(paths), *first.shape), first.dtype
     steps: list[float] | None = None
@@ -91,6 +92,25 @@ def planes_of(where: Path) -> list[Path]:
     if len(endings) > 1:
         raise FormatError(f"{where} holds planes of several kinds, {sorted(endings)}; name one, such as '*.tif'")
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
+
+
+def _warn_of_gaps(paths: list[Path]) -> None:
+    """Say which plane may be missing: all behind it would lie one step off."""
+    named = [re.split(r"(\d+)", p.stem) for p in paths]
+    if len(paths) < 3 or len({len(parts) for parts in named}) > 1:
+        return
+    changing = [i for i, parts in enumerate(zip(*named, strict=True)) if len(set(parts)) > 1]
+    if len(changing) != 1 or not named[0][changing[0]].isdigit():
+        return
+    numbers = np.array([int(parts[changing[0]]) for parts in named])
+    steps = np.diff(numbers)
+    wide = np.flatnonzero(steps > np.median(steps))
+    if len(wide):
+        first = paths[wide[0]]
+        log.warning(
+            "%s: the numbers of planes leap behind %s (%d times); those that are missing are not filled in",
+            first.parent, first.name, len(wide),
+        )  # fmt: skip
 
 
 class _Striles:

@@ -154,14 +154,18 @@ def agreement(reference: ArrayLike, measured: ArrayLike) -> Agreement:
     return Agreement(round(mean, 12), mean - wide, mean + wide)
 
 
+#: Scores of which nothing is worse than 0.
+_WORST_IS_0 = ("dice", "precision", "recall")
+
+
 def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap: Bootstrap = Bootstrap()) -> pd.Series:  # noqa: B008
     """Mean of a score over subjects, with an interval over subjects, for each label or over all.
 
     Parameters
     ----------
     table : DataFrame
-        A row per subject and label, with ``subject`` and `score`. Rows without a value count as 0: a label
-        that was not found is no reason to leave a subject out.
+        A row per subject and label, with ``subject`` and `score`. Dice, precision and recall of rows without a value
+        count as 0: a label that was not found is no reason to leave a subject out.
     score : str
         Column.
     by : str, optional
@@ -173,12 +177,23 @@ def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap:
     -------
     intervals : Series of Interval
 
+    Raises
+    ------
+    DataError
+        Another score lacks a value: no distance or volume is the worst.
+
     Examples
     --------
     >>> t = pd.DataFrame({"subject": ["a", "b", "a", "b"], "label": [1, 1, 2, 2], "dice": [0.8, 0.6, 0.9, 0.9]})
     >>> [round(i.estimate, 2) for i in pooled(t, "dice")], round(pooled(t, "dice", by=None)["all"].estimate, 2)
     ([0.7, 0.9], 0.8)
     """
+    missing = int(table[score].isna().sum())
+    if missing and score not in _WORST_IS_0:
+        raise DataError(
+            f"{missing} of {len(table)} rows have no {score}, as where a label was not found; say what they count as "
+            "with fillna, or leave them out with dropna and say how many"
+        )
     grouped = [("all", table)] if by is None else list(table.groupby(by))
     found: dict[object, Interval] = {}
     for key, rows in grouped:

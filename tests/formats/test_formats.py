@@ -351,3 +351,33 @@ def test_a_killed_write_shows_nothing_or_everything(tmp_path, ending):
             np.testing.assert_array_equal(mrhdata.read(target), values)
             shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert False in seen
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1, "u1"), (0, "u1"), (5, "i2"), (-3, "i2"), (5, "f4")])
+def test_minc_of_one_value(tmp_path, value, dtype):
+    """A mask of ones is a mask of ones: its range has no width that values could be scaled by."""
+    mrhdata.write(from_array(np.full((3, 4, 5), value, dtype), spacing=(1, 1, 1)), tmp_path / "a.mnc")
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.mnc"), np.full((3, 4, 5), value))
+
+
+def test_minc_has_no_channels(tmp_path):
+    """They would come back as times, in another order."""
+    volume = from_array(np.zeros((2, 3, 4, 5), np.float32), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
+    with pytest.raises(FormatError, match="without channels"):
+        mrhdata.write(volume, tmp_path / "a.mnc")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mnc", ".nrrd", ".mha", ".zarr", ".ome.tif"])
+def test_big_endian_arrays_are_written(tmp_path, ending):
+    values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / f"a{ending}"), values)
+
+
+def test_labels_and_masks_do_not_wrap_around(tmp_path):
+    """Floats read as a mask are 0 or not; as labels they fit the type, or are none."""
+    values = np.array([0, 1, 256, 512, 3e9], np.float32).reshape(5, 1, 1) * np.ones((5, 3, 3), np.float32)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii")
+    assert mrhdata.read(tmp_path / "a.nii", kind="mask").values[:, 0, 0].tolist() == [0, 1, 1, 1, 1]
+    with pytest.raises(DataError, match="labels lie between"):
+        mrhdata.read(tmp_path / "a.nii", kind="labels").compute()

@@ -106,6 +106,15 @@ def test_a_changed_sform_wins_over_our_note(tmp_path):
     assert mrhdata.read(tmp_path / "b.nii").mrh.spacing.tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("nm", [4.8, 4.0004])
+def test_a_changed_sform_wins_at_the_scale_of_nanometres_too(tmp_path, nm):
+    mrhdata.write(from_array(np.ones((3, 4, 5), np.float32), spacing=(4e-6, 4e-6, 4e-6)), tmp_path / "em.nii")
+    image = nib.load(tmp_path / "em.nii")
+    image.set_sform(np.diag([nm * 1e-6] * 3 + [1]), 1)
+    nib.save(image, tmp_path / "changed.nii")
+    np.testing.assert_allclose(mrhdata.read(tmp_path / "changed.nii").mrh.spacing, nm * 1e-6, rtol=1e-6)
+
+
 def test_headers_that_lie_are_overridden(tmp_path):
     """Axes, unit, spacing and origin as stated; slices and world positions follow."""
     values = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
@@ -227,6 +236,16 @@ def test_stacks_that_are_none(planes, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="holds neither"):
         mrhdata.read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("left_out", "warned"), [(3, True), (0, False), (None, False)])
+def test_a_plane_that_is_missing_is_told(tmp_path, caplog, left_out, warned):
+    """All behind it lie one step off."""
+    for i in range(6):
+        if i != left_out:
+            tifffile.imwrite(tmp_path / f"s1_z{i:04}.tif", np.zeros((4, 5), np.uint8))
+    mrhdata.read(tmp_path, spacing=1)
+    assert ("leap behind s1_z0002.tif" in caplog.text) == warned
 
 
 def test_stack_without_a_voxel_size_warns(planes, caplog):
