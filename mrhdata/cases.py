@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,7 +29,8 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
         Searched with its subfolders; names begin with ``sub-01_``, and may have ``ses-``, ``task-``, ``acq-`` and
         ``run-``.
     inputs : mapping of str to str
-        A pattern for each channel, such as ``{"t1w": "*T1w*"}``; ``T1w`` means the same.
+        A pattern for each channel, such as ``{"t1w": "*T1w*"}``; ``T1w`` means the same, and where that fits two
+        files of a scan, the one of which it is a whole word.
     labels : str, optional
         Pattern of the label volumes.
 
@@ -92,14 +94,21 @@ def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
         scan = "_".join(
             [entities["subject"], *(f"{short}-{entities[e]}" for e, short in _SCAN.items() if e in entities)]
         )
-        if scan in found:
+        if scan in found and _whole(pattern, path) == _whole(pattern, found[scan]):
             raise DataError(
-                f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower"
+                f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower, such "
+                f"as '*_{pattern.strip('*')}.*'"
             )
-        found[scan] = path
+        if scan not in found or _whole(pattern, path):
+            found[scan] = path
     if not found:
         raise DataError(f"no file of {root} fits {pattern!r} and begins with sub-NAME_; look at the names")
     return found
+
+
+def _whole(pattern: str, path: Path) -> bool:
+    """Whether a pattern is a word of a name, as MT is of sub-1_MT.nii.gz and not of sub-1_MTR.nii.gz."""
+    return pattern in re.split(r"[_.]", path.name)
 
 
 def _case(key: str, files: dict[str, Path]) -> Case:

@@ -172,7 +172,9 @@ def stored_peaks(spec: Spec | None) -> Peaks:
     """What counts as a cell for a trained network: ``("cells", {...})`` among the steps of ``spec.finish``."""
     found = [settings for name, settings in (spec.finish if spec is not None else ()) if name == "cells"]
     if not found:
-        raise ModelError("nothing says what counts as a cell; give peaks=, such as Peaks(threshold=0.5)")
+        raise ModelError(
+            "nothing says what counts as a cell; give peaks=, such as Peaks(threshold=0.5), or --threshold"
+        )
     return Peaks(**found[0])
 
 

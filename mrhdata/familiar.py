@@ -34,7 +34,8 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
     Parameters
     ----------
     spec : Spec
-        Of a trained network. Nothing is said where volumes are prepared first, since that makes them alike.
+        Of a trained network. Nothing is said where volumes are prepared first, since that makes them alike, nor of
+        channels by other names or in another order, which prediction refuses.
     inputs : mapping of volumes
         By channel; some boxes of each are read.
     seed : int
@@ -58,7 +59,7 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
     t2w has voxels of 0.5 x 0.2 x 0.2 mm, the network learned from 0.2 x 0.2 x 0.2 mm: resample it first
     t2w goes from 0.06701 to 0.1336, the network learned from 100 with a deviation of 20: another contrast or unit?
     """
-    if spec.prepare or spec.inputs is None:
+    if spec.prepare or spec.inputs is None or _others(spec, inputs):
         return []
     reasons, scales = [], iter(zip(spec.inputs.offset, spec.inputs.factor, strict=True))
     for name, volume in inputs.items():
@@ -69,6 +70,12 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
         for channel, (offset, factor) in zip(channels, scales, strict=False):
             reasons += _values(name, channel, offset, factor, seed)
     return reasons
+
+
+def _others(spec: Spec, inputs: Mapping[str, xr.DataArray]) -> bool:
+    """Whether channels of training are there in another order."""
+    order = [spec.channels.index(name) for name in inputs if name in spec.channels]
+    return order != sorted(order)
 
 
 def _apart(volume: xr.DataArray, learned: tuple[float, ...]) -> bool:

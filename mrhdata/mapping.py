@@ -53,6 +53,15 @@ _SIGMA = 1 / 8
 _LEAST = 1e-3
 
 
+def _moved(model: nn.Module, device: str) -> nn.Module:
+    """The network on a device, if there is such a one."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        found = "cpu and cuda" if torch.cuda.is_available() else "cpu alone"
+        raise ModelError(f"there is no device {device!r} for this PyTorch; there is {found}") from error
+
+
 class Network:
     """A trained network on boxes (n, C, z, y, x) of raw voxels; answers in the target's units.
 
@@ -65,7 +74,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
-        self.model, self._device, self._precision = model.eval().to(device), device, precision
+        self.model, self._device, self._precision = _moved(model.eval(), device), device, precision
         spec: Spec | None = getattr(model, "spec", None)
         self.spec = spec if spec is not None else Spec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))

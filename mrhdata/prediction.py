@@ -229,6 +229,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
     >>> round(float(mapped[4, 4, 4]), 4), round(float(mapped[0, 0, 0]), 4)
     (1.0, 0.2963)
     """
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
     target, budget = Path(store), in_bytes(memory)
     inputs = {key: omezarr.forward(volume) for key, volume in aligning.named(inputs).items()}
     network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)

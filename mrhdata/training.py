@@ -106,6 +106,13 @@ class Training:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ModelError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ModelError(f"{name} is {low} or more, not {getattr(self, name)!r}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ModelError(f"{name} is more than 0, not {getattr(self, name)!r}")
         for prefix, factor in self.rates:
             if factor < 0:
                 raise ModelError(f"the learning rate of {prefix!r} has the factor {factor}; give 0 to freeze, or more")
@@ -211,6 +218,11 @@ def fit(
     True
     """
     settings = settings or Training()
+    if getattr(model, "spec", None) is None:
+        raise ModelError(
+            f"{type(model).__name__} has no spec for what it learned from; set model.spec = "
+            "mrhdata.models.storage.Spec(a name), or take a network from mrhdata.models.create"
+        )
     classes = _classes(model) if settings.loss in OF_CLASSES else None
     model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
@@ -226,6 +238,7 @@ def fit(
 def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, progress: bool) -> None:
     """All epochs that are left, unless patience ends first."""
     settings = run.settings
+    run.check(patches)
     if path is not None:
         run.data = [_told(patches), _told(validation)]
         if path.exists():
@@ -362,6 +375,27 @@ class _Run:
             self.optimizer = torch.optim.SGD(parts, lr=rates[0], momentum=0.9, weight_decay=settings.weight_decay)
         steps = -(-len(patches) // settings.batch_size)
         self.schedule: Any = _schedule(settings, self.optimizer, rates, steps)
+
+    def check(self, patches: Patches) -> None:
+        """Raise `ModelError` unless the network's answers to a patch are of the kind of its target."""
+        _, parts = next(self._changed(iter([(0, patches.gather(np.zeros(1, np.int64)))]), 0))
+        x, y = self._scaled(parts)
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                answer = self._answer(x)
+        except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
+            raise ModelError(
+                f"the network cannot take patches of {tuple(x.shape[1:])} (channels, z, y, x): {error}; look at its "
+                "ndim and layers, or give patches of another shape"
+            ) from error
+        answered = tuple((answer[0] if isinstance(answer, tuple) else answer).shape[1:])
+        wanted = (len(self.target.offset) if self.labels else y.shape[1], *y.shape[2:])
+        if len(answered) != len(wanted) or answered[0] != wanted[0] or any(np.less(answered[1:], wanted[1:])):
+            raise ModelError(
+                f"the network answers {answered} (channels, z, y, x) and the target of a patch is {tuple(wanted)}; it "
+                "needs as many channels as targets or classes, and answers no smaller than target_shape="
+            )
 
     def stale(self) -> int:
         """Epochs since the best one."""

@@ -17,7 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.grid import length as length_of
-from mrhdata.volume import SPATIAL, group
+from mrhdata.volume import SPATIAL, group, mask_on
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,7 @@ def slices(
     *,
     at: ArrayLike | None = None,
     percentiles: tuple[float, float] = (1, 99),
+    where: xr.DataArray | None = None,
     overlay: bool = False,
 ) -> Figure:
     """Axial, coronal and sagittal slices of co-registered volumes through one world point.
@@ -58,6 +59,8 @@ def slices(
     at : (3,) array-like, optional
         World mm; the middle of the first volume by default.
     percentiles : (low, high)
+    where : mask volume, optional
+        Its voxels set the grey window of the volumes on its grid: noise in the background may be wider than tissue.
     overlay : bool
         Show the later volumes in colour over the first, at its places, instead of beside it.
 
@@ -68,7 +71,7 @@ def slices(
     Raises
     ------
     GridError
-        There is nothing to show, or a volume has channels or times.
+        There is nothing to show, a volume has channels or times, or `at` lies outside of the first one.
 
     Examples
     --------
@@ -81,12 +84,18 @@ def slices(
     volumes = {name: volume.compute() for name, volume in group(volumes).items()}
     if not volumes:
         raise GridError("there is no volume to show; give at least one")
-    looks = {name: _look(volume, i if overlay else 0, percentiles) for i, (name, volume) in enumerate(volumes.items())}
+    mask = None if where is None else where.compute()
+    looks = {
+        name: _look(volume, i if overlay else 0, percentiles, mask) for i, (name, volume) in enumerate(volumes.items())
+    }
     first = next(iter(volumes.values()))
     grid = first.mrh.grid
     point = grid.world((np.array(grid.shape) - 1) / 2) if at is None else np.asarray(at, dtype=np.float64)
     if point.shape != (3,):
         raise GridError(f"at={point.tolist()}: give a world point X, Y, Z in mm")
+    if ((index := grid.index(point)) < -0.5).any() or (index > np.array(grid.shape) - 0.5).any():
+        low, high = np.sort(grid.corners().reshape(-1, 3), axis=0)[[0, -1]].round(3).tolist()
+        raise GridError(f"at={point.tolist()} lies outside of the first volume, which reaches from {low} to {high} mm")
     columns = [volumes] if overlay else [{name: volume} for name, volume in volumes.items()]
     extent = dict(zip(SPATIAL, grid.shape * grid.spacing, strict=True))
     # Rows as high as what they show, but never too low for the letters.
@@ -215,9 +224,13 @@ def _small(volume: xr.DataArray) -> xr.DataArray:
     return volume.isel({d: slice(None, None, -(-volume.sizes[d] // _MOST_VOXELS)) for d in SPATIAL})
 
 
-def _look(volume: xr.DataArray, layer: int, percentiles: tuple[float, float]) -> dict[str, Any]:
+def _look(
+    volume: xr.DataArray, layer: int, percentiles: tuple[float, float], where: xr.DataArray | None = None
+) -> dict[str, Any]:
     """How a volume is drawn: colours, window, and how much of what is below shows through."""
     values = volume.values
+    if where is not None and where.mrh.grid.same_as(volume.mrh.grid):
+        values = values[mask_on(where, volume)]
     if volume.attrs.get("kind") in ("labels", "mask"):
         shown: dict[str, Any] = {
             "cmap": ListedColormap(_COLOURS), "vmin": 0, "vmax": len(_COLOURS) - 1, "labels": True

@@ -6,6 +6,7 @@ import pytest
 import mrhdata
 from mrhdata.familiar import unfamiliar
 from mrhdata.models.storage import Scale, Spec
+from mrhdata.volume import from_array
 
 SPEC = Spec("mrhnet", channels=("a", "b"), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0, 5.0), (20.0, 1.0)))
 
@@ -47,3 +48,13 @@ def test_channels_of_one_volume_have_their_own_scales():
     stack = mrhdata.volume.from_array(both, dims=("c", "z", "y", "x"), spacing=(0.2,) * 3)
     assert unfamiliar(SPEC, {"a": stack}) == []
     assert len(unfamiliar(SPEC, {"a": stack.isel(c=[1, 0])})) == 2
+
+
+def test_channels_in_another_order_are_not_compared():
+    """Prediction refuses them; that each is unlike the other says nothing."""
+    rng = np.random.default_rng(0)
+    spec = Spec("mrhnet", channels=("a", "b"), inputs=Scale((0.0, 100.0), (1.0, 1.0)))
+    a, b = (from_array(rng.normal(m, 1, (20, 20, 20)), spacing=(1, 1, 1)) for m in (0, 100))
+    assert unfamiliar(spec, {"a": a, "b": b}) == []
+    assert unfamiliar(spec, {"b": b, "a": a}) == []
+    assert len(unfamiliar(spec, {"a": b, "b": a})) == 2

@@ -419,3 +419,13 @@ def test_a_worker_that_dies_while_it_is_handed_the_work(tmp_path, monkeypatch):
         shared = mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", **how)
     assert len(calls) > failing
     np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_devices_that_are_not_there(tmp_path, device):
+    volume = from_array(np.zeros((4, 4, 4), np.float32), spacing=(1, 1, 1))
+    network = torch.nn.Conv3d(1, 1, 1)
+    with pytest.raises(ModelError, match=f"no device '{device}'"):
+        mrhdata.predict(network, volume, tmp_path / "a.zarr", mode="dense", device=device, progress=False)
+    with pytest.raises(ModelError, match=r"mrhdata\.models\.load"):
+        mrhdata.predict("phantom-nf", volume, tmp_path / "a.zarr", progress=False)

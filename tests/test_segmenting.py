@@ -12,6 +12,7 @@ from mrhdata import models, training, viewing
 from mrhdata.cases import find_cases
 from mrhdata.crossvalidation import cross_validate, folds
 from mrhdata.errors import DataError, ModelError
+from mrhdata.formats._lazy import file_of
 from mrhdata.losses import IGNORED
 from mrhdata.methods import dgm, segmentation, tissue2d
 from mrhdata.models.storage import Scale
@@ -319,3 +320,13 @@ def test_places_reach_the_second_generation():
     model(torch.from_numpy(np.stack([v.values for v in ready.values()]))[None])
     assert seen == [1]
     assert (joined[0] > 0).all()
+
+
+def test_a_whole_word_of_a_name_wins(tmp_path):
+    """MT is no MTR, and T2w* is both T2w and T2w2."""
+    for name in ("sub-1_MT.nii", "sub-1_MTR.nii", "sub-1_T2wa.nii", "sub-1_T2wb.nii"):
+        mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), tmp_path / name)
+    (case,) = find_cases(tmp_path, {"mt": "MT", "mtr": "MTR"})
+    assert [file_of(v.data).path.name for v in case.inputs.values()] == ["sub-1_MT.nii", "sub-1_MTR.nii"]
+    with pytest.raises(DataError, match=r"make the pattern narrower, such as '\*_T2w\.\*'"):
+        find_cases(tmp_path, {"t2w": "T2w"})

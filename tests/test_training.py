@@ -8,6 +8,7 @@ import torch
 
 import mrhdata
 from mrhdata.errors import DataError, ModelError
+from mrhdata.models.storage import Spec
 from mrhdata.training import Training
 from mrhdata.volume import from_array
 
@@ -197,3 +198,49 @@ def test_the_last_weights_can_be_kept(sets):
     last, _ = fitted((sets[0], opposite), dataclasses.replace(QUICK, keep="last"))
     assert not torch.equal(weights(best), weights(last))
     assert torch.equal(weights(last), weights(fitted((sets[0], sets[0]))[0]))
+
+
+@pytest.mark.parametrize("settings", [
+    {"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": -1.0}, {"learning_rate": 0.0}, {"seed": -1},
+    {"patience": -1}, {"noise": -0.1}, {"clip": 0.0},
+])  # fmt: skip
+def test_settings_that_are_none(settings):
+    (name,) = settings
+    with pytest.raises(ModelError, match=f"{name} is .* not {settings[name]}"):
+        Training(**settings)
+
+
+class Own(torch.nn.Module):
+    """A network as a user writes it, that lacks something."""
+
+    def __init__(self, layer, spec=True, ndim=3):
+        super().__init__()
+        self.layer, self.ndim = layer, ndim
+        if spec:
+            self.spec = Spec("own")
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(("model", "told"), [
+    (Own(torch.nn.Conv3d(1, 1, 1), spec=False), "has no spec for what it learned from"),
+    (Own(torch.nn.Conv3d(1, 2, 1)), r"answers \(2, .* needs as many channels as targets"),
+    (Own(torch.nn.Conv2d(1, 1, (5, 1), padding=(4, 0)), ndim=3), "cannot take patches of .* look at its ndim"),
+    (Own(torch.nn.Conv3d(1, 1, (1, 3, 3))), "answers .* no smaller than target_shape="),
+])  # fmt: skip
+def test_networks_that_do_not_fit_their_patches(model, told):
+    """A sentence before the first step; answers of another number of channels would be broadcast."""
+    volume = from_array(np.random.default_rng(0).random((8, 8, 8), np.float32), spacing=(1, 1, 1))
+    p = mrhdata.patches(volume, volume, shape=4, stride=4)
+    with pytest.raises(ModelError, match=told):
+        mrhdata.fit(model, p, p, Training(epochs=1), progress=False)
+
+
+def test_one_answer_is_not_trained_on_two_targets():
+    rng = np.random.default_rng(0)
+    a, b, c = (from_array(rng.random((8, 8, 8), np.float32), spacing=(1, 1, 1), name=n) for n in "abc")
+    p = mrhdata.patches({"a": a}, {"b": b, "c": c}, shape=3, plane="coronal")
+    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    with pytest.raises(ModelError, match=r"answers \(1, .* target of a patch is \(2,"):
+        mrhdata.fit(model, p, p, Training(epochs=1), progress=False)

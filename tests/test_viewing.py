@@ -178,3 +178,24 @@ def test_page_is_self_contained(tmp_path):
     assert "<a>" not in html
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
     assert mrhdata.__version__
+
+
+def test_windows_are_those_of_the_mask():
+    """Noise of the background is wider than tissue, as in maps of ratios."""
+    rng = np.random.default_rng(0)
+    mask = from_array(np.zeros((12, 12, 12), np.uint8), spacing=(1, 1, 1), kind="mask")
+    mask.values[3:9, 3:9, 3:9] = 1
+    values = np.where(mask.values, rng.uniform(0.2, 0.6, mask.shape), rng.normal(0, 100, mask.shape))
+    volume = mask.copy(data=values).assign_attrs(kind="image").rename("mtr")
+    (low, high), (least, most) = (
+        slices({"mtr": volume}, where=where).axes[0].images[0].get_clim() for where in (mask, None)
+    )
+    assert 0.19 < low < high < 0.61
+    assert most - least > 100
+
+
+@pytest.mark.parametrize("at", [(100, 0, 0), (0, -3, 0)])
+def test_points_outside_have_no_slices(at):
+    volume = from_array(np.zeros((4, 5, 6)), spacing=(1, 1, 1))
+    with pytest.raises(GridError, match="lies outside of the first volume, which reaches from"):
+        slices({"a": volume}, at=at)

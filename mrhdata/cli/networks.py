@@ -56,6 +56,8 @@ def train(
     words.check_unfinished(out, overwrite)
     if members < 1:
         raise DataError(f"--members {members}: train one network or more")
+    if along not in ("z", "y", "x"):
+        raise DataError(f"--along is z, y or x, the axes of mrhdata info, not {along!r}")
     given = {name: formats.read(file) for name, file in words.channels(inputs).items()}
     truth, mask = formats.read(target), words.optional(where, "mask")
     planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask, align=align)

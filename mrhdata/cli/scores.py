@@ -111,7 +111,7 @@ def report(
     results = {name: rows.scored(t, threshold, p) for (name, t), p in zip(truths.items(), sides, strict=True)}
     shown = dict(list((truths | rows.predictions | rows.doubts | rows.contrasts).items())[:6])
     sections = [section for name, result in results.items() for section in reporting.sensitivity_sections(name, result)]
-    sections.append(reporting.Section("Volumes", figures=[(slices(shown), ", ".join(shown))]))
+    sections.append(reporting.Section("Volumes", figures=[(slices(shown, where=rows.where), ", ".join(shown))]))
     if model is not None:
         sections.append(reporting.training_section(model))
         name, result = next(iter(results.items()))

@@ -24,14 +24,15 @@ Stored = Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' 
 Align = Annotated[str, typer.Option(help="same grid, or first: resampled to that of the first.")]
 Memory = Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")]
-Seed = Annotated[int, typer.Option(help="Of all that is drawn at random.")]
-Epochs = Annotated[int | None, typer.Option(help="Those of the recipe by default.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Those of the recipe by default.")]
 Inputs = Annotated[
-    list[str], typer.Option("--input", help="Pattern of file names, as CHANNEL=PATTERN; once for each channel.")
+    list[str],
+    typer.Option("--input", help="Part of file names, or a pattern with *, as CHANNEL=PATTERN; once for each channel."),
 ]
 Shares = Annotated[str, typer.Option(help="Of training, validation and test.")]
-Stride = Annotated[int, typer.Option(help="Voxels from one patch to the next.")]
-Blocks = Annotated[int, typer.Option(help="Loop blocks of MRH-Net.")]
+Stride = Annotated[int, typer.Option(min=1, help="Voxels from one patch to the next.")]
+Blocks = Annotated[int, typer.Option(min=0, help="Loop blocks of MRH-Net.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count what cannot be read as 0, and list it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -117,7 +117,9 @@ def resample(
 def _goal(volume: xr.DataArray, like: Any, spacing_mm: Any, transform: Transform) -> tuple[Grid, str]:
     """The grid to fill and the name of its space."""
     if (like is None) == (spacing_mm is None):
-        raise GridError("give either like (a volume or a Grid) or spacing_mm, not both or neither")
+        raise GridError(
+            "give either like (a volume or a Grid; --like) or spacing_mm (--spacing-mm), not both or neither"
+        )
     own = volume.mrh.space
     if transform.target not in (None, own):
         raise GridError(
