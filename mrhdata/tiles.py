@@ -88,7 +88,10 @@ class Part:
 
     def __init__(self, volume: xr.DataArray, flips: Sequence[bool] = (False, False, False)) -> None:
         if "t" in volume.dims:
-            raise GridError(f"{volume.name!r} has a time axis of {volume.sizes['t']}; select one time first")
+            raise GridError(
+                f"{volume.name!r} has a time axis of {volume.sizes['t']}; take one time first, by "
+                "volume.isel(t=0) or mrhdata convert --time 0"
+            )
         dims = [d for d in ("c", *SPATIAL) if d in volume.dims]
         volume = volume if list(volume.dims) == dims else volume.transpose(*dims)
         self._present = tuple(slice(None) if d in dims else 0 for d in ("c", *SPATIAL))

@@ -302,7 +302,10 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
     for name, volume in volumes.items():
         same = volume if volume is first else on_grid_of(name, volume, _said(reference), first)
         if "t" in same.dims:
-            raise GridError(f"{name!r} has a time axis of {same.sizes['t']}; select one time first")
+            raise GridError(
+                f"{name!r} has a time axis of {same.sizes['t']}; take one time first, by "
+                "volume.isel(t=0) or mrhdata convert --time 0"
+            )
         missing = {d: 1 for d in SPATIAL if d not in same.dims}
         same = same.expand_dims([*(["c"] if "c" not in same.dims else []), *missing]).transpose("c", *SPATIAL)
         parts.append(same.assign_coords(c=_channel_names(name, volume)))

@@ -407,3 +407,20 @@ def test_review_and_judge(tmp_path):
     ):
         code, _, err = run(*wrong)
         assert (code, said in err) == (2, True), err
+
+
+def test_one_time_of_a_series_is_converted(tmp_path):
+    """What commands on single volumes ask for."""
+    values = np.random.default_rng(0).random((3, 4, 5, 6), np.float32)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1), dims=("t", "z", "y", "x")), tmp_path / "a.nii")
+    code, _, err = run(
+        "sensitivity", tmp_path / "a.nii", tmp_path / "a.nii", "--threshold", "50%", "--positive", "above"
+    )
+    assert (code, "mrhdata convert --time 0" in err) == (2, True), err
+    for ending in ("zarr", "nii.gz"):
+        assert run("convert", tmp_path / "a.nii", tmp_path / f"one.{ending}", "--time", 1)[0] == 0
+        found = mrhdata.read(tmp_path / f"one.{ending}")
+        np.testing.assert_array_equal(found, values[1])
+        assert found.mrh.grid.same_as(mrhdata.read(tmp_path / "a.nii").mrh.grid)
+    code, _, err = run("convert", tmp_path / "a.nii", tmp_path / "b.zarr", "--time", 3)
+    assert (code, "has the times 0 to 2, not 3" in err) == (2, True), err

@@ -61,6 +61,7 @@ def convert(
     units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
     modality: Annotated[str | None, typer.Option(help="Such as mri or histology.")] = None,
     dataset: words.Dataset = None,
+    time: Annotated[int | None, typer.Option(min=0, help="Of a series of volumes take one, counted from 0.")] = None,
     memory: words.Memory = "1 GB",
     overwrite: words.Overwrite = False,
     progress: words.Progress = None,
@@ -74,7 +75,9 @@ def convert(
     from mrhdata.formats import omezarr
 
     geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
-    given = words.options(**geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset)
+    given = words.options(
+        **geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset, time=time
+    )
     if out.name.lower().endswith(".zarr"):
         shown = words.shown(progress)
         with resumable():

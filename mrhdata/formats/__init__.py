@@ -73,6 +73,7 @@ class Options(TypedDict, total=False):
     name: str | None
     dataset: str | None
     level: int
+    time: int | None
     storage_options: dict[str, Any] | None
 
 
@@ -111,6 +112,8 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         Which array of an HDF5 or MATLAB file, series of a DICOM folder, or image of a Zarr store.
     level : int, optional
         Level of an OME-Zarr; 0 is the finest, -1 the coarsest.
+    time : int, optional
+        Number of the time of a series that is read alone, from 0.
     storage_options : dict, optional
         For a URL, such as ``{"anon": True}``.
 
@@ -150,6 +153,8 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         log.warning("%s holds complex values; their magnitude is read", path)
         volume = magnitude(volume)
     volume = corrected(volume, **{key: options.get(key) for key in _GEOMETRY})  # type: ignore[arg-type]
+    if (time := options.get("time")) is not None:
+        volume = _at_time(volume, path, time)
     if volume.attrs.get("spacing_stated") is False:
         log.warning("%s states no voxel size; 1 mm is taken. Give it with spacing= and unit=", path)
     named = {key: options.get(key) for key in ("space", "kind", "units", "modality")}
@@ -157,6 +162,14 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         named["kind"] = named["kind"] or _kind_by_name(path, volume)
     volume = describe(volume, name=options.get("name") or volume.name, **named)
     return as_integers(volume, str(path)) if volume.attrs["kind"] != "image" else volume
+
+
+def _at_time(volume: xr.DataArray, path: str | os.PathLike[str], time: int) -> xr.DataArray:
+    """One time of a series."""
+    times = volume.sizes.get("t", 1)
+    if not 0 <= time < times:
+        raise FormatError(f"{path} has the times 0 to {times - 1}, not {time}")
+    return volume.isel(t=time, drop=True) if "t" in volume.dims else volume
 
 
 def _kind_by_name(path: str | os.PathLike[str], volume: xr.DataArray) -> str | None:
