@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +15,11 @@ from mrhdata.errors import FormatError
 from mrhdata.formats import Options, omezarr
 from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.growing import Progress, grow
-from mrhdata.telling import digest, state_of, told
+from mrhdata.telling import digest, halves_of, state_of, told
 from mrhdata.volume import DIMS
 
 #: Raised when what is written for the same source and parameters changes.
 _LAYOUT = 1
-
-#: Endings of formats that keep header and voxels apart.
-_HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
 
 
 def convert(
@@ -154,14 +150,7 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
     if path.is_dir():
         return [] if path.name.endswith(".zarr") else sorted(p for p in path.iterdir() if p.is_file())
     if path.exists():
-        # Header and voxels may lie in two files of one name.
-        stem = path.name.removesuffix(".gz").rpartition(".")[0]
-        pairs = [
-            p
-            for p in path.parent.glob(f"{glob.escape(stem)}.*")
-            if p.name.removesuffix(".gz")[len(stem) :].lower() in _HALVES
-        ]
-        return sorted({path, *pairs}) if path.name.removesuffix(".gz")[len(stem) :].lower() in _HALVES else [path]
+        return halves_of(path)
     from mrhdata.formats.tiff import planes_of
 
     return planes_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -19,18 +20,32 @@ from dask.base import tokenize
 from mrhdata.formats._lazy import Slices, file_of, source_of
 from mrhdata.formats.chunks import Stored
 
+#: Endings of formats that keep header and voxels apart.
+_HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
+
 
 def digest(content: Any) -> str:
     """SHA-256 of anything as JSON."""
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
+def halves_of(path: Path) -> list[Path]:
+    """A file, and the other of its name where its format keeps header and voxels apart."""
+    stem = path.name.removesuffix(".gz").rpartition(".")[0]
+
+    def is_half(file: Path) -> bool:
+        return file.name.removesuffix(".gz")[len(stem) :].lower() in _HALVES
+
+    pairs = [p for p in path.parent.glob(f"{glob.escape(stem)}.*") if is_half(p)] if is_half(path) else []
+    return sorted({path, *pairs})
+
+
 def state_of(path: str | os.PathLike[str]) -> str:
     """Names, sizes and times of a file, or of all files of a folder; another as soon as one is written anew."""
     path = Path(path)
     if not path.is_dir():
-        state = path.stat()
-        return f"{state.st_size}:{state.st_mtime_ns}"
+        states = [(half.name, half.stat()) for half in halves_of(path)]
+        return ";".join(f"{name}:{state.st_size}:{state.st_mtime_ns}" for name, state in states)
     found = hashlib.blake2s()
     for folder, folders, files in os.walk(path):
         folders.sort()
@@ -79,7 +94,7 @@ def _content(value: Any) -> Any:
 
 def _file(file: Slices) -> list[Any]:
     if not isinstance(file.part, Stored):
-        return [str(file.path), state_of(file.path), file.of]
+        return [str(file.path), digest([state_of(f) for f in file.files]), file.name]
     array = file.part.array
     return [str(file.path), str(array.path), array.metadata.to_dict(), *_state(array)]
 

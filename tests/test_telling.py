@@ -1,5 +1,7 @@
 """Nothing is taken for finished that was made from something else."""
 
+import os
+
 import dask.array as da
 import h5py
 import numpy as np
@@ -46,7 +48,21 @@ def _edited(path, value):
 def _planes(path, value):
     for i in range(3):
         tifffile.imwrite(path / f"p{i}.tif", np.full((4, 4), value if i == 1 else 0, np.uint8))
+    # Something else in the folder, such as what is made of the planes, is none of them.
+    (path / f"other{value}.txt").write_text("x")
     return mrhdata.read(path / "p*.tif", spacing=1)
+
+
+def _header_and_voxels(path, value):
+    import nibabel as nib
+
+    header = (path / "a.hdr").read_bytes() if (path / "a.hdr").exists() else None
+    state = (path / "a.hdr").stat() if header else None
+    nib.save(nib.Nifti1Pair(np.full((4, 4, 4), value, np.uint8), np.eye(4)), path / "a.img")
+    if header:
+        (path / "a.hdr").write_bytes(header)
+        os.utime(path / "a.hdr", ns=(state.st_atime_ns, state.st_mtime_ns))
+    return mrhdata.read(path / "a.hdr")
 
 
 def _hdf5(path, value):
@@ -66,7 +82,13 @@ def _arrays(path, value):
     return cube(value)
 
 
-@pytest.mark.parametrize("make", [_zarr, _edited, _planes, _hdf5, _dask, _arrays])
+def test_what_lies_beside_planes_is_none_of_them(tmp_path):
+    first = told(_planes(tmp_path, 1))
+    (tmp_path / "map.zarr").mkdir()
+    assert told(mrhdata.read(tmp_path / "p*.tif", spacing=1)) == first
+
+
+@pytest.mark.parametrize("make", [_zarr, _edited, _planes, _header_and_voxels, _hdf5, _dask, _arrays])
 def test_what_was_written_anew_is_another_volume(tmp_path, make):
     """And what was not is the same."""
     first = told(make(tmp_path, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,19 +38,29 @@ class Slices:
         Takes a box, one slice of step 1 within the shape for each axis, and returns its values.
     path : path
         Named in the error when the file turns out to be damaged.
-    of : str
-        Which array of the file, which files of the folder, where there are several.
+    name : str
+        Of the array, where the file holds several.
+    files : sequence of path
+        What is read, where that is not the path itself.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], path: Path, of: str = ""
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        part: Callable[[Box], Any],
+        path: Path,
+        *,
+        name: str = "",
+        files: Sequence[Path | str] = (),
     ) -> None:
         self.shape = shape
         # Files may be big-endian; PyTorch and some of SciPy take native order only.
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.ndim = len(shape)
         #: What reads a part, and the file that is named in errors.
-        self.part, self.path, self.of = part, path, of
+        self.part, self.path = part, path
+        self.name, self.files = name, [Path(file) for file in files] or [path]
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)

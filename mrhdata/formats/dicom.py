@@ -36,9 +36,8 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     affine = _affine(readers, path)
     depth = len(names) if len(names) > 1 else (size[2] if len(size) == 3 else 1)
     shape = (depth, size[1], size[0], *((components,) if components > 1 else ()))
-    data = lazy(
-        Slices(shape, np.result_type(*dtypes), _Files(names), path, " ".join(names)), 0 if len(names) > 1 else None
-    )
+    slices = Slices(shape, np.result_type(*dtypes), _Files(names), path, files=names)
+    data = lazy(slices, 0 if len(names) > 1 else None)
     dims = ("x", "y", "z", "c")[: len(shape)]
     return from_array(data.transpose(2, 1, 0, *range(3, len(shape))), affine=affine, dims=dims, name=path.stem)
 

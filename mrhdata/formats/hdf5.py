@@ -34,7 +34,7 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
             name = _choose(path, {n: shape for n, (shape, _, _) in found.items()}, dataset)
             shape, dtype, sizes = found[name]
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
-    data = lazy(Slices(shape, values, Part(path, name), path, name), 0)
+    data = lazy(Slices(shape, values, Part(path, name), path, name=name), 0)
     label = name.rpartition("/")[2]
     if path.suffix.lower() == ".mat":
         # MATLAB stores its first axis fastest.

@@ -159,7 +159,9 @@ def _hdf5(path: Path) -> dict[str, da.Array]:
         found = {
             name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu"
         }
-        slices = {name: Slices(item.shape, item.dtype, Part(path, name), path, name) for name, item in found.items()}
+        slices = {
+            name: Slices(item.shape, item.dtype, Part(path, name), path, name=name) for name, item in found.items()
+        }
     return {name: lazy(part, 0) for name, part in slices.items()}
 
 

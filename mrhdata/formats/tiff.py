@@ -73,9 +73,7 @@ def read_stack(paths: list[Path], name: str) -> xr.DataArray:
     if steps is not None and not steps[0]:
         steps = None
     dims = ["z", "y", "x", "c"][: len(shape)]
-    data = lazy(
-        Slices(shape, dtype, _Planes(paths, first.shape, dtype), paths[0].parent, " ".join(p.name for p in paths)), 0
-    )
+    data = lazy(Slices(shape, dtype, _Planes(paths, first.shape, dtype), paths[0].parent, files=paths), 0)
     return _placed(data, dims, steps, {}, None, Path(name))
 
 
