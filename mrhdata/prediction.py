@@ -231,6 +231,8 @@ def predict(  # noqa: PLR0913 (settings of one act)
     """
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
+    if align not in ("same", "first"):
+        raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
     target, budget = Path(store), in_bytes(memory)
     inputs = {key: omezarr.forward(volume) for key, volume in aligning.named(inputs).items()}
     network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
@@ -238,7 +240,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     stream = aligning.one_grid(inputs, (1, 1, 1), None, align == "first")
     if output.decide == "argmax" and not output.labels:
         output = replace(output, labels=network.spec.labels)
-    _check(network, stream, align, prepared)
+    _check(network, stream, prepared)
     inside = Inside(where, first, stream)
     method, windowing = _method(network, stream, inside, mode, windows, budget)
     volume = _template(stream, first, method, output, name)
@@ -283,7 +285,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     return formats.read(target)
 
 
-def _check(network: Network, stream: Stream, align: str, prepared: bool) -> None:
+def _check(network: Network, stream: Stream, prepared: bool) -> None:
     """The inputs are those of training."""
     spec = network.spec
     if spec.prepare and not prepared:
@@ -292,8 +294,6 @@ def _check(network: Network, stream: Stream, align: str, prepared: bool) -> None
             f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
             "that, or prepare them with mrhdata.prepare.steps.prepared and say prepared=True"
         )
-    if align not in ("same", "first"):
-        raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(
             f"{spec.name} was not trained or has no intensity scales; use mrhdata.fit, load a trained one, or give "

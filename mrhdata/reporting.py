@@ -16,7 +16,7 @@ import pandas as pd
 
 from mrhdata.contrasts import FEWEST_OF_A_CLASS, cells, named_models
 from mrhdata.drafting import appearing
-from mrhdata.errors import ModelError
+from mrhdata.errors import FormatError, ModelError
 from mrhdata.viewing import bars, roc_curves, threshold_curves, training_curve
 
 if TYPE_CHECKING:
@@ -82,8 +82,19 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 """
 
 
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Raise `FormatError` unless a path is one of a page: what takes long asks before it begins."""
+    if not str(path).lower().endswith((".html", ".htm")):
+        raise FormatError(f"{path} must end in .html")
+
+
 def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
     """Write the page; it appears when it is complete.
+
+    Raises
+    ------
+    FormatError
+        The path does not end in ``.html``.
 
     Examples
     --------
@@ -93,6 +104,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     >>> "A &lt;title&gt;" in path.read_text()
     True
     """
+    check_page(path)
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
     html = template.render(title=title, sections=sections, png=_png)
     with appearing(path) as draft:

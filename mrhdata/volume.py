@@ -470,16 +470,10 @@ class Geometry:
         columns = [SPATIAL.index(d) for d in dims if d in SPATIAL]
         return data, grid.affine[:, [*columns, 3]]
 
-    def _repr_html_(self) -> str:
-        from mrhdata import notebook
-
-        volume = self._volume
-        try:
-            grid = self.grid
-        except GridError as error:
-            return notebook.block(f"{volume.name}: no true geometry", str(error))
-        extent = np.array(grid.shape) * grid.spacing
-        given = {
+    def _facts(self, grid: Grid) -> dict[str, str]:
+        """What a person wants to know, by name."""
+        volume, extent = self._volume, np.array(grid.shape) * grid.spacing
+        return {
             "shape": ", ".join(f"{dim} {n}" for dim, n in volume.sizes.items()),
             "voxel": ", ".join(f"{dim} {length(s)}" for dim, s in zip(SPATIAL, grid.spacing, strict=True)),
             "extent": ", ".join(f"{dim} {mm:.4g} mm" for dim, mm in zip(SPATIAL, extent, strict=True)),
@@ -488,8 +482,28 @@ class Geometry:
             else "none known",
             "space": self.space,
             "values": f"{volume.dtype}, {volume.attrs.get('kind', 'image')}, {volume.nbytes / 1e6:.4g} MB",
-            "index to world, mm": notebook.matrix(grid.affine[:3]),
         }
+
+    def __repr__(self) -> str:
+        name = self._volume.name
+        try:
+            facts = self._facts(self.grid)
+        except GridError as error:
+            return f"no true geometry: {error}"
+        width = max(map(len, facts))
+        rows = (f"  {key:{width}}  {value}" for key, value in facts.items())
+        return "\n".join(["geometry" if name is None else f"{name}: geometry", *rows])
+
+    def _repr_html_(self) -> str:
+        from mrhdata import notebook
+
+        volume = self._volume
+        try:
+            grid = self.grid
+        except GridError as error:
+            return notebook.block(f"{volume.name}: no true geometry", str(error))
+        given = self._facts(grid) | {"index to world, mm": notebook.matrix(grid.affine[:3])}
+        extent = np.array(grid.shape) * grid.spacing
         title = "geometry" if volume.name is None else f"{volume.name}: geometry"
         box = notebook.solid(grid.corners(), SPATIAL, f"box of {length(extent.max())}, orientation {grid.orientation}")
         return notebook.block(title, notebook.facts(given), box)

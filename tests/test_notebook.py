@@ -169,3 +169,13 @@ def test_pictures_are_what_they_show():
     assert 'width="195.0" height="260.0"' in html
     for odd in (np.full((3, 3), np.nan), np.ones((3, 3), bool)):
         checked(notebook.picture(odd, odd.shape, (1, 1), "odd"))
+
+
+def test_geometry_in_a_terminal():
+    """The same facts as lines."""
+    volume = from_array(np.zeros((2, 3, 4), np.uint8), spacing=(0.5, 1, 1), name="t2w")
+    told = repr(volume.mrh)
+    assert told.splitlines()[0] == "t2w: geometry"
+    assert "z 500 um" in told
+    assert "orientation  none known" in told
+    assert "no true geometry" in repr((volume.assign_attrs(affine=None)).mrh)

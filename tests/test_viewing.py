@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import mrhdata
 from mrhdata.contrasts import row_blocks, sensitivity
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.reporting import Section, as_markdown, contribution_section, readable, sensitivity_sections, write_page
 from mrhdata.training import History
 from mrhdata.viewing import montage, roc_curves, slices, training_curve
@@ -199,3 +199,8 @@ def test_points_outside_have_no_slices(at):
     volume = from_array(np.zeros((4, 5, 6)), spacing=(1, 1, 1))
     with pytest.raises(GridError, match="lies outside of the first volume, which reaches from"):
         slices({"a": volume}, at=at)
+
+
+def test_a_page_is_html(tmp_path):
+    with pytest.raises(FormatError, match=r"must end in \.html"):
+        write_page(tmp_path / "report.txt", "A", [])

@@ -34,6 +34,8 @@ def main() -> None:
     """Run the command line; mistakes that the user can put right end with one sentence and exit code 2."""
     # Nothing that ends a command is logged: mistakes are raised.
     logging.basicConfig(format="mrhdata: warning: %(message)s", level=logging.WARNING)
+    # What Ctrl-C leaves unfinished is none of the user's concern.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         app()
     except MrhdataError as error:

@@ -101,6 +101,7 @@ def report(
     from mrhdata.drafting import check_target
     from mrhdata.viewing import slices
 
+    reporting.check_page(out)
     check_target(out, overwrite)
     sides = positive or ["below"]
     if len(sides) not in (1, len(histology)):
