@@ -212,7 +212,8 @@ def _run_on(
         losses = 0
         while pending:
             try:
-                shared = client.scatter(writer, broadcast=True)
+                # To one worker, which hands it on: a broadcast waits forever for a worker that dies meanwhile.
+                shared = client.scatter(writer, hash=False)
                 futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}
                 for future in as_completed(list(futures)):
                     filled = future.result()
