@@ -288,7 +288,7 @@ def test_a_dask_client_does_the_work(stack, tmp_path):
     """The same store when the blocks are written by the workers of a client."""
     distributed = pytest.importorskip("distributed")
     mrhdata.convert(stack[0], tmp_path / "alone.zarr", spacing=1, memory="20 MB")
-    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with distributed.Client(**cluster):
         mrhdata.convert(stack[0], tmp_path / "client.zarr", spacing=1, memory="20 MB")
     assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
@@ -302,7 +302,7 @@ def test_prepared_volumes_are_converted_block_by_block(stack, tmp_path):
     stored = mrhdata.convert(made, tmp_path / "alone.zarr", memory="20 MB")
     np.testing.assert_array_equal(stored, made)
     np.testing.assert_allclose(stored.mrh.affine, made.mrh.affine)
-    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with distributed.Client(**cluster):
         mrhdata.convert(made, tmp_path / "client.zarr", memory="20 MB")
     assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")

@@ -374,7 +374,7 @@ def test_on_a_cluster_whose_worker_dies(workers, tmp_path):
     alone = mrhdata.predict(smoothing(), volume, tmp_path / "alone.zarr", progress=False, **how)
     killed = []
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         pids = client.run(os.getpid)
@@ -400,7 +400,7 @@ def test_a_worker_that_dies_while_it_is_handed_the_work(tmp_path, monkeypatch):
     volume = stored(tmp_path)
     how = {"mode": "dense", "memory": "10 MB", "progress": False}
     alone = mrhdata.predict(smoothing(), volume, tmp_path / "alone.zarr", **how)
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
         scatter, calls = client.scatter, []
 
         def closed(*given, **options):
