@@ -135,10 +135,9 @@ def in_bytes(memory: int | str) -> int:
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:
     """What makes two conversions the same: files with their sizes and times, options, layout."""
-    files: Any = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _files(source)]
-    if not files and "://" not in str(source):
-        files = state_of(source)
-    listed = [str(source) if "://" in str(source) else Path(source).name, files, sorted(options.items()), checksum]
+    remote = "://" in str(source)
+    states = [] if remote else [(p.name, state_of(p)) for p in _files(source) or [Path(source)]]
+    listed = [str(source) if remote else Path(source).name, states, sorted(options.items()), checksum]
     return {"digest": digest([_LAYOUT, *listed]), "source": str(source)}
 
 

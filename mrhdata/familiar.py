@@ -34,8 +34,8 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
     Parameters
     ----------
     spec : Spec
-        Of a trained network. Nothing is said where volumes are prepared first, since that makes them alike, nor of
-        channels by other names or in another order, which prediction refuses.
+        Of a trained network. Nothing is said where volumes are prepared first, since that makes them alike, nor where
+        channels stand in another order, which prediction refuses.
     inputs : mapping of volumes
         By channel; some boxes of each are read.
     seed : int

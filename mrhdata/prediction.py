@@ -130,10 +130,8 @@ class Output:
             values += np.float32(ends.min - low * factor)
             np.rint(values, out=values)
             # The highest number that is not rounded to one beyond the type, where it would become the lowest.
-            top = (
-                np.float32(ends.max) if int(np.float32(ends.max)) <= ends.max else np.nextafter(np.float32(ends.max), 0)
-            )
-            np.clip(values, ends.min, top, out=values)
+            top = np.float32(ends.max)
+            np.clip(values, ends.min, np.nextafter(top, np.float32(0)) if int(top) > ends.max else top, out=values)
         return values.astype(self.written, copy=False)
 
 

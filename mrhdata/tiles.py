@@ -30,8 +30,6 @@ Box = tuple[slice, slice, slice]
 _VIEW = 64
 #: Patches of no more values than this are gathered many at a time, from blocks with the channels last.
 SMALL = 4096
-
-
 #: Whole numbers that float32 holds exactly.
 _MOST_LABELS = 2**24
 

@@ -251,7 +251,7 @@ def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -
         "peak_mb": peak_mb(),
         "parameters": None if model is None else sum(p.numel() for p in model.parameters()),
         "kmac_per_voxel": counted[0] / 1e3 / voxels if model is not None else None,
-        "worst": _worst(run, parts["test"], answers, manifest, scores.blocks),
+        "worst": _worst(place, run.work, parts["test"], answers, manifest, scores.blocks),
     }
 
 
@@ -295,17 +295,19 @@ def multiplications() -> Iterator[list[float]]:
         handle.remove()
 
 
-def _worst(run: Run, subjects: Any, answers: list[Any], manifest: Manifest, blocks: list[float | None]) -> str | None:
+def _worst(
+    place: Path, work: Path, subjects: Any, answers: list[Any], manifest: Manifest, blocks: list[float | None]
+) -> str | None:
     """A picture of the block with the lowest score: input, truth, answer; its path from the work folder."""
     scored = [(value, i) for i, value in enumerate(blocks) if value is not None]
     if not scored:
         return None
     who, *box = manifest.blocks[min(scored)[1]]
     figure = of_block(subjects[who], answers[who], box)
-    path = run.place(manifest) / "worst.png"
+    path = place / "worst.png"
     with appearing(path) as draft:
         figure.savefig(draft, format="png", dpi=100)
-    return path.relative_to(run.work).as_posix()
+    return path.relative_to(work).as_posix()
 
 
 def environment() -> dict[str, Any]:
