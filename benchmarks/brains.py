@@ -6,7 +6,7 @@ import torch
 import mrhdata
 from mrhdata import phantom
 from mrhdata.methods import mrhnet
-from mrhdata.models.storage import physical
+from mrhdata.models.spec import physical
 from mrhdata.prepare.diffusion import tensor_maps
 from mrhdata.prepare.gradients import Gradients
 

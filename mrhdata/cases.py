@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from mrhdata import formats, sampling
+from mrhdata import formats
 from mrhdata.catalog_build import parse_loosely, volumes_in
+from mrhdata.datasets import splits
 from mrhdata.errors import DataError
 from mrhdata.segmenting import Case
 
@@ -79,7 +80,7 @@ Scan = TypeVar("Scan", bound=Case)
 def shared_out(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
     """Whole persons for training, validation and test, in the given shares, at least one for each."""
     split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
-    part_of = sampling.shared_out([case.person for case in cases], split, seed)
+    part_of = splits.shared_out([case.person for case in cases], split, seed)
     return {name: [case for case in cases if part_of[case.person] == name] for name in split}
 
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from mrhdata import catalog, formats, sampling
+from mrhdata import catalog, formats
 from mrhdata.conversion import source_checksum
+from mrhdata.datasets.splits import shared_out
 from mrhdata.errors import CatalogError, MrhdataError
 from mrhdata.formats import FORMATS, Options
 
@@ -110,7 +111,7 @@ def build(
         raise CatalogError(f"{folder} holds no volume that can be read")
     if split is not None:
         known = [held for _, held, _ in entries.values() if "subject" in held]
-        part_of = sampling.shared_out([held["subject"] for held in known], split, seed)
+        part_of = shared_out([held["subject"] for held in known], split, seed)
         for held in known:
             held["split"] = part_of[held["subject"]]
     about |= {k: v for k, v in {"licence": licence, "citation": citation}.items() if v is not None}

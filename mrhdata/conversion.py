@@ -11,10 +11,12 @@ from typing import Any, Unpack
 import xarray as xr
 
 from mrhdata import formats
+from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.progress import Progress
 from mrhdata.errors import FormatError
 from mrhdata.formats import Options, omezarr
 from mrhdata.formats.blocks import VolumeBlocks
-from mrhdata.growing import Progress, grow
+from mrhdata.growing import grow
 from mrhdata.telling import digest, halves_of, state_of, told
 from mrhdata.volume import DIMS
 
@@ -112,25 +114,6 @@ def convert(
 
 def _ordered(volume: xr.DataArray) -> xr.DataArray:
     return omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
-
-
-def in_bytes(memory: int | str) -> int:
-    """Bytes of a budget such as ``"512 MB"``.
-
-    Examples
-    --------
-    >>> in_bytes("1.5 GB")
-    1500000000
-    """
-    from dask.utils import parse_bytes
-
-    try:
-        found = int(parse_bytes(memory))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise FormatError(f"memory={memory!r} is no size; write it as '500 MB'") from error
-    if found < 10_000_000:
-        raise FormatError(f"memory={memory!r} is less than the 10 MB that one shard and its neighbours need")
-    return found
 
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:

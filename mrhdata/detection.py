@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrhdata import aligning, growing, telling
-from mrhdata.conversion import in_bytes
-from mrhdata.degrade import white_of
+from mrhdata import aligning, telling
+from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.progress import Progress, steps
 from mrhdata.drafting import appearing, check_target, remove
+from mrhdata.dtypes import white_of
 from mrhdata.errors import DataError, ModelError
 from mrhdata.grid import Grid
 from mrhdata.peaks import Found, Peaks, find_peaks
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from mrhdata.models.storage import Spec
+    from mrhdata.models.spec import Spec
     from mrhdata.tiles import Stream
 
 #: Bytes that a voxel of scores takes while its block is searched.
@@ -61,7 +62,7 @@ def detect(  # noqa: PLR0913 (settings of one act)
     precision: str = "float32",
     skip_corrupt: bool = False,
     overwrite: bool = False,
-    progress: growing.Progress = True,
+    progress: Progress = True,
 ) -> pd.DataFrame:
     """Find the cells of a volume of any size.
 
@@ -158,7 +159,7 @@ def scoring(model: nn.Module) -> nn.Module:
     if spec is None or spec.config.get("answer") == "score":
         return model
     from mrhdata import models
-    from mrhdata.models.storage import Scale
+    from mrhdata.models.spec import Scale
 
     try:
         single = models.copy(model, answer="score")
@@ -186,7 +187,7 @@ def cells_of(
     *,
     memory: int | str = "1 GB",
     overwrite: bool = False,
-    progress: growing.Progress = True,
+    progress: Progress = True,
 ) -> pd.DataFrame:
     """Make the table of cells of a score volume, streaming.
 
@@ -228,7 +229,7 @@ def cells_of(
     left = [i for i in range(len(boxes)) if not _part(parts, i).exists()]
     total = sum(int(np.prod(b.lengths)) for b in boxes)
     done = total - sum(int(np.prod(boxes[i].lengths)) for i in left)
-    with growing.steps(progress, total, done, ("finding cells", 1, "voxel")) as step:
+    with steps(progress, total, done, ("finding cells", 1, "voxel")) as step:
         for i, found in zip(left, search.of([boxes[i] for i in left]), strict=True):
             with appearing(_part(parts, i)) as draft:
                 _rows(found, boxes[i], scores.mrh.grid, beside).to_parquet(draft, index=False)

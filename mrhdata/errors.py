@@ -5,6 +5,10 @@ class MrhdataError(Exception):
     """Something the user can put right; its message says how."""
 
 
+class ParameterError(MrhdataError, ValueError):
+    """An argument has a value that it cannot have."""
+
+
 class FormatError(MrhdataError, OSError):
     """A file is missing, damaged, of an unknown format, or may not be written."""
 

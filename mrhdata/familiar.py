@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrhdata.volume import SPATIAL
 
 if TYPE_CHECKING:
-    from mrhdata.models.storage import Spec
+    from mrhdata.models.spec import Spec
 
 #: Voxels may be so many times larger or smaller along each axis.
 _SPACING = 1.25

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
-from mrhdata import formats
+from mrhdata._runtime.progress import Progress, steps
 from mrhdata.drafting import check_target, put, remove, remove_leftovers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.formats import omezarr
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
     from mrhdata.formats.blocks import Finest
     from mrhdata.formats.streaming import Writer
-
-Progress = bool | Callable[[int, int], None]
 
 
 def grow(  # noqa: PLR0913  (what is made, from what, within what)
@@ -84,7 +80,7 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
         if _draft(target).exists():
             # A run that was killed behind its last step leaves the empty draft.
             remove(_draft(target))
-        return formats.read(target)
+        return omezarr.read(target)
     check_target(target, overwrite)
     remove_leftovers(target)
     made, name = omezarr.plan(volume)
@@ -104,7 +100,7 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
         held = dict(provenance()) | {"digest": identity["digest"]}
         omezarr.finish(describe(volume, provenance=held), journal.store)
         put(journal.store, target)
-    return formats.read(target)
+    return omezarr.read(target)
 
 
 #: So often may all workers that hold a writer die before a level is given up.
@@ -245,28 +241,8 @@ def _active_client() -> Any:
         return None
 
 
-@contextmanager
-def steps(progress: Progress, total: int, already: int, shown: tuple[str, int, str]) -> Iterator[Callable[[int], None]]:
-    """A function that is told of bytes as they are done; `already` were done by an earlier run."""
-    if callable(progress):
-        so_far = already
-
-        def tell(size: int) -> None:
-            nonlocal so_far
-            so_far += size
-            progress(so_far, total)
-
-        yield tell
-        return
-    what, each, unit = shown
-    with tqdm(
-        total=total // each, initial=already // each, unit=unit, unit_scale=True, disable=not progress, desc=what
-    ) as bar:
-        yield lambda size: bar.update(size // each)
-
-
 def _made_from(store: Path) -> str | None:
     try:
-        return formats.read(store).attrs.get("provenance", {}).get("digest")
+        return omezarr.read(store).attrs.get("provenance", {}).get("digest")
     except FormatError:
         return None

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-#: Target of voxels that no loss looks at.
-IGNORED = -1
+from mrhdata.models.spec import IGNORED
+
 #: Losses whose target is the number of a class.
 OF_CLASSES = ("cross-entropy", "dice", "dice+cross-entropy")
 LOSSES = ("mse", "mae", "ms-ssim+mae", *OF_CLASSES)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
 from mrhdata.models.field import Field
-from mrhdata.models.storage import Spec, rescaled, scaled
+from mrhdata.models.spec import Spec, rescaled, scaled
 from mrhdata.sampling import strided
 from mrhdata.sweeping import Inside, Span, span
 

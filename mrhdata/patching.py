@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata import aligning
+from mrhdata._runtime.memory import in_bytes
 from mrhdata.aligning import Names
 from mrhdata.choosing import Field, chooser
 from mrhdata.cutting import Cutter, cut_alone
@@ -162,7 +163,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
         )
     every = [streams for _, streams in layout]
-    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, _bytes(memory), neighbours)
+    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, in_bytes(memory, least=0), neighbours)
 
 
 def _laid_out(
@@ -230,14 +231,6 @@ def _one_name(targets: list[Any]) -> list[Any]:
     if any(target is None or isinstance(target, Mapping) for target in targets):
         return targets
     return [target.rename(targets[0].name) for target in targets]
-
-
-def _bytes(memory: str | int) -> int:
-    if isinstance(memory, int):
-        return memory
-    from dask.utils import parse_bytes
-
-    return int(parse_bytes(memory))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -24,15 +24,16 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata import aligning, formats, growing, telling
-from mrhdata.conversion import in_bytes
+from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.progress import Progress
+from mrhdata._runtime.threads import in_thread
 from mrhdata.drafting import check_target, remove
 from mrhdata.errors import DataError, ModelError
 from mrhdata.formats import omezarr
 from mrhdata.formats.blocks import InTurn
-from mrhdata.loading import in_thread
 from mrhdata.mapping import Centres, Dense, Method, Network, Step, Windowing, Windows
 from mrhdata.models.field import field_of
-from mrhdata.models.storage import Spec, physical
+from mrhdata.models.spec import Spec, physical
 from mrhdata.sweeping import Inside, Span, Sweep, span
 from mrhdata.volume import SPATIAL, place
 
@@ -152,7 +153,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     name: str = "prediction",
     prepared: bool = False,
     overwrite: bool = False,
-    progress: growing.Progress = True,
+    progress: Progress = True,
 ) -> xr.DataArray:
     """Map a trained network over volumes of any size.
 

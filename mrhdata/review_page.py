@@ -21,8 +21,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mrhdata._runtime.memory import in_bytes
 from mrhdata.aligning import one_grid
-from mrhdata.conversion import in_bytes
 from mrhdata.drafting import appearing, check_target
 from mrhdata.errors import DataError, FormatError
 from mrhdata.grid import length as length_of

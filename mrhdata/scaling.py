@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrhdata.errors import DataError, ModelError
-from mrhdata.losses import IGNORED
-from mrhdata.models.storage import Scale, Spec
+from mrhdata.models.spec import IGNORED, Scale, Spec
 from mrhdata.sampling import spread
 from mrhdata.volume import PLANES
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mrhdata._runtime.progress import Progress
 from mrhdata.errors import DataError, ModelError
-from mrhdata.growing import Progress
-from mrhdata.losses import IGNORED
+from mrhdata.models.spec import IGNORED
 from mrhdata.prediction import Output, predict
 from mrhdata.prepare.resampling import resample
 from mrhdata.prepare.steps import finished, prepared
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from mrhdata.models.storage import Spec
+    from mrhdata.models.spec import Spec
 
 
 @dataclass(frozen=True)

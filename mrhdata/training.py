@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from mrhdata.augmenting import Augmentation
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError, ModelError
-from mrhdata.losses import IGNORED, LOSSES, OF_CLASSES, centre, loss
-from mrhdata.models.storage import Spec, network_on, rescaled, scaled
+from mrhdata.losses import LOSSES, OF_CLASSES, centre, loss
+from mrhdata.models.spec import IGNORED, Spec, network_on, rescaled, scaled
 from mrhdata.scaling import measured
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def fit(
     if getattr(model, "spec", None) is None:
         raise ModelError(
             f"{type(model).__name__} has no spec for what it learned from; set model.spec = "
-            "mrhdata.models.storage.Spec(a name), or take a network from mrhdata.models.create"
+            "mrhdata.models.spec.Spec(a name), or take a network from mrhdata.models.create"
         )
     classes = _classes(model) if settings.loss in OF_CLASSES else None
     model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]

@@ -16,7 +16,7 @@ from typer.main import get_command
 import mrhdata
 from mrhdata import conversion, growing, training
 from mrhdata.cli import app
-from mrhdata.models.storage import Scale
+from mrhdata.models.spec import Scale
 from mrhdata.volume import from_array
 
 from .conftest import command as typed

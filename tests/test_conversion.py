@@ -14,8 +14,9 @@ import xarray as xr
 import zarr
 
 import mrhdata
-from mrhdata import conversion, growing, telling
-from mrhdata.errors import FormatError
+from mrhdata import growing, telling
+from mrhdata._runtime.memory import in_bytes
+from mrhdata.errors import FormatError, ParameterError
 from mrhdata.formats import omezarr, streaming
 from mrhdata.formats.blocks import VolumeBlocks
 from mrhdata.volume import from_array
@@ -264,8 +265,8 @@ def test_a_damaged_source_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("memory", ["12", "lots", -5])
 def test_budgets_that_are_none(tmp_path, memory):
     """A size too small, and no size."""
-    with pytest.raises(FormatError, match="memory="):
-        conversion.in_bytes(memory)
+    with pytest.raises(ParameterError, match="memory must be"):
+        in_bytes(memory)
 
 
 def test_others_can_open_it(tmp_path):

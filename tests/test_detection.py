@@ -10,7 +10,7 @@ import mrhdata
 from mrhdata import detection, models
 from mrhdata.detection import cells_of, detect, scoring, stored_peaks
 from mrhdata.errors import DataError, FormatError, ModelError
-from mrhdata.models.storage import Scale
+from mrhdata.models.spec import Scale
 from mrhdata.peaks import Peaks
 from mrhdata.prediction import predict_patches
 from mrhdata.volume import from_array

@@ -12,7 +12,7 @@ from sklearn.covariance import oas
 import mrhdata
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.ensemble import Ensemble, shrunk
-from mrhdata.models.storage import Scale, physical
+from mrhdata.models.spec import Scale, physical
 from mrhdata.prediction import predict_patches, predict_rows
 
 

@@ -13,7 +13,7 @@ import torch
 from mrhdata import models
 from mrhdata.errors import ModelError
 from mrhdata.models.exchange import export_bioimage, export_onnx
-from mrhdata.models.storage import Scale, physical
+from mrhdata.models.spec import Scale, physical
 
 from .conftest import FULL
 

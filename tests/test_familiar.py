@@ -5,7 +5,7 @@ import pytest
 
 import mrhdata
 from mrhdata.familiar import unfamiliar
-from mrhdata.models.storage import Scale, Spec
+from mrhdata.models.spec import Scale, Spec
 from mrhdata.volume import from_array
 
 SPEC = Spec("mrhnet", channels=("a", "b"), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0, 5.0), (20.0, 1.0)))

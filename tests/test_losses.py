@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from mrhdata.losses import IGNORED, OF_CLASSES, loss
+from mrhdata.losses import OF_CLASSES, loss
+from mrhdata.models.spec import IGNORED
 from mrhdata.scoring.image import ms_ssim
 
 

@@ -13,7 +13,7 @@ from mrhdata import aligning, models
 from mrhdata.errors import ModelError
 from mrhdata.mapping import Dense, Network, Windowing, Windows
 from mrhdata.models.field import field_of
-from mrhdata.models.storage import Spec
+from mrhdata.models.spec import Spec
 from mrhdata.prediction import predict
 from mrhdata.sweeping import Inside, Sweep, span
 from mrhdata.volume import from_array

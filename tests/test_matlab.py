@@ -228,7 +228,7 @@ def test_without_a_maximum_there_is_no_prediction(written, tmp_path):
     with pytest.raises(ModelError, match="give maximum= to mrhdata"):
         mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="no intensity scales"):
-        mrhdata.models.storage.physical(model, torch.zeros(1, 3, 3, 1, 3))
+        mrhdata.models.spec.physical(model, torch.zeros(1, 3, 3, 1, 3))
     for scale in ({"maximum": 0}, {"maximum": float("nan")}, {"target_maximum": -1.0}):
         with pytest.raises(ModelError, match="is a positive number"):
             mrhdata.models.load_matlab(written[0], **scale)

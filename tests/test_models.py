@@ -77,7 +77,7 @@ def test_save_and_load_return_the_same_function(trained, tmp_path):
     back = mrhdata.models.load(tmp_path / "net")
     assert back.spec == model.spec
     x = torch.from_numpy(mrhdata.patches(inputs, shape=3, plane="coronal").gather(np.arange(20))[0])
-    physical = mrhdata.models.storage.physical
+    physical = mrhdata.models.spec.physical
     assert torch.equal(physical(model, x), physical(back, x))
     mrhdata.models.save(model, tmp_path / "net")
 
@@ -129,4 +129,4 @@ def test_untrained_networks_have_no_units():
     """Without intensity scales a prediction would mean nothing."""
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
     with pytest.raises(ModelError, match="no intensity scales"):
-        mrhdata.models.storage.physical(model, torch.zeros(1, 1, 3, 1, 3))
+        mrhdata.models.spec.physical(model, torch.zeros(1, 1, 3, 1, 3))

@@ -15,7 +15,7 @@ import mrhdata
 from mrhdata.errors import DataError, FormatError, GridError, ModelError
 from mrhdata.formats import streaming
 from mrhdata.mapping import Windowing
-from mrhdata.models.storage import physical
+from mrhdata.models.spec import physical
 from mrhdata.prediction import Output
 from mrhdata.volume import from_array
 from tests.conftest import oblique_affine

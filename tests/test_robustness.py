@@ -7,7 +7,7 @@ from torch import nn
 import mrhdata
 from mrhdata import robustness
 from mrhdata.errors import DataError
-from mrhdata.models import storage
+from mrhdata.models.spec import Scale, Spec
 from mrhdata.prediction import predict_patches
 from mrhdata.robustness import HeldOut
 from mrhdata.scoring.intervals import Bootstrap
@@ -22,8 +22,8 @@ def linear(weights, channels):
     model = nn.Conv3d(len(weights), 1, 1, bias=False).requires_grad_(False)
     model.weight.copy_(model.weight.new_tensor(weights).reshape(1, -1, 1, 1, 1))
     model.ndim = 3
-    one = storage.Scale((0.0,) * len(weights), (1.0,) * len(weights))
-    model.spec = storage.Spec("linear", channels=channels, inputs=one, target=storage.Scale((0.0,), (1.0,)))
+    one = Scale((0.0,) * len(weights), (1.0,) * len(weights))
+    model.spec = Spec("linear", channels=channels, inputs=one, target=Scale((0.0,), (1.0,)))
     return model
 
 

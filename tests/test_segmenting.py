@@ -13,9 +13,8 @@ from mrhdata.cases import find_cases
 from mrhdata.crossvalidation import cross_validate, folds
 from mrhdata.errors import DataError, ModelError
 from mrhdata.formats._lazy import file_of
-from mrhdata.losses import IGNORED
 from mrhdata.methods import dgm, segmentation, tissue2d
-from mrhdata.models.storage import Scale
+from mrhdata.models.spec import IGNORED, Scale
 from mrhdata.prepare.resampling import resample
 from mrhdata.segmenting import Case, scored, segment
 

@@ -8,7 +8,7 @@ import torch
 
 import mrhdata
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.storage import Spec
+from mrhdata.models.spec import Spec
 from mrhdata.training import Training
 from mrhdata.volume import from_array
 
@@ -55,9 +55,9 @@ def test_the_best_epoch_is_kept(sets):
     assert history.best_epoch == int(np.argmin(history.validation))
     assert len(history.validation) <= history.best_epoch + 1 + 3
     x, y = (torch.from_numpy(part) for part in sets[1].gather(np.arange(len(sets[1]))))
-    scaled = mrhdata.models.storage.scaled
+    scaled = mrhdata.models.spec.scaled
     with torch.inference_mode():
-        out = mrhdata.models.storage.network_on(model, scaled(x, model.spec.inputs))
+        out = mrhdata.models.spec.network_on(model, scaled(x, model.spec.inputs))
         loss = torch.nn.functional.mse_loss(out, scaled(y, model.spec.target)).item()
     assert loss == pytest.approx(min(history.validation), rel=1e-4)
 
@@ -137,14 +137,14 @@ def test_defaults_are_a_plain_loop(sets):
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = -(-len(sets[0]) // 16)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=4 * steps)
-    scaled = mrhdata.models.storage.scaled
+    scaled = mrhdata.models.spec.scaled
     rates, states = [], []
     for epoch in range(4):
         rates.append(schedule.get_last_lr()[0])
         for _, parts in sets[0].stream(16, seed=0, epoch=epoch):
             x, y = (torch.from_numpy(part) for part in parts)
             optimizer.zero_grad()
-            answer = mrhdata.models.storage.network_on(plain, scaled(x, model.spec.inputs))
+            answer = mrhdata.models.spec.network_on(plain, scaled(x, model.spec.inputs))
             torch.nn.functional.mse_loss(answer, scaled(y, model.spec.target)).backward()
             torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
             optimizer.step()
@@ -160,7 +160,7 @@ def test_the_rmse_is_in_the_targets_units(sets):
         model, history = fitted(sets, settings)
         x, y = (torch.from_numpy(part) for part in sets[1].gather(np.arange(len(sets[1]))))
         with torch.inference_mode():
-            errors = mrhdata.models.storage.physical(model, x) - y
+            errors = mrhdata.models.spec.physical(model, x) - y
         assert history.rmse[history.best_epoch] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-4)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mrhdata.contrasts import Sensitivity
-    from mrhdata.models.storage import Spec
+    from mrhdata.models.spec import Spec
 
 
 @command(

@@ -9,7 +9,7 @@ plane draws from a generator of its own, so that it becomes the same one in NumP
 and in a batch of tensors. A number of a step may be `Between` two, drawn anew for each plane.
 """
 
-from mrhdata.degrade.chain import Degradation, white_of
+from mrhdata.degrade.chain import Degradation
 from mrhdata.degrade.fitting import Fitted, fit_degradation
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.degrade.raster import scan_speedup
@@ -62,5 +62,4 @@ __all__ = [
     "Zoom",
     "fit_degradation",
     "scan_speedup",
-    "white_of",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.degrade.steps import Floats, Step
+from mrhdata.dtypes import white_of
 from mrhdata.errors import DataError, GridError
 
 
@@ -122,11 +123,6 @@ class Degradation:
 
         chunks = (*whole.chunks[:-2], (shape[0],), (shape[1],))
         return whole.map_blocks(block, chunks=chunks, dtype=image.dtype, meta=np.empty((0,) * image.ndim, image.dtype))
-
-
-def white_of(dtype: np.dtype[Any]) -> float:
-    """The value that counts as 1: 1 for floats, and the type's largest for integers."""
-    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def _key(seed: int | Sequence[int]) -> tuple[int, ...]:

@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-import mrhdata
-from mrhdata import contest, growing, models, telling
+from mrhdata import contest, models, telling
+from mrhdata._runtime.progress import Progress, steps
 from mrhdata.contest import METHODS, Fitted, Given, Method
 from mrhdata.drafting import appearing
 from mrhdata.errors import DataError
@@ -62,7 +63,7 @@ class Run:
     def key(self, manifest: Manifest) -> str:
         """What makes its result what it is."""
         written = [file.read_text(encoding="utf-8") for file in self.files]
-        told = [self.task, self.method, self.quick, self.seed, self.threads, mrhdata.__version__, written]
+        told = [self.task, self.method, self.quick, self.seed, self.threads, version("mrhdata"), written]
         return telling.digest([*told, asdict(manifest)])[:16]
 
     def place(self, manifest: Manifest) -> Path:
@@ -91,7 +92,7 @@ def bench(
     seed: int = 0,
     jobs: int = 1,
     threads: int = 1,
-    progress: growing.Progress = True,
+    progress: Progress = True,
 ) -> Bench:
     """Score every method on every task that it fits.
 
@@ -144,13 +145,13 @@ def bench(
     return made
 
 
-def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: growing.Progress) -> list[dict[str, Any]]:
+def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: Progress) -> list[dict[str, Any]]:
     """Records of all runs, those that are there already and those that are made now, in the order of the runs."""
     held = {line["key"]: line for line in read_results(results)}
     keys = [run.key(made.manifests[run.task]) for run in runs]
     left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
     results.parent.mkdir(parents=True, exist_ok=True)
-    with growing.steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
+    with steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
         for key, record in _made(left, jobs):
             held[key] = {"key": key, **record}
             # A line is whole or not there: a reader leaves out one that was cut off.
@@ -316,7 +317,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "mrhdata": mrhdata.__version__,
+        "mrhdata": version("mrhdata"),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "torch": torch.__version__,

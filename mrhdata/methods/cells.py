@@ -30,11 +30,11 @@ from scipy.special import expit
 
 from mrhdata import choosing, models
 from mrhdata.augmenting import Augmentation
-from mrhdata.degrade import white_of
 from mrhdata.detection import cells_of, score_volume, scoring
+from mrhdata.dtypes import white_of
 from mrhdata.errors import DataError
-from mrhdata.losses import IGNORED
 from mrhdata.models.cells3d import SCREENED
+from mrhdata.models.spec import IGNORED
 from mrhdata.patching import Patches, patches
 from mrhdata.peaks import Peaks
 from mrhdata.prediction import predict_patches

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from mrhdata import choosing, models
+from mrhdata._runtime.progress import Progress
 from mrhdata.augmenting import Augmentation
-from mrhdata.degrade import Degradation, Reduction, white_of
+from mrhdata.degrade import Degradation, Reduction
+from mrhdata.dtypes import white_of
 from mrhdata.errors import DataError, ModelError
 from mrhdata.grid import Grid
-from mrhdata.growing import Progress
 from mrhdata.mapping import Windowing
-from mrhdata.models.storage import Scale, Spec
+from mrhdata.models.spec import Scale, Spec
 from mrhdata.patching import Patches, patches
 from mrhdata.prediction import Output, predict
 from mrhdata.prepare.resampling import resample

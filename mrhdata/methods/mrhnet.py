@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.storage import Spec
+from mrhdata.models.spec import Spec
 from mrhdata.patching import patches
 from mrhdata.training import Training, fit
 from mrhdata.volume import from_array, mask_on, stack

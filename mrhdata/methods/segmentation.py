@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from mrhdata import choosing, formats, models, sampling
 from mrhdata.errors import DataError
-from mrhdata.losses import IGNORED
-from mrhdata.models.storage import Scale, Spec
+from mrhdata.models.spec import IGNORED, Scale, Spec
 from mrhdata.patching import Patches, patches
 from mrhdata.segmenting import Case, check_apart, on_network_grid, segment
 from mrhdata.training import History, Training, fit, hard_negatives

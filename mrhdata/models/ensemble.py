@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mrhdata import models
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.storage import Scale, Spec, spec_from
+from mrhdata.models.registry import create
+from mrhdata.models.spec import Scale, Spec, spec_from
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,7 +43,7 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     members : sequence of mapping
-        The :class:`~mrhdata.models.storage.Spec` of each, as ``config.json`` holds it.
+        The :class:`~mrhdata.models.spec.Spec` of each, as ``config.json`` holds it.
     """
 
     centre: Tensor
@@ -56,7 +56,7 @@ class Ensemble(nn.Module):
         super().__init__()
         specs = [spec_from(dict(member)) for member in members]
         _check(specs)
-        networks = [models.create(spec.name, **spec.config) for spec in specs]
+        networks = [create(spec.name, **spec.config) for spec in specs]
         self.members = nn.ModuleList(networks)
         self.ndim = int(networks[0].ndim)  # type: ignore[arg-type]
         self.blend = str(getattr(networks[0], "blend", "gaussian"))

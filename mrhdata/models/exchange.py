@@ -25,7 +25,7 @@ from torch import nn
 from mrhdata.drafting import appearing
 from mrhdata.errors import ModelError
 from mrhdata.models.field import field_of
-from mrhdata.models.storage import Spec, rescaled, scaled
+from mrhdata.models.spec import Spec, rescaled, scaled
 
 if TYPE_CHECKING:
     from mrhdata.models.cards import Card

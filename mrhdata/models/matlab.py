@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.models.storage import Scale, Spec
+from mrhdata.models.registry import create
+from mrhdata.models.spec import Scale, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,7 +111,6 @@ def _network(
     maximum: float | None,
     target_maximum: float,
 ) -> nn.Module:
-    from mrhdata import models
 
     blocks = sum(re.fullmatch(r"add_loop\d+", name) is not None for name in layers)
     differing = sorted(wires ^ _wires(blocks))
@@ -121,7 +121,7 @@ def _network(
         _check_input(layers["InputLayer"])
         state = {key: value for name in layers for key, value in _weights(name, layers[name]).items()}
         channels = state["conv1.weight"].shape[1]
-        model = models.create("mrhnet", in_channels=channels, blocks=blocks)
+        model = create("mrhnet", in_channels=channels, blocks=blocks)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: the weights are not those of MRH-Net ({_short(error)})") from error

@@ -9,8 +9,8 @@ from scipy.spatial import cKDTree
 
 from mrhdata.detection import detect, stored_peaks
 from mrhdata.errors import DataError
-from mrhdata.losses import IGNORED
 from mrhdata.methods import cells, second_look
+from mrhdata.models.spec import IGNORED
 from mrhdata.scoring.cells import detection
 from mrhdata.volume import from_array
 

@@ -10,8 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mrhdata.contest import Answer, Fitted, Given, Subject, method
-from mrhdata.degrade import white_of
 from mrhdata.degrade.published import PUBLISHED
+from mrhdata.dtypes import white_of
 from mrhdata.methods import em
 from mrhdata.methods.entries.networks import mapped, regress, store_of
 from mrhdata.prepare.resampling import resample

@@ -1,0 +1,1 @@
+"""What every long run needs: complete files, budgets of memory, progress, threads."""
