@@ -14,7 +14,7 @@ import typer
 from hypothesis import HealthCheck, settings
 from scipy.spatial.transform import Rotation
 
-from mrhdata.volume import from_array
+from mrhdata.volume.construct import from_array
 
 SHARED = Path(os.environ.get("MRHDATA_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -83,7 +83,7 @@ def oblique():
 def trained():
     """A small trained MRH-Net, its history, its inputs (two contrasts) and its target, on one oblique grid."""
     import mrhdata
-    from mrhdata.training import Training
+    from mrhdata.training.loop import Training
 
     rng = np.random.default_rng(0)
     affine = oblique_affine()[:, [2, 1, 0, 3]]
@@ -109,7 +109,7 @@ def trained():
 def five_modalities(tmp_path):
     """One brain on five grids, in five formats, three orientations, one world; values tell the tissue."""
     import mrhdata
-    from mrhdata import catalog
+    from mrhdata.datasets import catalog
 
     rng = np.random.default_rng(0)
     centres = rng.uniform(-1, 1, (40, 3))

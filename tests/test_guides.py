@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -76,10 +77,10 @@ def test_the_reference_lists_what_is_there():
     found = set(listed())
     for module, name in found:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
-    functions = {name for name, home in mrhdata._HOME.items() if home != name}
+    functions = {name for name in mrhdata.__all__ if inspect.isfunction(getattr(mrhdata, name))}
     assert functions <= {name for module, name in found if module == "mrhdata"}
     package = DOCS.parent / "mrhdata"
-    systems = {f"mrhdata.{f}.{p.stem}" for f in ("methods", "scoring") for p in (package / f).glob("[a-z]*.py")}
+    systems = {f"mrhdata.{f}.{p.stem}" for f in ("recipes", "metrics") for p in (package / f).glob("[a-z]*.py")}
     assert systems <= {module for module, _ in found}
 
 

@@ -4,15 +4,17 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import mrhdata
-
-from .conftest import FULL
+from tests.conftest import FULL
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mrhdata.__path__, "mrhdata."))
-PUBLIC = sorted(mrhdata._HOME)
+#: Names that `import mrhdata` promises: functions, and the rooms behind them.
+PUBLIC = [name for name in mrhdata.__all__ if not name.startswith("_")]
+FUNCTIONS = [name for name in PUBLIC if not isinstance(getattr(mrhdata, name), ModuleType)]
 
 
 def python(code):
@@ -28,7 +30,7 @@ def test_importing_is_light():
     assert python(f"import sys, mrhdata; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
-ORDERS = ["xarray as xr, mrhdata", "mrhdata.grid, xarray as xr"]
+ORDERS = ["xarray as xr, mrhdata", "mrhdata.volume.grid, xarray as xr"]
 
 
 @pytest.mark.parametrize("first", [*ORDERS, pytest.param("mrhdata, xarray as xr", marks=pytest.mark.full)])
@@ -37,9 +39,23 @@ def test_the_accessor_is_there_after_the_import(first):
     python(f"import {first}; assert xr.DataArray(0).mrh.space == 'scanner'; assert xr.__spec__.loader.get_data")
 
 
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_name_is_there_after_a_bare_import(name):
+    """In a fresh interpreter, where nothing else was touched before."""
+    python(f"import mrhdata; mrhdata.{name}")
+
+
 def test_data_without_torch():
     """Everything up to the catalogue works where torch is not installed."""
-    modules = ["volume", "formats", "catalog", "conversion", "phantom", "degrade", "prepare.registration"]
+    modules = [
+        "volume.construct",
+        "io.formats",
+        "datasets.catalog",
+        "io.conversion",
+        "phantom.mouse",
+        "degrade",
+        "registration.pipeline",
+    ]
     python("\n".join(["import sys", "sys.modules['torch'] = None", *(f"import mrhdata.{m}" for m in modules)]))
 
 
@@ -48,8 +64,7 @@ def test_functions_stay_functions_in_any_order():
 
     One ordered pair at random; a thousand in the long form, since all are the square of the modules.
     """
-    modules = [m for m in MODULES if m != "mrhdata.volume"]
-    functions = [n for n in PUBLIC if mrhdata._HOME[n] != n]
+    modules = MODULES
     code = f"""
 import importlib, itertools, random, sys
 pairs = list(itertools.permutations({modules!r}, 2))
@@ -59,7 +74,7 @@ for pair in random.Random(0).sample(pairs, {1000 if FULL else 1}):
     for module in pair:
         importlib.import_module(module)
     import mrhdata
-    for name in {functions!r}:
+    for name in {FUNCTIONS!r}:
         assert type(getattr(mrhdata, name)).__name__ == "function", (pair, name)
 """
     python(code)
@@ -73,7 +88,7 @@ def test_every_public_name_can_be_called(tmp_path, trained):
     mrhdata.write(inputs["a"], tmp_path / "a.nii")
     assert mrhdata.read(tmp_path / "a.nii").shape == inputs["a"].shape
     assert mrhdata.convert(tmp_path / "a.nii", tmp_path / "a.zarr").shape == inputs["a"].shape
-    mrhdata.catalog.write(tmp_path / "c.yaml", "One", {"a": ("a.zarr", {"subject": "1"})})
+    mrhdata.datasets.catalog.write(tmp_path / "c.yaml", "One", {"a": ("a.zarr", {"subject": "1"})})
     assert list(mrhdata.open_catalog(tmp_path / "c.yaml")) == ["a"]
     p = mrhdata.patches(inputs, target, shape=3, plane="coronal")
     fresh = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from cellfinder.core.detect.detect import main as cellfinder
 
-from mrhdata.contest import Answer, Given, Subject, method
-from mrhdata.scoring.cells import detection
+from mrhdata.bench.api import Answer, Given, Subject, method
+from mrhdata.metrics.detection import detection
 
 #: What its manual says to change, its default first; one after the other, each with the best of those before.
 SETTINGS = {

@@ -1,1 +1,5 @@
-"""What every long run needs: complete files, budgets of memory, progress, threads."""
+"""What every long run needs: complete files, memory budgets, progress bars, threads, notebook pages."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,18 +11,18 @@ import sys
 import typer
 
 from mrhdata.cli import (  # noqa: F401  (their commands)
+    analysis,
     bench,
-    catalogs,
     cells,
+    datasets,
     detection,
-    labels,
-    networks,
+    histology,
+    models,
     restoration,
     reviewing,
-    scores,
+    segmentation,
     studies,
     volumes,
-    zoo,
 )
 from mrhdata.cli.app import app
 from mrhdata.errors import MrhdataError

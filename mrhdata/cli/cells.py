@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command
 
 
@@ -21,29 +21,30 @@ def count_(
     transform: Annotated[
         str | None, typer.Option(help="As mrhdata register BRAIN REGIONS wrote it; its inverse carries the cells.")
     ] = None,
-    axes: words.Axes = None,
-    unit: words.Unit = None,
-    spacing: words.Spacing = None,
-    origin: words.Origin = None,
-    space: words.Space = None,
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    axes: options.Axes = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
+    origin: options.Origin = None,
+    space: options.Space = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Count cells in the regions of a label volume; --axes to --space put that volume's header right."""
-    from mrhdata import counting, formats
-    from mrhdata.drafting import appearing, check_target
-    from mrhdata.points import CELL, read_points
-    from mrhdata.prepare import lps
+    from mrhdata._runtime.atomic import appearing, check_target
+    from mrhdata.analysis import region_counts
+    from mrhdata.io import formats
+    from mrhdata.io.cell_tables import CELL, read_points
+    from mrhdata.registration import itk
 
     check_target(out, overwrite)
-    given = words.options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind="labels")
+    given = options.options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind="labels")
     labels = formats.read(regions, **given)
     table = read_points(cells, like=None if like is None else formats.read(like))
-    ontology = None if names is None else counting.read_ontology(names)
-    through = None if transform is None else lps.read(transform, source=labels.mrh.space).inverse()
-    found = counting.count(table, labels, ontology, through)
+    ontology = None if names is None else region_counts.read_ontology(names)
+    through = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
+    found = region_counts.count(table, labels, ontology, through)
     with appearing(out, overwrite=overwrite) as draft:
         found.to_csv(draft, index=False)
     real = int((table["type"] == CELL).sum()) if "type" in table else len(table)
     said = {"written": str(out), "cells": real, "of other types": len(table) - real}
-    words.answer(said | {"outside": int(found["count"].iloc[0]), "regions": len(found) - 1}, as_json)
+    options.answer(said | {"outside": int(found["count"].iloc[0]), "regions": len(found) - 1}, as_json)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from mrhdata.methods.cells import Brain
+    from mrhdata.recipes.cells import Brain
 
 Volumes = Annotated[list[str], typer.Argument(help="Volumes on one grid, as FILE or CHANNEL=FILE.")]
 
@@ -26,13 +26,13 @@ def train_cells(
     recipe: Annotated[str, typer.Option(help="corrected, or published (2020).")] = "corrected",
     radius_um: Annotated[float | None, typer.Option(help="Of a match; 6 voxels by default.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Further rounds with what was found wrongly.")] = None,
-    epochs: words.Epochs = None,
+    epochs: options.Epochs = None,
     boxes: Annotated[int | None, typer.Option(help="Of each brain; those of the recipe by default.")] = None,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    seed: words.Seed = 0,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    seed: options.Seed = 0,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Train a network to find cells, from points that were marked in brains.
 
@@ -41,11 +41,11 @@ def train_cells(
     from dataclasses import replace
 
     from mrhdata import models
-    from mrhdata.crossvalidation import claim
-    from mrhdata.methods import cells
-    from mrhdata.telling import contents
+    from mrhdata.io.fingerprint import contents
+    from mrhdata.recipes import cells
+    from mrhdata.recipes.cross_validation import claim
 
-    given = [_brain(word, words.options(spacing=spacing, unit=unit), incomplete) for word in brains]
+    given = [_brain(word, options.options(spacing=spacing, unit=unit), incomplete) for word in brains]
     if not 0 < validation < len(given):
         raise DataError(f"--validation {validation} of {len(given)} brains; leave some to train on and some to watch")
     voxel = float(min(next(iter(given[0].inputs.values())).mrh.spacing))
@@ -55,23 +55,23 @@ def train_cells(
     made = known[recipe](voxel)
     if epochs is not None:
         made = replace(made, training=replace(made.training, epochs=epochs, patience=epochs))
-    made = replace(made, **words.options(rounds=rounds, each=boxes))
+    made = replace(made, **options.options(rounds=rounds, each=boxes))
     radius = 6 * voxel if radius_um is None else radius_um * 1e-3
     about = {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed}
     claim(out / "plan.json", about | {"volumes": contents(given)})
     parts = given[:-validation], given[-validation:]
     with resumable():
-        trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=words.shown(progress))
+        trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=options.shown(progress))
     models.save(trained.model, out / "network")
     spec: Any = trained.model.spec
     found = {"written": str(out / "network"), "marks": [len(b.cells) for b in given], "radius_um": radius * 1e3}
-    words.answer(found | {"threshold": round(spec.finish[0][1]["threshold"], 4)}, as_json)
+    options.answer(found | {"threshold": round(spec.finish[0][1]["threshold"], 4)}, as_json)
 
 
 def _brain(word: str, options: Any, incomplete: bool) -> Brain:
-    from mrhdata import formats
-    from mrhdata.methods.cells import Brain
-    from mrhdata.points import read_points
+    from mrhdata.io import formats
+    from mrhdata.io.cell_tables import read_points
+    from mrhdata.recipes.cells import Brain
 
     volume, equals, marks = word.partition("=")
     if not equals:
@@ -96,48 +96,49 @@ def detect(
     inputs: Volumes,
     points: Annotated[Path | None, typer.Option(help="The cells as XML, CSV or napari's CSV, too.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Least score; that of the training by default.")] = None,
-    where: words.Stored = None,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    memory: words.Memory = "1 GB",
-    device: words.Device = None,
+    where: options.Stored = None,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    memory: options.Memory = "1 GB",
+    device: options.Device = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    skip_corrupt: words.SkipCorrupt = False,
-    overwrite: words.Overwrite = False,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    skip_corrupt: options.SkipCorrupt = False,
+    overwrite: options.Overwrite = False,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Find the cells of a brain of any size. A run that was stopped goes on when it is called again."""
     from dataclasses import replace
 
-    from mrhdata import formats, models
-    from mrhdata.detection import detect as run
-    from mrhdata.detection import stored_peaks
-    from mrhdata.points import write_points
+    from mrhdata import models
+    from mrhdata.inference.detector import detect as run
+    from mrhdata.inference.detector import stored_peaks
+    from mrhdata.io import formats
+    from mrhdata.io.cell_tables import write_points
 
     network = models.load(model)
     spec: Any = network.spec
-    read = words.options(spacing=spacing, unit=unit)
-    files = words.channels(inputs)
+    read = options.options(spacing=spacing, unit=unit)
+    files = options.channels(inputs)
     # One volume alone needs no name.
     names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
     given = {name: formats.read(f, **read).rename(name) for name, f in zip(names, files.values(), strict=True)}
-    peaks = replace(stored_peaks(spec), **words.options(threshold=threshold))
-    words.warn_of_unfamiliar(network, given)
+    peaks = replace(stored_peaks(spec), **options.options(threshold=threshold))
+    options.warn_of_unfamiliar(network, given)
     with resumable():
         found = run(
             network,
             given,
             out,
             peaks=peaks,
-            where=words.stored(where),
+            where=options.stored(where),
             memory=memory,
             device=device,
             precision=precision,
             skip_corrupt=skip_corrupt,
             overwrite=overwrite,
-            progress=words.shown(progress),
+            progress=options.shown(progress),
         )
     if points is not None:
         write_points(found, points, next(iter(given.values())))
-    words.answer({"written": str(out), "cells": len(found), "threshold": round(peaks.threshold, 4)}, as_json)
+    options.answer({"written": str(out), "cells": len(found), "threshold": round(peaks.threshold, 4)}, as_json)

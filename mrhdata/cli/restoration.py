@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ModelError, MrhdataError
 
@@ -30,13 +30,13 @@ def train_restoration(
     held: Annotated[float, typer.Option(help="Part of the planes, at the end, that says when to stop.")] = 0.12,
     tile: Annotated[int, typer.Option(help="Edge of the patches, in good pixels.")] = 96,
     tiles: Annotated[int, typer.Option(help="Patches of an epoch.")] = 1000,
-    epochs: words.Epochs = None,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    seed: words.Seed = 0,
-    overwrite: words.Overwrite = False,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    epochs: options.Epochs = None,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Train a network to restore fast scans, from good images that are degraded as they are read.
 
@@ -44,21 +44,22 @@ def train_restoration(
     """
     from dataclasses import replace
 
-    from mrhdata import formats, models, telling
+    from mrhdata import models
+    from mrhdata._runtime.atomic import resuming
     from mrhdata.degrade import PUBLISHED
-    from mrhdata.drafting import resuming
-    from mrhdata.methods import em
+    from mrhdata.io import fingerprint, formats
+    from mrhdata.recipes import restoration
 
-    words.check_unfinished(out, overwrite)
+    options.check_unfinished(out, overwrite)
     if crappifier not in PUBLISHED:
         raise ModelError(f"there is no degradation called {crappifier!r}; there are {', '.join(PUBLISHED)}")
-    good = [formats.read(stack, **words.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
+    good = [formats.read(stack, **options.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
     parts = _parted(good, frames, held)
-    settings = replace(em.EFFICIENT, seed=seed, **words.options(epochs=epochs, patience=epochs))
-    told = [telling.told(stack) for stack in good]
-    identity = telling.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
+    settings = replace(restoration.EFFICIENT, seed=seed, **options.options(epochs=epochs, patience=epochs))
+    told = [fingerprint.told(stack) for stack in good]
+    identity = fingerprint.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
     with resumable(), resuming(out, identity) as state:
-        model, history = em.train(
+        model, history = restoration.train(
             *parts,
             PUBLISHED[crappifier],
             network=recipe,
@@ -67,11 +68,11 @@ def train_restoration(
             tiles=tiles,
             settings=settings,
             folder=state,
-            progress=words.shown(progress),
+            progress=options.shown(progress),
         )
         models.save(model, out)
     found = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
-    words.answer(found | {"seconds": round(history.seconds)}, as_json)
+    options.answer(found | {"seconds": round(history.seconds)}, as_json)
 
 
 def _parted(stacks: list[Any], frames: int, held: float) -> tuple[list[Any], list[Any]]:
@@ -99,13 +100,13 @@ def restore(
     watch: Annotated[Path | None, typer.Option(help="Folder whose files are restored as they are written.")] = None,
     idle: Annotated[float | None, typer.Option(help="With --watch: stop after so many seconds without a file.")] = None,
     settle: Annotated[float, typer.Option(help="With --watch: seconds for which a file must not have grown.")] = 2.0,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    memory: words.Memory = "1 GB",
-    device: words.Device = None,
-    overwrite: words.Overwrite = False,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    memory: options.Memory = "1 GB",
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Restore a stack of any size, or tiles as a microscope writes them."""
     from mrhdata import models
@@ -113,24 +114,24 @@ def restore(
     if (stack is None) == (watch is None):
         raise DataError("give either a stack to restore, or a folder to --watch")
     network = models.load(model)
-    options = {"memory": memory, "device": device, "overwrite": overwrite, "progress": words.shown(progress)}
-    read = words.options(spacing=spacing, unit=unit)
+    settings = {"memory": memory, "device": device, "overwrite": overwrite, "progress": options.shown(progress)}
+    read = options.options(spacing=spacing, unit=unit)
     with resumable():
         if stack is not None:
-            words.answer(_restored(network, stack, out, read, options), as_json)
+            options.answer(_restored(network, stack, out, read, settings), as_json)
             return
         assert watch is not None
-        count = _watched(network, watch, out, read, options, settle, idle)
-    words.answer({"restored": count, "written": str(out)}, as_json)
+        count = _watched(network, watch, out, read, settings, settle, idle)
+    options.answer({"restored": count, "written": str(out)}, as_json)
 
 
-def _restored(network: nn.Module, stack: str, out: Path, read: Any, options: Any) -> dict[str, Any]:
-    from mrhdata import formats
-    from mrhdata.methods import em
+def _restored(network: nn.Module, stack: str, out: Path, read: Any, settings: Any) -> dict[str, Any]:
+    from mrhdata.io import formats
+    from mrhdata.recipes import restoration
 
     start = time.perf_counter()
     volume = formats.read(stack, **read)
-    made = em.restore(network, volume, out, **options)
+    made = restoration.restore(network, volume, out, **settings)
     seconds = time.perf_counter() - start
     pixels = made.size / 1e6
     return {
@@ -142,11 +143,11 @@ def _restored(network: nn.Module, stack: str, out: Path, read: Any, options: Any
 
 
 def _watched(
-    network: nn.Module, folder: Path, out: Path, read: Any, options: Any, settle: float, idle: float | None
+    network: nn.Module, folder: Path, out: Path, read: Any, settings: Any, settle: float, idle: float | None
 ) -> int:
     """Each file of a folder that has no restored one; a file that cannot be read is named and left."""
-    from mrhdata import formats
-    from mrhdata.watching import arriving
+    from mrhdata.io import formats
+    from mrhdata.recipes.watch_folder import arriving
 
     out.mkdir(parents=True, exist_ok=True)
 
@@ -159,9 +160,9 @@ def _watched(
     count = 0
     for path in arriving(folder, wanted, settle_s=settle, idle_s=idle):
         try:
-            found = _restored(network, str(path), target(path), read, options)
+            found = _restored(network, str(path), target(path), read, settings)
         except MrhdataError as error:
-            words.warn(f"left out: {error}")
+            options.warn(f"left out: {error}")
             continue
         typer.echo(f"{path.name} -> {target(path).name}, {found['Mpixel/s']} Mpixel/s", err=True)
         count += 1

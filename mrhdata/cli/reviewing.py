@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def review(
     radius_um: RadiusUm = None,
     width_um: Annotated[float, typer.Option(help="Of a picture.")] = 80,
     png: Annotated[Path | None, typer.Option(help="The same pictures as one PNG, too.")] = None,
-    seed: words.Seed = 0,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    memory: words.Memory = "500 MB",
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    seed: options.Seed = 0,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    memory: options.Memory = "500 MB",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show detections to a person: false positives and misses where there are marks, else all over the scores."""
-    from mrhdata.review_page import montage_png, write_review
-    from mrhdata.reviewing import examples
+    from mrhdata.analysis.review import examples
+    from mrhdata.viz.review_page import montage_png, write_review
 
     image, radius = _read(volume, spacing, unit, radius_um)
     places = examples(
@@ -56,7 +56,7 @@ def review(
     if png is not None:
         montage_png(png, image, places, **cutting)
     kinds = {str(kind): int(many) for kind, many in places["kind"].value_counts(sort=False).items()}
-    words.answer({"written": str(out), "places": len(places), "kinds": kinds, "radius_um": radius * 1e3}, as_json)
+    options.answer({"written": str(out), "places": len(places), "kinds": kinds, "radius_um": radius * 1e3}, as_json)
 
 
 @command("mrhdata judge marks-3b.csv verdicts.csv brain-3.zarr --marks marks-3.xml --cells brain-3/cells.parquet")
@@ -67,16 +67,16 @@ def judge(
     marks: Marks = None,
     cells: Annotated[Path | None, typer.Option(help="Cells that were found, to count false positives anew.")] = None,
     radius_um: RadiusUm = None,
-    spacing: words.Spacing = None,
-    unit: words.Unit = None,
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make marks for the next round of what a person judged, and count the false positives that remain."""
+    from mrhdata.analysis.review import adjusted, judged, read_verdicts
     from mrhdata.errors import DataError
-    from mrhdata.points import WORLD, write_points
-    from mrhdata.reviewing import adjusted, judged, read_verdicts
-    from mrhdata.scoring.cells import detection
+    from mrhdata.io.cell_tables import WORLD, write_points
+    from mrhdata.metrics.detection import detection
 
     if cells is not None and marks is None:
         raise DataError(f"{cells} has no false positives without marks; give --marks too")
@@ -91,20 +91,20 @@ def judge(
         told |= {"false_positives": made.false_positives, "remaining": made.remaining, "adjusted": str(made)}
         told |= {"share": [made.share.estimate, made.share.low, made.share.high]} if made.share else {}
     write_points(after, out, image, overwrite=overwrite)
-    words.answer(told, as_json)
+    options.answer(told, as_json)
 
 
 def _read(volume: Path, spacing: Any, unit: str | None, radius_um: float | None) -> tuple[xr.DataArray, float]:
     """The volume, and the radius of a match in mm."""
-    from mrhdata import formats
+    from mrhdata.io import formats
 
-    image = formats.read(str(volume), **words.options(spacing=spacing, unit=unit))
+    image = formats.read(str(volume), **options.options(spacing=spacing, unit=unit))
     return image, 6 * float(min(image.mrh.spacing)) if radius_um is None else radius_um * 1e-3
 
 
 def _points(path: Path, image: xr.DataArray) -> pd.DataFrame:
     """Cells of a file; what another program calls no cell is none."""
-    from mrhdata.points import read_points
-    from mrhdata.reviewing import cells_of
+    from mrhdata.analysis.review import cells_of
+    from mrhdata.io.cell_tables import read_points
 
     return cells_of(read_points(path, image))

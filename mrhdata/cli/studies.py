@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 
 
@@ -18,16 +18,16 @@ from mrhdata.cli.app import command, resumable
 def train_maps(
     out: Annotated[Path, typer.Argument(help="Folder of the network, and of maps and scores of the test subjects.")],
     folder: Annotated[Path, typer.Argument(help="Folder with files such as sub-01_T2w.nii.gz or sub-01_..._T2w.mnc.")],
-    inputs: words.Inputs,
+    inputs: options.Inputs,
     histology: Annotated[str, typer.Option(help="Pattern of the histology that is to be predicted.")],
     where: Annotated[str | None, typer.Option(help="Pattern of masks of the tissue.")] = None,
-    shares: words.Shares = "0.7,0.15,0.15",
-    stride: words.Stride = 1,
-    blocks: words.Blocks = 4,
-    epochs: words.Epochs = None,
-    seed: words.Seed = 0,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    shares: options.Shares = "0.7,0.15,0.15",
+    stride: options.Stride = 1,
+    blocks: options.Blocks = 4,
+    epochs: options.Epochs = None,
+    seed: options.Seed = 0,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Train MRH-Net on the brains of a folder, subject by subject apart; map and score those that it never saw.
 
@@ -39,30 +39,33 @@ def train_maps(
     import pandas as pd
 
     from mrhdata import models
-    from mrhdata.cases import shared_out
-    from mrhdata.crossvalidation import claim
-    from mrhdata.drafting import appearing
-    from mrhdata.methods import brains, mrhnet
-    from mrhdata.telling import contents
+    from mrhdata._runtime.atomic import appearing
+    from mrhdata.io.fingerprint import contents
+    from mrhdata.recipes import mrhnet, virtual_histology
+    from mrhdata.recipes.cases import shared_out
+    from mrhdata.recipes.cross_validation import claim
 
-    found = brains.find_brains(folder, words.channels(inputs), histology, where)
-    parts = shared_out(found, words.shares(shares), seed)
-    settings = replace(mrhnet.CORRECTED, seed=seed, **words.options(epochs=epochs))
+    found = virtual_histology.find_brains(folder, options.channels(inputs), histology, where)
+    parts = shared_out(found, options.shares(shares), seed)
+    settings = replace(mrhnet.CORRECTED, seed=seed, **options.options(epochs=epochs))
     subjects = {part: [brain.subject for brain in held] for part, held in parts.items()}
     about = {"inputs": inputs, "histology": histology, "where": where, "stride": stride, "blocks": blocks}
     claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": contents(found)})
-    bars = words.shown(progress)
+    bars = options.shown(progress)
     with resumable():
-        model, history = brains.train(
+        model, history = virtual_histology.train(
             parts["training"], parts["validation"], settings, stride=stride, blocks=blocks,
             checkpoint=out / "mrhnet.pt", progress=bars,
         )  # fmt: skip
         models.save(model, out / "network")
-        scores = {brain.subject: brains.mapped_and_scored(model, brain, out, progress=bars) for brain in parts["test"]}
+        scores = {
+            brain.subject: virtual_histology.mapped_and_scored(model, brain, out, progress=bars)
+            for brain in parts["test"]
+        }
     with appearing(out / "network" / "history.json", overwrite=True) as draft:
         draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
     with appearing(out / "scores.csv", overwrite=True) as draft:
         pd.DataFrame.from_dict(scores, orient="index").to_csv(draft, index_label="subject")
     told = {"written": str(out), "subjects": len(found), **{part: ", ".join(held) for part, held in subjects.items()}}
     r2 = {subject: round(held["R2"], 4) for subject, held in scores.items()}
-    words.answer(told | {"best": history.best_epoch + 1, "seconds": round(history.seconds), "R2": r2}, as_json)
+    options.answer(told | {"best": history.best_epoch + 1, "seconds": round(history.seconds), "R2": r2}, as_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mrhdata.cli import words
+from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 
 
@@ -18,29 +18,31 @@ from mrhdata.cli.app import command, resumable
 )
 def info(
     file: str,
-    axes: words.Axes = None,
-    unit: words.Unit = None,
-    spacing: words.Spacing = None,
-    origin: words.Origin = None,
-    space: words.Space = None,
-    kind: words.Kind = None,
-    dataset: words.Dataset = None,
-    as_json: words.Json = False,
+    axes: options.Axes = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
+    origin: options.Origin = None,
+    space: options.Space = None,
+    kind: options.Kind = None,
+    dataset: options.Dataset = None,
+    as_json: options.Json = False,
 ) -> None:
     """Print what a volume is, where it lies, and what is suspicious about it."""
-    from mrhdata import inspection
+    from mrhdata.io import inspection
 
-    given = words.options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset)
-    words.answer(inspection.inspect(file, **given), as_json)
+    given = options.options(
+        axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset
+    )
+    options.answer(inspection.inspect(file, **given), as_json)
 
 
 @command("mrhdata diff brain.nii.gz brain.zarr")
-def diff(first: str, second: str, as_json: words.Json = False) -> None:
+def diff(first: str, second: str, as_json: options.Json = False) -> None:
     """Compare two volumes in world space; exit code 1 where they differ."""
-    from mrhdata import formats, inspection
+    from mrhdata.io import formats, inspection
 
     found = inspection.difference(formats.read(first), formats.read(second))
-    words.answer(found, as_json)
+    options.answer(found, as_json)
     if not found["same"]:
         raise typer.Exit(1)
 
@@ -52,34 +54,33 @@ def diff(first: str, second: str, as_json: words.Json = False) -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="File, folder of planes, pattern, or URL of an OME-Zarr.")],
     out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write: its ending says the format.")],
-    axes: words.Axes = None,
-    unit: words.Unit = None,
-    spacing: words.Spacing = None,
-    origin: words.Origin = None,
-    space: words.Space = None,
-    kind: words.Kind = None,
+    axes: options.Axes = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
+    origin: options.Origin = None,
+    space: options.Space = None,
+    kind: options.Kind = None,
     units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
     modality: Annotated[str | None, typer.Option(help="Such as mri or histology.")] = None,
-    dataset: words.Dataset = None,
+    dataset: options.Dataset = None,
     time: Annotated[int | None, typer.Option(min=0, help="Of a series of volumes take one, counted from 0.")] = None,
-    memory: words.Memory = "1 GB",
-    overwrite: words.Overwrite = False,
-    progress: words.Progress = None,
-    as_json: words.Json = False,
+    memory: options.Memory = "1 GB",
+    overwrite: options.Overwrite = False,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
 ) -> None:
     """Convert a file, a folder of planes or a URL to OME-Zarr, or an OME-Zarr to a file.
 
     Killed and run again, a conversion to OME-Zarr goes on where it was.
     """
-    from mrhdata import conversion, formats
-    from mrhdata.formats import omezarr
+    from mrhdata.io import conversion, formats, omezarr
 
     geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
-    given = words.options(
+    given = options.options(
         **geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset, time=time
     )
     if out.name.lower().endswith(".zarr"):
-        shown = words.shown(progress)
+        shown = options.shown(progress)
         with resumable():
             volume = conversion.convert(source, out, overwrite=overwrite, memory=memory, progress=shown, **given)
     else:
@@ -89,7 +90,7 @@ def convert(
     if out.name.lower().endswith(".zarr"):
         levels, _ = omezarr.plan(volume)
         found |= {"chunks": list(levels[0].chunks), "shards": list(levels[0].shards), "levels": len(levels)}
-    words.answer(found, as_json)
+    options.answer(found, as_json)
 
 
 @command(
@@ -105,29 +106,30 @@ def view(
     ] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve OME-Zarr stores to neuroglancer instead.")] = False,
     port: Annotated[int, typer.Option(help="Of the server; 0 for any.")] = 0,
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a picture of orthogonal slices, or serve stores to a viewer in the browser."""
     if serve:
         _serve(files, port)
         return
-    from mrhdata import formats, viewing
-    from mrhdata.drafting import check_target
+    from mrhdata._runtime.atomic import check_target
+    from mrhdata.io import formats
+    from mrhdata.viz import plots
 
     check_target(out, overwrite)
-    volumes = {name: formats.read(file) for name, file in words.named(files).items()}
-    viewing.picture(volumes, out, at=at, overlay=overlay)
-    words.answer({"written": str(out)}, as_json)
+    volumes = {name: formats.read(file) for name, file in options.named(files).items()}
+    plots.picture(volumes, out, at=at, overlay=overlay)
+    options.answer({"written": str(out)}, as_json)
 
 
 def _serve(files: list[str], port: int) -> None:
     import signal
     import threading
 
-    from mrhdata.serving import Server
+    from mrhdata.viz.neuroglancer import Server
 
-    with Server(words.named(files), port) as server:
+    with Server(options.named(files), port) as server:
         # A handler rather than KeyboardInterrupt, which is lost where it falls into a destructor.
         signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
         typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
@@ -149,25 +151,25 @@ def register(
         bool, typer.Option("--orientations", help="Try all 48 ways to permute and flip the axes.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="The moving volume on the fixed one's grid.")] = None,
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Find the transform that lays one volume on another."""
-    from mrhdata import formats
-    from mrhdata.drafting import check_target
-    from mrhdata.prepare import lps, registration, resampling
-    from mrhdata.voxels import voxel_table
+    from mrhdata._runtime.atomic import check_target
+    from mrhdata.analysis.voxel_table import voxel_table
+    from mrhdata.io import formats
+    from mrhdata.registration import itk, pipeline, resampling
 
     for path in (transform, out):
         if path is not None:
             check_target(path, overwrite)
     first, second = formats.read(moving), formats.read(fixed)
     masks = {
-        "moving_mask": words.optional(moving_mask, "mask"),
-        "fixed_mask": words.optional(fixed_mask, "mask"),
+        "moving_mask": options.optional(moving_mask, "mask"),
+        "fixed_mask": options.optional(fixed_mask, "mask"),
     }
-    found = registration.register(first, second, kind, orientations=orientations, **masks)
-    lps.write(found, transform, second.mrh.grid)
+    found = pipeline.register(first, second, kind, orientations=orientations, **masks)
+    itk.write(found, transform, second.mrh.grid)
     carried = resampling.resample(first, second, found)
     said: dict[str, Any] = {"written": str(transform)}
     rows = voxel_table({"moving": carried, "fixed": second}, masks["fixed_mask"])
@@ -175,7 +177,7 @@ def register(
     if out is not None:
         formats.write(carried, out, overwrite=overwrite)
         said["carried"] = str(out)
-    words.answer(said, as_json)
+    options.answer(said, as_json)
 
 
 @command(
@@ -187,22 +189,22 @@ def resample(
     out: Path,
     like: Annotated[str | None, typer.Option(help="Volume whose grid to fill.")] = None,
     transform: Annotated[str | None, typer.Option(help="From the space of --like to that of the volume.")] = None,
-    spacing_mm: words.SpacingMm = None,
+    spacing_mm: options.SpacingMm = None,
     order: Annotated[int, typer.Option(help="0 nearest, 1 linear, 3 cubic; labels are always nearest.")] = 1,
-    kind: words.Kind = None,
-    overwrite: words.Overwrite = False,
-    as_json: words.Json = False,
+    kind: options.Kind = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Carry a volume of any size to another grid, block by block."""
-    from mrhdata import formats
-    from mrhdata.drafting import check_target
-    from mrhdata.prepare import lps, resampling
+    from mrhdata._runtime.atomic import check_target
+    from mrhdata.io import formats
+    from mrhdata.registration import itk, resampling
 
     check_target(out, overwrite)
-    given, target = formats.read(volume, **words.options(kind=kind)), None if like is None else formats.read(like)
+    given, target = formats.read(volume, **options.options(kind=kind)), None if like is None else formats.read(like)
     spaces = {} if target is None else {"source": target.mrh.space, "target": given.mrh.space}
-    through = None if transform is None else lps.read(transform, **spaces)
-    size = words.options(spacing=spacing_mm).get("spacing")
+    through = None if transform is None else itk.read(transform, **spaces)
+    size = options.options(spacing=spacing_mm).get("spacing")
     made = resampling.resample(given, target, through, spacing_mm=size, order=order)
     formats.write(made, out, overwrite=overwrite)
-    words.answer({"written": str(out), "shape": dict(made.sizes), "space": made.mrh.space}, as_json)
+    options.answer({"written": str(out), "shape": dict(made.sizes), "space": made.mrh.space}, as_json)

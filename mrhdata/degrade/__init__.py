@@ -9,10 +9,10 @@ plane draws from a generator of its own, so that it becomes the same one in NumP
 and in a batch of tensors. A number of a step may be `Between` two, drawn anew for each plane.
 """
 
-from mrhdata.degrade.chain import Degradation
-from mrhdata.degrade.fitting import Fitted, fit_degradation
+from mrhdata.degrade.degradation import Degradation
+from mrhdata.degrade.fit import Fitted, fit_degradation
 from mrhdata.degrade.published import PUBLISHED
-from mrhdata.degrade.raster import scan_speedup
+from mrhdata.degrade.scan_time import scan_speedup
 from mrhdata.degrade.steps import (
     Area,
     Between,

@@ -6,7 +6,7 @@ PSSR: Fang et al. 2021, Nat. Methods 18:406; PSSR2: Stites et al. 2024, BMC Meth
 
 from __future__ import annotations
 
-from mrhdata.degrade.chain import Degradation
+from mrhdata.degrade.degradation import Degradation
 from mrhdata.degrade.steps import (
     Blur,
     Clip,

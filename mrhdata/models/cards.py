@@ -100,7 +100,7 @@ class Cards(tuple[Card, ...]):
         return "\n".join("  ".join(f"{v:{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        from mrhdata.notebook import block, table
+        from mrhdata._runtime.html import block, table
 
         rows = [card.row() for card in self]
         return block("Networks", table([*rows[0]] if rows else [], [[*row.values()] for row in rows]))

@@ -38,7 +38,7 @@ class Ensemble(nn.Module):
 
     Mean and uncertainty have the target's units. A strangeness above 1 is beyond 99 of 100 voxels of the
     validation set. Each member applies its own intensity scales. Made by :meth:`of`, and complete after
-    :meth:`learn` and :meth:`calibrate`, which :func:`mrhdata.robustness.calibrated` does in one step.
+    :meth:`learn` and :meth:`calibrate`, which :func:`mrhdata.analysis.robustness.calibrated` does in one step.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ class Spec:
         For a network that tells classes apart, the value of each in label volumes.
     prepare, finish : tuple of (str, dict)
         What becomes of volumes before the network sees them, and of its labels: names and settings of
-        :mod:`mrhdata.prepare.steps`.
+        :mod:`mrhdata.preprocessing.pipeline`.
     """
 
     name: str

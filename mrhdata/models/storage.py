@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrhdata.drafting import appearing
+from mrhdata._runtime.atomic import appearing
 from mrhdata.errors import ModelError
 from mrhdata.models.cards import check_weights, folder_of
 from mrhdata.models.registry import create

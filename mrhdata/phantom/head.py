@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from mrhdata.prepare.smooth import basis, contract
+from mrhdata.preprocessing.spline_fields import basis, contract
 
 Floats = NDArray[np.floating[Any]]
 

@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
-from mrhdata.prepare import maps
-from mrhdata.volume import from_array
+from mrhdata.preprocessing import parameter_maps
+from mrhdata.volume.construct import from_array
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,10 +158,10 @@ def mouse_maps(brain: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
     """
     return {
         "T2w": brain["t2w"],
-        "MTR": maps.mtr(brain["mt_off"], brain["mt_on"]),
-        "D2000": maps.diffusivity(brain["dwi2000"], b0s=2, b=2.0),
-        "D5000": maps.diffusivity(brain["dwi5000"], b0s=2, b=5.0),
-        "anisotropy": maps.anisotropy(brain["dwi2000"], b0s=2),
+        "MTR": parameter_maps.mtr(brain["mt_off"], brain["mt_on"]),
+        "D2000": parameter_maps.diffusivity(brain["dwi2000"], b0s=2, b=2.0),
+        "D5000": parameter_maps.diffusivity(brain["dwi5000"], b0s=2, b=5.0),
+        "anisotropy": parameter_maps.anisotropy(brain["dwi2000"], b0s=2),
     }
 
 

@@ -27,8 +27,8 @@ from scipy import fft
 
 from mrhdata.errors import GridError
 from mrhdata.phantom.head import NUCLEI, VIEW_MM, Head
-from mrhdata.prepare.smooth import basis, contract
-from mrhdata.volume import from_array
+from mrhdata.preprocessing.spline_fields import basis, contract
+from mrhdata.volume.construct import from_array
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,0 +1,95 @@
+"""The networks that are shipped: those of the bench on phantoms, with cards made of its records.
+
+Run: mrhdata bench benchmarks/ WORK, then python benchmarks/studies/zoo.py WORK [--only NAME ...]
+
+Weights of more than 5 MB are rounded to 16 bits, and the card says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tables import markdown
+
+from mrhdata import models
+from mrhdata._runtime.atomic import appearing
+from mrhdata.bench import read_task, standings
+from mrhdata.bench.manifest import read_manifest
+from mrhdata.bench.runner import Run, read_results
+from mrhdata.models.cards import WEIGHTS, Card, digest_of
+
+HERE = Path(__file__).parents[1]
+PHANTOM = "trained on phantoms alone: on real volumes it is a start for training, not an answer"
+#: Name: task, method, and what else is to be known.
+SHIPPED: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "phantom-nf": ("phantom-histology", "MRH-Net", ("needs all five contrasts in the same order and units",)),
+    "phantom-tissue": ("phantom-tissue", "2D network 1_0", ("sees single slices", "heads stand upright and whole")),
+    "phantom-nuclei": ("phantom-nuclei", "3D U-Net", ("susceptibility in ppm, referenced to zero mean",)),
+    "phantom-em": ("phantom-em", "restorer", ("one kind of noise and of downsampling: em_AG_D_sameas_preprint",)),
+    "phantom-cells": ("phantom-cells", "cell detector", ("voxels of 2 um; cells of 8 to 16 um",)),
+}
+MOST_BYTES = 5_000_000
+
+
+def run_of(work: Path, task: str, method: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of the network, and those of all methods of its task."""
+    records = [r for r in read_results(work / "results.jsonl") if r["task"] == task and not r["quick"]]
+    newest = {r["method"]: r for r in records if "error" not in r}
+    return newest[method], list(newest.values())
+
+
+def shipped(name: str, work: Path) -> Card:
+    """Put a network and its card where the package finds them."""
+    task_name, method, limits = SHIPPED[name]
+    record, records = run_of(work, task_name, method)
+    task = read_task(HERE / "tasks" / f"{task_name}.toml")
+    run = Run(HERE, work, task_name, method, quick=False, seed=record["seed"])
+    source = run.place(read_manifest(task, HERE / "manifests")) / "network"
+    model: Any = models.load(source)
+    table = standings(records)
+    ours, best = table[table["method"] == method].iloc[0], table[table["baseline"]].iloc[0]
+    with appearing(WEIGHTS / name) as draft:
+        shutil.copytree(source, draft)
+        size = (draft / "model.safetensors").stat().st_size
+        if size > MOST_BYTES:
+            kept = model.state_dict().items()
+            state = {key: (v.half() if v.dtype == torch.float32 else v).contiguous() for key, v in kept}
+            save_file(state, draft / "model.safetensors")
+            limits = (*limits, "weights rounded to 16 bits; the score is that of 32 bits")
+        card = Card(
+            name=name,
+            title=task.title,
+            task=task.kind,
+            network=model.spec.name,
+            inputs=tuple(model.spec.channels),
+            spacing_mm=tuple(model.spec.spacing_mm),
+            data=f"the phantom '{task.data['phantom']}' of mrhdata",
+            split={part: list(task.split[part]) for part in ("training", "stopping", "test")},
+            score={"name": record["shown"][0], **{key: float(ours[key]) for key in ("value", "low", "high")}},
+            baseline={"method": best["method"], **{key: float(best[key]) for key in ("value", "low", "high")}},
+            limits=(PHANTOM, *limits),
+            parameters=sum(p.numel() for p in model.parameters()),
+            megabytes=(draft / "model.safetensors").stat().st_size / 1e6,
+            sha256=digest_of(draft),
+        )
+        card.write(draft)
+    return card
+
+
+def main() -> None:
+    """All networks, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(SHIPPED))
+    given = parser.parse_args()
+    WEIGHTS.mkdir(exist_ok=True)
+    print(markdown([shipped(name, given.work).row() for name in given.only]))
+
+
+if __name__ == "__main__":
+    main()

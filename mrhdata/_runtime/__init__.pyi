@@ -1,0 +1,15 @@
+from . import (
+    atomic,
+    html,
+    memory,
+    progress,
+    threads,
+)
+
+__all__ = [
+    "atomic",
+    "html",
+    "memory",
+    "progress",
+    "threads",
+]

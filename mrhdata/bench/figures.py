@@ -1,0 +1,75 @@
+"""Pictures of the report: a block of a test subject, its truth and an answer; scores with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mrhdata.bench.api import Subject
+from mrhdata.bench.manifest import in_box, part_of, scored_grid, voxels_of
+
+#: Cells that are drawn lie within so many planes of the one that is shown.
+_REACH = 4
+
+
+def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
+    """A plane of a block: first input, truth, answer; cells as circles over the input.
+
+    It is the middle plane, or that of the middle one of the cells: the block's own may have none.
+    """
+    like, plane = scored_grid(subject), (box[0] + box[3]) // 2
+    marks: list[Any] = [None] * 3
+    if isinstance(answer, pd.DataFrame):
+        voxels = [voxels_of(t[["X", "Y", "Z"]].to_numpy(), like) for t in (subject.truth, answer)]
+        inside = [v[in_box(v, box)] for v in voxels]
+        depths = np.sort(np.concatenate([v[:, 0] for v in inside]))
+        plane = int(depths[len(depths) // 2]) if len(depths) else plane
+        marks = [None, *(v[np.abs(v[:, 0] - plane) <= _REACH] for v in inside)]
+        seen = _plane(subject.first, like, box, plane)
+        shown = [(seen, "input"), (seen, "cells"), (seen, "found")]
+    else:
+        held = [np.asarray(part_of(v, box).data)[plane - box[0]] for v in (subject.truth, answer)]
+        shown = [(_plane(subject.first, like, box, plane), "input"), (held[0], "truth"), (held[1], "answer")]
+    limits = [np.percentile(shown[i][0], (1, 99)) for i in (0, 1, 1)]
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
+    for ax, (image, title), (low, high), points in zip(figure.subplots(1, 3), shown, limits, marks, strict=True):
+        ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", interpolation="nearest")
+        if points is not None and len(points):
+            ax.plot(points[:, 2] - box[2], points[:, 1] - box[1], "o", mfc="none", mec="tab:orange", ms=8)
+        ax.set_title(title, fontsize=9)
+        ax.set_axis_off()
+    return figure
+
+
+def _plane(volume: Any, like: Any, box: Sequence[int], plane: int) -> Any:
+    """The same plane of an input, which may have larger pixels."""
+    ratio = np.array(like.shape) / np.array(volume.shape)
+    low, high = (np.floor(np.array(part) / ratio).astype(int) for part in (box[:3], box[3:]))
+    z = int(plane / ratio[0])
+    high = np.maximum(high, low + 1)
+    return np.asarray(volume.data[z, low[1] : high[1], low[2] : high[2]])
+
+
+def ranking(table: pd.DataFrame, score: str) -> Figure:
+    """A dot and an interval per method, best on top; baselines are hollow.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With ``method``, ``baseline``, ``value``, ``low``, ``high``, best first.
+    score : str
+    """
+    figure = Figure(figsize=(6.5, 0.9 + 0.32 * len(table)), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    for row, line in enumerate(table.iloc[::-1].to_dict("records")):
+        colour = "0.45" if line["baseline"] else "tab:blue"
+        ax.plot([line["low"], line["high"]], [row, row], color=colour, linewidth=2)
+        ax.plot(line["value"], row, "o", color=colour, mfc="white" if line["baseline"] else colour, ms=7)
+    ax.set_yticks(range(len(table)), table["method"].iloc[::-1])
+    ax.set_xlabel(f"{score} (95 % interval over blocks; hollow: baseline)")
+    ax.grid(axis="x", color="0.9")
+    return figure

@@ -1,0 +1,20 @@
+from . import (
+    build,
+    catalog,
+    published,
+    splits,
+    validation,
+)
+from .catalog import Catalog, open_catalog
+from .published import fetch
+
+__all__ = [
+    "Catalog",
+    "build",
+    "catalog",
+    "fetch",
+    "open_catalog",
+    "published",
+    "splits",
+    "validation",
+]

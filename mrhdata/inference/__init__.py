@@ -1,0 +1,5 @@
+"""Trained networks on volumes of any size: maps, labels, cells."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,239 @@
+"""Boxes of a volume, read one batch after another: decoded ahead, each stored chunk once where memory allows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata.errors import DataError, FormatError
+from mrhdata.patching import order
+from mrhdata.patching.plan import longest
+from mrhdata.patching.prefetch import Loads, ReadAhead, Rooms, decoders
+from mrhdata.patching.sources import one_grid
+from mrhdata.patching.tiles import Stream
+from mrhdata.volume.construct import stack
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Voxels from `low` to before `high` along z, y, x; may reach beyond the volume."""
+
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        z, y, x = (b - a for a, b in zip(self.low, self.high, strict=True))
+        return (z, y, x)
+
+    def within(self, shape: Sequence[int]) -> Span:
+        """The nearest part of a volume: what lies in it, or the border voxels where nothing does."""
+        low = [min(max(a, 0), n - 1) for a, n in zip(self.low, shape, strict=True)]
+        high = [min(max(b, a + 1), n) for a, b, n in zip(low, self.high, shape, strict=True)]
+        return span(low, high)
+
+    def slices(self, base: Sequence[int] = (0, 0, 0)) -> tuple[slice, slice, slice]:
+        """As slices of an array that begins at `base`."""
+        z, y, x = (slice(a - b, e - b) for a, e, b in zip(self.low, self.high, base, strict=True))
+        return (z, y, x)
+
+
+def span(low: Sequence[Any], high: Sequence[Any]) -> Span:
+    """Span of any whole numbers."""
+    (z, y, x), (d, h, w) = map(int, low), map(int, high)
+    return Span((z, y, x), (d, h, w))
+
+
+class Sweep:
+    """Reads boxes of one stream within a budget.
+
+    Parameters
+    ----------
+    stream : Stream
+        Its tiles are what is decoded at once; patches of it are not small.
+    memory : int
+        Bytes of decoded tiles.
+    notes : path, optional
+        Where tiles that cannot be read are listed, a line each; they are then 0. Refused where None.
+    """
+
+    def __init__(self, stream: Stream, memory: int, notes: Path | None = None) -> None:
+        self.stream = stream
+        self._memory, self._notes, self._rooms = memory, notes, Rooms()
+
+    def skip(self, reason: str) -> bool:
+        """Note something that cannot be read or used; False where that is not allowed."""
+        if self._notes is None:
+            return False
+        # One line at once, since several processes may write.
+        with self._notes.open("a", encoding="utf-8") as file:
+            file.write(reason + "\n")
+        return True
+
+    def read(self, batches: Sequence[Sequence[Span]]) -> Iterator[Floats]:
+        """Voxels (n, C, z, y, x) of the boxes of each batch, which are of one size.
+
+        Voxels beyond the volume are those at its border. The array is used up before the next one.
+        """
+        buffer = np.empty(0, np.float32)
+        tiles: dict[int, np.ndarray] = {}
+        with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, decoders(), self._rooms) as ahead:
+            for number, batch in enumerate(batches):
+                ahead.wait_for(number)
+                shape = (len(batch), len(self.stream.channels), *batch[0].lengths)
+                if buffer.size < np.prod(shape):
+                    buffer = np.empty(int(np.prod(shape)), np.float32)
+                values = buffer[: int(np.prod(shape))].reshape(shape)
+                for out, box in zip(values, batch, strict=True):
+                    self._assemble(out, box, tiles)
+                ahead.done_with(number)
+                yield values
+
+    def _loads(self, group: Sequence[Sequence[Span]]) -> Loads:
+        """Which tiles are read when; one that is needed again soon is kept as long as the budget allows."""
+        stream = self.stream
+        used, when = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for number, batch in enumerate(group):
+            found = np.unique(np.concatenate([self._tiles_of(box) for box in batch]))
+            used.append(found)
+            when.append(np.full(len(found), number))
+        tile, time = np.concatenate(used), np.concatenate(when)
+
+        def kept_for(pause: int) -> Loads:
+            tiles, first, last = order.lifetimes(tile, time, time, pause)
+            size = stream.sizes(np.stack(np.unravel_index(tiles, stream.tiles), axis=1))
+            return Loads(tiles, first, last, size, order.peak(first, last, size), 0)
+
+        return longest(kept_for, len(group), self._memory)
+
+    def _tiles_of(self, box: Span) -> Ints:
+        inside = box.within(self.stream.grid.shape)
+        rows = zip(inside.low, inside.high, self.stream.tile, strict=True)
+        numbers = np.meshgrid(*(np.arange(a // t, (b - 1) // t + 1) for a, b, t in rows), indexing="ij")
+        return np.asarray(np.ravel_multi_index([n.ravel() for n in numbers], self.stream.tiles), dtype=np.int64)
+
+    def _tile(self, number: int, room: np.ndarray | None) -> np.ndarray:
+        place = np.unravel_index(number, self.stream.tiles)
+        try:
+            return self.stream.read([int(i) for i in place], room)
+        except FormatError as error:
+            low = [int(i) * t for i, t in zip(place, self.stream.tile, strict=True)]
+            if not self.skip(f"input from {tuple(low)} on: {error}"):
+                raise
+            lengths = [min(t, n - b) for t, n, b in zip(self.stream.tile, self.stream.grid.shape, low, strict=True)]
+            channels = len(self.stream.channels)
+            shape = (*lengths, channels) if self.stream.small else (channels, *lengths)
+            return np.zeros(shape, self.stream.dtype)
+
+    def _assemble(self, out: Floats, box: Span, tiles: dict[int, np.ndarray]) -> None:
+        """A box from the tiles that it touches, in the cast to float32."""
+        stream = self.stream
+        inside = box.within(stream.grid.shape)
+        before = [a - b for a, b in zip(inside.low, box.low, strict=True)]
+        target = out[:, *(slice(p, p + n) for p, n in zip(before, inside.lengths, strict=True))]
+        rows = zip(inside.low, inside.high, stream.tile, strict=True)
+        for place in itertools.product(*(range(a // t, (b - 1) // t + 1) for a, b, t in rows)):
+            tile = tiles[int(np.ravel_multi_index(place, stream.tiles))]
+            voxels = np.moveaxis(tile, -1, 0) if stream.small else tile
+            begin = [i * t for i, t in zip(place, stream.tile, strict=True)]
+            part = span(
+                [max(a, b) for a, b in zip(inside.low, begin, strict=True)],
+                [min(a, b + n) for a, b, n in zip(inside.high, begin, voxels.shape[1:], strict=True)],
+            )
+            target[:, *part.slices(inside.low)] = voxels[:, *part.slices(begin)]
+        if inside != box:
+            after = [n - p - m for n, p, m in zip(out.shape[1:], before, inside.lengths, strict=True)]
+            out[...] = np.pad(target.copy(), [(0, 0), *zip(before, after, strict=True)], mode="edge")
+
+
+class Inside:
+    """Where a map is wanted: everywhere, in a mask of any grid, or where voxels were ever stored.
+
+    Parameters
+    ----------
+    where : mask volume, "stored" or None
+    first : volume
+        Whose voxels count.
+    stream : Stream
+        The inputs.
+    """
+
+    def __init__(self, where: xr.DataArray | str | None, first: xr.DataArray, stream: Stream) -> None:
+        self._shape, self._stored = stream.grid.shape, None
+        self._mask: Stream | None = None
+        self._coarse: NDArray[np.bool_] | None = None
+        if isinstance(where, str):
+            if where != "stored":
+                raise DataError(f"where is a mask or 'stored', not {where!r}")
+            self._stored = stream.stored
+        elif where is not None:
+            where = where.assign_attrs(kind="mask")
+            self._mask = one_grid({"mask": where}, stream.shape, first, True, exact=True)
+            if not where.mrh.grid.same_as(first.mrh.grid):
+                # A mask of a coarser grid is small, and says in one look where there is nothing.
+                self._coarse = np.asarray(stack({"mask": where}).isel(c=0).data) != 0
+                self._turn = np.linalg.solve(where.mrh.grid.affine, first.mrh.grid.affine)
+            self._check()
+
+    def _check(self) -> None:
+        """A mask that covers nothing is a mistake."""
+        mask = self._mask
+        assert mask is not None
+        for place in np.ndindex(*mask.tiles):
+            low = [i * t for i, t in zip(place, mask.tile, strict=True)]
+            tile = span(low, [b + t for b, t in zip(low, mask.tile, strict=True)])
+            if self.of(tile.within(mask.grid.shape)).any():
+                return
+        raise DataError("the mask is empty; give one that covers part of the volumes")
+
+    def any(self, box: Span) -> bool:
+        """Whether some of a box is wanted."""
+        inside = box.within(self._shape)
+        if self._stored is not None:
+            return self._stored(inside.low, inside.high)
+        if self._mask is None:
+            return True
+        if self._coarse is not None and not self._near(inside):
+            return False
+        return bool(self.of(inside).any())
+
+    def of(self, box: Span) -> NDArray[np.bool_]:
+        """Which voxels of a box within the volume are wanted: (z, y, x)."""
+        if self._mask is None:
+            return np.ones(box.lengths, dtype=bool)
+        values = self._mask.voxels(np.array(box.low), np.array(box.high))[0]
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise DataError(f"{np.isnan(values).sum()} mask voxels from {box.low} on are NaN; set them to 0")
+        return np.asarray(values != 0)
+
+    def outside(self, box: Span, jump: Sequence[float], first: Sequence[float]) -> NDArray[np.bool_] | None:
+        """Which voxels of a box of another grid are not wanted: those whose nearest voxel is not; None for none."""
+        if self._mask is None:
+            return None
+        rows = zip(box.low, box.high, jump, first, self._shape, strict=True)
+        near = [np.clip(np.floor(np.arange(a, b) * j + f + 0.5).astype(int), 0, n - 1) for a, b, j, f, n in rows]
+        low = [int(axis[0]) for axis in near]
+        wanted = self.of(span(low, [int(axis[-1]) + 1 for axis in near]))
+        return ~wanted[np.ix_(*(axis - b for axis, b in zip(near, low, strict=True)))]
+
+    def _near(self, box: Span) -> bool:
+        """Whether a mask of another grid has voxels about a box."""
+        assert self._coarse is not None
+        ends = np.array(list(itertools.product(*zip(box.low, [h - 1 for h in box.high], strict=True))))
+        places = ends @ self._turn[:3, :3].T + self._turn[:3, 3]
+        low = np.maximum(np.floor(places.min(axis=0)).astype(int) - 1, 0)
+        high = np.ceil(places.max(axis=0)).astype(int) + 2
+        return bool(self._coarse[tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))].any())

@@ -1,0 +1,512 @@
+"""A network over a volume of any size, written to OME-Zarr block by block.
+
+The blocks are whole shards of the result. Each is made from boxes of the input that threads decode
+ahead, by one of the methods of :mod:`mrhdata.inference.strategies`, while the one before is written; a run that was
+killed goes on behind the last finished block (:mod:`mrhdata.io.omezarr.resumable`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mrhdata._runtime.atomic import check_target, remove
+from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.progress import Progress
+from mrhdata._runtime.threads import in_thread
+from mrhdata.errors import DataError, ModelError
+from mrhdata.inference.box_reader import Inside, Span, Sweep, span
+from mrhdata.inference.strategies import Centres, Dense, Method, Network, Step, Windowing, Windows
+from mrhdata.io import fingerprint, formats, omezarr
+from mrhdata.io.omezarr import resumable
+from mrhdata.io.omezarr.write_blocks import InTurn
+from mrhdata.models.receptive_field import field_of
+from mrhdata.models.spec import Spec, physical
+from mrhdata.patching import sources
+from mrhdata.volume.construct import SPATIAL, place
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import nn
+
+    from mrhdata.io.omezarr.write_blocks import Box
+    from mrhdata.patching.tiles import Stream
+
+Floats = NDArray[np.float32]
+
+log = logging.getLogger("mrhdata")
+
+#: Raised when the same network gives other voxels.
+_VERSION = 1
+#: Shares of the budget: decoded chunks, the network's tensors, one block of answers, and what the halves of blocks are
+#: a share of. There are two blocks, encoded shards of up to two more, the block of a coarser level, and memory that was
+#: freed and is not given back yet.
+_TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 12, 3 / 8
+#: Bytes of answers that stay in the cache until they are written.
+_CACHED = 500_000
+#: Steps that are planned together.
+_PLANNED = 512
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written for the network's answers.
+
+    Attributes
+    ----------
+    activation : {None, "softmax", "sigmoid"}
+        Over channels, or of each.
+    decide : {None, "argmax"} or float
+        The channel of the highest answer as a label volume, or a mask of the answers of at least so much.
+    dtype : str
+        Of the answers; integers need a range.
+    range : (float, float) or None
+        Answers that become the smallest and the largest value of an integer type.
+    labels : tuple of int
+        Values that the channels stand for, for ``"argmax"``; those of the network's training by default,
+        or the channels' numbers.
+    """
+
+    activation: str | None = None
+    decide: str | float | None = None
+    dtype: str = "float32"
+    range: tuple[float, float] | None = None
+    labels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activation not in (None, "softmax", "sigmoid"):
+            raise ModelError(f"activation is softmax or sigmoid, not {self.activation!r}")
+        if isinstance(self.decide, str) and self.decide != "argmax":
+            raise ModelError(f"decide is 'argmax' or a threshold, not {self.decide!r}")
+        if np.dtype(self.dtype).kind in "iu" and self.range is None and self.decide is None:
+            raise ModelError(f"{self.dtype} answers need a range, such as (0, 1) for probabilities")
+
+    @property
+    def kind(self) -> str:
+        """Of the volume."""
+        return "image" if self.decide is None else "labels" if self.decide == "argmax" else "mask"
+
+    def channels(self, answers: int) -> int:
+        """How many are written."""
+        return 1 if self.decide == "argmax" else answers
+
+    @property
+    def written(self) -> np.dtype[Any]:
+        """Type of what is written."""
+        if self.decide is None:
+            return np.dtype(self.dtype)
+        low, high = min(self.labels, default=0), max(self.labels, default=0)
+        return np.dtype(np.result_type(np.uint8, np.min_scalar_type(low), np.min_scalar_type(high)))
+
+    def of(self, answers: Floats) -> np.ndarray:
+        """What is written for answers (C, z, y, x), which are used up."""
+        values = answers
+        if self.activation == "softmax":
+            values = torch.from_numpy(values).softmax(0).numpy()
+        elif self.activation == "sigmoid":
+            values = torch.from_numpy(values).sigmoid().numpy()
+        if self.decide == "argmax":
+            chosen = values.argmax(axis=0, keepdims=True)
+            return (np.array(self.labels)[chosen] if self.labels else chosen).astype(self.written)
+        if isinstance(self.decide, (int, float)):
+            return (values >= self.decide).astype(np.uint8)
+        if self.range is not None and self.written.kind in "iu":
+            low, high = self.range
+            ends = np.iinfo(self.written)
+            factor = (float(ends.max) - float(ends.min)) / (high - low)
+            # In place, and in NumPy: PyTorch's threads wait for each other longer than this takes.
+            values *= np.float32(factor)
+            values += np.float32(ends.min - low * factor)
+            np.rint(values, out=values)
+            # The highest number that is not rounded to one beyond the type, where it would become the lowest.
+            top = np.float32(ends.max)
+            np.clip(values, ends.min, np.nextafter(top, np.float32(0)) if int(top) > ends.max else top, out=values)
+        return values.astype(self.written, copy=False)
+
+
+def predict(  # noqa: PLR0913 (settings of one act)
+    model: nn.Module,
+    inputs: Mapping[str, xr.DataArray] | xr.DataArray,
+    store: str | os.PathLike[str],
+    *,
+    where: xr.DataArray | str | None = None,
+    mode: str = "patch",
+    windows: Windowing = Windowing(),  # noqa: B008
+    align: str = "same",
+    output: Output = Output(),
+    memory: int | str = "1 GB",
+    device: str | None = None,
+    precision: str = "float32",
+    skip_corrupt: bool = False,
+    name: str = "prediction",
+    prepared: bool = False,
+    overwrite: bool = False,
+    progress: Progress = True,
+) -> xr.DataArray:
+    """Map a trained network over volumes of any size.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Trained by :func:`mrhdata.fit`, loaded, or any network that takes (B, C, z, y, x).
+    inputs : volume or mapping of volumes
+        The channels that the network was trained on, in the same order.
+    store : path
+        OME-Zarr folder to write, or a file of any format that is written. A run that was killed goes on
+        where it was when it is called again with the same network, inputs and parameters.
+    where : mask volume or "stored", optional
+        Only voxels where the mask, of any grid, is not zero are computed; the others are 0. ``"stored"``
+        leaves out blocks of which the first input holds no chunk.
+    mode : {"patch", "dense"}
+        *Dense* runs the network on large boxes with the exact margin of its receptive field: the result is
+        that of one pass over the whole volume. *Patch* runs it on windows of the size that it was trained
+        on and blends them.
+    windows : Windowing
+        Of patch mode: their shape, overlap and blending.
+    align : {"same", "first"}
+        Whether inputs lie on one grid, or are resampled to that of the first as they are read.
+    output : Output
+        Softmax, decision, type.
+    memory : int or str
+        Bytes for voxels, tensors and answers together, such as ``"500 MB"``.
+    device : str, optional
+        ``"cuda"`` where there is one, else ``"cpu"``.
+    precision : {"float32", "bfloat16"}
+    skip_corrupt : bool
+        Chunks that cannot be read count as 0, and answers that are not finite become 0; both are listed
+        in ``attrs["provenance"]["skipped"]``.
+    name : str
+        Of the result.
+    prepared : bool
+        The inputs have gone through the network's own steps (``spec.prepare``), as :func:`mrhdata.segment` does it.
+    overwrite, progress : bool
+
+    Returns
+    -------
+    volume : xarray.DataArray
+        On the grid of the first input, or a finer or coarser one where the network makes one; read back
+        from `store`.
+
+    Raises
+    ------
+    ModelError
+        Channels differ from those of training, the network was not trained or wants prepared volumes, or it cannot be
+        run so.
+    DataError
+        Answers are not finite, or the mask is empty.
+    FormatError
+        An input cannot be read (the chunk is named), or the store not written; run it again to go on.
+    GridError
+        Grids differ.
+
+    Notes
+    -----
+    In patch mode voxels beyond the border of the volume are the nearest ones within. Where a
+    ``dask.distributed`` client is active, its workers make the blocks, each with `memory` for itself.
+    Volumes that are computed by Dask are computed as they are read; only files and arrays in memory are
+    recognised by a run that goes on.
+
+    Examples
+    --------
+    >>> import tempfile, mrhdata
+    >>> mean = torch.nn.Conv3d(1, 1, 3, padding=1, bias=False).requires_grad_(False)
+    >>> _ = mean.weight.fill_(1 / 27)
+    >>> v = mrhdata.volume.from_array(np.ones((8, 8, 8), np.float32), spacing=(1, 1, 1))
+    >>> mapped = predict(mean, v, tempfile.mkdtemp() + "/mean.zarr", mode="dense", progress=False)
+    >>> round(float(mapped[4, 4, 4]), 4), round(float(mapped[0, 0, 0]), 4)
+    (1.0, 0.2963)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
+    if align not in ("same", "first"):
+        raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
+    target, budget = Path(store), in_bytes(memory)
+    inputs = {key: omezarr.forward(volume) for key, volume in sources.named(inputs).items()}
+    network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+    first = next(iter(inputs.values()))
+    stream = sources.one_grid(inputs, (1, 1, 1), None, align == "first")
+    if output.decide == "argmax" and not output.labels:
+        output = replace(output, labels=network.spec.labels)
+    _check(network, stream, prepared)
+    inside = Inside(where, first, stream)
+    method, windowing = _method(network, stream, inside, mode, windows, budget)
+    volume = _template(stream, first, method, output, name)
+    grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
+    if grown != target:
+        check_target(target, overwrite)
+        formats.writer_of(target)
+    about = {
+        "model": network.spec.name,
+        "layers": repr(model),
+        "weights": _weights(model),
+        "spec": _plain(network.spec),
+        "mode": mode,
+        "windows": None if windowing is None else asdict(windowing),
+        "output": asdict(output),
+        "precision": precision,
+    }
+    content = [_VERSION, about, _told(inputs), None if where is None else _told(where), name, align]
+    identity = {"digest": fingerprint.digest(content)}
+    notes = resumable.notes(grown)
+    result = resumable.grow(
+        grown,
+        volume,
+        lambda: _Map(method, Sweep(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
+        identity,
+        lambda: _provenance(about, inputs, notes),
+        memory=int(_WRITING * budget),
+        limit=_limit(budget, volume, method),
+        # Blocks are of few shards.
+        encoders=os.cpu_count() or 1,
+        overwrite=overwrite,
+        progress=progress,
+        shown=("predicting", volume.dtype.itemsize, "voxel"),
+    )
+    skipped = result.attrs["provenance"].get("skipped", [])
+    if skipped:
+        log.warning("%d parts were skipped and are 0, the first: %s", len(skipped), skipped[0])
+    if grown == target:
+        return result
+    formats.write(result, target, overwrite=overwrite)
+    remove(grown)
+    return formats.read(target)
+
+
+def _check(network: Network, stream: Stream, prepared: bool) -> None:
+    """The inputs are those of training."""
+    spec = network.spec
+    if spec.prepare and not prepared:
+        steps = ", ".join(name for name, _ in spec.prepare)
+        raise ModelError(
+            f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
+            "that, or prepare them with mrhdata.preprocessing.pipeline.prepared and say prepared=True"
+        )
+    if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
+        raise ModelError(
+            f"{spec.name} was not trained or has no intensity scales; use mrhdata.fit, load a trained one, or give "
+            "maximum= to mrhdata.models.load_matlab"
+        )
+    offsets = [f"{k:+d}" if k else "" for k in range(-spec.neighbours, spec.neighbours + 1)]
+    channels = tuple(channel + offset for channel in stream.channels for offset in offsets)
+    if spec.channels and channels != spec.channels:
+        raise ModelError(
+            f"the network was trained on {spec.channels} but is given {channels}; give those, in that order"
+        )
+
+
+def _method(
+    network: Network, stream: Stream, inside: Inside, mode: str, windows: Windowing, budget: int
+) -> tuple[Method, Windowing | None]:
+    """How the network is run, and on which windows."""
+    shape, given, memory = stream.grid.shape, len(stream.channels), int(_TENSORS * budget)
+    if mode == "dense":
+        field = field_of(network.model, given * (2 * network.spec.neighbours + 1))
+        return Dense(network, field, shape, given, inside, memory), None
+    if mode != "patch":
+        raise ModelError(f"mode is patch or dense, not {mode!r}")
+    own = windows.of(network)
+    assert own.shape is not None
+    margins = [2 * network.spec.neighbours if axis == network.axis else 0 for axis in range(3)]
+    answer = network.answer((1, given, *(n + m for n, m in zip(own.shape, margins, strict=True))))
+    if answer[2:] != own.shape:
+        raise ModelError(
+            f"{network.spec.name} answers windows of {own.shape} by {answer[2:]}; only mode='dense' can place those"
+        )
+    if own.blend == "centre":
+        return Centres(network, shape, given, answer[1], inside, own, memory), own
+    return Windows(network, shape, answer[1], inside, own), own
+
+
+def _template(stream: Stream, first: xr.DataArray, method: Method, output: Output, name: str) -> xr.DataArray:
+    """The result without its voxels: where it lies and what it is."""
+    spacing, channels = stream.grid.spacing, output.channels(method.channels)
+    starts = np.array([float(np.atleast_1d(first.coords[d])[0]) for d in SPATIAL])
+    made = place(
+        da.zeros((*((channels,) if channels > 1 else ()), *method.shape), dtype=output.written, chunks=-1),
+        [*(["c"] if channels > 1 else []), *SPATIAL],
+        spacing * method.jump,
+        first.attrs["affine"],
+        start=starts + spacing * method.first,
+        space=first.mrh.space,
+        kind=output.kind,
+        name=name,
+        modality="virtual histology",
+    )
+    return made.assign_attrs({key: first.attrs[key] for key in ("source_axes",) if key in first.attrs})
+
+
+def _limit(budget: int, volume: xr.DataArray, method: Method) -> int:
+    """Bytes of a block of the result; windows are added up as float32."""
+    held = volume.dtype.itemsize * volume.sizes.get("c", 1)
+    return int(_BLOCK * budget * (held / (4 * method.channels) if isinstance(method, Windows) else 1))
+
+
+class _Map:
+    """Blocks of the result, in the order in which they are asked for.
+
+    Parameters
+    ----------
+    method : Method
+    sweep : Sweep
+    output : Output
+    inside : Inside
+    """
+
+    def __init__(self, method: Method, sweep: Sweep, output: Output, inside: Inside) -> None:
+        self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
+        self.dtype = output.written
+
+    def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
+        """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
+        left = Event()
+        spans = [span([s.start for s in box[-3:]], [s.stop for s in box[-3:]]) for box in boxes]
+        return in_thread(self._made(spans, left), 1, left.set)
+
+    def _made(self, boxes: Sequence[Span], left: Event) -> Iterator[np.ndarray | None]:
+        buffers = InTurn(self.dtype)
+        for group in self._groups(boxes):
+            values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
+            for box, above, steps in group:
+                if steps is None:
+                    yield None
+                    continue
+                out = buffers.take((self._output.channels(self._method.channels), *box.lengths))
+                out.fill(0)
+                held = self._method.begin(box, above, out)
+                for step in steps:
+                    if left.is_set():
+                        return
+                    self._method.add(held, step, next(values), self._written)
+                self._method.end(held, self._written)
+                yield out if len(out) > 1 else out[0]
+            # Threads that read ahead end with the group.
+            next(values, None)
+
+    def _groups(self, boxes: Sequence[Span]) -> Iterator[list[tuple[Span, Span | None, list[Step] | None]]]:
+        """Boxes, each with the one that was made just before and its steps (None where nothing is wanted).
+
+        A group is as many as are planned together.
+        """
+        group: list[tuple[Span, Span | None, list[Step] | None]] = []
+        before: Span | None = None
+        planned = 0
+        for box in boxes:
+            wanted = self._inside.any(self._method.needs(box))
+            steps = list(self._method.steps(box, before)) if wanted else None
+            group.append((box, before, steps))
+            before = box if wanted else None
+            planned += len(steps or [])
+            if planned >= _PLANNED:
+                yield group
+                group, planned = [], 0
+        if group:
+            yield group
+
+    def _written(self, box: Span, answers: Floats, out: np.ndarray) -> None:
+        """Put what is stored of a box into `out`: 0 where nothing is wanted."""
+        outside = self._inside.outside(box, self._method.jump, self._method.first)
+        # So few planes at a time stay in the cache.
+        deep = max(1, _CACHED // answers[:, 0].nbytes)
+        for low in range(0, box.lengths[0], deep):
+            planes = slice(low, low + deep)
+            part = np.ascontiguousarray(answers[:, planes])
+            hidden = None if outside is None else outside[planes]
+            # A sum is finite where all its terms are, and quicker to look at.
+            if not np.isfinite(part.sum()):
+                hidden = self._not_finite(part, hidden, (box.low[0] + low, *box.low[1:]))
+            found = self._output.of(part)
+            if hidden is not None:
+                found[:, hidden] = 0
+            out[:, planes] = found
+
+    def _not_finite(self, answers: Floats, hidden: NDArray[np.bool_] | None, base: tuple[int, ...]) -> Any:
+        """Where answers are not wanted, or are not finite and may be left out."""
+        hidden = np.zeros(answers.shape[1:], dtype=bool) if hidden is None else hidden
+        bad = ~np.isfinite(answers).all(axis=0) & ~hidden
+        if bad.any():
+            first = tuple((np.argwhere(bad)[0] + base).tolist())
+            high = tuple(b + n for b, n in zip(base, bad.shape, strict=True))
+            reason = f"{bad.sum()} answers from {base} to {high} are not finite, the first at {first}"
+            if not self._sweep.skip(reason):
+                raise DataError(f"{reason}; fill or mask the input there, or skip them with skip_corrupt=True")
+        return bad | hidden
+
+
+def _provenance(about: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:
+    skipped = sorted(set(notes.read_text(encoding="utf-8").splitlines())) if notes.exists() else []
+    given = {key: volume.attrs.get("provenance", {}) for key, volume in sources.named(inputs).items()}
+    found = {**about, "inputs": given, "mrhdata": version("mrhdata"), "torch": torch.__version__}
+    return found | ({"skipped": skipped} if skipped else {})
+
+
+def _weights(model: nn.Module) -> str:
+    """SHA-256 of the names and values of all weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _plain(spec: Spec) -> Any:
+    return json.loads(json.dumps(asdict(spec)))
+
+
+def _told(volumes: Any) -> Any:
+    """What tells inputs, or a mask, from others."""
+    if isinstance(volumes, str):
+        return volumes
+    return [[name, fingerprint.told(volume)] for name, volume in sources.named(volumes).items()]
+
+
+def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:
+    """Run a trained network on raw patches and keep the centre voxels of its answers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    patches : (n, C, z, y, x) array
+        As :meth:`mrhdata.patching.dataset.Patches.gather` gives them.
+    batch_size : int
+
+    Returns
+    -------
+    answers : (n, K) float32 array
+        In the target's units; K is 1 but for networks with several answers.
+    """
+    values = torch.from_numpy(np.asarray(patches, dtype=np.float32))
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(values), batch_size):
+            found.append(centres(physical(model, values[start : start + batch_size])))
+    return torch.cat(found).numpy()
+
+
+def centres(patches: Any) -> Any:
+    """Centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
+
+    Examples
+    --------
+    >>> centres(np.arange(9).reshape(1, 1, 3, 1, 3)).tolist()
+    [[4]]
+    """
+    z, y, x = ((n - 1) // 2 for n in patches.shape[2:])
+    return patches[:, :, z, y, x]
+
+
+def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:
+    """Run a network trained on single voxels over a table: (n, C) to (n,), in the target's units."""
+    return predict_patches(model, np.asarray(rows)[:, :, None, None, None], batch_size)[:, 0]

@@ -1,0 +1,5 @@
+"""Files in and out: one module per family of formats, conversion to OME-Zarr, inspection and comparison."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

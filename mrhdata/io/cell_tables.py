@@ -1,0 +1,347 @@
+"""Tables of cells on disk: Parquet, CSV, cellfinder's XML and napari's points.
+
+A *table of cells* is a pandas DataFrame with a row per cell. ``z``, ``y``, ``x`` are its voxel in the volume
+that it was found in, not rounded; ``X``, ``Y``, ``Z`` its place in the world, RAS+ mm. Where they are known
+there are also ``score`` (0 to 1), ``voxels`` (how many it has), ``intensity_<channel>``, ``region``, and
+``type``: 2 for a cell, 1 for what was marked as none, as cellfinder has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.parsers import expat
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mrhdata._runtime.atomic import appearing, check_target
+from mrhdata.errors import DataError, FormatError, GridError, MrhdataError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+VOXEL = ["z", "y", "x"]
+WORLD = ["X", "Y", "Z"]
+#: What the column ``type`` holds.
+NO_CELL, CELL = 1, 2
+
+_NAPARI = ["axis-0", "axis-1", "axis-2"]
+_ROOT = "CellCounter_Marker_File"
+#: Of the world points that a table holds and those of its voxels, in voxels.
+_SAME_PLACE = 0.5
+
+
+def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) -> pd.DataFrame:
+    """Read a table of cells.
+
+    Parameters
+    ----------
+    path : path
+        Its ending says the format: ``.parquet``; ``.csv`` with the columns of a table, or as napari saves points
+        (``index, axis-0, axis-1, axis-2`` as z, y, x; further columns are kept); ``.xml`` of cellfinder and of
+        ImageJ's cell counter, whose x, y, z are whole voxels and whose types become the column ``type``.
+    like : volume, optional
+        That the cells were found in. Its grid gives ``X, Y, Z`` where the file holds voxels alone, and voxels
+        where it holds ``X, Y, Z`` alone.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        ``z, y, x`` and ``X, Y, Z`` first, as far as they are known, then the other columns of the file.
+
+    Raises
+    ------
+    FormatError
+        The file is missing, damaged, not a table of cells, or holds a DOCTYPE: entities are never expanded.
+    GridError
+        Voxels and world points of the file do not belong together on the grid of `like`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mrhdata.volume.construct import from_array
+    >>> volume = from_array(np.zeros((9, 9, 9)), spacing=(0.005, 0.002, 0.002))
+    >>> file = Path(tempfile.mkdtemp()) / "cells.xml"
+    >>> write_points(pd.DataFrame({"z": [2.2], "y": [3.0], "x": [4.0]}), file)
+    >>> read_points(file, like=volume)
+         z    y    x      X      Y     Z  type
+    0  2.0  3.0  4.0  0.008  0.006  0.01     2
+    """
+    path = Path(path)
+    read = _format_of(path).read
+    if not path.is_file():
+        raise FormatError(f"{path} does not exist; check the path")
+    return placed(_checked(read(path), str(path), FormatError), like)
+
+
+def write_points(
+    table: pd.DataFrame, path: str | os.PathLike[str], like: xr.DataArray | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a table of cells; the file appears under its name when it is complete.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With ``z, y, x`` or ``X, Y, Z``, or both.
+    path : path
+        Its ending says the format: ``.parquet`` and ``.csv`` keep every column; ``.napari.csv`` is what napari
+        opens as points, with the other columns behind; ``.xml``, which cellfinder opens, keeps the nearest
+        voxels and ``type`` (2 where the table has none), ordered by type, and nothing else.
+    like : volume, optional
+        That the cells were found in: as for :func:`read_points`.
+    overwrite : bool
+        Replace what is there.
+
+    Raises
+    ------
+    DataError
+        The table has no places, or some that are not finite.
+    FormatError
+        The file exists, or its ending is not known.
+    GridError
+        As for :func:`read_points`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "cells.napari.csv"
+    >>> write_points(pd.DataFrame({"z": [2.5], "y": [3.0], "x": [4.0], "score": [0.9]}), file)
+    >>> print(file.read_text().strip())
+    index,axis-0,axis-1,axis-2,score
+    0,2.5,3.0,4.0,0.9
+    """
+    path = Path(path)
+    write = _format_of(path).write
+    check_target(path, overwrite)
+    whole = placed(_checked(table, "the table", DataError), like)
+    with appearing(path, overwrite=overwrite) as draft:
+        write(whole, draft)
+
+
+def placed(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
+    """The table with voxels of `like` and world points, both; as it is where `like` is None.
+
+    Raises
+    ------
+    GridError
+        It has both, and they lie apart by half a voxel or more.
+
+    Examples
+    --------
+    >>> from mrhdata.volume.construct import from_array
+    >>> volume = from_array(np.zeros((2, 2, 2)), spacing=(1, 0.5, 0.5))
+    >>> placed(pd.DataFrame({"X": [0.5], "Y": [0.0], "Z": [1.0]}), volume)[["z", "y", "x"]].values.tolist()
+    [[1.0, 0.0, 1.0]]
+    """
+    if like is not None:
+        grid = like.mrh.grid
+        if not set(VOXEL) <= set(table.columns):
+            table = _with(table, VOXEL, grid.index(table[WORLD]))
+        world = grid.world(table[VOXEL])
+        if set(WORLD) <= set(table.columns):
+            apart = float(np.linalg.norm(table[WORLD].to_numpy() - world, axis=1).max(initial=0.0))
+            if apart >= _SAME_PLACE * grid.spacing.min():
+                raise GridError(
+                    f"voxels and world points lie up to {apart:.4g} mm apart on voxels of {grid.spacing.min():.4g} mm; "
+                    "give the volume that the cells were found in, or none"
+                )
+        else:
+            table = _with(table, WORLD, world)
+    first = [name for name in (*VOXEL, *WORLD) if name in table]
+    return table[[*first, *(name for name in table if name not in first)]]
+
+
+def _with(table: pd.DataFrame, names: list[str], values: NDArray[np.float64]) -> pd.DataFrame:
+    return table.assign(**{name: values[:, i] for i, name in enumerate(names)})
+
+
+def _checked(table: pd.DataFrame, name: str, error: type[MrhdataError]) -> pd.DataFrame:
+    """The table with finite float places, rows numbered from 0."""
+    there = [names for names in (VOXEL, WORLD) if set(names) <= set(table.columns)]
+    if not there:
+        raise error(
+            f"{name} has the columns {[str(c) for c in table.columns]}; a table of cells has z, y, x (voxels) or "
+            "X, Y, Z (mm)"
+        )
+    table = table.reset_index(drop=True)
+    for column in (name for names in there for name in names):
+        numbers = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if bad.size:
+            first = table[column].iloc[bad[:1]].tolist()[0]
+            raise error(
+                f"{name}: {column} is {first!r} in row {bad[0]}, and no finite number in {bad.size} of {len(table)}; "
+                "leave such rows out"
+            )
+        table = table.assign(**{column: numbers})
+    return table
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except ImportError as error:
+        raise _no_parquet(path) from error
+    except (ValueError, OSError) as error:
+        raise FormatError(f"{path} is no whole Parquet file ({_line(error)}); write it again") from error
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    try:
+        table.to_parquet(path, engine="pyarrow", index=False)
+    except ImportError as error:
+        raise _no_parquet(path) from error
+
+
+def _no_parquet(path: Path) -> FormatError:
+    return FormatError(f"{path.name}: Parquet takes pyarrow, which is not installed; use .csv or pip install pyarrow")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, low_memory=False)
+    except ValueError as error:
+        raise FormatError(f"{path} is no table with one header line ({_line(error)}); write it again") from error
+    # Row numbers that other programs leave.
+    table = table.drop(columns=[name for name in table if str(name).startswith("Unnamed:")])
+    axes = sorted(str(name) for name in table if str(name).startswith("axis-"))
+    if not axes:
+        return table
+    if axes != _NAPARI:
+        raise FormatError(f"{path} has the axes {axes}; points of a volume have {_NAPARI}: save those of one 3D layer")
+    return table.drop(columns="index", errors="ignore").rename(columns=dict(zip(_NAPARI, VOXEL, strict=True)))
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False)
+
+
+def _write_napari(table: pd.DataFrame, path: Path) -> None:
+    _needs_voxels(table)
+    renamed = table.rename(columns=dict(zip(VOXEL, _NAPARI, strict=True)))
+    renamed.to_csv(path, index=True, index_label="index")
+
+
+def _read_xml(path: Path) -> pd.DataFrame:
+    markers = _Markers()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = markers.refuse
+    parser.StartElementHandler, parser.EndElementHandler = markers.start, markers.end
+    parser.CharacterDataHandler = markers.text
+    try:
+        with path.open("rb") as file:
+            parser.ParseFile(file)
+    except (expat.ExpatError, ValueError, LookupError, OverflowError) as error:
+        raise FormatError(
+            f"{path}, line {parser.CurrentLineNumber}: {_line(error)}; write it again as cellfinder's XML"
+        ) from error
+    return pd.DataFrame(np.array(markers.places, dtype=np.float64).reshape(-1, 3)[:, ::-1], columns=VOXEL).assign(
+        type=np.array(markers.types, dtype=np.int64)
+    )
+
+
+class _Markers:
+    """Collects markers while the XML goes by, so that millions of them take no tree."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[float, ...]] = []
+        self.types: list[int] = []
+        self._inside = False
+        self._text = ""
+        self._type: int | None = None
+        self._place: dict[str, float] = {}
+
+    def refuse(self, *_: Any) -> None:
+        raise ValueError("it has a DOCTYPE, which may hold or fetch anything")
+
+    def start(self, name: str, _: Any) -> None:
+        if not self._inside and name != _ROOT:
+            raise ValueError(f"it begins with <{name}>, not <{_ROOT}>")
+        self._inside, self._text = True, ""
+
+    def text(self, text: str) -> None:
+        self._text += text
+
+    def end(self, name: str) -> None:
+        if name in ("MarkerX", "MarkerY", "MarkerZ"):
+            self._place[name[-1]] = float(self._text)
+        elif name == "Type":
+            self._type = int(np.int64(int(self._text)))
+        elif name == "Marker":
+            if set(self._place) != {"X", "Y", "Z"}:
+                raise ValueError(f"a marker has {sorted(self._place)} of X, Y, Z")
+            self.places.append(tuple(self._place[axis] for axis in "XYZ"))
+            self._place = {}
+        elif name == "Marker_Type":
+            # The type may stand behind its markers.
+            if self._type is None:
+                raise ValueError("markers have no Type")
+            self.types += [self._type] * (len(self.places) - len(self.types))
+            self._type = None
+        elif name == _ROOT and len(self.types) < len(self.places):
+            raise ValueError("markers stand outside of a Marker_Type")
+
+
+def _write_xml(table: pd.DataFrame, path: Path) -> None:
+    _needs_voxels(table)
+    # Halves go up, as everywhere; 0 is added for the sign of -0.
+    voxels = np.floor(table[VOXEL].to_numpy() + 0.5) + 0.0
+    types = _types(table)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<{_ROOT}>\n  <Image_Properties>\n')
+        file.write("    <Image_Filename>placeholder.tif</Image_Filename>\n  </Image_Properties>\n")
+        file.write("  <Marker_Data>\n    <Current_Type>1</Current_Type>\n")
+        for value in np.unique(types):
+            file.write(f"    <Marker_Type>\n      <Type>{value}</Type>\n")
+            file.writelines(
+                f"      <Marker>\n        <MarkerX>{x:.0f}</MarkerX>\n        <MarkerY>{y:.0f}</MarkerY>\n"
+                f"        <MarkerZ>{z:.0f}</MarkerZ>\n      </Marker>\n"
+                for z, y, x in voxels[types == value].tolist()
+            )
+            file.write("    </Marker_Type>\n")
+        file.write(f"  </Marker_Data>\n</{_ROOT}>\n")
+
+
+def _types(table: pd.DataFrame) -> NDArray[np.int64]:
+    if "type" not in table:
+        return np.full(len(table), CELL)
+    values = np.asarray(pd.to_numeric(table["type"], errors="coerce"), dtype=np.float64)
+    if not (values == np.floor(values)).all():
+        raise DataError(f"the column type holds no whole numbers; {CELL} is a cell and {NO_CELL} is none")
+    return values.astype(np.int64)
+
+
+def _needs_voxels(table: pd.DataFrame) -> None:
+    if not set(VOXEL) <= set(table.columns):
+        raise DataError("the table has world points alone and this format holds voxels; give like=, their volume")
+
+
+def _line(error: Exception) -> str:
+    """What an error of a library says, as part of a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+class _Format(NamedTuple):
+    read: Callable[[Path], pd.DataFrame]
+    write: Callable[[pd.DataFrame, Path], None]
+
+
+#: By ending; the longer one first.
+_FORMATS = {
+    ".parquet": _Format(_read_parquet, _write_parquet),
+    ".napari.csv": _Format(_read_csv, _write_napari),
+    ".csv": _Format(_read_csv, _write_csv),
+    ".xml": _Format(_read_xml, _write_xml),
+}
+
+
+def _format_of(path: Path) -> _Format:
+    for ending, found in _FORMATS.items():
+        if path.name.lower().endswith(ending):
+            return found
+    raise FormatError(f"{path.name} has no ending that is known for points; they are {', '.join(_FORMATS)}")

@@ -1,0 +1,151 @@
+"""NRRD and MetaImage (MHA, MHD) through SimpleITK, which is LPS and indexes x fastest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from mrhdata.errors import FormatError
+from mrhdata.volume.construct import SPATIAL, from_array
+from mrhdata.volume.file_arrays import Raw, Slices, check_length, lazy, reading
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mrhdata.volume.grid import Floats
+
+#: ITK's world is left, posterior, superior.
+_LPS = (-1, -1, 1)
+
+# ITK prints warnings about damaged files to stderr; ours is the error that follows.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+def read(path: Path) -> xr.DataArray:
+    """Read NRRD or MetaImage."""
+    reader = _reader(path)
+    with reading(path):
+        reader.ReadImageInformation()
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) not in (2, 3, 4):
+        raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 to 4, and channels")
+    dtype = pixel_dtype(reader, path)
+    shape = (*(1,) * (3 - len(size)), *size[::-1], *((components,) if components > 1 else ()))
+    raw = _raw(path, shape, dtype)
+    part = _Part(path, len(size)) if raw is None else raw
+    streams = raw is not None or (path.suffix.lower() in (".mha", ".mhd") and not _compressed(path) and len(size) == 3)
+    data = lazy(Slices(shape, dtype, part, path), 0 if streams else None)
+    # The header lists the fastest axis first.
+    dims = ("x", "y", "z", "t")[: max(3, len(size))]
+    order = [len(dims) - 1 - i for i in range(len(dims))]
+    channels = components > 1
+    data = data.transpose(*order, *([len(dims)] if channels else []))
+    names = (*dims, "c") if channels else dims
+    return from_array(data, affine=world(reader), dims=names, name=path.name.split(".")[0])
+
+
+def pixel_dtype(reader: Any, path: Path) -> Any:
+    """NumPy type of the voxels; complex pixels and others without one are refused."""
+    ndim = len(reader.GetSize())
+    try:
+        return sitk.extra._get_numpy_dtype(sitk.Image([1] * ndim, reader.GetPixelID(), reader.GetNumberOfComponents()))
+    except (RuntimeError, KeyError) as error:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise FormatError(f"{path} holds {kind} pixels, which cannot be read; convert them to numbers first") from error
+
+
+def _reader(path: Path) -> Any:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    return reader
+
+
+class _Part:
+    """Reads the planes that a box asks for."""
+
+    def __init__(self, path: Path, ndim: int) -> None:
+        self._path, self._ndim = path, ndim
+
+    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
+        reader = _reader(self._path)
+        if self._ndim == 2:
+            return sitk.GetArrayFromImage(reader.Execute())[None][box]
+        reader.ReadImageInformation()
+        first, last = box[0].start, box[0].stop
+        if self._ndim != 3 or last - first == reader.GetSize()[2]:
+            return sitk.GetArrayFromImage(reader.Execute())[box]
+        reader.SetExtractIndex([0, 0, first])
+        reader.SetExtractSize([*reader.GetSize()[:2], last - first])
+        return sitk.GetArrayFromImage(reader.Execute())[(slice(None), *box[1:])]
+
+
+def _compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"compresseddata = true" in file.read(4096).lower()
+
+
+def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> Raw | None:
+    """Voxels of an uncompressed NRRD that holds its own; ITK would read all of it for each part."""
+    if path.suffix.lower() != ".nrrd":
+        return None
+    with path.open("rb") as file:
+        head, ended, _ = file.read(64_000).partition(b"\n\n")
+    fields = dict(line.split(b": ", 1) for line in head.splitlines() if b": " in line and not line.startswith(b"#"))
+    others = {b"data file", b"datafile", b"byte skip", b"byteskip", b"line skip", b"lineskip"}
+    if not ended or fields.get(b"encoding", b"").strip() != b"raw" or others & fields.keys():
+        return None
+    # ITK moves an axis of colours or vectors that comes last to the front, so only the plain case is read here.
+    if fields.get(b"sizes", b"").split() != [str(n).encode() for n in shape[::-1]]:
+        return None
+    stored = np.dtype(dtype).newbyteorder(">" if fields.get(b"endian", b"").strip() == b"big" else "<")
+    offset = len(head) + 2
+    check_length(path, offset + stored.itemsize * int(np.prod(shape, dtype=object)))
+    return Raw(path, offset, shape, stored)
+
+
+def world(reader: Any) -> Floats:
+    """Index in the header's order to RAS+ mm, of an ITK image or reader."""
+    ndim = len(reader.GetSize())
+    direction = np.eye(3)
+    n = min(ndim, 3)
+    direction[:n, :n] = np.reshape(reader.GetDirection(), (ndim, ndim))[:n, :n]
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.array([*reader.GetSpacing(), 1.0][:3])
+    affine[:3, 3] = [*reader.GetOrigin(), 0.0][:3]
+    return np.diag([*_LPS, 1.0]) @ affine
+
+
+def write(volume: xr.DataArray, path: Path) -> None:
+    """Write NRRD or MHA, compressed."""
+    write_image(volume, path, to_itk_world=_LPS)
+
+
+def write_image(volume: xr.DataArray, path: Path, to_itk_world: tuple[int, int, int]) -> None:
+    """Write through SimpleITK; `to_itk_world` are the signs that turn RAS+ into the format's world."""
+    if "t" in volume.dims:
+        raise FormatError(f"{path.suffix} files are written without a time axis; write .nii.gz or .zarr")
+    order = [d for d in volume.attrs.get("source_axes", []) if d in SPATIAL][::-1] or list(SPATIAL)
+    channels = ["c"] if "c" in volume.dims else []
+    data, affine = volume.mrh.in_order([*order, *channels])
+    values = np.asarray(data)
+    values = (
+        values.astype(np.uint8) if values.dtype == bool else values.astype(values.dtype.newbyteorder("="), copy=False)
+    )
+    if values.dtype.kind == "c":
+        raise FormatError(f"{path.suffix} files are not written with {values.dtype} values; take their magnitude first")
+    affine = np.diag([*to_itk_world, 1.0]) @ affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    direction = (affine[:3, :3] / spacing)[:, ::-1]
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-5):
+        raise FormatError(f"{path.suffix} files cannot hold the shear of this affine; write .nii.gz or .zarr")
+    try:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(values), isVector=bool(channels))
+        image.SetSpacing(spacing[::-1].tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        image.SetDirection(direction.ravel().tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise FormatError(f"{path.suffix} cannot hold {values.dtype} values of shape {values.shape}") from error

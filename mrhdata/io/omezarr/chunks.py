@@ -1,0 +1,275 @@
+"""Chunks of a Zarr array on this machine's disk, each decoded by itself straight from its file.
+
+zarr-python spends most of a millisecond on a read whatever its size, and zarrs may not be used before a
+fork. Training reads chunk after chunk, so here a chunk is one read and one call of numcodecs, which
+keeps no threads of its own and lets go of the interpreter while it decodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+from zarr.core.metadata.v2 import ArrayV2Metadata
+from zarr.storage import LocalStore
+
+Decoder = Callable[[Any], Any]
+
+#: Offset and length of a chunk that a shard does not hold.
+_ABSENT = 2**64 - 1
+_BLOSC_HEADER = 16
+
+
+class Stored:
+    """A Zarr array as a reader of boxes, chunk by chunk where :func:`chunks_of` can.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    place : mapping, optional
+        What :func:`mrhdata.io.omezarr.store.read` was asked for, where the array is a level of an image.
+    """
+
+    def __init__(self, array: zarr.Array[Any], place: Mapping[str, Any] | None = None) -> None:
+        self.array, self.place = array, place
+        self.chunks = chunks_of(array)
+
+    def __call__(self, box: tuple[slice, ...]) -> Any:
+        """Values of a box."""
+        if self.chunks is None:
+            return self.array[box]
+        out = np.empty([s.stop - s.start for s in box], self.chunks.dtype)
+        self.chunks.into(out, box)
+        return out
+
+    def into(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+        """Read a box into an array of its shape."""
+        if self.chunks is None:
+            out[...] = self.array[box]
+        else:
+            self.chunks.into(out, box)
+
+
+class Chunks:
+    """The chunks of one array; made by :func:`chunks_of`.
+
+    Attributes
+    ----------
+    shape, chunk : tuple of int
+        Of the array, and of one chunk.
+    dtype : numpy.dtype
+        In native order.
+    """
+
+    def __init__(self, array: zarr.Array[Any], decoders: Sequence[Decoder], shard: _Shard | None) -> None:
+        self.shape, self.chunk = array.shape, array.chunks
+        self.dtype = array.dtype.newbyteorder("=")
+        # v2 says the byte order in its type, v3 in a codec, of which little-endian is taken alone.
+        self._stored = array.dtype if isinstance(array.metadata, ArrayV2Metadata) else array.dtype.newbyteorder("<")
+        self._fill = array.fill_value
+        # Plain strings: every step of Python here keeps the thread that cuts patches waiting.
+        self._root = str(Path(array.store.root) / array.path)  # type: ignore[attr-defined]
+        self._key = array.metadata.encode_chunk_key
+        self._decoders, self._shard = list(decoders), shard
+
+    def read(self, index: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Decoded chunk, of the full chunk's shape also at the edge of the array.
+
+        Parameters
+        ----------
+        index : sequence of int
+            Number of the chunk along each axis.
+        out : array of the chunk's shape and type, optional
+            Filled and returned; contiguous.
+
+        Raises
+        ------
+        ValueError
+            The chunk is not of the expected length, or its shard is damaged.
+        """
+        try:
+            return self._decoded(index, out)
+        except Exception as error:
+            # Each codec has exceptions of its own.
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"chunk {', '.join(map(str, index))}: {detail}") from error
+
+    def _decoded(self, index: Sequence[int], out: np.ndarray | None) -> np.ndarray:
+        content = self._file(index) if self._shard is None else self._shard.read(self._root, self._key, index)
+        if content is None:
+            out = np.empty(self.chunk, self.dtype) if out is None else out
+            out[...] = 0 if self._fill is None else self._fill
+            return out
+        direct = (
+            out is not None and self._stored == self.dtype and bool(self._decoders) and self._decoders[-1] is _blosc
+        )
+        for decode in self._decoders[:-1] if direct else self._decoders:
+            content = decode(content)
+        if direct and out is not None:
+            _blosc(content, out)
+            return out
+        values = np.frombuffer(content, self._stored).reshape(self.chunk)
+        if out is None:
+            return values if self._stored == self.dtype else values.astype(self.dtype)
+        out[...] = values
+        return out
+
+    def stored(self, box: Sequence[slice]) -> bool:
+        """Whether a file holds some chunk of a box; of a shard, whether there is the shard."""
+        files = self.chunk if self._shard is None else self._shard.shape(self.chunk)
+        return any(
+            os.path.exists(f"{self._root}/{self._key(place)}") for place in itertools.product(*_numbers(box, files))
+        )
+
+    def into(self, out: np.ndarray, box: Sequence[slice]) -> None:
+        """Read a box of the array into an array of its shape."""
+        numbers = _numbers(box, self.chunk)
+        for index in np.ndindex(*map(len, numbers)):
+            at = [r[i] for r, i in zip(numbers, index, strict=True)]
+            starts = [n * c for n, c in zip(at, self.chunk, strict=True)]
+            low = [max(s.start, b) for s, b in zip(box, starts, strict=True)]
+            high = [min(s.stop, b + c) for s, b, c in zip(box, starts, self.chunk, strict=True)]
+            target = tuple(slice(a - s.start, z - s.start) for a, z, s in zip(low, high, box, strict=True))
+            out[target] = self.read(at)[tuple(slice(a - b, z - b) for a, z, b in zip(low, high, starts, strict=True))]
+
+    def _file(self, index: Sequence[int]) -> bytes | None:
+        try:
+            file = os.open(f"{self._root}/{self._key(tuple(index))}", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            return _read(file, os.fstat(file).st_size, 0)
+        finally:
+            os.close(file)
+
+
+def _numbers(box: Sequence[slice], chunk: Sequence[int]) -> list[range]:
+    """Numbers of the chunks along each axis that a box reaches into."""
+    return [
+        range(s.start // c, -(-s.stop // c)) if s.stop > s.start else range(0) for s, c in zip(box, chunk, strict=True)
+    ]
+
+
+class _Shard:
+    """Where the chunks lie in a shard: pairs of offset and length, and their checksum, at its end."""
+
+    def __init__(self, chunks: tuple[int, ...]) -> None:
+        self._chunks = chunks
+        self._length = 16 * int(np.prod(chunks)) + 4
+
+    def shape(self, chunk: Sequence[int]) -> tuple[int, ...]:
+        """Voxels of a shard."""
+        return tuple(n * c for n, c in zip(self._chunks, chunk, strict=True))
+
+    def read(self, root: str, key: Callable[[tuple[int, ...]], str], index: Sequence[int]) -> bytes | None:
+        """Encoded bytes of a chunk, None where it was never written."""
+        shard = tuple(i // n for i, n in zip(index, self._chunks, strict=True))
+        within = np.ravel_multi_index([i % n for i, n in zip(index, self._chunks, strict=True)], self._chunks)
+        name = key(shard)
+        try:
+            file = os.open(f"{root}/{name}", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            table = _read(file, self._length, max(0, os.fstat(file).st_size - self._length))
+            if len(table) < self._length or google_crc32c.value(table[:-4]) != struct.unpack("<I", table[-4:])[0]:
+                raise ValueError(f"the index of shard {name} does not match its checksum")
+            offset, length = struct.unpack_from("<QQ", table, 16 * int(within))
+            if offset == length == _ABSENT:
+                return None
+            content = _read(file, length, offset)
+        finally:
+            os.close(file)
+        if len(content) != length:
+            raise ValueError(f"shard {name} ends within a chunk")
+        return content
+
+
+def _read(file: int, length: int, offset: int) -> bytes:
+    """As many bytes of a file as there are: one call of the system reads no more than 2 GB."""
+    content = os.pread(file, length, offset)
+    while len(content) < length and (more := os.pread(file, length - len(content), offset + len(content))):
+        content += more
+    return content
+
+
+def chunks_of(array: zarr.Array[Any]) -> Chunks | None:
+    """The chunks of an array, None where they can only be read through zarr-python.
+
+    Read here: arrays on the local disk, of Zarr 2 or 3, sharded or not, in C order, encoded by Blosc,
+    Zstandard, gzip or nothing, with or without a CRC-32C.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     array = zarr.create_array(folder, shape=(4, 4), chunks=(2, 2), dtype="u2")
+    ...     array[...] = np.arange(16).reshape(4, 4)
+    ...     chunks_of(array).read((1, 0)).tolist()
+    [[8, 9], [12, 13]]
+    """
+    if not isinstance(array.store, LocalStore) or array.dtype.kind not in "biuf":
+        return None
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        if metadata.order != "C" or metadata.filters:
+            return None
+        codec: Any = metadata.compressor
+        if codec is None:
+            return Chunks(array, [], None)
+        return Chunks(array, [_blosc if codec.codec_id == "blosc" else codec.decode], None)
+    codecs = [codec.to_dict() for codec in metadata.codecs]
+    shard = None
+    if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
+        settings: Any = codecs[0]["configuration"]
+        plain = [codec["name"] for codec in settings["index_codecs"]] == ["bytes", "crc32c"]
+        if not plain or settings["index_location"] != "end" or array.shards is None:
+            return None
+        shard = _Shard(tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True)))
+        codecs = list(settings["codecs"])
+    decoders = [_decoder(codec) for codec in codecs]
+    if not decoders or any(decode is None for decode in decoders):
+        return None
+    return Chunks(array, [decode for decode in reversed(decoders) if decode is not None], shard)
+
+
+def _decoder(codec: Mapping[str, Any]) -> Decoder | None:
+    name, settings = codec["name"], codec.get("configuration", {})
+    if name == "bytes":
+        return _same if settings.get("endian", "little") == "little" else None
+    if name == "crc32c":
+        return _without_checksum
+    makers: dict[str, Decoder] = {
+        "blosc": _blosc,
+        "zstd": numcodecs.Zstd().decode,
+        "gzip": numcodecs.GZip().decode,
+    }
+    return makers.get(name)
+
+
+def _blosc(content: Any, out: np.ndarray | None = None) -> Any:
+    # Blosc trusts the length in its header, and reads on behind the end of what was cut off.
+    if len(content) < _BLOSC_HEADER or int.from_bytes(content[12:16], "little") != len(content):
+        raise ValueError("a chunk is shorter or longer than its header says")
+    if out is not None and int.from_bytes(content[4:8], "little") != out.nbytes:
+        raise ValueError("a chunk does not hold as many voxels as its array says")
+    return numcodecs.blosc.decompress(content, out)
+
+
+def _same(content: Any) -> Any:
+    return content
+
+
+def _without_checksum(content: Any) -> Any:
+    data = bytes(content)
+    if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise ValueError("a chunk does not match its checksum")
+    return data[:-4]

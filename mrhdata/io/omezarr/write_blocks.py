@@ -1,0 +1,206 @@
+"""Blocks of whole shards that a volume is written in, and the voxels of those of a volume that is read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+
+from mrhdata.io.omezarr.pyramid import Level
+from mrhdata.volume.file_arrays import source_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Box = tuple[slice, ...]
+
+
+class Blocks(Sequence[Box]):
+    """Blocks of whole shards that make up one level, each of at most `limit` bytes where one shard is.
+
+    Rows are kept whole first, then planes; a block is never deeper than one shard. Where planes are cut,
+    the blocks below one another follow each other.
+
+    Examples
+    --------
+    >>> level = Level(("z", "y"), (5, 6), (2, 4), (2, 4), (1, 1, 1), (0, 0, 0))
+    >>> blocks = Blocks(level, itemsize=1, limit=8)
+    >>> len(blocks), blocks[1], blocks.over((slice(1, 3), slice(0, 5)))
+    (6, (slice(2, 4, None), slice(0, 4, None)), [0, 1, 3, 4])
+    """
+
+    def __init__(self, level: Level, itemsize: int, limit: int) -> None:
+        self.shape, size = level.shape, list(level.shards)
+        # Never one time with another.
+        for axis in reversed(range(len(size))):
+            if level.dims[axis] in ("t", "z"):
+                continue
+            rest = math.prod(size[:axis] + size[axis + 1 :]) * itemsize
+            shards = max(1, limit // (rest * level.shards[axis]))
+            longest = math.ceil(level.shape[axis] / level.shards[axis])
+            size[axis] = min(shards, longest) * level.shards[axis]
+        self.size = tuple(size)
+        self._counts = [math.ceil(n / s) for n, s in zip(self.shape, size, strict=True)]
+        # z runs fastest.
+        self._axes = sorted(range(len(size)), key=lambda axis: level.dims[axis] == "z")
+
+    def __len__(self) -> int:
+        return math.prod(self._counts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = [0] * len(self.size)
+        for axis in reversed(self._axes):
+            index, place[axis] = divmod(index, self._counts[axis])
+        rows = zip(place, self.size, self.shape, strict=True)
+        return tuple(slice(i * s, min((i + 1) * s, n)) for i, s, n in rows)
+
+    def over(self, box: Box) -> list[int]:
+        """Numbers of the blocks that a box reaches into, in order."""
+        ranges = [
+            range(s.start // n, min(-(-s.stop // n), c)) for s, n, c in zip(box, self.size, self._counts, strict=True)
+        ]
+        found = []
+        for place in itertools.product(*(ranges[axis] for axis in self._axes)):
+            index = 0
+            for axis, i in zip(self._axes, place, strict=True):
+                index = index * self._counts[axis] + i
+            found.append(index)
+        return found
+
+
+class Finest(Protocol):
+    """Where the voxels of the finest level come from."""
+
+    dtype: np.dtype[Any]
+
+    def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
+        """Voxels of boxes, one after another; None where all are 0. An array is used up before the next but one."""
+
+
+class Chosen(Sequence[Box]):
+    """Some of the blocks of a level."""
+
+    def __init__(self, blocks: Blocks, numbers: Sequence[int]) -> None:
+        self._blocks, self._numbers = blocks, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._blocks[self._numbers[index]]
+
+
+class InTurn:
+    """Two arrays in turn: fresh ones of this size would be mapped anew each time.
+
+    What was taken is used up before the next but one.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._buffers = [np.empty(0, dtype), np.empty(0, dtype)]
+
+    def take(self, shape: Sequence[int]) -> np.ndarray:
+        """An array of any values."""
+        self._buffers.reverse()
+        size = math.prod(shape)
+        if self._buffers[0].size < size:
+            self._buffers[0] = np.empty(size, self._buffers[0].dtype)
+        return self._buffers[0][:size].reshape(shape)
+
+
+class VolumeBlocks:
+    """Blocks of a volume, the next one read while one is used.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+        Its axes run forward.
+    """
+
+    def __init__(self, volume: xr.DataArray) -> None:
+        self.data = da.asarray(volume.data)
+        if self.data.dtype == bool:
+            self.data = self.data.astype(np.uint8)
+        if self.data.npartitions == 1:
+            # A source that cannot be read in parts is read once.
+            self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1)
+        self.dtype = self.data.dtype
+
+    def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
+        """Voxels of boxes."""
+        if not len(boxes):
+            return
+        buffers = InTurn(self.dtype)
+        with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
+
+            def read(box: Box) -> np.ndarray:
+                block = buffers.take([s.stop - s.start for s in box])
+                self._fill(block, box, threads)
+                return block
+
+            coming = ahead.submit(read, boxes[0])
+            for place in range(len(boxes)):
+                block = coming.result()
+                if place + 1 < len(boxes):
+                    coming = ahead.submit(read, boxes[place + 1])
+                yield block
+                del block
+
+    def _fill(self, block: np.ndarray, box: Box, threads: ThreadPoolExecutor) -> None:
+        """Read a part of the volume, straight from its file where it is one as it is."""
+        source = source_of(self.data)
+        if source is None:
+            target: Any = block
+            da.store([self.data[box]], [target], lock=False, scheduler="threads")
+            return
+        deep = self.data.chunksize[0]
+
+        def read(first: int) -> None:
+            last = min(first - first % deep + deep, box[0].stop)
+            source.into(block[first - box[0].start : last - box[0].start], (slice(first, last), *box[1:]))
+
+        starts = [box[0].start, *range(box[0].start - box[0].start % deep + deep, box[0].stop, deep)]
+        list(threads.map(read, starts))
+
+
+def pieces(box: Box, chunks: Sequence[int], most: int) -> Iterator[Box]:
+    """Parts of a box of whole chunks, each of at most so many voxels where one chunk is; cut along the first axes.
+
+    Examples
+    --------
+    >>> [*pieces((slice(2, 6), slice(0, 4)), (2, 2), most=8)]
+    [(slice(2, 4, None), slice(0, 4, None)), (slice(4, 6, None), slice(0, 4, None))]
+    """
+    if not box:
+        yield ()
+        return
+    first, rest = box[0], math.prod(s.stop - s.start for s in box[1:])
+    step = max(1, most // rest // chunks[0]) * chunks[0]
+    for low in range(first.start // step * step, first.stop, step):
+        high = slice(max(low, first.start), min(low + step, first.stop))
+        for others in pieces(box[1:], chunks[1:], max(1, most // (high.stop - high.start))):
+            yield (high, *others)
+
+
+def overlap(a: Box, b: Box) -> Box | None:
+    """What lies in both; None for nothing."""
+    common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return common if all(s.start < s.stop for s in common) else None
+
+
+def halved(box: Box, axes: Sequence[int]) -> Box:
+    """Where a box lies in a level that is half as long along `axes`."""
+    return tuple(slice(s.start // 2, s.stop // 2) if i in axes else s for i, s in enumerate(box))
+
+
+def within(box: Box, outer: Box) -> Box:
+    """A box as slices of the one around it."""
+    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))

@@ -1,0 +1,269 @@
+"""Patches for PyTorch: an iterable data set, and a loader that cuts ahead and resumes where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mrhdata._runtime.threads import in_thread
+from mrhdata.errors import DataError
+
+Item = TypeVar("Item")
+
+#: Bytes of batches that are handed from thread to thread together: small ones cost more to hand over than to cut.
+_TOGETHER = 2_000_000
+_MOST_TOGETHER = 16
+#: Batches (or groups of small ones) that wait, where nothing else is said.
+_AHEAD = 2
+
+
+class Source(Protocol):
+    """What batches come from: :class:`mrhdata.patching.dataset.Patches`."""
+
+    positions: Any
+    subject: Any
+    resident: bool
+
+    def __len__(self) -> int: ...
+    def stream(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        start: int,
+        rank: tuple[int, int],
+        worker: tuple[int, int],
+    ) -> Iterator[tuple[Any, list[Any]]]:
+        """Rows and arrays of the batches of one epoch."""
+
+    def arranged(self, parts: Sequence[Any]) -> Any:
+        """Tensors as input, or (input, target)."""
+
+    def tensor(self, part: Any) -> Any:
+        """An array as a tensor."""
+
+    def affine(self, rows: Any) -> Any:
+        """From voxel index to world, of each row."""
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """Bytes of one batch."""
+
+    def digest(self) -> int:
+        """Number that differs where the patches or their order do."""
+
+
+class Batches(IterableDataset[Any]):
+    """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
+
+    Made by :meth:`~mrhdata.patching.dataset.Patches.dataset`. With several workers each takes every so many-th batch,
+    so the order is that of one. A pass is one epoch; :meth:`set_epoch` chooses which, since workers that are
+    started anew know nothing of the last one.
+    """
+
+    def __init__(
+        self,
+        patches: Source,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: tuple[int, int] | None,
+        drop_last: bool,
+        transform: Callable[..., Any] | None,
+        each: bool,
+        info: bool,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch_size is 1 or more, not {batch_size}")
+        self.patches, self.batch_size, self.drop_last = patches, batch_size, drop_last
+        self.rank = rank if rank is not None else _rank()
+        if not 0 <= self.rank[0] < self.rank[1]:
+            raise DataError(f"rank is its number from 0 and how many there are, not {self.rank}")
+        self.shuffle, self.seed = shuffle, seed
+        self._transform, self._each, self._info = transform, each, info
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Which epoch the next pass is, and how many of its batches are left out."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        number, ranks = self.rank
+        rows = len(self.patches)
+        if self.drop_last:
+            # The same for all ranks: one that runs out first would leave the others waiting.
+            return rows // ranks // self.batch_size
+        return -(-(rows * (number + 1) // ranks - rows * number // ranks) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        left = -(-(len(self) - self.start - number) // count)
+        stream = self.patches.stream(
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            epoch=self.epoch,
+            start=self.start,
+            rank=self.rank,
+            worker=(number, count),
+        )
+        for _, (rows, arrays) in zip(range(left), stream, strict=False):
+            yield self._batch(rows, arrays)
+
+    def _batch(self, rows: Any, arrays: list[Any]) -> Any:
+        batch = self.patches.arranged([self.patches.tensor(a) for a in arrays])
+        if self._transform is not None:
+            batch = self._transformed(batch)
+        if not self._info:
+            return batch
+        where = {
+            "subject": torch.from_numpy(self.patches.subject[rows]),
+            "position": torch.from_numpy(self.patches.positions[rows]),
+            "affine": torch.from_numpy(self.patches.affine(rows)),
+        }
+        return (*batch, where) if isinstance(batch, tuple) else (batch, where)
+
+    def _transformed(self, batch: Any) -> Any:
+        apply: Any = self._transform
+        if not self._each:
+            return apply(*batch) if isinstance(batch, tuple) else apply(batch)
+        length = len(next(iter(_leaves(batch))))
+        samples = [_taken(batch, i) for i in range(length)]
+        done = [apply(*s) if isinstance(s, tuple) else apply(s) for s in samples]
+        return torch.utils.data.default_collate(done)
+
+
+class Loader:
+    """Batches ``(input, target)`` as tensors (B, C, z, y, x), epoch after epoch.
+
+    Made by :meth:`~mrhdata.patching.dataset.Patches.loader`.
+
+    Attributes
+    ----------
+    epoch : int
+        Of the last batch that was handed out.
+    """
+
+    def __init__(
+        self, batches: Batches, *, ahead: int | None, num_workers: int, start_method: str, pin_memory: bool, device: Any
+    ) -> None:
+        self.batches = batches
+        self._ahead, self._workers, self._method = ahead, num_workers, start_method
+        self._pin, self._device = pin_memory, device
+        self.epoch, self._done, self._resumed = -1, 0, False
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._resumed:
+            self._resumed = False
+        else:
+            self.epoch, self._done = self.epoch + 1, 0
+        self.batches.set_epoch(self.epoch, self._done)
+        for batch in self._moved():
+            self._done += 1
+            yield batch
+
+    def _moved(self) -> Iterator[Any]:
+        if self._workers:
+            loader = DataLoader(
+                self.batches, batch_size=None, num_workers=self._workers, multiprocessing_context=self._method
+            )
+            yield from map(self._sent, loader)
+            return
+        size = self.batches.patches.batch_bytes(self.batches.batch_size)
+        together = max(1, min(_MOST_TOGETHER, _TOGETHER // size))
+        ahead = self._ahead
+        if ahead is None:
+            # Small patches that are in memory cost less to cut than to hand over.
+            ahead = 0 if together > 1 and self.batches.patches.resident else _AHEAD
+        sent = map(self._sent, self.batches)
+        for several in in_thread(_groups(sent, together), ahead) if ahead else ([batch] for batch in sent):
+            yield from several
+
+    def _sent(self, batch: Any) -> Any:
+        if self._pin:
+            batch = _mapped(batch, lambda tensor: tensor.pin_memory())
+        if self._device is not None:
+            batch = _mapped(batch, lambda tensor: tensor.to(self._device, non_blocking=True))
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it stands, after the last batch that was handed out."""
+        return {"epoch": max(0, self.epoch), "batch": self._done, **self._fixed()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on after the batch that a state was taken at; the order is that of the uninterrupted run.
+
+        Raises
+        ------
+        DataError
+            The state belongs to other patches, another batch size or another rank.
+        """
+        mine = self._fixed()
+        other = {key: state.get(key) for key in mine}
+        if other != mine:
+            raise DataError(f"the state was taken from a loader of {other}, but this one has {mine}")
+        self.epoch, self._done, self._resumed = int(state["epoch"]), int(state["batch"]), True
+        if self._done >= len(self):
+            self.epoch, self._done = self.epoch + 1, 0
+
+    def _fixed(self) -> dict[str, int]:
+        batches = self.batches
+        rank, ranks = batches.rank
+        return {
+            "patches": len(batches.patches),
+            "batch_size": batches.batch_size,
+            "seed": batches.seed,
+            "shuffle": int(batches.shuffle),
+            "drop_last": int(batches.drop_last),
+            "order": batches.patches.digest(),
+            "rank": rank,
+            "ranks": ranks,
+        }
+
+
+def _groups(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == length:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _rank() -> tuple[int, int]:
+    """Rank of this process where PyTorch runs distributed."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _leaves(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    else:
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _leaves(part)
+
+
+def _mapped(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: _mapped(part, change) for name, part in batch.items()}
+    return tuple(_mapped(part, change) for part in batch)
+
+
+def _taken(batch: Any, i: int) -> Any:
+    return _mapped(batch, lambda tensor: tensor[i])

@@ -1,0 +1,387 @@
+"""Ways to choose where patches are taken: what is given to ``mrhdata.patches(at=...)``.
+
+Each draws positions for one subject at a time, from arithmetic (`sampling`) or from an index of a
+volume (`index`). A mask given with them holds for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata.errors import DataError, GridError
+from mrhdata.io.omezarr.chunks import Stored
+from mrhdata.patching.class_index import Index, index_labels, index_weights
+from mrhdata.patching.positions import Ints, about, centre_voxels, fraction_inside, shares, shell, strided, uniform
+from mrhdata.patching.sources import one_grid
+from mrhdata.patching.tiles import Stream
+from mrhdata.volume.file_arrays import source_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("mrhdata")
+
+#: Voxels along an axis of the boxes that a mask is read in, at least.
+_MASK_BOX = 64
+#: Draws per patch before a mask is called too small.
+_TRIES = 200
+
+
+class Field:
+    """One subject: the grid that positions count, the patch, and the mask.
+
+    Parameters
+    ----------
+    reference : volume
+        The subject's first.
+    streams : sequence of Stream
+        What patches are cut from; the first is `reference`.
+    mask : volume, optional
+    share : float, optional
+        Of a patch's voxels that must lie in the mask; the centre voxel where None.
+    overhang : bool
+        Patches may leave the volume.
+    resample : bool
+        The mask, labels and weights may lie on another grid.
+    """
+
+    def __init__(
+        self,
+        reference: xr.DataArray,
+        streams: Sequence[Stream],
+        mask: xr.DataArray | None,
+        share: float | None,
+        overhang: bool,
+        resample: bool,
+    ) -> None:
+        self.reference, self.shape, self.overhang = reference, streams[0].shape, overhang
+        self._streams = streams
+        self.grid = reference.mrh.grid
+        self._resample, self._share = resample, share
+        self._mask = None if mask is None else self.stream("mask", mask.assign_attrs(kind="mask"))
+
+    def stream(self, name: str, volume: xr.DataArray) -> Stream:
+        """A volume on this subject's grid, to be read tile by tile."""
+        return one_grid({name: volume}, (_MASK_BOX,) * 3, self.reference, self._resample, exact=True)
+
+    def fits(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which patches lie within all volumes, or may leave them: (n,)."""
+        kept = np.ones(len(positions), dtype=bool)
+        for stream in () if self.overhang else self._streams:
+            kept &= stream.holds(stream.starts(positions))
+        return kept
+
+    def keep(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which patches lie within all volumes and in the mask: (n,). The mask is read box by box."""
+        kept = self.fits(positions)
+        if self._mask is not None and kept.any():
+            kept[kept] = self._in_mask(self._mask, positions[kept])
+        return kept
+
+    def _in_mask(self, mask: Stream, positions: Ints) -> NDArray[np.bool_]:
+        low, high = positions, positions + self.shape
+        if self._share is None:
+            low = centre_voxels(positions, self.shape)
+            high = low + 1
+        kept = np.zeros(len(positions), dtype=bool)
+        top = np.array(self.grid.shape)
+        fitting = np.flatnonzero(((low < top) & (high > 0)).all(axis=1))
+        cell = mask.cells(low[fitting])
+        by = np.argsort(cell, kind="stable")
+        for rows in np.split(fitting[by], np.flatnonzero(np.diff(cell[by])) + 1):
+            if len(rows):
+                kept[rows] = self._kept(mask, low[rows], high[rows])
+        return kept
+
+    def _kept(self, mask: Stream, low: Ints, high: Ints) -> NDArray[np.bool_]:
+        # What lies outside the volume lies outside the mask.
+        first, last = low.min(axis=0), high.max(axis=0)
+        begin, end = np.clip(first, 0, None), np.minimum(last, self.grid.shape)
+        inside = np.zeros(last - first, dtype=bool)
+        values = mask.voxels(begin, end)[0]
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise DataError(
+                f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN between {begin.tolist()} and "
+                f"{end.tolist()}; set them to 0"
+            )
+        inside[tuple(slice(int(a), int(b)) for a, b in zip(begin - first, end - first, strict=True))] = values != 0
+        if self._share is None:
+            return np.asarray(inside[tuple((low - first).T)])
+        return np.asarray(fraction_inside(inside, low - first, self.shape) >= self._share)
+
+    def accepted(self, n: int, draw: Callable[[int], Ints]) -> Ints:
+        """As many of the positions that `draw` gives as lie in the mask: (n, 3)."""
+        found: list[Ints] = []
+        missing, tried = n, 0
+        while missing:
+            drawn = draw(2 * missing + 16 if found else missing)
+            tried += len(drawn)
+            drawn = drawn[self.keep(drawn)][:missing]
+            found.append(drawn)
+            missing -= len(drawn)
+            if missing and tried > _TRIES * n + 10_000:
+                raise DataError(
+                    f"of {tried} places drawn {n - missing} lie in all volumes and in the mask; is it nearly empty, "
+                    "or elsewhere?"
+                )
+        return np.concatenate(found) if found else np.empty((0, 3), dtype=np.int64)
+
+    def about(self, places: Ints | NDArray[np.float64]) -> Ints:
+        """Positions of patches about places in voxels; moved inside where they may not overhang."""
+        return about(places, self.grid.shape, self.shape, inside=not self.overhang)
+
+
+class Chooser(Protocol):
+    """A way to choose positions."""
+
+    @property
+    def n(self) -> int | None:
+        """Patches of all subjects together; None where the subject decides."""
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
+        """Positions of one subject, and the class that each was drawn for."""
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A regular grid of positions that covers the volume; the last ones end at the edge.
+
+    Attributes
+    ----------
+    stride : tuple of int
+        Voxels along z, y, x.
+    """
+
+    stride: tuple[int, int, int]
+    n: None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """All positions of the grid that lie in the mask."""
+        positions = strided(field.grid.shape, field.shape, self.stride, overhang=field.overhang)
+        return positions[field.keep(positions)], None
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Positions drawn uniformly, with replacement.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    """
+
+    n: int
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Positions at which the patch fits (with padding: whose centre lies in the volume)."""
+
+        def anywhere(many: int) -> Ints:
+            if field.overhang:
+                return field.about(rng.integers(0, field.grid.shape, (many, 3)))
+            strided(field.grid.shape, field.shape, field.grid.shape)
+            return uniform(field.grid.shape, field.shape, many, rng)
+
+        return field.accepted(n, anywhere), None
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Patches about voxels of each class of a label volume, in given shares.
+
+    The volume is read once, tile by tile, and its counts are kept beside it where it is a store.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    labels : volume, or one per subject
+    shares : mapping of int to float, optional
+        Of each class; the key ``"rest"`` stands for all other classes, drawn by their size. Equal
+        shares for every class that occurs where it is not given. ``{1: 1, "rest": 3}`` is one
+        positive to three negatives.
+    sparse : bool
+        Subjects may lack some of the classes in `shares`; the others then have their part.
+    """
+
+    n: int
+    labels: Any
+    shares: Mapping[int | str, float] | None = None
+    sparse: bool = False
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Positions, and the class of the voxel in the middle of each patch.
+
+        At the edge the patch is moved inside, and the voxel no longer lies in its middle.
+        """
+        labels = _of_subject(self.labels, subject)
+        index = index_labels(field.stream("labels", labels.assign_attrs(kind="labels")), *_store(labels))
+        quotas = self._quotas(index, n)
+        found = [field.accepted(m, self._drawing(field, index, c, rng)) for c, m in quotas]
+        classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
+        return np.concatenate(found), classes.astype(np.int64)
+
+    def _drawing(self, field: Field, index: Index, kind: int, rng: np.random.Generator) -> Callable[[int], Ints]:
+        return lambda many: field.about(index.draw(kind, many, rng))
+
+    def _quotas(self, index: Index, n: int) -> list[tuple[int, int]]:
+        wanted: dict[Any, float] = dict(self.shares) if self.shares is not None else dict.fromkeys(index.classes, 1.0)
+        rest = wanted.pop("rest", 0.0)
+        others = [c for c in index.classes if c not in wanted]
+        if rest and not others and not self.sparse:
+            raise DataError(f"the labels hold no class but {index.classes}, so there is no rest to draw from")
+        if rest and others:
+            sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
+            wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
+        missing = [c for c in wanted if c not in index.classes]
+        if self.sparse:
+            wanted = {c: share for c, share in wanted.items() if c not in missing}
+        elif missing:
+            raise DataError(f"the labels hold no voxel of class {missing}; they hold {index.classes}")
+        names = [int(c) for c in wanted]
+        return [q for q in zip(names, shares(n, list(wanted.values())), strict=True) if q[1]]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Patches about voxels drawn in proportion to a map, such as how well a registration fits.
+
+    Attributes
+    ----------
+    n : int
+        Patches of all subjects together.
+    weights : volume, or one per subject
+        0 or more.
+    """
+
+    n: int
+    weights: Any
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Positions whose middle voxels were drawn by weight."""
+        index = index_weights(field.stream("weights", _of_subject(self.weights, subject)))
+        return field.accepted(n, lambda many: field.about(index.draw(1, many, rng))), None
+
+
+@dataclass(frozen=True)
+class Around:
+    """Patches about points, such as cells, and about places beside them.
+
+    Attributes
+    ----------
+    points_mm : (m, 3) array, or one per subject
+        World points X, Y, Z, RAS+.
+    negatives : float
+        Patches beside a point for each patch about one.
+    distance_mm : tuple of float
+        Least and greatest distance of a negative from the point that it lies beside; none lies nearer
+        than the least to any point.
+    n : int, optional
+        Patches of all subjects together; each point once where None.
+    """
+
+    points_mm: Any
+    negatives: float = 0.0
+    distance_mm: tuple[float, float] = (0.0, 0.0)
+    n: int | None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Positions, class 1 about points and 0 beside them."""
+        points = np.asarray(_of_subject(self.points_mm, subject, ndim=2), dtype=np.float64).reshape(-1, 3)
+        places = field.grid.index(points)
+        within = self._within(places, field)
+        if not within.any():
+            raise DataError(f"none of {len(points)} points lies in the volume of subject {subject}; are they world mm?")
+        if not within.all():
+            log.warning("%d of %d points of subject %d lie outside its volume", (~within).sum(), len(points), subject)
+        about = field.about(places[within])
+        about = about[field.keep(about)]
+        if self.n is not None:
+            wanted, beside = shares(n, [1.0, self.negatives])
+            if not len(about):
+                raise DataError(f"none of {within.sum()} points of subject {subject} lies in the mask")
+            about = about[rng.integers(0, len(about), wanted)]
+        else:
+            beside = round(len(about) * self.negatives)
+        negative = field.accepted(beside, lambda many: self._beside(points, field, many, rng))
+        classes = np.repeat([1, 0], [len(about), len(negative)])
+        return np.concatenate([about, negative]), classes.astype(np.int64)
+
+    def _beside(self, points: NDArray[np.float64], field: Field, many: int, rng: np.random.Generator) -> Ints:
+        half = (np.array(field.shape) - 1) / 2
+
+        def on_centres(places: NDArray[np.float64]) -> NDArray[np.float64]:
+            centres = field.about(field.grid.index(places)) + half
+            return field.grid.world(centres[self._within(centres, field)])
+
+        # A patch's centre comes first, since it may lie too near where the place does not.
+        places = shell(points, many, self.distance_mm, rng, on_centres)
+        return field.about(field.grid.index(places))
+
+    @staticmethod
+    def _within(places: NDArray[np.float64], field: Field) -> NDArray[np.bool_]:
+        """Which places lie in the volume's voxels."""
+        return np.asarray(((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Positions of the user's own.
+
+    Attributes
+    ----------
+    positions : (n, 3) int array, or one per subject
+        First voxel of each patch, z, y, x.
+    """
+
+    positions: Any
+    n: None = None
+
+    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+        """Those of the subject, checked."""
+        given = np.asarray(_of_subject(self.positions, subject, ndim=2))
+        given = given.reshape(-1, 3) if not given.size else given
+        if given.ndim != 2 or given.shape[1] != 3 or (given.size and given.dtype.kind not in "iu"):
+            raise GridError(f"positions are whole numbers (n, 3) along z, y, x, not {given.dtype} {given.shape}")
+        positions = given.astype(np.int64)
+        touches = ((positions + field.shape > 0) & (positions < field.grid.shape)).all(axis=1)
+        bad = np.flatnonzero(~(touches & field.fits(positions)))
+        if len(bad):
+            raise GridError(
+                f"{len(bad)} positions do not fit, the first being {positions[bad[0]].tolist()}: a patch of "
+                f"{field.shape} in a volume of {field.grid.shape}; give padding= where they may reach beyond the edge"
+            )
+        return positions[field.keep(positions)], None
+
+
+def chooser(at: Any, stride: Sequence[int]) -> Chooser:
+    """What `at` stands for."""
+    if at is None:
+        return Strided((int(stride[0]), int(stride[1]), int(stride[2])))
+    return at if hasattr(at, "draw") else Given(at)
+
+
+def _of_subject(given: Any, subject: int, ndim: int | None = None) -> Any:
+    """The item of one subject, from a sequence of them or the one there is."""
+    if isinstance(given, Sequence) and len(given) and (ndim is None or np.ndim(given[0]) >= ndim):
+        if subject >= len(given):
+            raise GridError(f"there are {len(given)} items for {subject + 1} or more subjects; give one for each")
+        return given[subject]
+    return given
+
+
+def _store(volume: xr.DataArray) -> tuple[Path | None, str | None]:
+    """The local store that a volume is and its name within, None where it is something else."""
+    source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
+    part = None if source is None else source.part
+    if source is None or not isinstance(part, Stored) or part.chunks is None:
+        return None, None
+    return source.path.absolute(), None if part.place is None else part.place["dataset"]

@@ -1,0 +1,319 @@
+"""Volumes of one subject as streams of patches: on one grid, each on its own, or resampled to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mrhdata.errors import GridError
+from mrhdata.io import omezarr
+from mrhdata.patching.tiles import Box, Part, Readable, Stream
+from mrhdata.volume.construct import PLANES, group, on_grid_of, stack
+from mrhdata.volume.grid import Grid
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    Inputs = xr.DataArray | Mapping[str, xr.DataArray]
+
+Ints = NDArray[np.int64]
+
+#: How volumes of one subject may lie to each other.
+ALIGN = ("same", "own", "first")
+#: Axes that turn by more than this part of a voxel over half a patch are not parallel.
+_TURNED_VOXELS = 0.5
+#: What else helps where grids differ.
+_ALIGN = "or give align='first'"
+
+
+class Shapes:
+    """Patch lengths of inputs and target by name; a plane makes one of them 1."""
+
+    def __init__(self, shape: Any, target_shape: Any, plane: str | None, neighbours: int = 0) -> None:
+        if neighbours < 0 or (neighbours and plane is None):
+            raise GridError(f"neighbours is a number of planes on each side of plane=, not {neighbours}")
+        self._plane, self._neighbours = plane, neighbours
+        self._input, self._target = self._read(shape, "shape"), self._read(target_shape, "target_shape")
+
+    def _read(self, given: Any, what: str) -> Any:
+        if given is None:
+            return None
+        if isinstance(given, Mapping):
+            return {name: lengths(item, self._plane, what) for name, item in given.items()}
+        return lengths(given, self._plane, what)
+
+    def of_first(self, name: str) -> tuple[int, int, int]:
+        """Of the first input, which must have one."""
+        found = self._input.get(name) if isinstance(self._input, dict) else self._input
+        if found is None:
+            raise GridError(f"shape has no item for the first input {name!r}; it has {list(self._input)}")
+        return self._with_neighbours(found)
+
+    def _with_neighbours(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if self._plane is None or not self._neighbours:
+            return shape
+        found = list(shape)
+        found[PLANES[self._plane]] = 1 + 2 * self._neighbours
+        return (found[0], found[1], found[2])
+
+    def of_input(self, name: str) -> tuple[int, int, int] | None:
+        """Of another input; None where it follows from the first."""
+        return self._input.get(name) if isinstance(self._input, dict) else None
+
+    def of_target(self, name: str | None = None) -> tuple[int, int, int] | None:
+        """Of the target; None where it follows from the first input."""
+        if self._target is None and self._neighbours and not isinstance(self._input, dict):
+            return self._input
+        return self._target.get(name) if isinstance(self._target, dict) else self._target
+
+
+def streams_of(inputs: Inputs, target: Inputs | None, shapes: Shapes, align: str) -> tuple[Names, list[Stream]]:
+    """Streams of one subject, and what their tensors are called."""
+    given = named(inputs)
+    first_name, first = next(iter(given.items()), (None, None))
+    if first_name is None or first is None:
+        raise GridError("there is no volume to take patches from; give at least one")
+    shape = shapes.of_first(first_name)
+    if align != "own":
+        resample = align == "first"
+        streams = [one_grid(inputs, shape, None, resample)]
+        if target is not None:
+            streams.append(one_grid(target, shapes.of_target() or shape, first, resample, about=shape))
+        return Names(None, None if target is None else ()), streams
+    streams = [one_grid({first_name: first}, shape, None, False)]
+    for name, volume in list(given.items())[1:]:
+        streams.append(own_grid(name, volume, shapes.of_input(name), streams[0], first))
+    targets = {} if target is None else named(target)
+    for name, volume in targets.items():
+        streams.append(own_grid(name, volume, shapes.of_target(name), streams[0], first))
+    names = None if not isinstance(inputs, Mapping) else tuple(given)
+    of_target = None if target is None else tuple(targets) if isinstance(target, Mapping) else ()
+    return Names(names, of_target), streams
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the tensors: of the inputs (None for one tensor), of the target (None without one, () for one)."""
+
+    inputs: tuple[str, ...] | None
+    target: tuple[str, ...] | None
+
+    def flat(self) -> list[str]:
+        """A name for every tensor."""
+        target = [] if self.target is None else [f"target_{n}" for n in self.target] or ["target"]
+        return [*(["input"] if self.inputs is None else [f"input_{n}" for n in self.inputs]), *target]
+
+    def apart(self, streams: Sequence[Stream]) -> tuple[list[str], list[str]]:
+        """Channels of the inputs and of the target."""
+        count = 1 if self.inputs is None else len(self.inputs)
+        inputs, target = ([c for s in part for c in s.channels] for part in (streams[:count], streams[count:]))
+        return inputs, target
+
+    def arranged(self, parts: Sequence[Any]) -> Any:
+        """Tensors as they are handed out: input, or (input, target)."""
+        count = 1 if self.inputs is None else len(self.inputs)
+        given: Any = parts[0] if self.inputs is None else dict(zip(self.inputs, parts[:count], strict=True))
+        if self.target is None:
+            return given
+        return given, dict(zip(self.target, parts[count:], strict=True)) if self.target else parts[count]
+
+
+def lengths(given: int | Sequence[int], plane: str | None, what: str) -> tuple[int, int, int]:
+    """Voxels along z, y, x; one number stands for all axes but the one that a plane holds fixed."""
+    found = [given] * 3 if isinstance(given, int | np.integer) else [int(n) for n in given]
+    if len(found) != 3 or min(found) < 1:
+        raise GridError(f"{what} is one number or three along z, y, x, 1 or more, not {given}")
+    if plane is not None:
+        if plane not in PLANES:
+            raise GridError(f"plane is one of {', '.join(PLANES)}, not {plane!r}")
+        found[PLANES[plane]] = 1
+    return (int(found[0]), int(found[1]), int(found[2]))
+
+
+def one_grid(
+    volumes: Inputs,
+    shape: Sequence[int],
+    like: xr.DataArray | None,
+    resample: bool,
+    *,
+    about: Sequence[int] | None = None,
+    exact: bool = False,
+) -> Stream:
+    """Volumes stacked on channels: on the grid of `like` (the first of them where None).
+
+    Parameters
+    ----------
+    volumes : volume or mapping of volumes
+    shape : sequence of int
+        Of a patch.
+    like : volume, optional
+    resample : bool
+        Read volumes of other grids at the voxels of `like`; otherwise they are refused.
+    about : sequence of int, optional
+        Patch shape of the first input, where these patches have another.
+    exact : bool
+        Keep types that are wider than float32.
+    """
+    given = named(volumes)
+    first = next(iter(given.values())) if like is None else like
+    placed = {}
+    parts: list[Readable] = []
+    reference = next(iter(given)) if like is None else "the first input"
+    said = repr(reference) if like is None else reference
+    for name, volume in given.items():
+        if resample and not _same(volume, first):
+            parts.append(Resampled(volume, first.mrh.grid))
+            placed[name] = _shell(name, volume, reference, first)
+        else:
+            alike = volume is first
+            placed[name] = volume if alike else on_grid_of(name, volume, said, _bare(first, volume), remedy=_ALIGN)
+            parts.append(Part(volume))
+    channels = [str(c) for c in stack(placed).c.values]
+    grid = first.mrh.grid
+    return Stream(parts, channels, grid, shape, None if about is None else (grid, about), exact)
+
+
+def own_grid(
+    name: str, volume: xr.DataArray, shape: Sequence[int] | None, first: Stream, reference: xr.DataArray
+) -> Stream:
+    """A volume at its own resolution; its patches lie about the same world points as those of `first`.
+
+    Raises
+    ------
+    GridError
+        Its axes are not parallel to those of the first volume.
+    """
+    group({"the first input": reference, name: volume})
+    grid = volume.mrh.grid
+    turn = np.linalg.solve(grid.affine[:3, :3], first.grid.affine[:3, :3])
+    off = np.abs(turn - np.diag(np.diag(turn))) @ (np.array(first.shape) / 2)
+    if off.max() > _TURNED_VOXELS:
+        raise GridError(
+            f"{name!r} has axes that turn against those of the first volume by {off.max():.1f} of its voxels over "
+            f"half a patch of {first.shape}; use align='first', which resamples it"
+        )
+    if shape is None:
+        shape = np.maximum(1, np.rint(np.array(first.shape) * first.grid.spacing / grid.spacing)).astype(int).tolist()
+    flips = tuple(bool(f) for f in np.diag(turn) < 0)
+    part = Part(volume, flips)
+    channels = [str(c) for c in stack({name: volume}).c.values]
+    return Stream([part], channels, _flipped(grid, flips), shape, about=(first.grid, first.shape))
+
+
+def named(volumes: Inputs) -> dict[str, Any]:
+    """Volumes by name, also where there is one without."""
+    if isinstance(volumes, Mapping):
+        return dict(volumes)
+    return {"image" if volumes.name is None else str(volumes.name): volumes}
+
+
+def _same(volume: xr.DataArray, first: xr.DataArray) -> bool:
+    return bool(volume.mrh.grid.same_as(first.mrh.grid))
+
+
+def _bare(first: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
+    """The grid of `first`, without its channels."""
+    return first.isel(c=0, drop=True) if "c" in first.dims and "c" not in volume.dims else first
+
+
+def _shell(name: str, volume: xr.DataArray, reference: str, first: xr.DataArray) -> xr.DataArray:
+    """No voxels, but the channels of `volume` on the grid of `first`."""
+    group({reference: first, name: volume})
+    like = first.isel(c=0, drop=True) if "c" in first.dims else first
+    empty = like.copy(data=da.zeros(like.shape, dtype=volume.dtype)).rename(volume.name)
+    return (
+        empty
+        if "c" not in volume.dims
+        else empty.expand_dims(c=volume.c.values if "c" in volume.coords else volume.sizes["c"])
+    )
+
+
+def _flipped(grid: Grid, flips: Sequence[bool]) -> Grid:
+    turn = np.eye(4)
+    for axis, flip in enumerate(flips):
+        if flip:
+            turn[axis, axis], turn[axis, 3] = -1, grid.shape[axis] - 1
+    return Grid(grid.shape, grid.affine @ turn)
+
+
+class Resampled:
+    """A volume read at the voxels of another grid: linearly, labels and masks from the nearest voxel.
+
+    Voxels farther than half a voxel outside the volume are 0. Of a pyramid the coarsest level is read that is as
+    fine as the grid. Reads like a :class:`mrhdata.patching.tiles.Part`.
+    """
+
+    array = None
+
+    def __init__(self, volume: xr.DataArray, grid: Grid) -> None:
+        level = omezarr.level_for(volume, grid.spacing)
+        self._part = Part(level)
+        self._order = 0 if self._part.labels or self._part.dtype.kind == "b" else 1
+        self.channels, self.source = self._part.channels, self._part.source
+        self.labels, self.slow = self._part.labels, self._part.slow
+        self.dtype = np.dtype(np.float32) if self._order else self._part.dtype
+        self.shape: tuple[int, ...] = grid.shape
+        affine = np.linalg.solve(level.mrh.grid.affine, grid.affine)
+        self._matrix, self._shift = affine[:3, :3], affine[:3, 3]
+        # An odd last voxel has no half in a coarser level, which reaches as far all the same.
+        ends = np.array([[-0.5] * 3, np.array(volume.mrh.grid.shape) - 0.5])
+        self._first, self._last = level.mrh.grid.index(volume.mrh.grid.world(ends))
+        # Blocks of the new grid that need about one chunk.
+        steps = np.abs(self._matrix).sum(axis=0)
+        lengths = np.clip(
+            np.asarray(self._part.chunk) / np.maximum(steps, 1e-9), np.minimum(16, grid.shape), grid.shape
+        )
+        self.chunk = (int(lengths[0]), int(lengths[1]), int(lengths[2]))
+
+    def whole_chunk(self, box: Box, room: np.ndarray | None) -> None:
+        """Stored chunks are of another grid."""
+
+    def stored(self, box: Box) -> bool:
+        """Whether some voxels that a box needs were ever written."""
+        source, _ = self._needed(box)
+        return self._part.stored(source)
+
+    def into(self, out: np.ndarray, box: Box) -> None:
+        """Resample into an array (C, z, y, x)."""
+        low = np.array([s.start for s in box], dtype=np.float64)
+        lengths = np.array([s.stop - s.start for s in box])
+        source, ends = self._needed(box)
+        first = np.array([s.start for s in source])
+        voxels = np.empty((self.channels, *(s.stop - s.start for s in source)), self._part.dtype)
+        self._part.into(voxels, source)
+        shift = self._shift + self._matrix @ low - first
+        inside = self._inside(low, lengths, ends)
+        for channel, target in zip(voxels, out, strict=True):
+            values = channel.astype(np.float32) if self._order else channel
+            target[...] = ndimage.affine_transform(
+                values, self._matrix, shift, tuple(lengths), order=self._order, mode="nearest"
+            )
+            if inside is not None:
+                target[~inside] = 0
+
+    def _needed(self, box: Box) -> tuple[Box, np.ndarray]:
+        """The box of the volume that a box of the new grid needs, and its corners in the volume."""
+        low = np.array([s.start for s in box], dtype=np.float64)
+        ends = (low + _CORNERS * (np.array([s.stop - s.start for s in box]) - 1)) @ self._matrix.T + self._shift
+        top = np.array(self._part.shape) - 1
+        first = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, top)
+        last = np.clip(np.ceil(ends.max(axis=0)).astype(int), 0, top)
+        z, y, x = (slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        return (z, y, x), ends
+
+    def _inside(self, low: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> NDArray[np.bool_] | None:
+        """Which voxels of the box lie over the volume; None for all."""
+        if ((ends >= self._first) & (ends <= self._last)).all():
+            return None
+        index = np.stack(np.meshgrid(*(a + np.arange(n) for a, n in zip(low, lengths, strict=True)), indexing="ij"), -1)
+        places = index @ self._matrix.T + self._shift
+        return np.asarray(((places >= self._first) & (places <= self._last)).all(axis=-1))
+
+
+_CORNERS = np.array(list(np.ndindex(2, 2, 2)))

@@ -1,0 +1,37 @@
+from . import (
+    cleared_scene,
+    cleared_tissue,
+    electron_microscopy,
+    head,
+    mouse,
+    qsm,
+    rasterize,
+)
+from .cleared_tissue import Brain, Cleared, cleared
+from .electron_microscopy import STRUCTURES, neuropil
+from .mouse import TISSUES, Protocol, directions, mouse_brain, mouse_maps
+from .qsm import MATTER, ROIS, Scan, deep_grey
+
+__all__ = [
+    "MATTER",
+    "ROIS",
+    "STRUCTURES",
+    "TISSUES",
+    "Brain",
+    "Cleared",
+    "Protocol",
+    "Scan",
+    "cleared",
+    "cleared_scene",
+    "cleared_tissue",
+    "deep_grey",
+    "directions",
+    "electron_microscopy",
+    "head",
+    "mouse",
+    "mouse_brain",
+    "mouse_maps",
+    "neuropil",
+    "qsm",
+    "rasterize",
+]

@@ -1,0 +1,29 @@
+from . import (
+    cases,
+    cell_verification,
+    cells,
+    cross_validation,
+    demo,
+    dgm,
+    mrhnet,
+    restoration,
+    segmentation,
+    tissue2d,
+    virtual_histology,
+    watch_folder,
+)
+
+__all__ = [
+    "cases",
+    "cell_verification",
+    "cells",
+    "cross_validation",
+    "demo",
+    "dgm",
+    "mrhnet",
+    "restoration",
+    "segmentation",
+    "tissue2d",
+    "virtual_histology",
+    "watch_folder",
+]

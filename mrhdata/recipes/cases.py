@@ -1,0 +1,123 @@
+"""Subjects of a folder by the names of its files, as BIDS has them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TypeVar
+
+from mrhdata.datasets import splits
+from mrhdata.datasets.build import parse_loosely, volumes_in
+from mrhdata.errors import DataError
+from mrhdata.inference.segmenter import Case
+from mrhdata.io import formats
+
+log = logging.getLogger("mrhdata")
+
+#: What tells scans of one subject apart, besides the subject.
+_SCAN = {"session": "ses", "task": "task", "acq": "acq", "run": "run"}
+
+
+def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None = None) -> list[Case]:
+    """Cases of a folder, by patterns of file names.
+
+    Parameters
+    ----------
+    folder : path
+        Searched with its subfolders; names begin with ``sub-01_``, and may have ``ses-``, ``task-``, ``acq-`` and
+        ``run-``.
+    inputs : mapping of str to str
+        A pattern for each channel, such as ``{"t1w": "*T1w*"}``; ``T1w`` means the same, and where that fits two
+        files of a scan, the one of which it is a whole word.
+    labels : str, optional
+        Pattern of the label volumes.
+
+    Returns
+    -------
+    cases : list of Case
+        Those that have all channels (and labels, where a pattern is given), by name; a warning names the others.
+        ``subject`` is all that stands in the name, such as ``01_ses-2``, where a subject was scanned more than
+        once.
+
+    Raises
+    ------
+    DataError
+        No file fits a pattern, two fit one scan, or no subject has all.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, mrhdata
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("sub-1_T1w.nii", "sub-1_seg.nii", "sub-10_T1w.nii"):
+    ...     mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), folder / name)
+    >>> [c.subject for c in find_cases(folder, {"t1w": "T1w"}, "seg")]
+    ['1']
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; give the one that holds the subjects")
+    patterns = {**inputs, **({} if labels is None else {"labels": labels})}
+    files = list(volumes_in(root))
+    found = {name: _matching(files, pattern, root) for name, pattern in patterns.items()}
+    complete = sorted(set.intersection(*(set(held) for held in found.values())))
+    if not complete:
+        held = ", ".join(f"{len(scans)} with {name}" for name, scans in found.items())
+        raise DataError(f"no subject of {root} has all volumes: {held}; names are to begin with sub-NAME_")
+    for name, pattern in patterns.items():
+        lacking = sorted({key for held in found.values() for key in held} - set(found[name]))
+        if lacking:
+            some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            log.warning("left out for want of %s (%r): %s (%d)", name, pattern, some, len(lacking))
+    return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
+
+
+Scan = TypeVar("Scan", bound=Case)
+
+
+def shared_out(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
+    """Whole persons for training, validation and test, in the given shares, at least one for each."""
+    split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
+    part_of = splits.shared_out([case.person for case in cases], split, seed)
+    return {name: [case for case in cases if part_of[case.person] == name] for name in split}
+
+
+def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
+    """Files of a pattern by their scan."""
+    found: dict[str, Path] = {}
+    wide = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    for path in files:
+        entities = parse_loosely(path.name)
+        if "subject" not in entities or not fnmatch(path.name, wide):
+            continue
+        scan = "_".join(
+            [entities["subject"], *(f"{short}-{entities[e]}" for e, short in _SCAN.items() if e in entities)]
+        )
+        if scan in found and _whole(pattern, path) == _whole(pattern, found[scan]):
+            raise DataError(
+                f"{found[scan].name} and {path.name} are both {pattern!r} of {scan}; make the pattern narrower, such "
+                f"as '*_{pattern.strip('*')}.*'"
+            )
+        if scan not in found or _whole(pattern, path):
+            found[scan] = path
+    if not found:
+        raise DataError(f"no file of {root} fits {pattern!r} and begins with sub-NAME_; look at the names")
+    return found
+
+
+def _whole(pattern: str, path: Path) -> bool:
+    """Whether a pattern is a word of a name, as MT is of sub-1_MT.nii.gz and not of sub-1_MTR.nii.gz."""
+    return pattern in re.split(r"[_.]", path.name)
+
+
+def _case(key: str, files: dict[str, Path]) -> Case:
+    labels = files.pop("labels", None)
+    inputs = {name: formats.read(path).rename(name) for name, path in files.items()}
+    return Case(
+        key,
+        inputs,
+        None if labels is None else formats.read(labels, kind="labels"),
+        formats.written_as(next(iter(files.values()))),
+    )

@@ -1,0 +1,73 @@
+"""Tissue of T1w images, slice by slice (minc_keras), and a U-Net beside it.
+
+Published: Adam at 1e-4, batches of 32 slices (its option for another size was ignored), 5 to 10 epochs, the
+last weights, stored voxels without MINC's slice-wise scaling, labels numbered volume by volume, and a split
+drawn anew by the clock. Here: real values, one numbering of labels for the data set, a seeded split by
+subject, and the epoch with the lowest validation loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mrhdata.recipes.segmentation import Crops, Recipe, Slices, Steps
+from mrhdata.training.augmentation import Augmentation
+from mrhdata.training.loop import Training
+
+#: Published networks by name.
+NETWORKS = ("tissue2d_0_0", "tissue2d_1_0", "tissue2d_2_0", "tissue2d_3_0", "tissue2d_4_0")
+_PREPARE: Steps = (("normalise", {"how": "minmax"}),)
+
+PUBLISHED = Training(
+    epochs=5,
+    batch_size=32,
+    learning_rate=1e-4,
+    schedule="constant",
+    weight_decay=0.0,
+    loss="cross-entropy",
+    scale="none",
+    keep="last",
+)
+CORRECTED = Training(
+    epochs=4,
+    batch_size=8,
+    learning_rate=3e-3,
+    weight_decay=1e-4,
+    loss="cross-entropy",
+    precision="bfloat16",
+    patience=4,
+)
+
+
+def published(network: str = "tissue2d_0_0") -> Recipe:
+    """The recipe as published, but for the seeded split and the real values."""
+    return Recipe(network, _PREPARE, Slices(), (PUBLISHED,))
+
+
+def slices(network: str = "tissue2d_0_0", spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Recipe:
+    """A published network, trained on parts of slices: for the same work many more steps than whole ones.
+
+    Examples
+    --------
+    >>> slices("tissue2d_3_0").prepare[0]
+    ('upright', {'spacing_mm': [1.0, 1.0, 1.0]})
+    """
+    return Recipe(network, _upright(spacing_mm), Crops((1, 64, 64), each=256), (CORRECTED,))
+
+
+def unet(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Recipe:
+    """A residual 3D U-Net with augmentation, trained on boxes."""
+    training = replace(
+        CORRECTED,
+        epochs=24,
+        batch_size=2,
+        loss="dice+cross-entropy",
+        augment=Augmentation(),
+        patience=24,
+    )
+    config = {"widths": (16, 32, 64, 128), "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2))}
+    return Recipe("unet3d", _upright(spacing_mm), Crops((16, 96, 96), each=8), (training,), config)
+
+
+def _upright(spacing_mm: tuple[float, float, float]) -> Steps:
+    return (("upright", {"spacing_mm": list(spacing_mm)}), *_PREPARE)

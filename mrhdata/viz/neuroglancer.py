@@ -1,0 +1,226 @@
+"""A small server of OME-Zarr stores for viewers in the browser: loopback only, read only.
+
+It sends nothing but files inside the stores it was given: no ``..`` in any spelling, no link that leads
+out, no request that names another host (which is how a page elsewhere would reach it), no other
+website but the viewer's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from mrhdata.errors import FormatError
+from mrhdata.io import omezarr
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger("mrhdata")
+
+#: The viewer whose pages may read from the server.
+VIEWER = "https://neuroglancer-demo.appspot.com"
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_COPY_BYTES = 1_000_000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves stores at ``/<name>/``, on 127.0.0.1.
+
+    Parameters
+    ----------
+    stores : mapping of str to path
+        Names as they stand in the address, and OME-Zarr folders.
+    port : int
+        0 for any that is free.
+    viewer : str
+        Origin of the pages that may read, such as ``https://neuroglancer-demo.appspot.com``.
+
+    Examples
+    --------
+    >>> import tempfile, urllib.request, mrhdata
+    >>> path = tempfile.mkdtemp() + "/a.zarr"
+    >>> mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 3, 4)), spacing=(1, 1, 1)), path)
+    >>> import threading
+    >>> with Server({"a": path}) as server:
+    ...     threading.Thread(target=server.serve_forever, daemon=True).start()
+    ...     status = urllib.request.urlopen(server.url + "/a/zarr.json").status
+    ...     server.shutdown()
+    >>> status
+    200
+    """
+
+    daemon_threads = True
+
+    def __init__(self, stores: Mapping[str, str | os.PathLike[str]], port: int = 0, viewer: str = VIEWER) -> None:
+        self.stores = {name: Path(os.path.realpath(path)) for name, path in stores.items()}
+        for name, path in self.stores.items():
+            omezarr.read(path)
+            if not re.fullmatch(r"[\w-][\w.-]*", name):
+                raise FormatError(f"{name!r} cannot stand in an address; name the store with letters and digits")
+        self.viewer = viewer
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def link(self) -> str:
+        """Address of the viewer with all stores as layers, their grey windows from percentiles."""
+        layers = [self._layer(name, omezarr.read(path, level=_coarsest(path))) for name, path in self.stores.items()]
+        state = {"layers": layers, "layout": "4panel"}
+        return f"{self.viewer}/#!{quote(json.dumps(state), safe='')}"
+
+    def _layer(self, name: str, coarse: xr.DataArray) -> dict[str, Any]:
+        source = f"zarr://{self.url}/{name}"
+        if coarse.attrs["kind"] != "image":
+            return {"type": "segmentation", "source": source, "name": name}
+        values = np.asarray(coarse.data, dtype=np.float64)
+        low, high = (float(v) for v in np.nanpercentile(values, (1, 99.5)))
+        window = {"normalized": {"range": [low, high if high > low else low + 1]}}
+        return {"type": "image", "source": source, "name": name, "shaderControls": window}
+
+
+def _coarsest(path: Path) -> int:
+    group = omezarr.image_metadata(path)
+    return len(group["datasets"]) - 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(send=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(send=False)
+
+    def do_OPTIONS(self) -> None:
+        if not self._own_host():
+            return
+        self.send_response(HTTPStatus.NO_CONTENT)
+        self._allow()
+        self.send_header("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+        self.send_header("Access-Control-Allow-Headers", "Range")
+        self.send_header("Access-Control-Allow-Private-Network", "true")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+    def _answer(self, send: bool) -> None:
+        if not self._own_host():
+            return
+        path = self._file()
+        if path is None:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            with path.open("rb") as file:
+                self._send(file, os.fstat(file.fileno()).st_size, send)
+        except (BrokenPipeError, ConnectionResetError):
+            # The viewer went elsewhere.
+            self.close_connection = True
+        except OSError:
+            self._refuse(HTTPStatus.NOT_FOUND)
+
+    def _own_host(self) -> bool:
+        """Whether the request names this server: another name means that a page elsewhere was led here."""
+        port = self.server.server_port
+        if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            return True
+        self._refuse(HTTPStatus.FORBIDDEN)
+        return False
+
+    def _file(self) -> Path | None:
+        """The file that is asked for, if it lies within a store."""
+        raw = self.path.partition("?")[0].partition("#")[0]
+        name, *parts = raw.removeprefix("/").split("/")
+        parts = [unquote(part) for part in parts]
+        root = self.server.stores.get(unquote(name))
+        # A part is one name: what decodes to a separator, a drive or a step upwards is none.
+        if root is None or not parts or any(p in ("", ".", "..") or re.search(r"[/\\\0:]", p) for p in parts):
+            return None
+        try:
+            found = Path(os.path.realpath(root.joinpath(*parts), strict=True))
+        except (OSError, ValueError):
+            return None
+        return found if found.is_relative_to(root) and found.is_file() else None
+
+    def _send(self, file: BinaryIO, size: int, send: bool) -> None:
+        first, last, status = 0, size - 1, HTTPStatus.OK
+        asked = self.headers.get("Range")
+        if asked is not None:
+            found = _range(asked, size)
+            if found is None:
+                self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
+                return
+            (first, last), status = found, HTTPStatus.PARTIAL_CONTENT
+        self.send_response(status)
+        self._allow()
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header(
+            "Content-Type", "application/json" if self.path.endswith(".json") else "application/octet-stream"
+        )
+        self.send_header("Content-Length", str(last - first + 1))
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.end_headers()
+        if not send:
+            return
+        file.seek(first)
+        left = last - first + 1
+        while left > 0:
+            part = file.read(min(left, _COPY_BYTES))
+            if not part:
+                self.close_connection = True
+                return
+            self.wfile.write(part)
+            left -= len(part)
+
+    def _allow(self) -> None:
+        origin = self.headers.get("Origin")
+        if origin in (self.server.viewer, self.server.url):
+            self.send_header("Access-Control-Allow-Origin", origin)
+            self.send_header("Access-Control-Expose-Headers", "Content-Range, Content-Length, Accept-Ranges")
+        self.send_header("Vary", "Origin")
+
+    def _refuse(self, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        self._allow()
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def _range(asked: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of one range; None where it is no range of the file.
+
+    Examples
+    --------
+    >>> _range("bytes=2-4", 10), _range("bytes=-3", 10), _range("bytes=5-", 10), _range("bytes=10-", 10)
+    ((2, 4), (7, 9), (5, 9), None)
+    """
+    match = _RANGE.fullmatch(asked.strip())
+    if match is None or match[1] == match[2] == "":
+        return None
+    if match[1] == "":
+        count = min(int(match[2]), size)
+        return (size - count, size - 1) if count else None
+    first = int(match[1])
+    last = min(int(match[2]), size - 1) if match[2] else size - 1
+    return (first, last) if first <= last else None

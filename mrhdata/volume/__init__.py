@@ -1,0 +1,5 @@
+"""Volumes: arrays that know where their voxels lie in world space."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

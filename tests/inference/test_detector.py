@@ -1,0 +1,225 @@
+"""Cells of score volumes: what blocks, kills and other grids change, which is nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import mrhdata
+from mrhdata import models
+from mrhdata.errors import DataError, FormatError, ModelError
+from mrhdata.inference import detector
+from mrhdata.inference.detector import cells_of, detect, scoring, stored_peaks
+from mrhdata.inference.peaks import Peaks
+from mrhdata.inference.predictor import predict_patches
+from mrhdata.models.spec import Scale
+from mrhdata.volume.construct import from_array
+from tests.conftest import FULL
+
+PEAKS = Peaks(0.3, radius_mm=0.008, smooth_mm=0.002)
+
+
+def screener(**config):
+    """A small network with random weights that says what it was trained on."""
+    model = models.create("cells3d", seed=3, widths=(4, 4, 4, 6), **config).eval()
+    model.spec = model.spec.__class__(
+        **{
+            **model.spec.__dict__,
+            "channels": ("signal",),
+            "inputs": Scale((100.0,), (50.0,)),
+            "target": Scale((0.0, 0.0), (1.0, 1.0)),
+            "labels": (0, 1),
+            "finish": (("cells", {"threshold": 0.5, "radius_mm": 0.008, "smooth_mm": 0.0}),),
+        }
+    )
+    return model
+
+
+def signal(shape=(40, 52, 46), seed=0):
+    """Voxels of 2 um, uint16, as a microscope gives them."""
+    values = np.random.default_rng(seed).integers(80, 400, shape).astype(np.uint16)
+    return from_array(values, spacing=(0.002, 0.002, 0.002), name="signal")
+
+
+def scores(shape=(70, 90, 110), seed=0):
+    """A score volume with many peaks, of which many are equal."""
+    values = gaussian_filter(np.random.default_rng(seed).random(shape), 1.5)
+    values = (values - values.min()) / np.ptp(values)
+    return from_array((np.round(values * 60) * 4).astype(np.uint8), spacing=(0.004, 0.004, 0.004), name="scores")
+
+
+def test_score_of_a_patch_is_that_of_the_volume(tmp_path):
+    """At every offset, to 1e-5: the network sees 12 x 12 x 12 voxels and nothing else."""
+    volume, model = signal(), scoring(screener())
+    dense = mrhdata.predict(model, volume, tmp_path / "s.zarr", mode="dense", memory="10 MB", progress=False)
+    assert dense.shape == (15, 21, 18)
+    rng = np.random.default_rng(0)
+    places = rng.integers(0, dense.shape, (200, 3))
+    patches = np.stack([volume.values[tuple(slice(2 * i, 2 * i + 12) for i in p)] for p in places])[:, None]
+    single = predict_patches(model, patches.astype(np.float32))[:, 0]
+    assert np.abs(single - dense.values[tuple(places.T)]).max() < 1e-5
+    # The centre of a patch of even length lies between voxels.
+    assert np.allclose(volume.mrh.index(dense.mrh.world([3, 4, 5])), [11.5, 13.5, 15.5])
+
+
+def test_classes_and_score_agree():
+    """The sigmoid of the score is the softmax's second channel."""
+    x, model = torch.randn(2, 1, 14, 16, 12), screener()
+    single = scoring(model)
+    assert torch.allclose(model(x).softmax(1)[:, 1:], single(x).sigmoid(), atol=1e-6)
+    assert scoring(single) is single
+
+
+@pytest.mark.parametrize("memory", ["10 MB", "16 MB", "60 MB"])
+def test_blocks_leave_no_trace(tmp_path, memory):
+    """The same table bit for bit, from one block to every stored chunk by itself."""
+    volume, image = scores(), signal((150, 190, 230))
+    stored = volume.chunk({"z": 16, "y": 20, "x": 24})
+    whole = cells_of(volume, tmp_path / "a.parquet", PEAKS, {"signal": image}, memory="4 GB", progress=False)
+    parts = cells_of(stored, tmp_path / "b.parquet", PEAKS, {"signal": image}, memory=memory, progress=False)
+    assert len(whole) > 300
+    pd.testing.assert_frame_equal(whole, parts, check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "b.parquet"), parts, check_exact=True)
+
+
+def test_places_and_intensities(tmp_path):
+    """A cell lies where the image says, in voxels of the image and in the world; its intensity is the mean about it."""
+    image = signal((60, 60, 60))
+    values = np.zeros((25, 25, 25), np.uint8)
+    values[10, 12, 14] = 200
+    grid = image.mrh.grid
+    affine = grid.affine @ np.array([[2, 0, 0, 5.5], [0, 2, 0, 5.5], [0, 0, 2, 5.5], [0, 0, 0, 1]])
+    volume = from_array(values, affine=affine, space=image.mrh.space, name="scores")
+    found = cells_of(volume, tmp_path / "c.parquet", Peaks(0.5, 0.008), {"signal": image}, progress=False)
+    assert found[["z", "y", "x"]].round(6).values.tolist() == [[25.5, 29.5, 33.5]]
+    assert np.allclose(found[["X", "Y", "Z"]], grid.world([25.5, 29.5, 33.5]))
+    z, y, x = np.mgrid[:60, :60, :60]
+    near = (z - 26) ** 2 + (y - 30) ** 2 + (x - 34) ** 2 <= 4
+    assert found.intensity_signal[0] == pytest.approx(image.values[near].mean())
+    assert found.score[0] == pytest.approx(200 / 255)
+
+
+@pytest.mark.parametrize("stop", range(1, 6) if FULL else [1, 3])
+def test_goes_on_where_it_was_stopped(tmp_path, stop):
+    """Parts that were finished are not made again, and the table is that of a run that was not stopped."""
+    stored, target = scores().chunk({"z": 16, "y": 20, "x": 24}), tmp_path / "c.parquet"
+    calls = []
+
+    def interrupt(done, total):
+        calls.append(done)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cells_of(stored, target, PEAKS, memory="10 MB", progress=interrupt)
+    assert not target.exists()
+    seen = []
+    found = cells_of(stored, target, PEAKS, memory="10 MB", progress=lambda done, total: seen.append((done, total)))
+    # What the stopped run had reported last was not lost.
+    assert seen[0][0] > calls[-1]
+    assert seen[-1][0] == seen[-1][1] == stored.size
+    whole = cells_of(stored, tmp_path / "w.parquet", PEAKS, progress=False)
+    pd.testing.assert_frame_equal(found, whole, check_exact=True)
+    assert not list(tmp_path.glob(".c.parquet*"))
+
+
+def test_parts_of_another_network_are_not_kept(tmp_path, monkeypatch):
+    """Scores of other weights under the same name: what a stopped run had found in the old ones is gone."""
+    volume, folder = signal((28, 200, 200)), tmp_path / "brain"
+    first, other = screener(), screener()
+    with torch.no_grad():
+        other.body[0].weight *= -1
+
+    def stopped(values, *given, **options):
+        if len(calls):
+            raise KeyboardInterrupt
+        calls.append(1)
+        return find(values, *given, **options)
+
+    calls, find = [], detector.find_peaks
+    monkeypatch.setattr(detector, "find_peaks", stopped)
+    monkeypatch.setattr(detector, "_SEARCHED", 400)
+    with pytest.raises(KeyboardInterrupt):
+        detect(first, volume, folder, memory="10 MB", progress=False)
+    monkeypatch.setattr(detector, "find_peaks", find)
+    found = detect(other, volume, folder, memory="10 MB", overwrite=True, progress=False)
+    alone = detect(other, volume, tmp_path / "alone", memory="10 MB", progress=False)
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+def test_a_table_that_is_there(tmp_path):
+    """Of the same scores it is read; of others it is kept until it may be replaced."""
+    target = tmp_path / "c.parquet"
+    first = cells_of(scores(), target, PEAKS, progress=False)
+    before = target.stat().st_mtime_ns
+    again = cells_of(scores(), target, PEAKS, progress=False)
+    assert target.stat().st_mtime_ns == before
+    pd.testing.assert_frame_equal(first, again)
+    with pytest.raises(FormatError, match="overwrite"):
+        cells_of(scores(seed=1), target, PEAKS, progress=False)
+    other = cells_of(scores(seed=1), target, PEAKS, progress=False, overwrite=True)
+    assert len(other) != len(first)
+
+
+def test_from_a_network(tmp_path):
+    """Score volume and table appear in one folder, by what the network's folder says counts as a cell."""
+    model, volume = screener(), signal()
+    found = detect(model, volume, tmp_path / "brain", progress=False)
+    assert {p.name for p in (tmp_path / "brain").iterdir()} == {"scores.zarr", "cells.parquet"}
+    kept = mrhdata.read(tmp_path / "brain" / "scores.zarr")
+    assert kept.dtype == np.uint8
+    assert len(found) == len(cells_of(kept, tmp_path / "x.parquet", stored_peaks(model.spec), progress=False))
+    models.save(model, tmp_path / "network")
+    assert stored_peaks(models.load(tmp_path / "network").spec) == Peaks(0.5, 0.008)
+
+
+def test_refusals(tmp_path):
+    """In one sentence each."""
+    with pytest.raises(ModelError, match="what counts as a cell"):
+        detect(torch.nn.Identity(), signal(), tmp_path / "a", progress=False)
+    with pytest.raises(DataError, match=r"a threshold of 2"):
+        detect(screener(), signal(), tmp_path / "b", peaks=Peaks(2, 0.01), progress=False)
+    with pytest.raises(ModelError, match=r"does not take a volume of \(8, 52, 46\)"):
+        detect(screener(), signal().isel(z=slice(0, 8)), tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()
+    other = models.create("unet3d", classes=2)
+    with pytest.raises(ModelError, match="finds no cells"):
+        detect(other, signal(), tmp_path / "b", peaks=PEAKS, progress=False)
+    with pytest.raises(DataError, match="select a channel"):
+        cells_of(scores().expand_dims("c"), tmp_path / "c.parquet", PEAKS, progress=False)
+
+
+def test_nothing_is_found(tmp_path):
+    """A table with all columns and no row."""
+    empty = from_array(np.zeros((20, 20, 20), np.uint8), spacing=(0.004,) * 3)
+    found = cells_of(empty, tmp_path / "c.parquet", PEAKS, {"signal": signal()}, progress=False)
+    assert len(found) == 0
+    assert {"z", "X", "score", "size_mm3", "intensity_signal"} <= set(found)
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 12), (13, 15, 22), (40, 44, 60)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_convolution_and_pooling_are_one_matrix_product(channels, shape):
+    """As they are one after the other, where gradients are wanted."""
+    layer = models.create("cells3d", seed=1, in_channels=channels).body[0]
+    x = torch.randn(2, channels, *shape)
+    expected = layer(x).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+            torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_pooling_before_the_activation_changes_nothing():
+    """Also in bfloat16, whose largest tensor is not copied to float32."""
+    model = models.create("cells3d_second", seed=1).eval()
+    conv, pool, relu, *rest = model.body
+    x = torch.randn(1, 1, 24, 28, 22)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        first = conv(x)
+        assert pool(first).dtype == torch.bfloat16
+        expected = torch.nn.functional.max_pool3d(relu(first).float(), 2)
+        torch.testing.assert_close(relu(pool(first)).float(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(model(x), torch.nn.Sequential(*rest)(expected), rtol=0, atol=0)

@@ -1,0 +1,60 @@
+"""Inputs that are like those of training, and those that are not."""
+
+import numpy as np
+import pytest
+
+import mrhdata
+from mrhdata.inference.input_check import unfamiliar
+from mrhdata.models.spec import Scale, Spec
+from mrhdata.volume.construct import from_array
+
+SPEC = Spec("mrhnet", channels=("a", "b"), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0, 5.0), (20.0, 1.0)))
+
+
+def volume(mean, sd, spacing=0.2, seed=0):
+    """Noise about a mean."""
+    data = np.random.default_rng(seed).normal(mean, sd, (24, 24, 24)).astype(np.float32)
+    return mrhdata.volume.from_array(data, spacing=(spacing,) * 3)
+
+
+def test_the_like_is_not_spoken_of():
+    """Another brain, brighter by a half, with an empty border; and what is prepared anyway."""
+    brain = volume(150, 30)
+    brain[:, :, :12] = 0
+    assert unfamiliar(SPEC, {"a": brain, "b": volume(5, 1)}) == []
+    prepared = Spec("unet3d", inputs=Scale((0.0,), (1.0,)), prepare=(("normalise", {}),))
+    assert unfamiliar(prepared, {"a": volume(1e6, 1)}) == []
+    assert unfamiliar(Spec("bare"), {"a": brain}) == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [
+        (volume(100, 20, 0.4), volume(5, 1, 0.4), ["a has voxels of 0.4", "b has voxels of 0.4"]),
+        (volume(0.1, 0.02), volume(5, 1), ["a goes from"]),
+        (volume(100, 20), volume(5, 0.1), ["b goes from"]),
+        (volume(100, 20), volume(100, 20), ["b goes from"]),
+    ],
+)
+def test_what_is_unlike_is_named(a, b, told):
+    """Spacing, unit, contrast, and channels that were swapped."""
+    found = unfamiliar(SPEC, {"a": a, "b": b})
+    assert [reason.startswith(t) for reason, t in zip(found, told, strict=True)] == [True] * len(told)
+
+
+def test_channels_of_one_volume_have_their_own_scales():
+    """Offsets follow the channels, not the volumes."""
+    both = np.stack([volume(100, 20).values, volume(5, 1).values])
+    stack = mrhdata.volume.from_array(both, dims=("c", "z", "y", "x"), spacing=(0.2,) * 3)
+    assert unfamiliar(SPEC, {"a": stack}) == []
+    assert len(unfamiliar(SPEC, {"a": stack.isel(c=[1, 0])})) == 2
+
+
+def test_channels_in_another_order_are_not_compared():
+    """Prediction refuses them; that each is unlike the other says nothing."""
+    rng = np.random.default_rng(0)
+    spec = Spec("mrhnet", channels=("a", "b"), inputs=Scale((0.0, 100.0), (1.0, 1.0)))
+    a, b = (from_array(rng.normal(m, 1, (20, 20, 20)), spacing=(1, 1, 1)) for m in (0, 100))
+    assert unfamiliar(spec, {"a": a, "b": b}) == []
+    assert unfamiliar(spec, {"b": b, "a": a}) == []
+    assert len(unfamiliar(spec, {"a": b, "b": a})) == 2

@@ -1,0 +1,333 @@
+"""From volumes to labels on any grid and in any format, trained by recipe, validated by subject."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import mrhdata
+from mrhdata import models
+from mrhdata.errors import DataError, ModelError
+from mrhdata.inference.segmenter import Case, scored, segment
+from mrhdata.models.spec import IGNORED, Scale
+from mrhdata.recipes import dgm, segmentation, tissue2d
+from mrhdata.recipes.cases import find_cases
+from mrhdata.recipes.cross_validation import cross_validate, folds
+from mrhdata.registration.resampling import resample
+from mrhdata.training import loop
+from mrhdata.viz import plots
+from mrhdata.volume.file_arrays import file_of
+
+#: Label values that are neither consecutive nor small.
+VALUES = (0, 3, 40)
+
+
+def head(seed, shape=(10, 36, 32), spacing=(3.0, 1.0, 1.0), place=(0.0, 0.0, 0.0)):
+    """A bright ball (40) within a grey one (3), noise, and another scanner's gain."""
+    rng = np.random.default_rng(seed)
+    axes = [(np.arange(n) - (n - 1) / 2) * s - p for n, s, p in zip(shape, spacing, place, strict=True)]
+    away = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij")))
+    labels = np.where(away < 6, 40, np.where(away < 12, 3, 0)).astype(np.uint8)
+    values = np.select([labels == 40, labels == 3], [2.0, 1.0], 0.1) + rng.normal(0, 0.1, shape)
+    values = (values * rng.uniform(50, 200)).astype(np.float32)
+    made = (mrhdata.volume.from_array(v, spacing=spacing, kind=k) for v, k in ((values, "image"), (labels, "labels")))
+    image, truth = made
+    return Case(f"{seed:02d}", {"t1w": image.rename("t1w")}, truth)
+
+
+def quick(recipe, epochs=6, **changes):
+    """A recipe of few epochs, in float32."""
+    stages = tuple(replace(t, epochs=epochs, precision="float32", **changes) for t in recipe.training)
+    return replace(recipe, training=stages)
+
+
+STEPS = (("upright", {"spacing_mm": [3.0, 1.0, 1.0]}), ("normalise", {"how": "percentile"}))
+RECIPE = replace(quick(tissue2d.slices("tissue2d"), 6, learning_rate=2e-2), prepare=STEPS, config={"widths": (8, 8, 8)})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network that knows the balls."""
+    cases = [head(i) for i in range(3)]
+    return segmentation.train(RECIPE, cases, [head(9)], labels=VALUES, progress=False)
+
+
+def dice(case, model):
+    """Mean over both labels."""
+    return scored(case, segment(model, case.inputs), VALUES).dice.mean()
+
+
+def test_labels_are_learned_and_keep_their_values(trained):
+    """On a subject that was not seen."""
+    case = head(20)
+    found = segment(trained.model, case.inputs)
+    assert set(np.unique(found)) == set(VALUES)
+    assert found.attrs["kind"] == "labels"
+    assert dice(case, trained.model) > 0.9
+    history = trained.histories[0][0]
+    assert len(history.dice) == len(history.validation)
+    assert not history.rmse
+    assert 0 < history.waited < history.seconds
+
+
+def test_labels_come_back_on_the_grid_of_the_input(trained):
+    """Turned axes, other voxels, a crop, an oblique grid: Dice near that on the grid of training.
+
+    What is lost is mostly the truth's, which is carried along by nearest voxels.
+    """
+    case = head(21, shape=(12, 44, 44))
+    plain = dice(case, trained.model)
+    grid = case.labels.mrh.grid
+    angle = np.deg2rad(12)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    oblique = np.eye(4)
+    oblique[:3, :3] = turn @ grid.affine[:3, :3]
+    middle = grid.world((np.array(grid.shape) - 1) / 2)
+    oblique[:3, 3] = middle + turn @ (grid.affine[:3, 3] - middle)
+    changes = [
+        lambda v: v.isel(z=slice(None, None, -1), x=slice(None, None, -1)),
+        lambda v: resample(v, spacing_mm=(3, 0.8, 0.8)),
+        lambda v: v.isel(z=slice(1, -1), y=slice(6, -3), x=slice(4, -6)),
+        lambda v: resample(v, mrhdata.volume.Grid(grid.shape, oblique)),
+    ]
+    for change in changes:
+        moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, labels=change(case.labels))
+        found = segment(trained.model, moved.inputs)
+        assert found.mrh.grid.same_as(moved.labels.mrh.grid)
+        assert scored(moved, found, VALUES).dice.mean() > plain - 0.08
+
+
+def test_a_network_from_its_folder_needs_no_more_than_the_input(trained, tmp_path):
+    """Steps, labels and scales are in the folder."""
+    models.save(trained.model, tmp_path / "net")
+    again = models.load(tmp_path / "net")
+    assert again.spec.prepare == trained.model.spec.prepare
+    assert again.spec.labels == VALUES
+    case = head(22)
+    np.testing.assert_array_equal(segment(again, case.inputs), segment(trained.model, case.inputs["t1w"]))
+
+
+def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """Scores of a run that was interrupted twice are those of one that was not; done folds are not done again."""
+    # Drawing takes longer than all else here.
+    monkeypatch.setattr(plots, "montage", lambda *_: None)
+    cases = [head(i, shape=(6, 20, 20)) for i in range(4)]
+    recipe = quick(RECIPE, epochs=2)
+    calls = []
+
+    def train(training, stopping, folder):
+        calls.append((sorted(c.subject for c in training), [c.subject for c in stopping]))
+        if len(calls) in (2, 3):
+            raise KeyboardInterrupt
+        return segmentation.train(recipe, training, stopping, labels=VALUES, folder=folder, progress=False).model
+
+    settings = {"k": 2, "seed": 3, "progress": False}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(train, cases, tmp_path / "a", **settings)
+    table = cross_validate(train, cases, tmp_path / "a", **settings)
+    assert len(calls) == 4
+    pd.testing.assert_frame_equal(table, cross_validate(train, cases, tmp_path / "b", **settings))
+    assert sorted(table.subject.unique()) == ["00", "01", "02", "03"]
+    held = [set(t) | set(s) for t, s in calls]
+    for fold, seen in zip(folds(cases, 2, 3), (held[0], held[3]), strict=True):
+        assert not {c.subject for c in fold} & seen
+    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].subject}.nii.gz").sizes[
+        "z"
+    ]
+    with pytest.raises(DataError, match="other subjects, files or settings"):
+        cross_validate(train, cases[:3], tmp_path / "a", **settings)
+
+
+def test_one_person_is_never_on_both_sides():
+    """Two sessions of one subject stay together, and train refuses what does not."""
+    cases = [Case(f"{who}_ses-{n}", {}) for who in "abcd" for n in (1, 2)]
+    for fold in folds(cases, 3):
+        people = {c.person for c in fold}
+        assert {c.subject for c in fold} == {f"{p}_ses-{n}" for p in people for n in (1, 2)}
+    with pytest.raises(DataError, match="in training and in validation"):
+        segmentation.train(RECIPE, cases[:1], cases[1:2], labels=VALUES)
+    with pytest.raises(DataError, match="folds"):
+        folds(cases, 5)
+
+
+@pytest.mark.full
+def test_the_second_round_takes_false_positives_away():
+    """Blobs that look like the nucleus lie where no tile with a label is: the first round labels them."""
+
+    def case(seed):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(0, 0.05, (9, 32, 32)).astype(np.float32)
+        labels = np.zeros(values.shape, np.int16)
+        values[3:6, 5:10, 5:10] += 1
+        labels[3:6, 5:10, 5:10] = 6
+        # As bright, but with a dark neighbour.
+        values[3:6, 22:27, 22:27] += 1
+        values[3:6, 17:21, 22:27] -= 1
+        image, truth = (mrhdata.volume.from_array(v, spacing=(3, 1, 1)) for v in (values, labels))
+        return Case(str(seed), {"qsm": image.rename("qsm")}, truth.assign_attrs(kind="labels"))
+
+    recipe = dgm.published(core=(9, 18, 18))
+    settings = replace(
+        recipe.training[0], epochs=8, precision="float32", batch_size=1, learning_rate=5e-3, loss="dice+cross-entropy"
+    )
+    small = {"widths": (6, 8, 8), "joined": (12, 8)}
+    recipe = replace(recipe, prepare=(), finish=(), scale=None, config=small, training=(settings,), again=(settings,))
+    found = segmentation.train(recipe, [case(1), case(2), case(3)], [case(4)], progress=False)
+    first, second = (model.spec.inputs for model in found.rounds)
+    assert first == second
+    test = case(5)
+    answers = [segment(model, test.inputs).values for model in found.rounds]
+    false = [int(((a != 0) & (test.labels.values == 0)).sum()) for a in answers]
+    scores = [2 * ((a == 6) & (test.labels.values == 6)).sum() / ((a == 6).sum() + 75) for a in answers]
+    assert false[0] > 50
+    assert false[1] < false[0] / 3
+    assert scores[1] > max(0.8, scores[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"), [((10, 36, 33), (8, 32, 32)), ((16, 96, 96), (16, 96, 96)), ((20, 100, 90), (16, 96, 88))]
+)
+def test_crops_of_small_brains_are_what_a_unet_takes(shape, box):
+    """Cut short to whole strides, and only where a case is shorter."""
+    crops = segmentation.Crops((16, 96, 96), each=2)
+    for drawn in (True, False):
+        assert crops([head(0, shape)], training=drawn, seed=0).shape == box
+    with pytest.raises(DataError, match=r"has \[3, 36, 32\] voxels .* multiples of \[4, 8, 8\]"):
+        crops([head(0, (3, 36, 32))], training=True, seed=0)
+
+
+def test_tiles_that_hold_a_label_or_a_false_positive():
+    """Against a loop over tiles; ignored voxels stay so."""
+    rng = np.random.default_rng(4)
+    values = (rng.random((7, 12, 13)) > 0.985).astype(np.int16) * 5
+    values[0] = IGNORED
+    wrong = np.where(rng.random(values.shape) > 0.99, 5, 0).astype(np.int16)
+    truth, found = (mrhdata.volume.from_array(v, spacing=(1, 1, 1), kind="labels") for v in (values, wrong))
+    for tile, stride in (((3, 4, 5), (3, 4, 5)), ((3, 4, 5), (2, 3, 1)), ((1, 2, 2), (1, 2, 2))):
+        expected = np.zeros(values.shape, bool)
+        for z, y, x in np.ndindex(*(-(-n // s) for n, s in zip(values.shape, stride, strict=True))):
+            box = tuple(slice(a * s, a * s + n) for a, s, n in zip((z, y, x), stride, tile, strict=True))
+            expected[box] |= bool(((values[box] == 5) | ((values[box] == 0) & (wrong[box] == 5))).any())
+        learned = loop.hard_negatives(truth, found, tile=tile, stride=stride).values
+        np.testing.assert_array_equal(learned, np.where(expected, values, IGNORED))
+
+
+def test_cases_of_a_folder(tmp_path, caplog):
+    """Exact subjects, sessions apart, those that lack a volume named, clear refusals."""
+    blank = mrhdata.volume.from_array(np.zeros((2, 3, 4), np.uint8), spacing=(1, 1, 1))
+    for name in ("sub-1_T1w", "sub-1_seg", "sub-10_T1w", "sub-10_seg", "sub-2_T1w", "loose_T1w"):
+        (tmp_path / name.split("_")[0]).mkdir(exist_ok=True)
+        mrhdata.write(blank, tmp_path / name.split("_")[0] / f"{name}.nii.gz")
+    assert [c.subject for c in find_cases(tmp_path, {"t1w": "*T1w*"}, "*seg*")] == ["1", "10"]
+    assert caplog.messages == ["left out for want of labels ('*seg*'): 2 (1)"]
+    caplog.clear()
+    assert [c.subject for c in find_cases(tmp_path, {"t1w": "T1w"})] == ["1", "10", "2"]
+    assert caplog.messages == []
+    with pytest.raises(DataError, match="no file"):
+        find_cases(tmp_path, {"t1w": "T2w"})
+    mrhdata.write(blank, tmp_path / "sub-1" / "sub-1_acq2_T1w.nii.gz")
+    with pytest.raises(DataError, match="narrow"):
+        find_cases(tmp_path, {"t1w": "T1w"})
+
+
+def test_minc_goes_in_and_comes_out(trained, tmp_path):
+    """A folder as minc_keras had it: labels on the same grid, values exact."""
+    case = head(23)
+    path = tmp_path / "sub-01" / "sub-01_task-01_ses-01_T1w_anat_rsl.mnc"
+    path.parent.mkdir()
+    mrhdata.write(case.inputs["t1w"], path)
+    mrhdata.write(case.labels, path.with_name("sub-01_task-01_ses-01_variant-seg_rsl.mnc"))
+    (found,) = find_cases(tmp_path, {"t1w": "*T1w_anat*"}, "*seg*")
+    labels = segment(trained.model, found.inputs)
+    mrhdata.write(labels, tmp_path / "labels.mnc")
+    back = mrhdata.read(tmp_path / "labels.mnc", kind="labels")
+    assert back.mrh.grid.same_as(found.inputs["t1w"].mrh.grid)
+    np.testing.assert_array_equal(back.values, labels.values)
+    assert set(np.unique(back)) == set(VALUES)
+
+
+def test_what_is_no_label_is_refused(trained):
+    """Fractions, labels that the network does not know, a network of values."""
+    case = head(24, shape=(4, 12, 12))
+    strange = replace(case, labels=case.labels.where(case.labels != 3, 9))
+    with pytest.raises(DataError, match="not among those"):
+        segmentation.train(quick(RECIPE, 1), [strange], [head(25, shape=(4, 12, 12))], labels=VALUES, progress=False)
+    with pytest.raises(ModelError, match="was not trained on labels"):
+        segment(models.create("tissue2d"), case.inputs)
+    with pytest.raises(ModelError, match="name it so"):
+        segment(trained.model, {"flair": case.inputs["t1w"]})
+    p = mrhdata.patches(case.inputs["t1w"], case.inputs["t1w"], shape=4)
+    settings = loop.Training(epochs=1, loss="cross-entropy")
+    with pytest.raises(DataError, match="no label"):
+        mrhdata.fit(models.create("unet3d", widths=(2, 4), classes=3), p, p, settings, progress=False)
+
+
+def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
+    """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
+    case = head(26)
+    image = mrhdata.preprocessing.pipeline.prepared(case.inputs, STEPS)["t1w"].compute()
+    how = {"mode": "dense", "output": mrhdata.inference.predictor.Output(decide="argmax"), "progress": False}
+    with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
+        mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
+    found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", prepared=True, **how)
+    np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_unet_learns_with_augmentation_and_supervision(precision):
+    """Boxes, classes drawn in turn, both precisions; the same seed gives the same weights."""
+    recipe = replace(
+        quick(tissue2d.unet(), 4, learning_rate=1e-2),
+        prepare=STEPS,
+        sampling=segmentation.Crops((8, 24, 24), each=6),
+        config={"widths": (6, 12, 16), "strides": ((1, 2, 2), 2), "supervision": True},
+    )
+    recipe = replace(recipe, training=tuple(replace(t, precision=precision) for t in recipe.training))
+    cases, stopping = [head(i) for i in range(3)], [head(9)]
+    found = [segmentation.train(recipe, cases, stopping, labels=VALUES, progress=False).model for _ in range(2)]
+    for a, b in zip(*(m.state_dict().values() for m in found), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert dice(head(27), found[0]) > 0.75
+
+
+def test_places_reach_the_second_generation():
+    """Its location channels are the voxel's place in training and in prediction, not zeros."""
+    model = models.create("fcn3d_aniso", classes=2, seed=1).eval()
+    recipe = dgm.published("fcn3d_aniso")
+    spec = replace(
+        model.spec,
+        labels=(0, 2),
+        channels=("qsm", "x", "y", "z"),
+        prepare=recipe.prepare[-1:],
+        inputs=Scale((127.0,) * 4, (128.0,) * 4),
+        target=Scale((0.0,) * 2, (1.0,) * 2),
+    )
+    model.spec = spec
+    values = np.random.default_rng(0).random((9, 21, 21), dtype=np.float32) + 1
+    case = Case("1", {"qsm": mrhdata.volume.from_array(values, spacing=(3, 1, 1)).rename("qsm")})
+    seen = []
+    model.fine.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
+    joined = []
+    model.joined.register_forward_pre_hook(
+        lambda layer, given: joined.append(given[0][:, -3:].abs().amax((0, 2, 3, 4)))
+    )
+    segment(segmentation.whole(model), case.inputs)
+    ready = mrhdata.preprocessing.pipeline.prepared(case.inputs, spec.prepare)
+    assert list(ready) == ["qsm", "x", "y", "z"]
+    model(torch.from_numpy(np.stack([v.values for v in ready.values()]))[None])
+    assert seen == [1]
+    assert (joined[0] > 0).all()
+
+
+def test_a_whole_word_of_a_name_wins(tmp_path):
+    """MT is no MTR, and T2w* is both T2w and T2w2."""
+    for name in ("sub-1_MT.nii", "sub-1_MTR.nii", "sub-1_T2wa.nii", "sub-1_T2wb.nii"):
+        mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), tmp_path / name)
+    (case,) = find_cases(tmp_path, {"mt": "MT", "mtr": "MTR"})
+    assert [file_of(v.data).path.name for v in case.inputs.values()] == ["sub-1_MT.nii", "sub-1_MTR.nii"]
+    with pytest.raises(DataError, match=r"make the pattern narrower, such as '\*_T2w\.\*'"):
+        find_cases(tmp_path, {"t2w": "T2w"})

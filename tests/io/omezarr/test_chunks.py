@@ -1,0 +1,254 @@
+"""Chunks decoded one by one: what NumPy slices, and no damaged byte without an error."""
+
+import itertools
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+import mrhdata
+from mrhdata.errors import FormatError
+from mrhdata.io.omezarr.chunks import Stored, chunks_of
+from mrhdata.volume.file_arrays import Slices
+from tests.conftest import FULL
+from tests.patching.test_dataset import volume
+
+V2 = {
+    "none": None,
+    "blosc": numcodecs.Blosc("lz4"),
+    "bitshuffle": numcodecs.Blosc("zstd", shuffle=2),
+    "zstd": numcodecs.Zstd(),
+    "gzip": numcodecs.GZip(),
+}
+V3 = {
+    "none": (),
+    "blosc": BloscCodec(cname="lz4"),
+    "bitshuffle": BloscCodec(cname="zstd", shuffle="bitshuffle"),
+    "zstd": ZstdCodec(checksum=True),
+    "gzip": GzipCodec(),
+    "crc32c": (ZstdCodec(), Crc32cCodec()),
+}
+TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8", "?"]
+
+
+def some_values(shape, dtype, seed=0):
+    """Values that fill the type, without NaN."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind in "fc":
+        return rng.normal(size=shape).astype(dtype)
+    if np.dtype(dtype) == bool:
+        return rng.random(shape) > 0.5
+    return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, np.dtype(dtype).newbyteorder("="), True)
+
+
+@st.composite
+def boxes(draw, shape):
+    """Slices within a shape, empty ones too."""
+    ends = [sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+    return tuple(slice(a, b) for a, b in ends)
+
+
+@st.composite
+def arrays(draw):
+    """Shape, chunk, shard (or None), format, codec, type and fill value of an array."""
+    shape = tuple(draw(st.lists(st.integers(1, 11), min_size=1, max_size=4)))
+    chunk = tuple(draw(st.integers(1, n + 2)) for n in shape)
+    version = draw(st.sampled_from([2, 3]))
+    sharded = version == 3 and draw(st.booleans())
+    shard = tuple(c * draw(st.integers(1, 3)) for c in chunk) if sharded else None
+    codec = draw(st.sampled_from(sorted(V2 if version == 2 else V3)))
+    dtype = draw(st.sampled_from(TYPES))
+    big = version == 2 and draw(st.booleans())
+    return shape, chunk, shard, version, codec, np.dtype(dtype).newbyteorder(">" if big else "<"), draw(st.booleans())
+
+
+@settings(max_examples=300 if FULL else 40)
+@given(arrays(), st.data())
+def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
+    """Any shape, chunk, shard, type, codec and fill value, with chunks that were never written."""
+    shape, chunk, shard, version, codec, dtype, filled = array
+    fill = dtype.type(1 if filled else 0)
+    stored = zarr.create_array(
+        tmp_path_factory.mktemp("array"),
+        shape=shape,
+        chunks=chunk,
+        shards=shard,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=(V2 if version == 2 else V3)[codec],
+        zarr_format=version,
+    )
+    expected = np.full(shape, fill, dtype.newbyteorder("="))
+    for seed in range(2):
+        box = data.draw(boxes(shape))
+        expected[box] = some_values(expected[box].shape, dtype.newbyteorder("="), seed)
+        stored[box] = expected[box]
+    chunks = chunks_of(stored)
+    assert chunks is not None
+    assert chunks.dtype.isnative
+    for box in (data.draw(boxes(shape)), tuple(slice(0, n) for n in shape)):
+        out = np.empty([s.stop - s.start for s in box], chunks.dtype)
+        chunks.into(out, box)
+        np.testing.assert_array_equal(out, expected[box])
+    for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
+        read = chunks.read(index)
+        assert read.shape == chunk
+        within = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunk, strict=True))
+        part = expected[within]
+        np.testing.assert_array_equal(read[tuple(map(slice, part.shape))], part)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -1.5, None])
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_that_are_missing_hold_the_fill_value(tmp_path, version, fill):
+    """NaN and infinity too; 0 where none is named; a wholly empty array has no file to read."""
+    array = zarr.create_array(tmp_path, shape=(5, 4), chunks=(2, 3), dtype="f4", fill_value=fill, zarr_format=version)
+    array[2:4, 0:3] = 7
+    expected = np.full((5, 4), 0 if fill is None else fill)
+    expected[2:4, 0:3] = 7
+    out = np.empty((5, 4), np.float32)
+    chunks_of(array).into(out, (slice(0, 5), slice(0, 4)))
+    np.testing.assert_array_equal(out, expected)
+
+
+def unsupported(name, folder):
+    """An array whose layout only zarr-python reads, and its values."""
+    values = some_values((6, 5, 4), "c8" if name == "complex" else "i2")
+    common = {"shape": values.shape, "dtype": values.dtype, "chunks": (3, 2, 4)}
+    sharded = {**common, "chunks": (3, 4, 4)}
+    makers = {
+        "order F": lambda: zarr.create_array(folder, **common, zarr_format=2, order="F"),
+        "filters": lambda: zarr.create_array(folder, **common, zarr_format=2, filters=[numcodecs.Delta("i2")]),
+        "transposed": lambda: zarr.create_array(folder, **common, filters=[TransposeCodec(order=(2, 0, 1))]),
+        "big-endian": lambda: zarr.create_array(folder, **common, serializer=BytesCodec(endian="big")),
+        "complex": lambda: zarr.create_array(folder, **common),
+        "memory": lambda: zarr.create_array(MemoryStore(), **common),
+        "index first": lambda: zarr.create_array(
+            folder, **sharded, serializer=ShardingCodec(chunk_shape=(3, 2, 4), index_location="start"), compressors=None
+        ),
+        "index without checksum": lambda: zarr.create_array(
+            folder,
+            **sharded,
+            serializer=ShardingCodec(chunk_shape=(3, 2, 4), index_codecs=[BytesCodec()]),
+            compressors=None,
+        ),
+        "transposed in shards": lambda: zarr.create_array(
+            folder,
+            **sharded,
+            serializer=ShardingCodec(chunk_shape=(3, 2, 4), codecs=[TransposeCodec(order=(2, 0, 1)), BytesCodec()]),
+            compressors=None,
+        ),
+    }
+    array = makers[name]()
+    array[...] = values
+    return array, values
+
+
+LAYOUTS = [
+    "order F",
+    "filters",
+    "transposed",
+    "big-endian",
+    "complex",
+    "memory",
+    "index first",
+    "index without checksum",
+    "transposed in shards",
+]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_other_layouts_are_left_to_zarr(tmp_path, name):
+    """No chunks of ours, and the right values."""
+    array, values = unsupported(name, tmp_path)
+    assert chunks_of(array) is None
+    stored, box = Stored(array), (slice(1, 6), slice(0, 3), slice(2, 4))
+    out = np.empty((5, 3, 2), values.dtype)
+    stored.into(out, box)
+    np.testing.assert_array_equal(out, values[box])
+    np.testing.assert_array_equal(stored(box), values[box])
+
+
+@pytest.mark.parametrize("options", [{"order": "F"}, {"filters": [numcodecs.Delta("u2")]}, {"dtype": ">u2"}])
+def test_patches_of_other_layouts_are_right(tmp_path, options):
+    """Through `read` and `patches`, whoever decodes."""
+    v = volume((12, 11, 10))
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    array = group.create_array("0", shape=v.shape, chunks=(5, 4, 6), **{"dtype": "u2"} | options)
+    array[...] = v.values
+    axes = [{"name": d, "type": "space", "unit": "millimeter"} for d in "zyx"]
+    scale = [{"type": "scale", "scale": [0.1, 0.2, 0.3]}]
+    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    group.attrs["multiscales"] = [image]
+    read = mrhdata.read(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(read.values, v.values)
+    p = mrhdata.patches(read, shape=4, stride=3)
+    expected = [v.values[None, z : z + 4, y : y + 4, x : x + 4] for z, y, x in p.positions]
+    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
+    for rows, (x,) in p.stream(5):
+        np.testing.assert_array_equal(x, np.stack(expected)[rows])
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a few bytes": lambda content: content[:7],
+    "a flipped byte of the index": lambda content: content[:-20] + bytes([content[-20] ^ 255]) + content[-19:],
+    "a flipped byte of the checksum": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "one byte more": lambda content: content + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_damaged_shards_are_errors_that_name_the_store(tmp_path, damage):
+    """Reading the whole, single patches, and an epoch of them: never other values."""
+    mrhdata.write(volume((20, 18, 16)), tmp_path / "a.zarr")
+    (shard,) = [f for f in tmp_path.rglob("*") if f.is_file() and "scale0" in f.parts and f.name != "zarr.json"]
+    content = shard.read_bytes()
+    shard.write_bytes(DAMAGE[damage](content))
+    read = mrhdata.read(tmp_path / "a.zarr")
+    p = mrhdata.patches(read, shape=4)
+    for call in (
+        lambda: read.values,
+        lambda: p.gather(np.arange(3)),
+        lambda: list(p.stream(5)),
+        lambda: list(p.loader(5)),
+    ):
+        with pytest.raises(FormatError, match=r"a\.zarr cannot be read: it is damaged"):
+            call()
+    shard.write_bytes(content)
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.zarr").values, volume((20, 18, 16)).values)
+
+
+BLOSC = "blosc"
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("codec", ["none", BLOSC, "zstd", "gzip"])
+def test_chunks_cut_short_are_errors(tmp_path, version, codec):
+    """Of every codec: one byte less, half a chunk, an empty file."""
+    array = zarr.create_array(
+        tmp_path / "a",
+        shape=(16, 16),
+        chunks=(16, 16),
+        dtype="i4",
+        compressors=(V2 if version == 2 else V3)[codec],
+        zarr_format=version,
+    )
+    values = some_values((16, 16), "i4")
+    array[...] = values
+    (file,) = [f for f in tmp_path.rglob("*") if f.is_file() and f.name in ("0.0", "0")]
+    content = file.read_bytes()
+    slices = Slices(array.shape, array.dtype, Stored(array), tmp_path / "a")
+    out, box = np.empty((16, 16), np.int32), (slice(0, 16), slice(0, 16))
+    slices.into(out, box)
+    np.testing.assert_array_equal(out, values)
+    for length in (len(content) - 1, len(content) // 2, 0):
+        file.write_bytes(content[:length])
+        with pytest.raises(FormatError, match="a cannot be read: it is damaged"):
+            slices.into(out, box)

@@ -1,0 +1,205 @@
+"""Tables of cells go to files and come back, and bad files are refused in one sentence."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrhdata.errors import DataError, FormatError, GridError
+from mrhdata.io.cell_tables import VOXEL, WORLD, placed, read_points, write_points
+from mrhdata.volume.construct import from_array
+from tests.conftest import FULL, oblique_affine
+
+VOLUME = from_array(np.zeros((7, 6, 5), np.uint8), affine=oblique_affine())
+
+
+def cells(many=20, seed=0):
+    """A table on the grid of the oblique volume, with all that a detector says."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(rng.uniform(0, 5, (many, 3)), columns=VOXEL)
+    extra = {"score": rng.random(many), "voxels": rng.integers(1, 99, many), "intensity_gfp": rng.normal(size=many)}
+    return placed(table, VOLUME).assign(**extra, region=rng.integers(0, 2**32, many))
+
+
+@pytest.fixture(params=[".parquet", ".csv", ".napari.csv"])
+def file(request, tmp_path):
+    """Where a table that keeps every column goes."""
+    if request.param == ".parquet":
+        pytest.importorskip("pyarrow", reason="Parquet takes pyarrow")
+    return tmp_path / f"cells{request.param}"
+
+
+@pytest.mark.parametrize("many", [0, 20])
+def test_tables_come_back_to_the_last_bit(file, many):
+    """Every column, its order and its type."""
+    table = cells(many)
+    write_points(table, file)
+    kinds = True if many else not file.name.endswith("csv")
+    pd.testing.assert_frame_equal(read_points(file), table, check_exact=True, check_dtype=kinds)
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_volume_turns_voxels_into_world_points_and_back(file):
+    """Whichever of the two a file holds, and through an oblique, anisotropic grid."""
+    table = cells()
+    np.testing.assert_allclose(table[WORLD], VOLUME.mrh.world(table[VOXEL].to_numpy()), atol=1e-12)
+    write_points(table[VOXEL], file)
+    pd.testing.assert_frame_equal(read_points(file, like=VOLUME), table[VOXEL + WORLD])
+    if not file.name.endswith("napari.csv"):
+        write_points(table[WORLD], file, overwrite=True)
+        pd.testing.assert_frame_equal(read_points(file, like=VOLUME), table[VOXEL + WORLD])
+        assert list(read_points(file)) == WORLD
+    write_points(table[WORLD], file, like=VOLUME, overwrite=True)
+    assert list(read_points(file)) == VOXEL + WORLD
+
+
+def test_cells_of_another_volume_are_refused(tmp_path):
+    """Both columns are there and the grid says otherwise."""
+    write_points(cells(), tmp_path / "cells.csv")
+    moved = from_array(np.zeros((7, 6, 5), np.uint8), affine=oblique_affine(origin=(0, 0, 0)))
+    with pytest.raises(GridError, match="found in"):
+        read_points(tmp_path / "cells.csv", like=moved)
+
+
+WHOLE = st.lists(st.tuples(*[st.integers(-5, 10**6)] * 3, st.sampled_from([-1, 1, 2, 7])), max_size=20)
+
+
+@settings(max_examples=40)
+@given(WHOLE)
+def test_whole_voxels_and_types_come_back_from_xml(tmp_path, rows):
+    """In the order of their types, and of the table within one type."""
+    table = pd.DataFrame(rows, columns=[*VOXEL, "type"]).astype({"type": np.int64} | dict.fromkeys(VOXEL, float))
+    write_points(table, tmp_path / "cells.xml", overwrite=True)
+    expected = table.sort_values("type", kind="stable").reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_points(tmp_path / "cells.xml"), expected)
+
+
+def test_xml_holds_x_first_nearest_voxels_and_cells(tmp_path):
+    """A literal file, as cellfinder reads it."""
+    write_points(pd.DataFrame({"z": [10.5], "y": [2.4], "x": [3.6], "score": [1.0]}), tmp_path / "cells.xml")
+    text = (tmp_path / "cells.xml").read_text("utf-8")
+    assert "".join(text.split()).endswith(
+        "<Marker_Data><Current_Type>1</Current_Type><Marker_Type><Type>2</Type><Marker><MarkerX>4</MarkerX>"
+        "<MarkerY>2</MarkerY><MarkerZ>11</MarkerZ></Marker></Marker_Type></Marker_Data></CellCounter_Marker_File>"
+    )
+
+
+def test_xml_of_imagej_is_read(tmp_path):
+    """Its types have names, stand behind or before their markers, and may have none."""
+    (tmp_path / "a.xml").write_text(
+        "<CellCounter_Marker_File><Marker_Data><Current_Type>1</Current_Type>"
+        "<Marker_Type><Type>1</Type><Name>Type 1</Name></Marker_Type>"
+        "<Marker_Type><Marker><MarkerX>3</MarkerX><MarkerY>2</MarkerY><MarkerZ>1</MarkerZ></Marker>"
+        "<Type>2</Type></Marker_Type></Marker_Data></CellCounter_Marker_File>"
+    )
+    assert read_points(tmp_path / "a.xml").to_numpy().tolist() == [[1, 2, 3, 2]]
+
+
+def test_the_published_marks_are_read(shared, tmp_path):
+    """56 cells of a mouse cortex, all within its planes, and the same once written again."""
+    folder = shared / "cells"
+    if not folder.is_dir():
+        pytest.skip(f"the published marks are not at {folder}")
+    published = folder / "integration_detection_cell_classification.xml"
+    planes = from_array(np.empty((30, 510, 667), np.uint8), spacing=(0.005, 0.002, 0.002))
+    table = read_points(published, like=planes)
+    assert len(table) == 56
+    assert set(table.type) == {2}
+    assert table.loc[0, VOXEL].tolist() == [10, 308, 132]
+    assert (table[VOXEL].to_numpy() < planes.shape).all()
+    np.testing.assert_allclose(table[WORLD].to_numpy()[0], [0.264, 0.616, 0.05])
+    write_points(table, tmp_path / "again.xml")
+    assert (tmp_path / "again.xml").read_text("utf-8").split() == published.read_text("utf-8").split()
+
+
+LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">{}]>\n<CellCounter_Marker_File>&e9;</CellCounter_Marker_File>'.format(
+    "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip(["a", *"bcdefgh"], [*"bcdefgh", "e9"], strict=True))
+)
+BODY = "<CellCounter_Marker_File><Marker_Data><Marker_Type><Type>2</Type>{}</Marker_Type></Marker_Data>"
+BODY += "</CellCounter_Marker_File>"
+PART = "<Marker><MarkerX>1</MarkerX><MarkerY>2</MarkerY></Marker>"
+BAD = {
+    "laughs.xml": (LAUGHS, "DOCTYPE"),
+    "external.xml": ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><a>&x;</a>', "DOCTYPE"),
+    "remote.xml": ('<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd"><a/>', "DOCTYPE"),
+    "cut.xml": (BODY.format("")[:-9], "line 1"),
+    "other.xml": ("<svg/>", "begins with <svg>"),
+    "axis.xml": (BODY.format(PART), r"\['X', 'Y'\] of X, Y, Z"),
+    "word.xml": (BODY.format("<Marker><MarkerX>one</MarkerX></Marker>"), "'one'"),
+    "type.xml": (BODY.format("").replace(">2<", ">10000000000000000000000<"), "line 1"),
+    "typeless.xml": (BODY.format("").replace("<Type>2</Type>", ""), "no Type"),
+    "loose.xml": (
+        "<CellCounter_Marker_File><Marker><MarkerX>1</MarkerX><MarkerY>1</MarkerY><MarkerZ>1</MarkerZ></Marker>"
+        "</CellCounter_Marker_File>",
+        "outside",
+    ),
+    "nan.xml": (BODY.format(PART.replace("</Marker>", "<MarkerZ>nan</MarkerZ></Marker>")), "z is nan in row 0"),
+    "encoding.xml": ('<?xml version="1.0" encoding="utf-7"?><CellCounter_Marker_File/>', "line 1"),
+    "empty.xml": ("", "no element found"),
+    "empty.csv": ("", "header"),
+    "columns.csv": ("a,b\n1,2\n", r"\['a', 'b'\]"),
+    "word.csv": ("z,y,x\n1,2,3\n1,two,3\n", "'two' in row 1, and no finite number in 1 of 2"),
+    "ragged.csv": ("z,y,x\n1,2,3\n1,2,3,4,5\n", "header"),
+    "time.csv": ("index,axis-0,axis-1,axis-2,axis-3\n0,1,2,3,4\n", "axis-3"),
+    "plane.csv": ("index,axis-0,axis-1\n0,1,2\n", "3D layer"),
+    "a.txt": ("z,y,x\n1,2,3\n", "no ending that is known"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
+    """Nothing is expanded and nothing is fetched."""
+    content, sentence = BAD[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FormatError, match=sentence) as caught:
+        read_points(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300 if FULL else 60)
+@given(st.sampled_from(["xml", "csv"]), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=30))
+def test_damaged_files_are_read_or_refused(tmp_path, ending, at, many, put):
+    """Some bytes replaced by others: a table, or one sentence."""
+    file = tmp_path / f"a.{ending}"
+    write_points(cells(3).assign(type=[1, 2, 2]), file, overwrite=True)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:at] + put + whole[at + many :])
+    try:
+        table, said = read_points(file), ""
+    except FormatError as error:
+        table, said = cells(1), str(error)
+    assert "\n" not in said
+    # The header may have lost one of the two.
+    places = next(names for names in (VOXEL, WORLD) if set(names) <= set(table))
+    assert np.isfinite(table[places].to_numpy()).all()
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    """One sentence, whether or not Parquet can be read."""
+    (tmp_path / "a.parquet").write_text("z,y,x")
+    with pytest.raises(FormatError, match="Parquet"):
+        read_points(tmp_path / "a.parquet")
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    """World points alone where voxels are wanted, infinite places, odd types, a file that is there."""
+    table = cells()
+    for name, wrong, sentence in (
+        ("a.xml", table[WORLD], "give like="),
+        ("a.napari.csv", table[WORLD], "give like="),
+        ("a.csv", table.assign(z=np.inf), "in row 0"),
+        ("a.csv", table[["score"]], "X, Y, Z"),
+        ("a.xml", table.assign(type="cell"), "whole numbers"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            write_points(wrong, tmp_path / name)
+    assert os.listdir(tmp_path) == []
+    write_points(table, tmp_path / "a.csv")
+    with pytest.raises(FormatError, match="overwrite=True"):
+        write_points(table, tmp_path / "a.csv")
+    with pytest.raises(FormatError, match="does not exist"):
+        read_points(tmp_path / "b.csv")

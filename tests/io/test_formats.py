@@ -1,0 +1,382 @@
+"""One contract for every format: voxels, geometry, errors."""
+
+import gzip
+import shutil
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.io import netcdf_file
+
+import mrhdata
+from mrhdata.errors import DataError, FormatError
+from mrhdata.volume.construct import describe, from_array
+from tests.conftest import oblique_affine
+
+WRITABLE = [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha", ".ome.tif", ".zarr"]
+
+
+@pytest.mark.parametrize("ending", WRITABLE)
+@pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
+@pytest.mark.parametrize("origin", [(1.0, -2.0, 3.0), (-203.123456789, 187.7, 99.9)])
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
+def test_round_trip(tmp_path, ending, flip, origin, order):
+    """Voxels equal, world to 1e-6 mm, dims and the source's own order of axes kept; oblique, flipped, far."""
+    values = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype(np.uint16)
+    affine = oblique_affine(angles=(33, -21, 12), flip=flip, origin=origin)[:, [*order, 3]]
+    v = from_array(values, affine=affine, name="t2w")
+    path = tmp_path / f"a{ending}"
+    mrhdata.write(v, path)
+    back = mrhdata.read(path)
+    assert back.dims == v.dims
+    np.testing.assert_array_equal(back, v)
+    assert back.mrh.grid.distance(v.mrh.grid) < 1e-6
+    assert back.attrs["source_axes"] == v.attrs["source_axes"] == [("x", "y", "z")[i] for i in order]
+
+
+@pytest.mark.parametrize("ending", WRITABLE)
+def test_labels_come_back_as_the_same_integers(tmp_path, ending):
+    """Scaling and float storage never renumber labels."""
+    labels = np.random.default_rng(0).choice([0, 1, 997, 1009], (5, 6, 7)).astype(np.int32)
+    v = from_array(labels, affine=oblique_affine(), kind="labels", name="atlas")
+    mrhdata.write(v, tmp_path / f"a{ending}")
+    back = mrhdata.read(tmp_path / f"a{ending}", kind="labels")
+    assert back.dtype.kind in "iu"
+    np.testing.assert_array_equal(back, v)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".zarr"])
+def test_channels_keep_their_axis(tmp_path, ending):
+    """Channel volumes round trip."""
+    values = np.random.default_rng(0).random((3, 5, 6, 7), dtype=np.float32)
+    v = from_array(values, affine=oblique_affine(), dims=("c", "x", "y", "z"))
+    mrhdata.write(v, tmp_path / f"a{ending}")
+    back = mrhdata.read(tmp_path / f"a{ending}")
+    assert back.dims == ("c", "z", "y", "x")
+    np.testing.assert_array_equal(back, v)
+
+
+def write_minc1(path, values, affine):
+    """A MINC 1 file (netCDF-3) of unscaled floats; axes of `values` are z, y, x."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = affine[:3, :3] / steps
+    start = np.linalg.solve(cosines, affine[:3, 3])
+    with netcdf_file(path, "w") as file:
+        for i, (name, n) in enumerate(zip(("zspace", "yspace", "xspace"), values.shape, strict=True)):
+            file.createDimension(name, n)
+            axis = file.createVariable(name, "i4", ())
+            axis.start, axis.step, axis.length = float(start[i]), float(steps[i]), n
+            axis.direction_cosines, axis.spacing = cosines[:, i], "regular__"
+        image = file.createVariable("image", "f8", ("zspace", "yspace", "xspace"))
+        image[:] = values
+        image.signtype = "signed__"
+        image.valid_range = np.array([values.min(), values.max()])
+        for name, bound in (("image-min", values.min()), ("image-max", values.max())):
+            file.createVariable(name, "f8", ("zspace",))[:] = float(bound)
+
+
+def test_every_format_places_one_volume_alike(tmp_path):
+    """MINC 1, MINC 2, NIfTI, ANALYZE, NRRD, MHA, OME-Zarr: the same world point for the same voxel, to 1e-6 mm."""
+    values = np.random.default_rng(0).integers(0, 255, (7, 6, 5)).astype(np.float64)
+    v = from_array(values, affine=oblique_affine()[:, [2, 1, 0, 3]], name="t2w")
+    files = [tmp_path / f"a{ending}" for ending in (".nii", ".mnc", ".nrrd", ".mha", ".zarr")]
+    for file in files:
+        mrhdata.write(v, file)
+    write_minc1(tmp_path / "one.mnc", values, v.mrh.grid.affine)
+    data, affine = v.mrh.in_order("xyz")
+    # ANALYZE itself has no orientation; SPM's .mat beside it has.
+    nib.Spm99AnalyzeImage(np.asarray(data, np.float32), affine).to_filename(tmp_path / "b.img")
+    points = []
+    for file in [*files, tmp_path / "one.mnc", tmp_path / "b.img"]:
+        back = mrhdata.read(file)
+        np.testing.assert_array_equal(back, v, err_msg=file.name)
+        points.append(back.mrh.grid.corners())
+        assert np.abs(points[-1] - v.mrh.grid.corners()).max() < 1e-6, file.name
+    assert len(points) == 7
+
+
+def nibabel_world_values(path, n=200):
+    """World points and values of random voxels, by nibabel alone."""
+    image = nib.load(path)
+    data = np.asarray(image.dataobj)
+    spatial = (
+        data[0] if "Minc" in type(image).__name__ and data.ndim == 4 else data.reshape(*data.shape[:3], -1)[..., 0]
+    )
+    index = np.stack([np.random.default_rng(0).integers(0, s, n) for s in spatial.shape], -1)
+    return nib.affines.apply_affine(image.affine, index), spatial[tuple(index.T)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "formats/minc1/T1.mnc",
+        "formats/minc2/mincex_diff-FA.mnc",
+        "formats/nibabel/small.mnc",
+        "formats/nibabel/minc2_4d.mnc",
+        "formats/nibabel/minc2-4d-d.mnc",
+        "formats/oro.nifti/avg152T1.img",
+        "formats/oro.nifti/avg152T1.hdr.gz",
+        "formats/oro.nifti/zstat1.nii.gz",
+        "formats/nibabel/example4d.nii.gz",
+        "formats/nibabel/example_nifti2.nii.gz",
+        "human-t1-tissue/sub-01_T1w.nii.gz",
+        "human-t1-whole/bet.nii.gz",
+        "mouse-mri-histology/DSURQE_CCFv3_average_200um.mnc",
+    ],
+)
+def test_real_files_agree_with_nibabel(shared, name):
+    """The value nibabel has at a world point is the value we have there."""
+    points, values = nibabel_world_values(shared / name)
+    v = mrhdata.read(shared / name)
+    v = (v.isel(t=0) if "t" in v.dims else v).compute()
+    index = v.mrh.index(points)
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+    np.testing.assert_array_equal(v.values[tuple(np.rint(index).astype(int).T)], values)
+
+
+def test_human_slabs_are_turned_axial(shared):
+    """The slabs are stored P, S, R; z runs along S, y along A (here backwards), x along R."""
+    v = mrhdata.read(shared / "human-t1-tissue/sub-01_T1w.nii.gz")
+    assert v.attrs["source_axes"] == ["y", "z", "x"]
+    assert v.sizes == {"z": 18, "y": 217, "x": 182}
+    assert v.mrh.grid.orientation == "SPR"
+    axial = v.isel(z=9)
+    assert axial.dims == ("y", "x")
+    step = axial.mrh.world([0, 0, 1]) - axial.mrh.world([0, 0, 0])
+    np.testing.assert_allclose(step, [1, 0, 0], atol=1e-6)
+    coronal = v.isel(y=100)
+    np.testing.assert_allclose(coronal.mrh.world([1, 0, 0]) - coronal.mrh.world([0, 0, 0]), [0, 0, 1], atol=1e-6)
+
+
+def test_units_of_length_become_millimetres(tmp_path):
+    """A NIfTI in micrometres is placed in millimetres."""
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.diag([10, 20, 30, 1]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(mrhdata.read(tmp_path / "a.nii").mrh.spacing, [0.03, 0.02, 0.01])
+
+
+def test_big_endian_and_scaled_values(tmp_path):
+    """Scaling is applied, byte order is native, stored dtype is kept where there is no scaling."""
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    image = nib.Nifti1Image(np.arange(24, dtype=">i2").reshape(2, 3, 4), np.eye(4), header)
+    nib.save(image, tmp_path / "big.nii")
+    v = mrhdata.read(tmp_path / "big.nii")
+    assert v.dtype == np.int16
+    assert v.dtype.isnative
+    np.testing.assert_array_equal(v.transpose("x", "y", "z"), np.arange(24).reshape(2, 3, 4))
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header.set_slope_inter(0.5, 10)
+    nib.save(image, tmp_path / "scaled.nii")
+    scaled = mrhdata.read(tmp_path / "scaled.nii")
+    np.testing.assert_array_equal(scaled, np.asarray(nib.load(tmp_path / "scaled.nii").dataobj).T)
+
+
+def test_reading_is_lazy(tmp_path):
+    """Only the planes that are asked for are read from an uncompressed file."""
+    v = from_array(np.zeros((40, 400, 400), np.float32), spacing=(1, 1, 1))
+    mrhdata.write(v, tmp_path / "a.nii")
+    image = nib.load(tmp_path / "a.nii")
+    back = mrhdata.read(tmp_path / "a.nii")
+    assert back.chunks is not None
+    with (tmp_path / "a.nii").open("r+b") as file:
+        file.seek(image.dataobj.offset)
+        file.write(np.float32(7).tobytes())
+    # Written after read() returned, and yet seen: nothing was held.
+    assert float(back.isel(z=0, y=0, x=0)) == 7
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha"])
+def test_truncated_files_are_named(tmp_path, oblique, ending):
+    """A file cut short is a FormatError with its path, on opening or on computing."""
+    path = tmp_path / f"a{ending}"
+    mrhdata.write(from_array(np.random.default_rng(0).random((40, 40, 40)), affine=oblique_affine()), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(FormatError, match="a" + ending):
+        mrhdata.read(path).compute()
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mnc", ".nrrd", ".mha", ".hdr"])
+def test_files_that_are_something_else(tmp_path, ending):
+    """Text under an image's name is a FormatError."""
+    (tmp_path / f"a{ending}").write_text("not an image\n" * 100)
+    with pytest.raises(FormatError, match="cannot be read"):
+        mrhdata.read(tmp_path / f"a{ending}").compute()
+
+
+def test_missing_unknown_and_existing(tmp_path, oblique):
+    """The path and the remedy stand in the message; nothing is overwritten unasked."""
+    with pytest.raises(FormatError, match=r"gone.nii does not exist"):
+        mrhdata.read(tmp_path / "gone.nii")
+    (tmp_path / "a.xyz").write_bytes(b"?")
+    with pytest.raises(FormatError, match=r"a.xyz has no ending that is known; known are .*.nii.gz"):
+        mrhdata.read(tmp_path / "a.xyz")
+    with pytest.raises(FormatError, match=r"a.img cannot be written; the endings that can"):
+        mrhdata.write(oblique, tmp_path / "a.img")
+    # Of an ending that nothing reads, what can be written is of use, not what can be read.
+    with pytest.raises(FormatError, match=r"a.nifti cannot be written; the endings that can are .nii.gz, ") as caught:
+        mrhdata.write(oblique, tmp_path / "a.nifti")
+    assert ".par" not in str(caught.value)
+    mrhdata.write(oblique, tmp_path / "a.nii")
+    with pytest.raises(FormatError, match="exists; choose another name, or overwrite it"):
+        mrhdata.write(oblique, tmp_path / "a.nii")
+    mrhdata.write(oblique + np.uint16(1), tmp_path / "a.nii", overwrite=True)
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.nii"), oblique + 1)
+    with pytest.raises(FormatError, match="does not exist; make it first"):
+        mrhdata.write(oblique, tmp_path / "no" / "a.nii")
+
+
+@pytest.mark.parametrize("ending", WRITABLE)
+def test_a_failed_write_leaves_nothing(tmp_path, ending):
+    """Values that fail while they are computed leave neither the file nor a draft, and an old file stays."""
+    import dask.array as da
+
+    def fail(block):
+        raise RuntimeError("disk on fire")
+
+    good = from_array(np.ones((4, 4, 4), np.float32), spacing=(1, 1, 1))
+    bad = good.copy(
+        data=da.ones((4, 4, 4), dtype=np.float32).map_blocks(fail, dtype=np.float32, meta=np.empty((0,) * 3))
+    )
+    with pytest.raises(Exception, match="disk on fire"):
+        mrhdata.write(bad, tmp_path / f"a{ending}")
+    assert list(tmp_path.iterdir()) == []
+    mrhdata.write(good, tmp_path / f"a{ending}")
+    with pytest.raises(Exception, match="disk on fire"):
+        mrhdata.write(bad, tmp_path / f"a{ending}", overwrite=True)
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / f"a{ending}"), good)
+    assert [p.name for p in tmp_path.iterdir()] == [f"a{ending}"]
+
+
+def test_an_image_is_no_label_volume(tmp_path, oblique):
+    """kind="labels" on values between whole numbers is an error, not a rounding."""
+    mrhdata.write((oblique / 7.0).assign_attrs(oblique.attrs), tmp_path / "a.nii")
+    with pytest.raises(DataError, match="no label volume"):
+        mrhdata.read(tmp_path / "a.nii", kind="labels").compute()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sub-03_seg.nii.gz", "labels"),
+        ("annotation_25.nrrd", "labels"),
+        ("DSURQE_CCFv3_mask_200um.nrrd", "mask"),
+        ("mask.mha", "mask"),
+        ("sub-03_desc-seg_T1w.nii", "image"),
+        ("masked.nii", "image"),
+        ("25.nii", "image"),
+    ],
+)
+def test_whole_numbers_are_labels_by_the_name_of_their_file(tmp_path, name, kind):
+    """Where nobody says otherwise: then they are never interpolated. Fractions stay an image whatever the name."""
+    values = np.arange(24).reshape(2, 3, 4)
+    mrhdata.write(from_array(values.astype(np.int16), spacing=(1, 1, 1)), tmp_path / name)
+    assert mrhdata.read(tmp_path / name).attrs["kind"] == kind
+    assert mrhdata.read(tmp_path / name, kind="image").attrs["kind"] == "image"
+    mrhdata.write(from_array(values / 7, spacing=(1, 1, 1)), tmp_path / name, overwrite=True)
+    assert mrhdata.read(tmp_path / name).attrs["kind"] == "image"
+
+
+def test_what_a_format_cannot_hold(tmp_path):
+    """Shear in MHA, complex in NRRD, time in NRRD: refused in one sentence."""
+    sheared = oblique_affine()
+    sheared[0, 1] += 0.1
+    with pytest.raises(FormatError, match="shear"):
+        mrhdata.write(from_array(np.zeros((2, 2, 2)), affine=sheared), tmp_path / "a.mha")
+    with pytest.raises(FormatError, match="without a time axis"):
+        mrhdata.write(from_array(np.zeros((2, 2, 2, 2)), spacing=(1, 1, 1), dims="tzyx"), tmp_path / "a.nrrd")
+    for ending in (".mnc", ".mha", ".nrrd"):
+        with pytest.raises(FormatError, match="complex64 values; take their magnitude"):
+            mrhdata.write(from_array(np.zeros((2, 2, 2), np.complex64), spacing=(1, 1, 1)), tmp_path / f"c{ending}")
+    with pytest.raises(FormatError, match="float16"):
+        mrhdata.write(from_array(np.zeros((2, 2, 2), np.float16), spacing=(1, 1, 1)), tmp_path / "a.nrrd")
+
+
+def test_source_order_is_written_back(shared, tmp_path):
+    """A file stored P, S, R is written P, S, R again, affine and voxels."""
+    source = shared / "human-t1-tissue/sub-01_tissue.nii.gz"
+    mrhdata.write(mrhdata.read(source), tmp_path / "back.nii.gz")
+    first, back = nib.load(source), nib.load(tmp_path / "back.nii.gz")
+    assert first.shape == back.shape
+    np.testing.assert_allclose(first.affine, back.affine, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(back.dataobj))
+
+
+def test_gzip_of_half_a_header(tmp_path):
+    """A compressed file whose stream ends in the header."""
+    with gzip.open(tmp_path / "a.nii.gz", "wb") as file:
+        file.write(bytes(100))
+    with pytest.raises(FormatError):
+        mrhdata.read(tmp_path / "a.nii.gz")
+
+
+def test_conversion_keeps_everything(tmp_path, oblique):
+    """File to OME-Zarr: voxels, geometry, given attributes, provenance."""
+    mrhdata.write(oblique, tmp_path / "t2w.mnc")
+    v = mrhdata.convert(tmp_path / "t2w.mnc", tmp_path / "t2w.zarr", modality="mri", space="phantom", units="1")
+    np.testing.assert_array_equal(v, oblique)
+    assert v.mrh.grid.distance(oblique.mrh.grid) < 1e-6
+    assert (v.attrs["modality"], v.mrh.space, v.attrs["units"]) == ("mri", "phantom", "1")
+    assert len(v.attrs["provenance"]["sha256"]) == 64
+    shutil.rmtree(tmp_path / "t2w.zarr")
+    with pytest.raises(FormatError):
+        mrhdata.convert(tmp_path / "nothing.mnc", tmp_path / "t2w.zarr")
+    assert not (tmp_path / "t2w.zarr").exists()
+    assert describe(v, name="other").name == "other"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ending", [".zarr", ".nii.gz"])
+def test_a_killed_write_shows_nothing_or_everything(tmp_path, ending):
+    """SIGKILL at ten moments: under its name the file is absent or complete."""
+    values = np.random.default_rng(0).random((120, 120, 120), dtype=np.float32)
+    v = from_array(values, spacing=(1, 1, 1))
+    mrhdata.write(v, tmp_path / "source.nii")
+    target = tmp_path / f"a{ending}"
+    source = str(tmp_path / "source.nii")
+    code = f"import mrhdata; print('go', flush=True); mrhdata.write(mrhdata.read({source!r}), {str(target)!r})"
+    seen = set()
+    for moment in np.linspace(0.02, 1.5, 10):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(moment)
+            process.kill()
+        seen.add(target.exists())
+        if target.exists():
+            np.testing.assert_array_equal(mrhdata.read(target), values)
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert False in seen
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1, "u1"), (0, "u1"), (5, "i2"), (-3, "i2"), (5, "f4")])
+def test_minc_of_one_value(tmp_path, value, dtype):
+    """A mask of ones is a mask of ones: its range has no width that values could be scaled by."""
+    mrhdata.write(from_array(np.full((3, 4, 5), value, dtype), spacing=(1, 1, 1)), tmp_path / "a.mnc")
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.mnc"), np.full((3, 4, 5), value))
+
+
+def test_minc_has_no_channels(tmp_path):
+    """They would come back as times, in another order."""
+    volume = from_array(np.zeros((2, 3, 4, 5), np.float32), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
+    with pytest.raises(FormatError, match="without channels"):
+        mrhdata.write(volume, tmp_path / "a.mnc")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mnc", ".nrrd", ".mha", ".zarr", ".ome.tif"])
+def test_big_endian_arrays_are_written(tmp_path, ending):
+    values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(mrhdata.read(tmp_path / f"a{ending}"), values)
+
+
+def test_labels_and_masks_do_not_wrap_around(tmp_path):
+    """Floats read as a mask are 0 or not; as labels they fit the type, or are none."""
+    values = np.array([0, 1, 256, 512, 3e9], np.float32).reshape(5, 1, 1) * np.ones((5, 3, 3), np.float32)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii")
+    assert mrhdata.read(tmp_path / "a.nii", kind="mask").values[:, 0, 0].tolist() == [0, 1, 1, 1, 1]
+    with pytest.raises(DataError, match="labels lie between"):
+        mrhdata.read(tmp_path / "a.nii", kind="labels").compute()

@@ -1,0 +1,163 @@
+"""Ensembles: mean, spread and distance are what they say, also from disk and through whole maps."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import oas
+
+import mrhdata
+from mrhdata.errors import DataError, ModelError
+from mrhdata.inference.predictor import predict_patches, predict_rows
+from mrhdata.models.ensemble import Ensemble, shrunk
+from mrhdata.models.spec import Scale, physical
+
+
+def member(seed, offset=0.0, factor=1.0, **changed):
+    """An untrained network with scales of its own, as after training on two channels."""
+    model = mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=seed)
+    model.spec = dataclasses.replace(
+        model.spec,
+        channels=("a", "b"),
+        patch=(3, 1, 3),
+        axis=1,
+        inputs=Scale((offset, offset), (factor, 2 * factor)),
+        target=Scale((10.0 + offset,), (3.0,)),
+        **changed,
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def members():
+    """Three, whose intensity scales differ."""
+    return [member(seed, 0.1 * seed, 1 + seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def voxels():
+    """Two correlated channels of different size, (n, 2)."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=4000)
+    return np.column_stack([100 + 10 * a, 5 + a + 0.3 * rng.normal(size=4000)])
+
+
+def test_mean_and_spread_are_those_of_the_members(members):
+    """Each member by itself, with its own scales."""
+    x = np.random.default_rng(1).random((7, 2, 3, 1, 3), dtype=np.float32)
+    single = np.concatenate([predict_patches(m, x) for m in members], axis=1)
+    answers = predict_patches(Ensemble.of(members), x)
+    np.testing.assert_allclose(answers[:, 0], single.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(answers[:, 1], single.std(axis=1, ddof=1), rtol=1e-4)
+    assert not np.allclose(single[:, 0], single[:, 1])
+
+
+def test_strangeness_is_the_mahalanobis_distance(members, voxels):
+    """Against SciPy; also where no channel by itself is unusual."""
+    made = Ensemble.of(members)
+    made.learn(voxels)
+    precision = np.linalg.inv(np.cov(voxels, rowvar=False))
+    odd = np.array([[100, 5], [120, 7], [115, 3.5]], np.float32)
+    expected = [mahalanobis(row, voxels.mean(axis=0), precision) for row in odd]
+    found = predict_patches(made, odd[:, :, None, None, None])[:, 2]
+    np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.05)
+    # Within two standard deviations in each channel, but against their correlation.
+    assert found[2] > 3 * found[1]
+
+
+def test_shrinking_agrees_with_scikit_learn():
+    """Few samples of many correlated channels: nearly its share, and never singular."""
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(40, 1)) + 0.2 * rng.normal(size=(40, 67))
+    found = shrunk(np.cov(values, rowvar=False, bias=True), len(values))
+    theirs, _ = oas(values)
+    np.testing.assert_allclose(found, theirs, rtol=0.05, atol=1e-3)
+    assert np.linalg.eigvalsh(found).min() > 1e-3 > np.linalg.eigvalsh(np.cov(values, rowvar=False)).min()
+    # A channel that never varies.
+    flat = np.column_stack([values, np.ones(40)])
+    np.linalg.cholesky(shrunk(np.cov(flat, rowvar=False), 40))
+
+
+def test_calibration_recovers_factor_floor_and_limit(members):
+    """Errors drawn with a known factor and floor; half of them lie within 0.67 of their uncertainty."""
+    rng = np.random.default_rng(3)
+    spread, distance = rng.gamma(2, 0.5, 20_000), rng.random(20_000)
+    answers = np.column_stack([np.zeros(20_000), spread, distance])
+    truth = rng.normal(size=20_000) * 2.0 * np.hypot(spread, 0.8)
+    made = Ensemble.of(members)
+    made.calibrate(answers, truth)
+    assert made.factor.item() == pytest.approx(2.0, rel=0.1)
+    assert made.floor.item() == pytest.approx(0.8, rel=0.2)
+    assert made.limit.item() == pytest.approx(0.99, abs=0.005)
+    size = np.abs(truth) / (made.factor.item() * np.hypot(spread, made.floor.item()))
+    assert np.median(size) == pytest.approx(0.6745, rel=1e-4)
+    with pytest.raises(DataError, match="answer alike"):
+        made.calibrate(answers * [1, 0, 1], truth)
+
+
+def test_saved_and_loaded_it_is_the_same(members, voxels, tmp_path):
+    """Weights, scales of each member, and what was calibrated; the folder holds no code."""
+    made = Ensemble.of(members)
+    made.learn(voxels)
+    made.calibrate(np.random.default_rng(4).random((100, 3)), np.zeros(100))
+    mrhdata.models.save(made, tmp_path / "net")
+    assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["config.json", "model.safetensors"]
+    back = mrhdata.models.load(tmp_path / "net")
+    assert back.spec == made.spec
+    x = torch.rand(5, 2, 3, 1, 3, generator=torch.Generator().manual_seed(0)) * 100
+    assert torch.equal(physical(made, x), physical(back, x))
+    config = tmp_path / "net" / "config.json"
+    good = json.loads(config.read_text("utf-8"))
+    for bad in ({"code": "import os"}, {"name": "os.system"}, {"inputs": {"offset": [0]}}, {"target": None}):
+        config.write_text(json.dumps(good | {"config": {"members": [m | bad for m in good["config"]["members"]]}}))
+        with pytest.raises(ModelError):
+            mrhdata.models.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("mode", ["patch", "dense"])
+def test_a_whole_map_has_three_channels(members, voxels, mode, tmp_path):
+    """Through predict in both ways; centre voxels are those of patches, and 0 outside the mask."""
+    values = voxels[:480].reshape(8, 6, 10, 2).astype(np.float32)
+    a, b = (mrhdata.volume.from_array(np.ascontiguousarray(values[..., i]), spacing=(1, 1, 1)) for i in range(2))
+    made = Ensemble.of(members)
+    made.learn(voxels)
+    mask = mrhdata.volume.from_array((np.indices(a.shape)[2] < 5).astype(np.uint8), spacing=(1, 1, 1), kind="mask")
+    mapped = mrhdata.predict(made, {"a": a, "b": b}, tmp_path / "map.zarr", where=mask, mode=mode, progress=False)
+    assert mapped.sizes["c"] == 3
+    assert not mapped.values[:, :, :, 5:].any()
+    patches = mrhdata.patches({"a": a, "b": b}, shape=3, stride=1, plane="coronal")
+    alone = predict_patches(made, patches.gather(np.arange(len(patches)))[0])
+    z, y, x = (patches.positions + np.array([1, 0, 1])).T
+    kept = x < 5
+    channels = [0, 1, 2] if mode == "patch" else [2]
+    found = mapped.values[:, z, y, x].T
+    np.testing.assert_allclose(found[kept][:, channels], alone[kept][:, channels], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_give_the_mean(members):
+    """A table through an ensemble has one value for each row."""
+    rows = np.random.default_rng(5).random((6, 2))
+    single = np.mean([predict_rows(m, rows) for m in members], axis=0)
+    np.testing.assert_allclose(predict_rows(Ensemble.of(members), rows), single, rtol=1e-5)
+
+
+def test_members_must_fit_together():
+    """Too few, other channels, other patches, untrained, or several answers."""
+    with pytest.raises(ModelError, match="1 network has no spread"):
+        Ensemble.of([member(0)])
+    with pytest.raises(ModelError, match="differ in patch"):
+        Ensemble.of([member(0), member(1), _with(member(2), patch=(5, 1, 5))])
+    with pytest.raises(ModelError, match="differ in channels"):
+        Ensemble.of([member(0), _with(member(1), channels=("b", "a"))])
+    with pytest.raises(ModelError, match=r"member 1 \(mrhnet\) has no scale of one target"):
+        Ensemble.of([member(0), _with(member(1), target=None)])
+    with pytest.raises(ModelError, match="no scale of one target"):
+        Ensemble.of([Ensemble.of([member(0), member(1)]), member(2)])
+
+
+def _with(model, **changed):
+    model.spec = dataclasses.replace(model.spec, **changed)
+    return model

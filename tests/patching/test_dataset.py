@@ -1,0 +1,434 @@
+"""The patch contract: every patch is the naive slice, whatever the blocks."""
+
+import pickle
+import re
+
+import dask.array as da
+import numcodecs
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import mrhdata
+from mrhdata.errors import DataError, FormatError, GridError
+from mrhdata.io.omezarr.chunks import Chunks
+from mrhdata.patching.prefetch import ReadAhead
+from mrhdata.patching.samplers import Uniform
+from mrhdata.volume.construct import from_array
+from tests.conftest import FULL, oblique_affine
+
+
+def volume(shape=(9, 8, 7), channels=None, chunks=None, seed=0, affine=None, dtype=np.uint16):
+    """A volume of distinct values in z, y, x order."""
+    full = shape if channels is None else (channels, *shape)
+    values = np.random.default_rng(seed).permutation(np.prod(full)).reshape(full).astype(dtype)
+    data = values if chunks is None else da.from_array(values, chunks=chunks)
+    dims = "zyx" if channels is None else "czyx"
+    geometry = {"spacing": (0.1, 0.2, 0.3)} if affine is None else {"affine": affine}
+    return from_array(data, dims=dims, **geometry)
+
+
+def naive(source, position, shape):
+    """The patch by plain slicing, (C, z, y, x) float32."""
+    values = source.values if source.ndim == 4 else source.values[None]
+    z, y, x = position
+    return values[:, z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)
+
+
+def naives(source, positions, shape):
+    """The same of many patches."""
+    loaded = source.compute()
+    return np.stack([naive(loaded, position, shape) for position in positions])
+
+
+def agrees(p, expected):
+    """Indexing, gathering, the loader, Dask and xarray all give the expected arrays, one per tensor."""
+    names = list(p.widths)
+    for part, array in zip(p.gather(np.arange(len(p))), expected, strict=True):
+        np.testing.assert_array_equal(part, array)
+    batches = list(p.stream(7, seed=3))
+    rows = np.concatenate([r for r, _ in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
+    dataset = p.to_xarray()
+    for i, (name, array) in enumerate(zip(names, expected, strict=True)):
+        np.testing.assert_array_equal(np.concatenate([parts[i] for _, parts in batches]), array[rows])
+        np.testing.assert_array_equal(dataset[name], array)
+    one = p[len(p) // 2]
+    first = one[0] if isinstance(one, tuple) else one
+    if isinstance(first, torch.Tensor):
+        np.testing.assert_array_equal(first, expected[0][len(p) // 2])
+        (only,) = (
+            [x for x, *_ in p.loader(len(p), shuffle=False)]
+            if len(names) > 1
+            else list(p.loader(len(p), shuffle=False))
+        )
+        np.testing.assert_array_equal(only, expected[0][next(p.stream(len(p), shuffle=False))[0]])
+
+
+@settings(max_examples=200 if FULL else 15)
+@given(
+    st.tuples(*[st.integers(1, 4)] * 3),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.tuples(*[st.integers(1 if FULL else 4, 9)] * 3),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([np.uint8, np.int16, np.float32, np.float64]),
+)
+def test_every_patch_is_the_naive_slice(shape, stride, chunks, channels, dtype):
+    """Shapes, strides, chunks, channels and dtypes, gathered many at a time: all ways agree."""
+    source = volume(channels=channels, chunks=chunks if channels is None else (1, *chunks), dtype=dtype)
+    target = volume(seed=1)
+    p = mrhdata.patches(source, target, shape=shape, stride=stride)
+    agrees(p, [naives(v, p.positions, shape) for v in (source, target)])
+
+
+def padded_by_hand(values, position, shape, mode):
+    """The patch out of a volume that NumPy padded on all sides."""
+    wide = np.pad(values, 12, mode="reflect" if mode == "reflect" else mode)
+    z, y, x = position + 12
+    return wide[z : z + shape[0], y : y + shape[1], x : x + shape[2]].astype(np.float32)[None]
+
+
+@settings(max_examples=100 if FULL else 15)
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.sampled_from(["constant", "edge", "reflect"]), st.integers(0, 99))
+def test_padding_is_that_of_numpy(shape, mode, seed):
+    """Patches that hang over one side, two, or all of the volume; positions of the user's own."""
+    v = volume(chunks=4)
+    positions = np.random.default_rng(seed).integers(1 - np.array(shape), v.shape, (6, 3))
+    p = mrhdata.patches(v, shape=shape, at=positions, padding=mode)
+    np.testing.assert_array_equal(p.positions, positions[p.given])
+    values = v.values
+    agrees(p, [np.stack([padded_by_hand(values, c, shape, mode) for c in p.positions])])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """One volume of 90 x 70 x 50 as Zarr 2, Zarr 3 and sharded Zarr 3, in chunks smaller than a large patch."""
+    folder = tmp_path_factory.mktemp("stores")
+    v = volume((90, 70, 50))
+    (folder / "v2.zarr").mkdir()
+    group = zarr.open_group(folder / "v2.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=v.values, chunks=(32, 16, 20), compressors=numcodecs.Blosc("zstd"))
+    axes = [{"name": d, "type": "space", "unit": "millimeter"} for d in "zyx"]
+    scale = [{"type": "scale", "scale": [0.1, 0.2, 0.3]}]
+    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    group.attrs["multiscales"] = [image]
+    mrhdata.write(v, folder / "sharded.zarr")
+    return v, {name: mrhdata.read(folder / f"{name}.zarr") for name in ("v2", "sharded")}
+
+
+@pytest.mark.parametrize("store", ["v2", "sharded"])
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((17, 20, 21), (15, 13, 11)), ((40, 40, 40), (7, 9, 5)), ((1, 1, 1), 30)]
+)
+@pytest.mark.parametrize("memory", ["1 GB", 4_500_000])
+def test_stored_volumes_give_the_same_patches(stores, store, shape, stride, memory):
+    """Chunk by chunk from Zarr 2 and from shards, all in memory and not, patches within a chunk and over many."""
+    v, stored = stores
+    p = mrhdata.patches(stored[store], shape=shape, stride=stride, memory=memory)
+    expected = naives(v, p.positions, p.shape)
+    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
+    for shuffle in (True, False):
+        batches = list(p.stream(2, shuffle=shuffle))
+        rows = np.concatenate([r for r, _ in batches])
+        np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
+        np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), expected[rows])
+
+
+def test_each_chunk_is_decoded_once_a_pass(stores, monkeypatch):
+    """In order, every chunk is read once; all in memory, never again."""
+    read = []
+    plain = Chunks.read
+    monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
+    p = mrhdata.patches(stores[1]["v2"], shape=(20, 16, 20), stride=9)
+    for epoch in range(2):
+        list(p.stream(8, epoch=epoch))
+    assert len(read) == len(set(read)) == 3 * 5 * 3
+
+
+def test_positions_are_plain_integers_made_before_reading():
+    """Planning computes no voxel of the inputs."""
+
+    def fail(block):
+        raise AssertionError("a voxel was read")
+
+    data = da.zeros((8, 8, 8), chunks=4).map_blocks(fail, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+    p = mrhdata.patches(from_array(data, spacing=(1, 1, 1)), shape=4)
+    assert p.positions.dtype == np.int64
+    assert sorted(map(tuple, p.positions.tolist())) == [(z, y, x) for z in (0, 4) for y in (0, 4) for x in (0, 4)]
+
+
+def test_tensors_are_float32_c_z_y_x():
+    """Input and target, or the input alone; flat axes go only when asked."""
+    v = volume()
+    x, y = mrhdata.patches(v, v, shape=3, plane="coronal")[0]
+    assert x.dtype == y.dtype == torch.float32
+    assert tuple(x.shape) == (1, 3, 1, 3)
+    assert tuple(mrhdata.patches(v, shape=3, plane="coronal", squeeze=True)[0].shape) == (1, 3, 3)
+    assert tuple(mrhdata.patches(v, shape=1, squeeze=True)[0].shape) == (1,)
+
+
+@pytest.mark.parametrize(("plane", "shape"), [("axial", (1, 3, 3)), ("coronal", (3, 1, 3)), ("sagittal", (3, 3, 1))])
+def test_planes_fix_their_axis(plane, shape):
+    """Length and stride 1 on the axis that the plane is named for."""
+    p = mrhdata.patches(volume(), shape=3, stride=2, plane=plane)
+    assert p.shape == shape
+    fixed = shape.index(1)
+    assert len(np.unique(p.positions[:, fixed])) == (9, 8, 7)[fixed]
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 0), ("coronal", 1), ("sagittal", 2)])
+@pytest.mark.parametrize("channels", [None, 2])
+def test_neighbouring_planes_are_channels(plane, axis, channels):
+    """2.5D: planes beside the one in the middle, channel by channel, and a flat target at the one in the middle."""
+    v, target = volume(channels=channels, chunks=4 if channels is None else (2, 4, 4, 4)), volume(seed=1)
+    p = mrhdata.patches(v, target, shape=4, stride=2, plane=plane, neighbours=1)
+    names = ["image"] if channels is None else ["image:0", "image:1"]
+    assert p.channels == [f"{n}{k}" for n in names for k in ("-1", "", "+1")]
+    expected = []
+    for thick in naives(v, p.positions, p.shape):
+        planes = np.moveaxis(thick, axis + 1, 1).reshape(-1, *np.delete(thick.shape[1:], axis))
+        expected.append(np.expand_dims(planes, axis + 1))
+    flat = [naive(target, c + np.eye(3, dtype=int)[axis], np.where(np.arange(3) == axis, 1, 4)) for c in p.positions]
+    agrees(p, [np.stack(expected), np.stack(flat)])
+    assert p.widths["input"] == expected[0].shape
+    np.testing.assert_allclose(p.affine(), p.affine(stream=1))
+    middle = v.mrh.world(p.positions + (np.array(p.shape) - 1) / 2)
+    np.testing.assert_allclose(p.to_xarray().centre_mm, middle, atol=1e-9)
+    with pytest.raises(GridError, match="neighbours is a number of planes on each side of plane="):
+        mrhdata.patches(v, shape=4, neighbours=1)
+
+
+def test_masks_keep_centres_or_shares():
+    """Centre voxel by default, a share of the patch where asked: both by brute force."""
+    v = volume()
+    mask = from_array(np.random.default_rng(3).random((9, 8, 7)) > 0.6, spacing=(0.1, 0.2, 0.3), kind="mask")
+    everywhere = mrhdata.patches(v, shape=3, stride=1).positions
+    by_centre = {tuple(c) for c in everywhere if mask.values[tuple(c + 1)]}
+    assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, where=mask).positions} == by_centre
+    share = {tuple(c) for c in everywhere if naive(mask, c, (3, 3, 3)).mean() >= 0.5}
+    assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, where=mask, inside=0.5).positions} == share
+
+
+@pytest.mark.parametrize("memory", ["1 GB", 60_000])
+def test_subjects_of_one_chunk_beside_others_of_many(memory):
+    """A small subject first, larger ones behind it: gathered many at a time, all in memory and not."""
+    subjects = [volume((6, 6, 6), chunks=6), volume((30, 20, 10), seed=2, chunks=6, dtype=np.float32)]
+    p = mrhdata.patches(subjects, shape=3, stride=2, memory=memory)
+    loaded = [v.compute() for v in subjects]
+    for rows, (x,) in p.stream(8, seed=1):
+        expected = [naive(loaded[s], c, p.shape) for s, c in zip(p.subject[rows], p.positions[rows], strict=True)]
+        np.testing.assert_array_equal(x, expected)
+
+
+def test_several_subjects_and_epochs():
+    """Every patch of every subject once an epoch, other orders in other epochs, the same for the same seed."""
+    subjects = [volume(chunks=4), volume(seed=5, chunks=3), volume((4, 4, 4), seed=6)]
+    p = mrhdata.patches(subjects, subjects, shape=2)
+    assert p.subject.tolist() == sorted(p.subject.tolist())
+    for i in (0, len(p) // 2, len(p) - 1):
+        np.testing.assert_array_equal(p[i][0], naive(subjects[p.subject[i]], p.positions[i], p.shape))
+    orders = [np.concatenate([r for r, _ in p.stream(8, seed=s, epoch=e)]) for s, e in [(0, 0), (0, 1), (1, 0)]]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(len(p)))
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    loader = p.loader(8, seed=0)
+    first = torch.cat([x for x, _ in loader])
+    second = torch.cat([x for x, _ in loader])
+    np.testing.assert_array_equal(first, p.gather(orders[0])[0])
+    np.testing.assert_array_equal(second, p.gather(orders[1])[0])
+    assert len(loader) == -(-len(p) // 8) == len(list(loader))
+
+
+def test_memory_budget_holds_and_changes_nothing(monkeypatch):
+    """Decoded tiles, joined copies and batches stay within the budget; a budget for less than a batch is refused."""
+    v = volume((64, 64, 64), chunks=8, dtype=np.float32)
+    p = mrhdata.patches(v, shape=9, at=Uniform(300), memory=450_000)
+    held = []
+    wait = ReadAhead.wait_for
+
+    def watched(self, batch):
+        wait(self, batch)
+        held.append(sum(t.nbytes for t in self._tiles.values()))
+
+    monkeypatch.setattr(ReadAhead, "wait_for", watched)
+    batches = list(p.stream(4, seed=1))
+    rows = np.concatenate([r for r, _ in batches])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(300))
+    np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), naives(v, p.positions[rows], p.shape))
+    assert max(held) + 4 * p.batch_bytes(4) <= 450_000 < v.nbytes
+    with pytest.raises(DataError, match=r"memory of 450000 bytes does not hold 4 batches of 466560 bytes"):
+        next(p.stream(160))
+    with pytest.raises(DataError, match=r"a batch of 4 needs \d+ at once; give more memory"):
+        next(mrhdata.patches(v, shape=9, at=Uniform(300), memory=150_000).stream(4))
+
+
+def test_any_dataloader_may_use_it_as_a_map():
+    """Map-style, pickled to workers started anew."""
+    v = volume()
+    p = pickle.loads(pickle.dumps(mrhdata.patches(v, v, shape=2)))
+    loader = DataLoader(p, batch_size=5, num_workers=1, multiprocessing_context="forkserver")
+    got = torch.cat([x for x, _ in loader])
+    np.testing.assert_array_equal(got, p.gather(np.arange(len(p)))[0])
+
+
+def test_oblique_stores_keep_their_place(tmp_path):
+    """From OME-Zarr with oblique geometry: patches, and the affine that travels with each."""
+    v = volume((140, 70, 30), affine=oblique_affine(spacing=(0.3, 0.2, 0.1))[:, [2, 1, 0, 3]])
+    mrhdata.write(v, tmp_path / "a.zarr")
+    p = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=(5, 3, 4), stride=(9, 11, 7))
+    assert "6 chunks" in repr(p)
+    np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], naives(v, p.positions, p.shape))
+    np.testing.assert_allclose(p.affine()[:, :3, 3], v.mrh.world(p.positions), atol=1e-9)
+    np.testing.assert_allclose(p.to_xarray().centre_mm, v.mrh.world(p.positions + np.array([2, 1, 1.5])), atol=1e-9)
+
+
+def test_dask_graph_has_one_task_per_chunk():
+    """Chunks, not patches, are tasks."""
+    p = mrhdata.patches(volume(chunks=4), shape=2)
+    lazy = p.to_dask()
+    tasks = [key for key in lazy.dask if str(key).startswith("_gathered")]
+    assert lazy.numblocks[0] == len(tasks) == 2 * 2 * 2
+
+
+def test_frozen_sets_hold_the_patches_of_an_epoch(tmp_path):
+    """Written to Zarr, read by plain xarray: values, order and places."""
+    v = volume(chunks=4)
+    p = mrhdata.patches(v, v, shape=(3, 2, 2), stride=1)
+    p.to_zarr(tmp_path / "frozen.zarr", seed=5)
+    frozen = xr.open_zarr(tmp_path / "frozen.zarr", consolidated=False)
+    rows = np.concatenate([r for r, _ in p.stream(len(p), seed=5)])
+    np.testing.assert_array_equal(frozen.row, rows)
+    for name in ("input", "target"):
+        np.testing.assert_array_equal(frozen[name], naives(v, p.positions[rows], (3, 2, 2)))
+    np.testing.assert_array_equal(frozen.position, p.positions[rows])
+    with pytest.raises(FormatError, match="exists"):
+        p.to_zarr(tmp_path / "frozen.zarr")
+
+
+class TestRefusals:
+    """One sentence with both values and the remedy."""
+
+    def test_grids_that_differ(self):
+        """Target of another shape, other space, flipped file."""
+        v = volume()
+        with pytest.raises(GridError, match=r"\(9, 8, 6\) and \(9, 8, 7\)|\(9, 8, 7\) and \(9, 8, 6\)"):
+            mrhdata.patches(v, v.isel(x=slice(6)), shape=2)
+        with pytest.raises(GridError, match=r"spaces differ"):
+            mrhdata.patches(v, mrhdata.volume.describe(v, space="CCFv3"), shape=2)
+        straight = volume(affine=oblique_affine()[:, [2, 1, 0, 3]])
+        flipped = volume(affine=oblique_affine(flip=(-1, 1, 1))[:, [2, 1, 0, 3]])
+        with pytest.raises(GridError, match="mm apart"):
+            mrhdata.patches({"a": straight, "b": flipped}, shape=2)
+
+    def test_grids_that_differ_name_the_volume_and_the_remedies(self, tmp_path):
+        """Of several subjects the one that is meant, by number and, where its files say it, by name."""
+        for name, cut in {"sub-01_T1w": 7, "sub-01_T2w": 7, "sub-02_T1w": 7, "sub-02_T2w": 6}.items():
+            mrhdata.write(volume().isel(x=slice(cut)), tmp_path / f"{name}.nii")
+        subjects = [
+            {kind: mrhdata.read(tmp_path / f"sub-{who}_{kind}.nii") for kind in ("T1w", "T2w")} for who in ("01", "02")
+        ]
+        with pytest.raises(GridError) as caught:
+            mrhdata.patches(subjects, shape=2)
+        assert str(caught.value) == (
+            "subject 1 (sub-02): 'T2w' does not lie on the grid of 'T1w': shapes differ along z, y, x: (9, 8, 6) and "
+            "(9, 8, 7); resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line), "
+            "or give align='first'"
+        )
+        v, mask = volume(), volume().isel(x=slice(6))
+        with pytest.raises(GridError, match=r"^subject 1: 'mask' does not lie on the grid of the first input: "):
+            mrhdata.patches([v, v], shape=2, where=[v, mask])
+        # Another space is not put right by another grid.
+        with pytest.raises(GridError, match=r"^'b' does not lie.* register one to the other first$"):
+            mrhdata.patches({"a": v, "b": mrhdata.volume.describe(v, space="CCFv3")}, shape=2)
+
+    def test_masks_that_are_empty(self):
+        """Nothing to look at is an error, not an empty set."""
+        with pytest.raises(DataError, match="the mask leaves no patch; check that it is not empty"):
+            mrhdata.patches(volume(), shape=2, where=volume() * 0)
+        with pytest.raises(DataError, match="mask voxels are NaN between"):
+            mrhdata.patches(volume(), shape=2, where=volume() * np.nan)
+        corner = volume() * 0
+        corner[0, 0, 0] = 1
+        with pytest.raises(DataError, match="leaves no patch"):
+            mrhdata.patches(volume(), shape=3, where=corner)
+
+    def test_counts_and_channels_that_differ(self):
+        """Subjects without a target, or with other channels."""
+        v = volume()
+        with pytest.raises(GridError, match="2 subjects of inputs, 1 of targets"):
+            mrhdata.patches([v, v], [v], shape=2)
+        for inputs, target, sentence in [
+            ([{"a": v}, {"b": v}], None, "different inputs: ['a'] and ['b']; give all mappings with the same names"),
+            ([{"a": v, "b": v}, {"b": v, "a": v}], None, "inputs: ['a', 'b'] and ['b', 'a']; give all mappings in one"),
+            ([{"a": v}] * 2, [{"h1": v}, {"h2": v}], 'targets: [\'h1\'] and [\'h2\']; give all mappings with the same '
+             'names, such as {"h1": volume}'),
+            ([{"a": v}] * 2, [v, None], "targets: ['image'] and []"),
+        ]:  # fmt: skip
+            with pytest.raises(GridError, match=re.escape(sentence)):
+                mrhdata.patches(inputs, target, shape=2)
+        with pytest.raises(GridError, match=re.escape("different inputs: ['a', 'b'] and ['a']; give all")):
+            mrhdata.patches([{"a": v, "b": v}, {"a": v}], [v, v], shape=2, align="own")
+
+    def test_targets_by_themselves_are_one_whatever_their_names(self):
+        """As the files of subjects are called after the subjects."""
+        v = volume()
+        targets = [v.rename("sub-01_histo"), volume(seed=1).rename("sub-02_histo")]
+        p = mrhdata.patches([{"a": v}, {"a": v}], targets, shape=3, stride=3)
+        expected = mrhdata.patches([{"a": v}] * 2, [{"h": t} for t in targets], shape=3, stride=3)
+        np.testing.assert_array_equal(p.gather(np.arange(len(p)))[1], expected.gather(np.arange(len(p)))[1])
+
+    def test_shapes_that_make_no_sense(self):
+        """Too large, two numbers, unknown planes, rows beyond the end."""
+        v = volume()
+        with pytest.raises(GridError, match="does not fit"):
+            mrhdata.patches(v, shape=10)
+        with pytest.raises(GridError, match="one number or three"):
+            mrhdata.patches(v, shape=(2, 2))
+        with pytest.raises(GridError, match="axial, coronal, sagittal"):
+            mrhdata.patches(v, shape=2, plane="frontal")
+        with pytest.raises(IndexError):
+            mrhdata.patches(v, shape=2)[10_000]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_small_patches_of_a_volume_of_one_chunk(tmp_path, stored, dtype, channels):
+    """What the loader gives is what lies there: a single channel of a single chunk has an axis without a stride."""
+    names, rng = "ab"[:channels], np.random.default_rng(0)
+    arrays = {n: (1000 * rng.random((9, 10, 11))).astype(dtype) for n in names}
+    volumes = {n: mrhdata.volume.from_array(a, spacing=(1, 1, 1), name=n) for n, a in arrays.items()}
+    if stored:
+        for name, made in volumes.items():
+            mrhdata.write(made, tmp_path / f"{name}.zarr")
+        volumes = {n: mrhdata.read(tmp_path / f"{n}.zarr") for n in names}
+    at = rng.integers(0, (7, 10, 9), (40, 3))
+    drawn = mrhdata.patches(volumes, {"target": volumes["a"]}, shape=(3, 1, 3), at=[at])
+    wanted = {tuple(np.concatenate([a[p[0] : p[0] + 3, p[1], p[2] : p[2] + 3].ravel() for a in arrays.values()]))
+              for p in at.tolist()}  # fmt: skip
+    found = [(x, y) for inputs, target in drawn.loader(16) for x, y in zip(inputs.numpy(), target.numpy(), strict=True)]
+    assert len(found) == 40
+    assert {tuple(x.ravel()) for x, _ in found} == wanted
+    assert all(np.array_equal(x[:1], y) for x, y in found)
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_labels_that_floats_would_join_are_refused(tmp_path, dtype, stored):
+    """Ids of an atlas lie beyond 2^24, where neighbours become one in float32; smaller ones of the type are kept."""
+    ids = np.array([312782546, 312782550, 5, 2**24])
+    labels = np.repeat(ids, 64).reshape(4, 8, 8).astype(dtype)
+    volume = from_array(labels, spacing=(1, 1, 1), kind="labels", name="atlas")
+    if stored:
+        mrhdata.write(volume, tmp_path / "a.zarr")
+        volume = mrhdata.read(tmp_path / "a.zarr")
+    with pytest.raises(DataError, match=r"go up to 3127825[56]0, .* number them anew"):
+        mrhdata.patches(volume, shape=4)[0]
+    kept = mrhdata.patches(volume.isel(z=slice(2, 4)), shape=(1, 8, 8)).gather(np.arange(2))[0]
+    assert kept.max(axis=(1, 2, 3, 4)).tolist() == [5, 2**24]

@@ -1,0 +1,217 @@
+"""Pairs that lie on each other, training that beats interpolation, restoring in parts as in one."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import mrhdata
+from mrhdata import models
+from mrhdata.degrade import PUBLISHED, Area, Blur, Degradation, Points, Triangle, Zoom
+from mrhdata.errors import DataError, ModelError
+from mrhdata.recipes import restoration
+from mrhdata.recipes.watch_folder import arriving
+from mrhdata.training.loop import Training
+
+STEPS = [Area(4), Zoom(4), Points(4), Triangle(4)]
+
+
+def stack(seed, shape=(6, 96, 96), dtype=np.uint8):
+    """Smooth lines on grey, the same in neighbouring planes but for a drift."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[1], : shape[2]]
+    planes = []
+    waves = rng.uniform(0.15, 0.5, (6, 2)) * rng.choice([-1, 1], (6, 2))
+    for z in range(shape[0]):
+        values = sum(np.cos(a * y + b * x + 0.2 * z + i) for i, (a, b) in enumerate(waves)) > 0.5
+        planes.append(np.where(values, 0.75, 0.3))
+    values = np.stack(planes) * np.iinfo(dtype).max
+    return mrhdata.volume.from_array(values.astype(dtype), spacing=(1e-5, 1e-5, 1e-5), name="em")
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
+def test_target_and_input_lie_on_each_other(step):
+    """A ramp tells places: a degraded pixel has the value of the middle of its sixteen, wherever it lies."""
+    ramp = np.tile(np.arange(64.0), (64, 1))[None, None, None].astype(np.float32) / 64
+    low, high = restoration.Pairs(Degradation((step,)), white=1.0, turns=None)([ramp], (0,))
+    means = high[0, 0, 0].reshape(16, 4, 16, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(means[2:-2, 2:-2], low[0, 0, 0, 2:-2, 2:-2], atol=1e-3 if step != Points(4) else 0.01)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
+def test_a_degraded_stack_knows_where_its_pixels_are(step):
+    """Values of a world ramp are those of the world points that the grid says."""
+    x = np.tile(np.arange(248.0), (2, 40, 1)) / 248
+    volume = mrhdata.volume.from_array(x.astype(np.float32), spacing=(2e-5, 1e-5, 1e-5))
+    low = restoration.degraded(volume, Degradation((step,)), seed=0)
+    world = low.mrh.world(np.argwhere(np.ones(low.shape)))[:, 0] / 1e-5 / 248
+    inner = np.zeros(low.shape, bool)
+    inner[:, 2:-2, 2:-2] = True
+    np.testing.assert_allclose(low.values[inner], world.reshape(low.shape)[inner], atol=1e-3)
+
+
+def test_pairs_are_those_of_their_seed():
+    """The middle plane is the target; turns are of all planes alike."""
+    planes = stack(0, (5, 64, 64)).values.transpose(1, 2, 0)[None].transpose(0, 3, 1, 2)[:, :, None]
+    pairs = restoration.Pairs(PUBLISHED["em_AG_D_sameas_preprint"])
+    first, again, other = (pairs([planes], seed) for seed in ((0, 1), (0, 1), (0, 2)))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first[0], other[0])
+    assert first[0].shape == (1, 5, 1, 16, 16)
+    still = restoration.Pairs(Degradation((Area(4),)), turns=None)([planes], (0,))
+    np.testing.assert_allclose(still[1][0, 0, 0], planes[0, 2, 0] / 255, atol=1e-6)
+    square = restoration.Pairs(Degradation((Area(4),)), turns=replace(restoration.TURNS, share=0.0))([planes], (3,))
+    assert sorted(square[1].ravel().round(5)) == sorted(still[1].ravel().round(5))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network that knows such lines."""
+    degradation = Degradation((Area(4),))
+    settings = Training(epochs=6, batch_size=8, learning_rate=3e-3, patience=6)
+    model, history = restoration.train(
+        [stack(0), stack(1)],
+        [stack(2)],
+        degradation,
+        tile=48,
+        tiles=160,
+        settings=settings,
+        progress=False,
+        width=12,
+        blocks=1,
+    )
+    return model, history, degradation
+
+
+def error(model, volume, degradation, folder):
+    """RMSE of the restored and of the interpolated stack."""
+    folder.mkdir(exist_ok=True)
+    low = restoration.degraded(volume, degradation, seed=1)
+    made = restoration.restore(model, low, folder / "r.zarr", progress=False)
+    both = (made, mrhdata.resample(low, made, order=1))
+    return [float(np.sqrt(np.mean((v.values.astype(float) - volume.values) ** 2))) for v in both]
+
+
+def test_restoring_beats_interpolation(trained, tmp_path):
+    """On a stack that was not seen; type, range, pixels and spacing are right."""
+    model, history, degradation = trained
+    volume = stack(5)
+    restored, bilinear = error(model, volume, degradation, tmp_path)
+    assert restored < 0.8 * bilinear
+    assert history.rmse[-1] < history.rmse[0]
+    made = mrhdata.read(tmp_path / "r.zarr")
+    assert made.mrh.grid.same_as(volume.mrh.grid)
+    assert made.dtype == np.uint8
+
+
+def test_other_integers_keep_their_range(trained, tmp_path):
+    """A network of bytes restores 16 bits, and the same picture."""
+    model, _, degradation = trained
+    spec = model.spec
+    made = {}
+    for dtype in (np.uint8, np.uint16):
+        low = restoration.degraded(stack(6, dtype=dtype), degradation, seed=1)
+        found = restoration.restore(model, low, tmp_path / f"{np.dtype(dtype)}.zarr", progress=False)
+        assert found.dtype == dtype
+        made[dtype] = found.values / np.iinfo(dtype).max
+    assert np.abs(made[np.uint8] - made[np.uint16]).max() < 0.02
+    assert model.spec == spec
+
+
+def test_no_seams_and_any_memory(trained, tmp_path):
+    """In parts as in one pass, to the last bit, within a small budget."""
+    model, _, degradation = trained
+    low = restoration.degraded(stack(7, (4, 256, 256)), degradation, seed=1)
+    whole = restoration.restore(model, low, tmp_path / "a.zarr", progress=False)
+    parts = restoration.restore(model, low, tmp_path / "b.zarr", memory="12 MB", progress=False)
+    assert int(np.abs(whole.values.astype(int) - parts.values.astype(int)).max()) <= 1
+
+
+@pytest.mark.full
+def test_the_published_network_restores_in_blended_windows(tmp_path):
+    """Tiles of the trained size overlap; the answer has four times the pixels."""
+    degradation = Degradation((Area(4),))
+    settings = Training(epochs=1, batch_size=2, learning_rate=1e-4, patience=1)
+    model, _ = restoration.train(
+        [stack(0)], [stack(1)], degradation, network="pssr", tile=64, tiles=2, settings=settings, progress=False
+    )
+    low = restoration.degraded(stack(2, (1, 96, 112)), degradation, seed=0)
+    made = restoration.restore(model, low, tmp_path / "p.zarr", progress=False)
+    assert made.shape == (1, 96, 112)
+    assert made.mrh.grid.same_as(stack(2, (1, 96, 112)).mrh.grid)
+
+
+def test_five_planes_are_channels(tmp_path):
+    """The first and the last plane are restored too."""
+    settings = Training(epochs=1, batch_size=4, learning_rate=1e-3, patience=1)
+    degradation = PUBLISHED["em_AG_D_sameas_preprint"]
+    model, _ = restoration.train(
+        [stack(0)],
+        [stack(1)],
+        degradation,
+        frames=5,
+        tile=32,
+        tiles=8,
+        settings=settings,
+        progress=False,
+        width=4,
+        blocks=1,
+    )
+    assert model.spec.neighbours == 2
+    low = restoration.degraded(stack(3), degradation, seed=0)
+    assert restoration.restore(model, low, tmp_path / "f.zarr", progress=False).sizes["z"] == 6
+
+
+def test_real_pairs_fine_tune(trained, tmp_path):
+    """A handful of really acquired pairs: patches of both grids, the same network, a lower error."""
+    model, _, _ = trained
+    other = Degradation((Blur(1.5), Area(4)))
+    truth = stack(8)
+    low = restoration.degraded(truth, other, seed=0)
+    tuned = restoration.fine_tune(
+        model, [(low, truth)], [(restoration.degraded(stack(9), other, 0), stack(9))],
+        tile=48, tiles=120, progress=False,
+        settings=Training(epochs=4, batch_size=8, learning_rate=2e-3, patience=4),
+    )  # fmt: skip
+    before, after = (error(m, stack(10), other, tmp_path / name)[0] for m, name in ((model, "a"), (tuned, "b")))
+    assert after < 0.95 * before
+    assert tuned is not model
+
+
+def test_files_are_taken_up_when_they_are_complete(tmp_path):
+    """One that grows is waited for."""
+    (tmp_path / "a.tif").write_bytes(b"1")
+
+    def write():
+        with (tmp_path / "b.tif").open("wb") as file:
+            for _ in range(4):
+                file.write(b"1234")
+                file.flush()
+                time.sleep(0.15)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    sizes = {
+        p.name: p.stat().st_size
+        for p in arriving(tmp_path, lambda p: p.suffix == ".tif", settle_s=1.2, idle_s=2.0, every_s=0.05)
+    }
+    writer.join()
+    assert sizes == {"a.tif": 1, "b.tif": 16}
+
+
+def test_what_cannot_be_restored_is_said(trained):
+    """One sentence each."""
+    with pytest.raises(DataError, match="steps that make pixels fewer"):
+        restoration.reduction(Degradation((Blur(1.0),)))
+    with pytest.raises(ModelError, match="odd number"):
+        restoration.train([stack(0)], [stack(1)], Degradation((Area(4),)), frames=4)
+    with pytest.raises(ModelError, match="was not trained"):
+        restoration.restore(models.create("restorer"), stack(0), "x.zarr")
+    assert sum(p.numel() for p in models.create("pssr").parameters()) == pytest.approx(48.95e6, rel=0.005)
+    with pytest.raises(ModelError, match="odd"):
+        models.create("restorer", in_channels=2)
+    assert torch.isfinite(torch.tensor(trained[1].rmse)).all()
