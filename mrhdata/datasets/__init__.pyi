@@ -1,4 +1,5 @@
 from . import (
+    bids,
     build,
     catalog,
     published,
@@ -10,6 +11,7 @@ from .published import fetch
 
 __all__ = [
     "Catalog",
+    "bids",
     "build",
     "catalog",
     "fetch",

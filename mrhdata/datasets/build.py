@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from mrhdata.datasets import catalog
+from mrhdata.datasets import bids, catalog
 from mrhdata.datasets.splits import shared_out
 from mrhdata.errors import CatalogError, MrhdataError
 from mrhdata.io import formats
@@ -22,22 +22,6 @@ from mrhdata.io.conversion import source_checksum
 from mrhdata.io.formats import FORMATS, Options
 
 log = logging.getLogger("mrhdata")
-
-_ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
-_LONG = {"sub": "subject", "ses": "session"}
-
-#: Last part of a BIDS name -> modality, and kind where it is no image.
-_SUFFIXES: dict[str, tuple[str, str | None]] = {
-    **dict.fromkeys(("T1w", "T2w", "PDw", "T2starw", "FLAIR", "T1map", "T2map", "R2starmap", "MTRmap"), ("mri", None)),
-    **dict.fromkeys(("MEGRE", "MTS", "UNIT1", "bold", "dwi", "sbref", "FA", "MD", "MK", "angio"), ("mri", None)),
-    **dict.fromkeys(("QSM", "Chimap"), ("qsm", None)),
-    **dict.fromkeys(("SPIM", "2PE", "CONF", "FLUO"), ("cleared", None)),
-    **dict.fromkeys(("SEM", "TEM", "uCT"), ("em", None)),
-    **dict.fromkeys(("BF", "DF", "PC", "DIC", "NLO", "OCT"), ("histology", None)),
-    "dseg": ("labels", "labels"),
-    "mask": ("labels", "mask"),
-    "probseg": ("labels", None),
-}
 
 
 def build(
@@ -103,7 +87,7 @@ def build(
             log.warning("left out: %s", error)
             continue
         relative = os.path.relpath(place.absolute(), target.absolute().parent)
-        name = re.sub(r"\W+", "_", _stem(place))
+        name = re.sub(r"\W+", "_", bids.stem(place))
         while name in entries:
             name += "_"
         kept = {key: value for key, value in options.items() if value is not None}
@@ -121,35 +105,6 @@ def build(
     about["title"] = title or about.get("title", folder.absolute().name)
     catalog.write(target, entries=entries, **about)
     return target
-
-
-def parse(name: str) -> dict[str, str]:
-    """Entities and suffix of a BIDS name; empty where it is none.
-
-    Examples
-    --------
-    >>> parse("sub-01_ses-2_acq-gre_T2starw.nii.gz")
-    {'subject': '01', 'session': '2', 'acq': 'gre', 'suffix': 'T2starw'}
-    >>> parse("brain.nii.gz")
-    {}
-    """
-    *parts, suffix = name.partition(".")[0].split("_")
-    found = [_ENTITY.fullmatch(part) for part in parts]
-    if not found or any(match is None for match in found) or not suffix.isalnum() or not parts[0].startswith("sub-"):
-        return {}
-    return {_LONG.get(m[1], m[1]): m[2] for m in found if m is not None} | {"suffix": suffix}
-
-
-def parse_loosely(name: str) -> dict[str, str]:
-    """Entities of a name that need not be BIDS throughout, such as minc_keras's.
-
-    Examples
-    --------
-    >>> parse_loosely("sub-01_task-01_ses-01_T1w_anat_rsl.mnc")
-    {'subject': '01', 'task': '01', 'session': '01'}
-    """
-    found = [_ENTITY.fullmatch(part) for part in name.partition(".")[0].split("_")]
-    return {_LONG.get(m[1], m[1]): m[2] for m in found if m is not None}
 
 
 def volumes_in(folder: Path) -> Iterator[Path]:
@@ -183,22 +138,16 @@ def _is_stack(folder: Path) -> bool:
     return len(names) > 1 and all(n.lower().endswith((".dcm", ".ima")) for n in names)
 
 
-def _stem(place: Path) -> str:
-    lower = place.name.lower()
-    ending = next((e for e in FORMATS if lower.endswith(e)), "")
-    return place.name[: len(place.name) - len(ending)]
-
-
 def _metadata(place: Path, options: Options, checksum: bool) -> dict[str, Any]:
-    parsed = parse(place.name)
+    parsed = bids.parse(place.name)
     suffix = parsed.pop("suffix", None)
-    modality, kind = _SUFFIXES.get(suffix or "", (None, None))
+    modality, kind = bids.SUFFIXES.get(suffix or "", (None, None))
     asked: Options = {**options}
     if kind is not None and asked.get("kind") is None:
         asked["kind"] = kind
     volume = formats.read(place, **asked)
     grid = volume.mrh.grid
-    held: dict[str, Any] = {**parsed, "role": suffix or _stem(place), "kind": volume.attrs["kind"]}
+    held: dict[str, Any] = {**parsed, "role": suffix or bids.stem(place), "kind": volume.attrs["kind"]}
     held["modality"] = volume.attrs.get("modality") or modality or "unknown"
     if "units" in volume.attrs:
         held["units"] = volume.attrs["units"]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mrhdata.datasets import splits
-from mrhdata.datasets.build import parse_loosely, volumes_in
+from mrhdata.datasets.bids import parse_loosely
+from mrhdata.datasets.build import volumes_in
 from mrhdata.errors import DataError
 from mrhdata.inference.segmenter import Case
 from mrhdata.io import formats
