@@ -1,4 +1,4 @@
-"""What every long run needs: complete files, memory budgets, progress bars, threads, notebook pages."""
+"""Infrastructure shared by all subpackages: atomic files, memory budgets, progress bars, threads, notebook HTML."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name only when they are complete.
+"""Atomic writing: a file or a folder appears under its final name only when it is complete.
 
-Everything is written to a hidden draft beside its target and moved there at the end. A process that is
-killed leaves its draft behind; the next one that writes the same target removes it.
+Output goes to a hidden draft in the folder of its target and is renamed at the end. A killed process leaves its
+draft behind; the next process that writes the same target removes it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from mrhdata.errors import FormatError
 
 @contextmanager
 def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Give a draft path beside `target`; move it there when the block ends well, remove it when not.
+    """Yield a draft path in the folder of `target`; rename it to `target` on success, remove it on an exception.
 
     Parameters
     ----------
     target : path
-        File or folder; its own folder must exist.
+        Final path of a file or a folder; its parent folder must exist.
     overwrite : bool
-        Whether a target that is there may be replaced.
+        Whether an existing target may be replaced.
 
     Raises
     ------
     FormatError
-        The target exists and may not be replaced, or its folder does not exist.
+        If the target exists and may not be replaced, or if its parent folder does not exist.
 
     Examples
     --------
@@ -47,8 +47,8 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     target = Path(target)
     check_target(target, overwrite)
     remove_leftovers(target)
-    # The target's name stays last: some libraries choose the format by the ending.
-    draft = target.with_name(f".partial-{_process(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
+    # The draft ends with the target's name because some libraries choose the format by the ending.
+    draft = target.with_name(f".partial-{_draft_owner(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
     try:
         yield draft
         put(draft, target)
@@ -58,14 +58,14 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
 
 @contextmanager
 def resuming(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
-    """Give the hidden folder beside `target` that holds the state of a long run until it ends well.
+    """Yield a hidden folder for the state of a long run; remove it when the run succeeds.
 
     Parameters
     ----------
     target : path
-        What the run makes.
+        Output of the run; the hidden folder is created in the same parent folder.
     identity : str
-        What makes the run what it is; where another one left its state, that is removed.
+        Fingerprint of the run. State that a run with another fingerprint left behind is removed.
 
     Examples
     --------
@@ -85,65 +85,65 @@ def resuming(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
     """
     target = Path(target)
     folder = target.with_name(f".{target.name}.partial")
-    told = folder / "identity"
-    if not told.exists() or told.read_text(encoding="utf-8") != identity:
+    identity_file = folder / "identity"
+    if not identity_file.exists() or identity_file.read_text(encoding="utf-8") != identity:
         remove(folder)
         folder.mkdir()
-        told.write_text(identity, encoding="utf-8")
+        identity_file.write_text(identity, encoding="utf-8")
     try:
         yield folder
     except BaseException:
-        # A run that failed before it had any state leaves none.
-        if [path.name for path in folder.iterdir()] == [told.name]:
+        # A run that failed before it saved any state leaves no folder behind.
+        if [path.name for path in folder.iterdir()] == [identity_file.name]:
             remove(folder)
         raise
     remove(folder)
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raise `FormatError` where `target` may not be written."""
+    """Raise `FormatError` if `target` may not be written."""
     if target.exists() and not overwrite:
         raise FormatError(f"{target} exists; choose another name, or overwrite it (overwrite=True, --overwrite)")
     if not target.absolute().parent.is_dir():
-        raise FormatError(f"the folder {target.absolute().parent} does not exist; make it first")
+        raise FormatError(f"the folder {target.absolute().parent} does not exist; create it first")
 
 
 def put(draft: Path, target: Path) -> None:
-    """Move a finished draft to its name, in place of what is there."""
+    """Rename a finished draft to `target`, replacing an existing one."""
     if not target.is_dir():
         os.replace(draft, target)
         return
-    # A folder cannot be replaced in one step: the old one goes aside first.
-    aside = target.with_name(f".partial-{_process(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
-    os.replace(target, aside)
+    # os.replace cannot overwrite a folder that has content, so the old one is renamed first.
+    old = target.with_name(f".partial-{_draft_owner(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
+    os.replace(target, old)
     os.replace(draft, target)
-    remove(aside)
+    remove(old)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that it holds; one that is not there is no error."""
+    """Remove a file or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _process(pid: int) -> str:
+def _draft_owner(pid: int) -> str:
     return f"{socket.gethostname()}-{pid}"
 
 
 def remove_leftovers(target: Path) -> None:
-    """Drafts of this target whose process, on this machine, is gone."""
-    start = f".partial-{socket.gethostname()}-"
+    """Remove drafts of this target whose process ran on this machine and has ended."""
+    prefix = f".partial-{socket.gethostname()}-"
     for path in target.absolute().parent.iterdir():
-        if not (path.name.startswith(start) and path.name.endswith(f".{target.name}")):
+        if not (path.name.startswith(prefix) and path.name.endswith(f".{target.name}")):
             continue
-        pid, _, rest = path.name.removeprefix(start).partition("-")
-        if pid.isdigit() and rest.partition(".")[2] == target.name and not _alive(int(pid)):
+        pid, _, rest = path.name.removeprefix(prefix).partition("-")
+        if pid.isdigit() and rest.partition(".")[2] == target.name and not _is_running(int(pid)):
             remove(path)
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,7 @@
-"""HTML for notebooks, of plain values: facts, tables, pictures with boxes, intervals as bars.
+"""HTML for notebooks: facts, tables, pictures with boxes, intervals as bars.
 
-Objects say what there is to show in their ``_repr_html_``; how it looks is decided here. Everything that is
-not `Markup` is escaped. Colours are the page's own, so that light and dark pages both can be read, and there
-are no scripts.
+The ``_repr_html_`` of an object chooses the content; the functions here choose the layout. They escape everything
+that is not `Markup`, write no scripts, and inherit the colours of the page, so light and dark pages are both legible.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ Ints = NDArray[np.int64]
 _LINE = "1px solid #8886"
 _CELL = Markup('<td style="text-align:left;vertical-align:top;padding:.15em .7em .15em 0;color:inherit">{}</td>')
 _HEAD = Markup('<th scope="col" style="text-align:left;padding:.15em .7em .15em 0;border-bottom:{}">{}</th>')
-#: The edges of a box between its eight corners, numbered as `itertools.product` of (0, 1) three times does.
+#: Edges of a box as pairs of corners; corner i is item i of ``itertools.product((0, 1), repeat=3)``.
 _EDGES = [(a, a | bit) for a in range(8) for bit in (4, 2, 1) if not a & bit]
-#: What stands out: told from grey voxels, on light and on dark pages.
-_MARK = "#f80"
+#: Colour of highlights, distinct from grey voxels on light and on dark pages.
+_HIGHLIGHT = "#f80"
 
 
-def block(title: str, *parts: str, note: str = "") -> str:
-    """A title, and parts side by side where there is room.
+def panel(title: str, *parts: str, note: str = "") -> str:
+    """Return a panel: a title, parts side by side if the page is wide enough, and a note.
 
     Parameters
     ----------
     title, note : str
-        Above and below.
+        Text above and below the parts.
     *parts : str
-        HTML where it is `Markup`, otherwise text.
+        Content, as HTML (`Markup`) or as text (any other string).
 
     Returns
     -------
@@ -43,33 +42,35 @@ def block(title: str, *parts: str, note: str = "") -> str:
 
     Examples
     --------
-    >>> "a &lt;b&gt;" in block("a <b>")
+    >>> "a &lt;b&gt;" in panel("a <b>")
     True
     """
-    cells = Markup("").join(Markup('<div style="min-width:0;overflow-x:auto">{}</div>').format(part) for part in parts)
+    columns = Markup("").join(
+        Markup('<div style="min-width:0;overflow-x:auto">{}</div>').format(part) for part in parts
+    )
     return str(
         Markup(
             '<div style="color:inherit;background:transparent;line-height:1.35;max-width:100%">'
             '<div style="font-weight:600;margin-bottom:.3em">{}</div>'
             '<div style="display:flex;flex-wrap:wrap;gap:.6em 2em;align-items:flex-start">{}</div>'
             '<div style="opacity:.75;margin-top:.3em">{}</div></div>'
-        ).format(title, cells, note)
+        ).format(title, columns, note)
     )
 
 
-def facts(given: Mapping[str, Any]) -> Markup:
-    """Names and values, a line each.
+def facts(values: Mapping[str, Any]) -> Markup:
+    """Return a table of names and values, one per line.
 
     Examples
     --------
     >>> "<td" in facts({"shape": (1, 2, 3)})
     True
     """
-    return _table([], ((Markup('<span style="opacity:.75">{}</span>').format(k), v) for k, v in given.items()))
+    return _table([], ((Markup('<span style="opacity:.75">{}</span>').format(k), v) for k, v in values.items()))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
-    """Rows under their heads.
+    """Return a table with column heads.
 
     Examples
     --------
@@ -89,7 +90,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
 
 
 def matrix(values: Floats) -> Markup:
-    """Numbers in rows and columns."""
+    """Return a matrix as preformatted text."""
     rows = "\n".join(" ".join(f"{value:>9.4g}" for value in row) for row in values)
     return Markup('<pre style="margin:0;color:inherit;background:transparent">{}</pre>').format(rows)
 
@@ -103,22 +104,22 @@ def picture(
     boxes: Ints | None = None,
     longest: int = 260,
 ) -> Markup:
-    """A grey plane, first row at the bottom, with boxes over it.
+    """Return an SVG of a grey plane with boxes drawn over it, first row at the bottom.
 
     Parameters
     ----------
     plane : (rows, columns) array or None
-        Shown from its 1st to its 99th percentile; without it there are the boxes alone.
+        Values, shown from their 1st to their 99th percentile; None draws the boxes only.
     shape : (int, int)
-        Rows and columns, of the plane or of what it would be.
+        Numbers of rows and columns, also needed without a plane.
     spacing : (float, float)
-        Of rows and of columns: the picture is as wide and high as what it shows.
+        Distances between rows and between columns; they set the aspect ratio.
     alt : str
-        What stands for the picture.
+        Alternative text.
     boxes : (n, 4) int array, optional
-        First row and column, and how many, of each box.
+        First row, first column, number of rows and number of columns of each box.
     longest : int
-        Pixels of the longer side.
+        Length of the longer side in pixels.
 
     Examples
     --------
@@ -136,25 +137,28 @@ def picture(
             'href="data:image/png;base64,{}"/>'
         ).format(width, height, _png(plane))
     for first, left, tall, wide in [] if boxes is None else np.asarray(boxes, dtype=np.float64):
-        places = np.array([left * step[1], (rows - first - tall) * step[0], wide * step[1], tall * step[0]]) * scale
+        pixels = np.array([left * step[1], (rows - first - tall) * step[0], wide * step[1], tall * step[0]]) * scale
         inside += Markup('<rect x="{}" y="{}" width="{}" height="{}" fill="none" stroke="{}"/>').format(
-            *places.round(1).tolist(), _MARK
+            *pixels.round(1).tolist(), _HIGHLIGHT
         )
     return _svg(width, height, alt, inside)
 
 
 def solid(corners: Floats, names: Sequence[str], alt: str, longest: int = 110) -> Markup:
-    """The edges of a box in world space, right to the right, superior up, anterior away from the eye.
+    """Return an SVG of the edges of a box in world space: right to the right, superior up, anterior to the back.
+
+    The three edges at the first corner are highlighted.
 
     Parameters
     ----------
     corners : (8, 3) array
-        World X, Y, Z in mm, in the order of `mrhdata.volume.Grid.corners`.
-    names : three str
-        Of the axes; each stands at the end of its edge, the edges from the first voxel are coloured.
+        World X, Y, Z of the corners in mm, in the order of `mrhdata.volume.Grid.corners`.
+    names : sequence of three str
+        Names of the axes, written at the ends of the highlighted edges.
     alt : str
+        Alternative text.
     longest : int
-        Pixels of the longer side.
+        Length of the longer side in pixels.
 
     Examples
     --------
@@ -169,14 +173,14 @@ def solid(corners: Floats, names: Sequence[str], alt: str, longest: int = 110) -
     width, height = (float(v) for v in points.max(axis=0) + 12)
     inside = Markup("")
     for a, b in _EDGES:
-        colour, opacity = (_MARK, 1) if a == 0 else ("currentColor", 0.45)
+        colour, opacity = (_HIGHLIGHT, 1) if a == 0 else ("currentColor", 0.45)
         ends = [*points[a], *points[b]]
         inside += Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}" stroke-opacity="{}"/>').format(
             *(round(float(v), 1) for v in ends), colour, opacity
         )
     for name, corner in zip(names, (4, 2, 1), strict=True):
-        away = points[corner] - points[0]
-        x, y = points[corner] + 8 * away / max(float(np.linalg.norm(away)), 1e-12)
+        direction = points[corner] - points[0]
+        x, y = points[corner] + 8 * direction / max(float(np.linalg.norm(direction)), 1e-12)
         inside += Markup(
             '<text x="{}" y="{}" font-size="11" fill="currentColor" text-anchor="middle" '
             'dominant-baseline="central">{}</text>'
@@ -185,7 +189,14 @@ def solid(corners: Floats, names: Sequence[str], alt: str, longest: int = 110) -
 
 
 def bar(estimate: float, low: float, high: float, span: tuple[float, float]) -> Markup:
-    """An estimate as a dot on its interval, between the ends of a span.
+    """Return an SVG of an estimate as a dot on its confidence interval.
+
+    Parameters
+    ----------
+    estimate, low, high : float
+        Estimate and ends of its interval; the SVG is empty if one is not finite.
+    span : (float, float)
+        Values at the left and the right end of the bar.
 
     Examples
     --------
@@ -196,12 +207,12 @@ def bar(estimate: float, low: float, high: float, span: tuple[float, float]) -> 
         return Markup("")
     width, height = 120, 14
     length = max(span[1] - span[0], 1e-12)
-    at, start, end = (round(4 + (width - 8) * (v - span[0]) / length, 1) for v in (estimate, low, high))
+    centre, start, end = (round(4 + (width - 8) * (v - span[0]) / length, 1) for v in (estimate, low, high))
     inside = Markup(
         '<line x1="4" y1="7" x2="{}" y2="7" stroke="currentColor" stroke-opacity=".25"/>'
         '<line x1="{}" y1="7" x2="{}" y2="7" stroke="currentColor" stroke-width="3" stroke-opacity=".6"/>'
         '<circle cx="{}" cy="7" r="3.5" fill="{}"/>'
-    ).format(width - 4, start, end, at, _MARK)
+    ).format(width - 4, start, end, centre, _HIGHLIGHT)
     return _svg(width, height, f"{estimate:.3f}, from {low:.3f} to {high:.3f}", inside)
 
 
@@ -213,7 +224,7 @@ def _svg(width: float, height: float, alt: str, inside: Markup) -> Markup:
 
 
 def _png(plane: NDArray[Any]) -> str:
-    """A plane as an 8-bit PNG, first row at the bottom."""
+    """Encode a plane as an 8-bit PNG in base64, first row at the bottom."""
     import imagecodecs
 
     values = np.nan_to_num(np.asarray(plane, dtype=np.float32))

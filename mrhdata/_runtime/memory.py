@@ -1,4 +1,4 @@
-"""Budgets of memory."""
+"""Memory budgets."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from mrhdata.errors import ParameterError
 
 
 def in_bytes(memory: int | str, least: int = 10_000_000) -> int:
-    """Bytes of a budget such as ``"512 MB"``.
+    """Return a memory budget such as ``"512 MB"`` in bytes.
 
     Parameters
     ----------
     memory : int or str
+        Number of bytes, or a size with a unit.
     least : int
-        Fewer bytes are refused; by default those that one shard and its neighbours need.
+        Smallest budget allowed, in bytes; by default enough for one shard and its neighbours.
 
     Raises
     ------
     ParameterError
-        It is no size, or too small.
+        If `memory` is not a size, or is below `least`.
 
     Examples
     --------
@@ -27,9 +28,9 @@ def in_bytes(memory: int | str, least: int = 10_000_000) -> int:
     from dask.utils import parse_bytes
 
     try:
-        found = int(parse_bytes(memory))
+        size = int(parse_bytes(memory))
     except (ValueError, AttributeError, TypeError) as error:
         raise ParameterError(f"memory must be a number of bytes or a size such as '500 MB'; got {memory!r}") from error
-    if found < least:
+    if size < least:
         raise ParameterError(f"memory must be at least {least / 1e6:g} MB; got {memory!r}. Pass a larger budget")
-    return found
+    return size

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar, or a function of the caller."""
+"""Progress of long runs, shown as a bar or passed to a callback."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
-def steps(progress: Progress, total: int, already: int, shown: tuple[str, int, str]) -> Iterator[Callable[[int], None]]:
-    """A function that is told of bytes as they are done; `already` were done by an earlier run."""
+def steps(progress: Progress, total: int, already: int, label: tuple[str, int, str]) -> Iterator[Callable[[int], None]]:
+    """Yield a function that reports finished bytes.
+
+    Parameters
+    ----------
+    progress : bool or callable
+        Whether to show a bar, or a function of (bytes done, total bytes).
+    total, already : int
+        Bytes of the whole run, and bytes that an earlier run has finished.
+    label : (str, int, str)
+        Description of the bar, bytes per unit, and name of the unit.
+    """
     if callable(progress):
-        so_far = already
+        done = already
 
-        def tell(size: int) -> None:
-            nonlocal so_far
-            so_far += size
-            progress(so_far, total)
+        def report(size: int) -> None:
+            nonlocal done
+            done += size
+            progress(done, total)
 
-        yield tell
+        yield report
         return
-    what, each, unit = shown
+    description, unit_bytes, unit = label
     with tqdm(
-        total=total // each, initial=already // each, unit=unit, unit_scale=True, disable=not progress, desc=what
+        total=total // unit_bytes,
+        initial=already // unit_bytes,
+        unit=unit,
+        unit_scale=True,
+        disable=not progress,
+        desc=description,
     ) as bar:
-        yield lambda size: bar.update(size // each)
+        yield lambda size: bar.update(size // unit_bytes)

@@ -1,4 +1,4 @@
-"""Work that runs ahead in a thread."""
+"""Iterators that are consumed ahead of time in a thread."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def in_thread(items: Iterable[Item], ahead: int, leaving: Callable[[], None] | None = None) -> Iterator[Item]:
-    """The items, made in a thread of their own, no more than `ahead` before they are taken.
+def in_thread(items: Iterable[Item], ahead: int, on_close: Callable[[], None] | None = None) -> Iterator[Item]:
+    """Yield items that a thread computes in advance.
 
-    Whoever stops taking them waits for the one that is being made; `leaving` is called before, so that it can be
-    given up half-way.
+    Closing the iterator waits for the item in progress.
+
+    Parameters
+    ----------
+    items : iterable
+    ahead : int
+        Largest number of items computed before they are requested.
+    on_close : callable, optional
+        Function called before that wait, which may cancel the item in progress.
 
     Examples
     --------
@@ -23,15 +30,15 @@ def in_thread(items: Iterable[Item], ahead: int, leaving: Callable[[], None] | N
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(max(1, ahead)))
+        futures = deque(pool.submit(next, iterator, end) for _ in range(max(1, ahead)))
         try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, iterator, end))
+            while (item := futures.popleft().result()) is not end:
+                futures.append(pool.submit(next, iterator, end))
                 yield item  # type: ignore[misc]
         finally:
-            if leaving is not None:
-                leaving()
-            for future in waiting:
+            if on_close is not None:
+                on_close()
+            for future in futures:
                 future.cancel()
-            # In its own thread, after what it is just making.
+            # A generator may be closed only after its current item, so the same thread closes it.
             pool.submit(getattr(iterator, "close", tuple)).result()

@@ -146,7 +146,7 @@ class Sensitivity:
             rows.append([row["contrast"], model, line, *scores, f"{row['rmse']:.4g}"])
         at = f"sensitivity at {self.specificity:.0%} specificity"
         head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
-        return html.block(self._title(), html.table(head, rows), note=self._note(_SHOWN))
+        return html.panel(self._title(), html.table(head, rows), note=self._note(_SHOWN))
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
         """`score` of `first` less that of `second`, resampled together (a paired interval).

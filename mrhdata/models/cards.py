@@ -100,10 +100,10 @@ class Cards(tuple[Card, ...]):
         return "\n".join("  ".join(f"{v:{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        from mrhdata._runtime.html import block, table
+        from mrhdata._runtime.html import panel, table
 
         rows = [card.row() for card in self]
-        return block("Networks", table([*rows[0]] if rows else [], [[*row.values()] for row in rows]))
+        return panel("Networks", table([*rows[0]] if rows else [], [[*row.values()] for row in rows]))
 
 
 def list(task: str | None = None) -> Cards:

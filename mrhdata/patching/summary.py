@@ -314,7 +314,7 @@ def as_html(patches: Source) -> str:
     }
     plane, drawing = _over_plane(patches)
     title = f"{len(patches):,} patches of {' x '.join(map(str, patches.shape))} voxels (z, y, x)"
-    return html.block(title, html.facts(given), drawing, note=f"{plane}; .explain() says what a pass costs")
+    return html.panel(title, html.facts(given), drawing, note=f"{plane}; .explain() says what a pass costs")
 
 
 def _over_plane(patches: Source) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing: complete files or none."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from mrhdata import errors
 from mrhdata._runtime.atomic import appearing
 
 
-def test_a_failed_block_leaves_the_old_file_and_no_draft(tmp_path):
+def test_an_exception_keeps_the_old_file_and_removes_the_draft(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
 
@@ -34,25 +34,25 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_drafts_of_dead_processes_go_and_those_of_others_stay(tmp_path):
+def test_only_drafts_of_ended_processes_are_removed(tmp_path):
     host = socket.gethostname()
-    dead = tmp_path / f".partial-{host}-999999999-abc.a.txt"
-    kept = [
-        tmp_path / f".partial-{host}-{os.getppid()}-abc.a.txt",  # alive
-        tmp_path / ".partial-elsewhere-999999999-abc.a.txt",  # on another machine
+    abandoned = tmp_path / f".partial-{host}-999999999-abc.a.txt"
+    other_drafts = [
+        tmp_path / f".partial-{host}-{os.getppid()}-abc.a.txt",  # of a running process
+        tmp_path / ".partial-elsewhere-999999999-abc.a.txt",  # of another machine
         tmp_path / f".partial-{host}-999999999-abc.b.a.txt",  # of another target
     ]
-    for path in (dead, *kept):
+    for path in (abandoned, *other_drafts):
         path.touch()
     with appearing(tmp_path / "a.txt") as draft:
         draft.touch()
-    assert not dead.exists()
-    assert all(path.exists() for path in kept)
+    assert not abandoned.exists()
+    assert all(path.exists() for path in other_drafts)
 
 
-def test_what_exists_is_kept_unless_asked(tmp_path):
+def test_existing_targets_and_missing_folders_are_refused(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(errors.FormatError, match="overwrite=True"), appearing(tmp_path / "a", overwrite=False):
         pass
-    with pytest.raises(errors.FormatError, match="make it first"), appearing(tmp_path / "no" / "a"):
+    with pytest.raises(errors.FormatError, match="create it first"), appearing(tmp_path / "no" / "a"):
         pass

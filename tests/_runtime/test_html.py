@@ -1,4 +1,4 @@
-"""What notebooks show: true, escaped, without scripts, and cheap."""
+"""Notebook HTML: correct values, escaped, without scripts, and cheap to make."""
 
 import re
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ VOID = {"img", "image", "br", "rect", "line", "circle", "meta"}
 
 
 class Checker(HTMLParser):
-    """Tags that are open, tags that were seen, and the text."""
+    """Record open tags, all tags, and the text."""
 
     def __init__(self):
         super().__init__()
@@ -41,15 +41,15 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
-def checked(html):
-    """Text and tags of well-formed HTML that runs nothing and sets no colour of text or ground."""
-    found = Checker()
-    found.feed(html)
-    found.close()
-    assert found.open == []
-    assert "script" not in found.seen
+def parse_checked(html):
+    """Return text and tags of HTML; check that it is well-formed, has no script and inherits all colours."""
+    parser = Checker()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    assert "script" not in parser.seen
     assert set(re.findall(r"(?<![\w-])(?:color|background)\s*:\s*([^;\"]+)", html)) <= {"inherit", "transparent"}
-    return " ".join(" ".join(found.text).split()), found.seen
+    return " ".join(" ".join(parser.text).split()), parser.seen
 
 
 @pytest.fixture
@@ -58,30 +58,30 @@ def volume():
     return from_array(values, spacing=(0.2, 0.1, 0.05), name=EVIL, space="CCFv3")
 
 
-def test_geometry(volume, oblique):
-    """Shape, spacing, extent, space and affine as they are; the name cannot run."""
-    text, seen = checked(volume.mrh._repr_html_())
-    for said in (EVIL, "z 12, y 20, x 16", "200 um", "2.4 mm", "CCFv3", "none known", "uint16", "z 200 um"):
-        assert said in text
-    assert seen.count("line") == 12
-    text, _ = checked(oblique.mrh._repr_html_())
+def test_geometry_panel_states_the_grid_and_escapes_the_name(volume, oblique):
+    """Shape, spacing, extent, space and affine are those of the volume."""
+    text, tags = parse_checked(volume.mrh._repr_html_())
+    for expected in (EVIL, "z 12, y 20, x 16", "200 um", "2.4 mm", "CCFv3", "none known", "uint16", "z 200 um"):
+        assert expected in text
+    assert tags.count("line") == 12
+    text, _ = parse_checked(oblique.mrh._repr_html_())
     assert oblique.mrh.grid.orientation in text
     assert f"{oblique.mrh.grid.affine[0, 3]:.4g}" in text
-    text, _ = checked((volume * 1).drop_attrs().mrh._repr_html_())
+    text, _ = parse_checked((volume * 1).drop_attrs().mrh._repr_html_())
     assert "has no affine" in text
 
 
-def test_patches(volume):
-    """Counts, shapes and bytes; a box for each patch that crosses the plane, where the patch lies."""
+def test_patches_panel_draws_each_patch_that_crosses_the_plane(volume):
+    """It also states counts and shapes."""
     patches = mrhdata.patches(volume, volume, shape=(4, 8, 8), stride=(4, 8, 8))
     html = patches._repr_html_()
-    text, seen = checked(html)
+    text, tags = parse_checked(html)
     crossing = (patches.positions[:, 0] <= 6) & (patches.positions[:, 0] + 4 > 6)
     assert f"{len(patches)} patches of 4 x 8 x 8" in text
     assert f"{crossing.sum()} of the {crossing.sum()} patches that cross z = " in text
-    assert seen.count("rect") == crossing.sum() == 6
+    assert tags.count("rect") == crossing.sum() == 6
     assert "(1, 4, 8, 8)" in text
-    # 20 rows of 0.1 mm are 260 pixels; the lowest patches stand at the bottom, 8 rows high.
+    # 20 rows of 0.1 mm are 260 pixels; the lowest patches touch the bottom and are 8 rows high.
     boxes = [
         tuple(map(float, b))
         for b in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)', html)
@@ -90,94 +90,94 @@ def test_patches(volume):
     assert {tall for *_, tall in boxes} == {104.0}
 
 
-def test_patches_read_little(volume, tmp_path, monkeypatch):
-    """No more than the bytes that are allowed; else there are boxes alone."""
+def test_patches_panel_shows_only_boxes_if_the_plane_needs_too_many_bytes(volume, tmp_path, monkeypatch):
+    """Nothing is read then."""
     mrhdata.write(volume, tmp_path / "a.zarr")
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
-    assert "image" in checked(patches._repr_html_())[1]
+    assert "image" in parse_checked(patches._repr_html_())[1]
     monkeypatch.setattr(summary, "_SHOWN_BYTES", 100)
     monkeypatch.setattr(Part, "into", None)
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
-    _, seen = checked(patches._repr_html_())
-    assert "image" not in seen
-    assert "rect" in seen
+    _, tags = parse_checked(patches._repr_html_())
+    assert "image" not in tags
+    assert "rect" in tags
 
 
-def test_catalogue(volume, tmp_path, monkeypatch):
-    """A row for each entry, with a picture where there is something to see, also where files are missing."""
+def test_catalogue_panel_has_a_row_for_each_entry(volume, tmp_path, monkeypatch):
+    """Local volumes have a picture; missing, remote and too large ones have a message."""
     mrhdata.write(volume.rename("a"), tmp_path / "a.zarr")
     mrhdata.write(volume.rename("b"), tmp_path / "b.nii")
-    held = {"subject": EVIL, "role": "t2w"}
-    entries = {"a": ("a.zarr", held), "b": ("b.nii", held), "gone": ("gone.nii", held)}
-    catalog.write(tmp_path / "c.yaml", "Two", entries | {"far": ("https://example.org/a.zarr", held)})
-    text, seen = checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
-    assert seen.count("image") == 2
-    assert seen.count("tr") == 5
-    for said in (EVIL, "4 volumes", "12 x 20 x 16 of 200 um x 100 um x 50 um", "gone.nii does not exist", "remote"):
-        assert said in text
+    metadata = {"subject": EVIL, "role": "t2w"}
+    entries = {"a": ("a.zarr", metadata), "b": ("b.nii", metadata), "gone": ("gone.nii", metadata)}
+    catalog.write(tmp_path / "c.yaml", "Two", entries | {"far": ("https://example.org/a.zarr", metadata)})
+    text, tags = parse_checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
+    assert tags.count("image") == 2
+    assert tags.count("tr") == 5
+    for expected in (EVIL, "4 volumes", "12 x 20 x 16 of 200 um x 100 um x 50 um", "gone.nii does not exist", "remote"):
+        assert expected in text
     monkeypatch.setattr(catalog, "_SHOWN_BYTES", volume.nbytes)
-    text, seen = checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
-    assert seen.count("image") == 1
+    text, tags = parse_checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
+    assert tags.count("image") == 1
     assert "too large for a picture" in text
     monkeypatch.setattr(catalog, "_SHOWN", 1)
-    text, seen = checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
-    assert seen.count("tr") == 2
+    text, tags = parse_checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
+    assert tags.count("tr") == 2
     assert "the first 1" in text
 
 
-def test_a_thumbnail_comes_from_the_coarsest_level(tmp_path):
-    """Of a store with several levels the last is read."""
+def test_thumbnail_is_read_from_the_coarsest_level(tmp_path):
+    """Only the bytes of the last pyramid level are decoded."""
     values = np.random.default_rng(0).random((8, 300, 200)).astype(np.float32)
     mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.zarr")
     coarsest = mrhdata.read(tmp_path / "a.zarr", level=-1)
     assert max(coarsest.shape) < 100
     source = catalog.VolumeSource(str(tmp_path / "a.zarr"))
-    _, said, spent = catalog._glimpse(source, 10**9)
-    assert spent == coarsest.nbytes
-    assert said.startswith("8 x 300 x 200 of 1 mm")
+    _, size, decoded_bytes = catalog._thumbnail(source, 10**9)
+    assert decoded_bytes == coarsest.nbytes
+    assert size.startswith("8 x 300 x 200 of 1 mm")
 
 
-def test_sensitivity():
-    """Numbers of the table, and bars whose dots lie where the estimates do."""
+def test_sensitivity_panel_draws_estimates_and_intervals():
+    """The table has the same numbers, and the dots of the bars are at the estimates."""
     rng = np.random.default_rng(0)
     truth = np.repeat(rng.random(40), 10)
     table = pd.DataFrame({EVIL: truth + rng.normal(0, 0.3, 400), "poor": rng.random(400)})
     blocks = np.arange(400) // 10
     result = mrhdata.sensitivity(table, truth, threshold=0.4, positive="above", blocks=blocks, fits=[])
     html = result._repr_html_()
-    text, seen = checked(html)
+    text, tags = parse_checked(html)
     assert EVIL in text
     for auc, low, high in result.table[["auc", "auc_low", "auc_high"]].to_numpy():
         assert f"{auc:.3f} [{low:.3f}, {high:.3f}]" in text
-    assert seen.count("circle") == 2
+    assert tags.count("circle") == 2
     lowest = min(0.5, result.table["auc_low"].min())
     dots = [float(x) for x in re.findall(r'circle cx="([\d.]+)"', html)]
     np.testing.assert_allclose(dots, 4 + 112 * (result.table["auc"] - lowest) / (1 - lowest), atol=0.1)
 
 
-def test_pictures_are_what_they_show():
-    """The first row lies at the bottom; NaN and flat planes do no harm."""
+def test_picture_has_its_first_row_at_the_bottom():
+    """Planes of NaN and constant planes work too."""
     import base64
 
     import imagecodecs
 
     plane = np.zeros((4, 6))
     plane[0, 5] = 1
-    code_of_picture = html.picture(plane, plane.shape, (2, 1), "a corner")
-    (code,) = re.findall(r"base64,([^\"]+)", code_of_picture)
-    seen = imagecodecs.png_decode(base64.b64decode(code))
-    assert seen[3, 5] == 255 == seen.max()
-    assert (seen == 255).sum() == 1
-    assert 'width="195.0" height="260.0"' in code_of_picture
+    svg = html.picture(plane, plane.shape, (2, 1), "a corner")
+    (encoded,) = re.findall(r"base64,([^\"]+)", svg)
+    pixels = imagecodecs.png_decode(base64.b64decode(encoded))
+    assert pixels[3, 5] == 255 == pixels.max()
+    assert (pixels == 255).sum() == 1
+    assert 'width="195.0" height="260.0"' in svg
     for odd in (np.full((3, 3), np.nan), np.ones((3, 3), bool)):
-        checked(html.picture(odd, odd.shape, (1, 1), "odd"))
+        parse_checked(html.picture(odd, odd.shape, (1, 1), "odd"))
 
 
 def test_geometry_in_a_terminal():
-    """The same facts as lines."""
+    """The repr states the same facts, one per line."""
     volume = from_array(np.zeros((2, 3, 4), np.uint8), spacing=(0.5, 1, 1), name="t2w")
-    told = repr(volume.mrh)
-    assert told.splitlines()[0] == "t2w: geometry"
-    assert "z 500 um" in told
-    assert "orientation  none known" in told
+    text = repr(volume.mrh)
+    assert text.splitlines()[0] == "t2w: geometry"
+    assert "z 500 um" in text
+    assert "orientation  none known" in text
     assert "no true geometry" in repr((volume.assign_attrs(affine=None)).mrh)

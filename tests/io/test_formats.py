@@ -226,7 +226,7 @@ def test_missing_unknown_and_existing(tmp_path, oblique):
         mrhdata.write(oblique, tmp_path / "a.nii")
     mrhdata.write(oblique + np.uint16(1), tmp_path / "a.nii", overwrite=True)
     np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.nii"), oblique + 1)
-    with pytest.raises(FormatError, match="does not exist; make it first"):
+    with pytest.raises(FormatError, match="does not exist; create it first"):
         mrhdata.write(oblique, tmp_path / "no" / "a.nii")
 
 
