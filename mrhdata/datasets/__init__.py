@@ -1,4 +1,4 @@
-"""Sources of data: catalogues, folders of subjects, published volumes, splits."""
+"""Data sets: catalogues, BIDS names, published volumes, splits by subject."""
 
 import lazy_loader
 

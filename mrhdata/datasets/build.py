@@ -1,7 +1,6 @@
-"""A catalogue of the volumes in a folder, one entry for each subject and modality.
+"""Build a catalogue of the volumes in a folder, one entry for each subject and modality.
 
-Names that follow BIDS, such as ``sub-01_ses-02_T1w.nii.gz``, say which subject, session and contrast a
-file holds. They are read exactly: ``sub-1`` is never ``sub-10``.
+Subject, session and contrast of a file come from its name if the name follows BIDS.
 """
 
 from __future__ import annotations
@@ -41,29 +40,29 @@ def build(
     Parameters
     ----------
     folder : path
-        Searched with all folders in it; an OME-Zarr or a folder of planes is one volume.
+        Folder to search, with all its subfolders; an OME-Zarr or a folder of planes is one volume.
     path : path, optional
-        ``catalog.yaml`` in the folder by default.
+        Path of the catalogue, by default ``catalog.yaml`` in the folder.
     title, licence, citation : str, optional
-        From the folder's ``dataset_description.json`` where they are not given.
+        Metadata of the catalogue, by default from the folder's ``dataset_description.json``.
     split : mapping of str to float, optional
-        Shares, such as ``{"train": 0.8, "test": 0.2}``. Whole subjects are shared out, so that none is
-        in two parts.
+        Shares, such as ``{"train": 0.8, "test": 0.2}``. Whole subjects are assigned, so no subject is in two parts.
     seed : int
-        Of the split.
+        Random seed of the split.
     checksum : bool
-        Note the SHA-256 of each file.
+        Whether to store the SHA-256 of each file.
     **options
-        As for :func:`mrhdata.read`, for all volumes; each entry carries them.
+        Options of :func:`mrhdata.read` for all volumes, stored in each entry.
 
     Returns
     -------
     path : pathlib.Path
+        Path of the catalogue.
 
     Raises
     ------
     CatalogError
-        The folder holds no volume that can be read. One that cannot is left out, with a warning.
+        If the folder has no readable volume. Unreadable files are left out with a warning.
 
     Examples
     --------
@@ -76,61 +75,60 @@ def build(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CatalogError(f"{folder} is no folder; give the one that holds the volumes")
-    about = _description(folder)
+        raise CatalogError(f"{folder} is not a folder; pass the folder of the volumes")
+    description = _read_description(folder)
     target = Path(path) if path is not None else folder / "catalog.yaml"
     entries: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
-    for place in volumes_in(folder):
+    for volume_path in volumes_in(folder):
         try:
-            held = _metadata(place, options, checksum)
+            metadata = _metadata(volume_path, options, checksum)
         except MrhdataError as error:
             log.warning("left out: %s", error)
             continue
-        relative = os.path.relpath(place.absolute(), target.absolute().parent)
-        name = re.sub(r"\W+", "_", bids.stem(place))
+        relative = os.path.relpath(volume_path.absolute(), target.absolute().parent)
+        name = re.sub(r"\W+", "_", bids.stem(volume_path))
         while name in entries:
             name += "_"
-        kept = {key: value for key, value in options.items() if value is not None}
-        entries[name] = (relative, held, {**kept, "kind": held["kind"]})
+        read_options = {key: value for key, value in options.items() if value is not None}
+        entries[name] = (relative, metadata, {**read_options, "kind": metadata["kind"]})
     if not entries:
-        raise CatalogError(f"{folder} holds no volume that can be read")
+        raise CatalogError(f"{folder} has no readable volume")
     if split is not None:
-        known = [held for _, held, _ in entries.values() if "subject" in held]
-        part_of = shared_out([held["subject"] for held in known], split, seed)
-        for held in known:
-            held["split"] = part_of[held["subject"]]
-    about |= {k: v for k, v in {"licence": licence, "citation": citation}.items() if v is not None}
-    for _, held, _ in entries.values():
-        held.update({key: about[key] for key in ("licence", "citation") if key in about})
-    about["title"] = title or about.get("title", folder.absolute().name)
-    catalog.write(target, entries=entries, **about)
+        with_subject = [metadata for _, metadata, _ in entries.values() if "subject" in metadata]
+        part_of = shared_out([metadata["subject"] for metadata in with_subject], split, seed)
+        for metadata in with_subject:
+            metadata["split"] = part_of[metadata["subject"]]
+    description |= {k: v for k, v in {"licence": licence, "citation": citation}.items() if v is not None}
+    for _, metadata, _ in entries.values():
+        metadata.update({key: description[key] for key in ("licence", "citation") if key in description})
+    description["title"] = title or description.get("title", folder.absolute().name)
+    catalog.write(target, entries=entries, **description)
     return target
 
 
 def volumes_in(folder: Path) -> Iterator[Path]:
-    """Files and folders below a folder that could be volumes; header and voxels of a pair count once."""
-    # The voxels of these lie beside a header that is listed itself.
-    second = (".img", ".img.gz", ".brik", ".brik.gz", ".rec")
-    for place in sorted(folder.iterdir()):
-        name = place.name.lower()
+    """Yield paths below a folder that could be volumes, the header only of a header and voxel file pair."""
+    voxel_files = (".img", ".img.gz", ".brik", ".brik.gz", ".rec")
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
         if name.startswith("."):
             continue
-        if place.is_dir():
+        if path.is_dir():
             if (
                 name.endswith(".zarr")
-                or (place / "zarr.json").exists()
-                or (place / ".zattrs").exists()
-                or _is_stack(place)
+                or (path / "zarr.json").exists()
+                or (path / ".zattrs").exists()
+                or _is_stack(path)
             ):
-                yield place
+                yield path
             else:
-                yield from volumes_in(place)
-        elif any(name.endswith(ending) for ending in FORMATS) and not name.endswith(second):
-            yield place
+                yield from volumes_in(path)
+        elif any(name.endswith(ending) for ending in FORMATS) and not name.endswith(voxel_files):
+            yield path
 
 
 def _is_stack(folder: Path) -> bool:
-    """Whether a folder holds one stack: planes whose names differ only in numbers, or DICOM files."""
+    """Return whether a folder is one stack: planes whose names differ only in numbers, or DICOM files."""
     names = [p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     planes = [n for n in names if n.lower().endswith((".tif", ".tiff", ".png")) and ".ome." not in n.lower()]
     if len(planes) > 1 and len({re.sub(r"\d+", "", n) for n in planes}) == 1:
@@ -138,31 +136,31 @@ def _is_stack(folder: Path) -> bool:
     return len(names) > 1 and all(n.lower().endswith((".dcm", ".ima")) for n in names)
 
 
-def _metadata(place: Path, options: Options, checksum: bool) -> dict[str, Any]:
-    parsed = bids.parse(place.name)
-    suffix = parsed.pop("suffix", None)
+def _metadata(path: Path, options: Options, checksum: bool) -> dict[str, Any]:
+    entities = bids.parse(path.name)
+    suffix = entities.pop("suffix", None)
     modality, kind = bids.SUFFIXES.get(suffix or "", (None, None))
-    asked: Options = {**options}
-    if kind is not None and asked.get("kind") is None:
-        asked["kind"] = kind
-    volume = formats.read(place, **asked)
+    read_options: Options = {**options}
+    if kind is not None and read_options.get("kind") is None:
+        read_options["kind"] = kind
+    volume = formats.read(path, **read_options)
     grid = volume.mrh.grid
-    held: dict[str, Any] = {**parsed, "role": suffix or bids.stem(place), "kind": volume.attrs["kind"]}
-    held["modality"] = volume.attrs.get("modality") or modality or "unknown"
+    metadata: dict[str, Any] = {**entities, "role": suffix or bids.stem(path), "kind": volume.attrs["kind"]}
+    metadata["modality"] = volume.attrs.get("modality") or modality or "unknown"
     if "units" in volume.attrs:
-        held["units"] = volume.attrs["units"]
-    held |= {
+        metadata["units"] = volume.attrs["units"]
+    metadata |= {
         "space": volume.mrh.space,
         "spacing_mm": [float(f"{step:.6g}") for step in grid.spacing],
         "shape": {str(d): int(n) for d, n in volume.sizes.items()},
         "orientation": grid.orientation,
-        **{key: value for key, value in source_checksum(place, checksum).items() if key != "source"},
+        **{key: value for key, value in source_checksum(path, checksum).items() if key != "source"},
     }
-    return held
+    return metadata
 
 
-def _description(folder: Path) -> dict[str, str]:
-    """Title, licence and citation from BIDS' description of a data set."""
+def _read_description(folder: Path) -> dict[str, str]:
+    """Read title, licence and citation from the BIDS file ``dataset_description.json``."""
     path = folder / "dataset_description.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -170,8 +168,10 @@ def _description(folder: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s)", path, error)
         content = {}
-    names = {"title": "Name", "licence": "License", "citation": "HowToAcknowledge"}
-    found = {key: content[name] for key, name in names.items() if isinstance(content.get(name), str) and content[name]}
-    if "citation" not in found and isinstance(content.get("DatasetDOI"), str):
-        found["citation"] = content["DatasetDOI"]
-    return found
+    fields = {"title": "Name", "licence": "License", "citation": "HowToAcknowledge"}
+    description = {
+        key: content[field] for key, field in fields.items() if isinstance(content.get(field), str) and content[field]
+    }
+    if "citation" not in description and isinstance(content.get("DatasetDOI"), str):
+        description["citation"] = content["DatasetDOI"]
+    return description

@@ -1,4 +1,4 @@
-"""Catalogues of volumes: intake's YAML, checked before intake sees it, selected by metadata."""
+"""Catalogues of volumes in intake's YAML format, checked before intake opens them, selected by metadata."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from mrhdata._runtime.atomic import appearing
 from mrhdata.datasets.validation import check, load, resolve
 from mrhdata.errors import CatalogError, MrhdataError, NameMissingError
 from mrhdata.io import formats
-from mrhdata.volume.construct import group
 from mrhdata.volume.grid import length
+from mrhdata.volume.groups import group
 
 if TYPE_CHECKING:
     import xarray as xr
 
-#: What a notebook shows: entries and decoded bytes at most, and metadata where an entry has them.
-_SHOWN, _SHOWN_BYTES = 12, 128_000_000
-_KEYS = ("subject", "session", "role", "modality", "kind", "space", "split", "licence")
+#: Most entries and most decoded bytes that a notebook shows.
+_MAX_ROWS = 12
+_MAX_DECODED_BYTES = 128_000_000
+#: Metadata that a notebook shows as columns, if an entry has them.
+_COLUMNS = ("subject", "session", "role", "modality", "kind", "space", "split", "licence")
 
 __all__ = ["Catalog", "VolumeSource", "check", "open_catalog", "write"]
 
 
 class VolumeSource(DataSource):  # type: ignore[misc]
-    """The intake driver ``mrh_volume``: anything that :func:`mrhdata.read` reads.
+    """The intake driver ``mrh_volume``, which reads every format of :func:`mrhdata.read`.
 
     Parameters
     ----------
     urlpath : str
         Path or URL.
     **options
-        As for :func:`mrhdata.read`: ``axes``, ``unit``, ``spacing``, ``space``, ``kind``, ...
+        Options of :func:`mrhdata.read`, such as ``axes``, ``unit``, ``spacing``, ``space``, ``kind``.
     """
 
     name = "mrh_volume"
@@ -50,7 +52,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
         unknown = set(options) - set(formats.Options.__annotations__)
         if unknown:
             raise CatalogError(
-                f"an entry of driver mrh_volume has no {sorted(unknown)}; choose among subjects by the entry's name, "
+                f"an entry of driver mrh_volume has no {sorted(unknown)}; select a subject by the name of its entry, "
                 "or with mrhdata.open_catalog(...).select"
             )
         super().__init__(metadata=metadata)
@@ -68,7 +70,7 @@ class VolumeSource(DataSource):  # type: ignore[misc]
         return self._volume
 
     def read(self) -> xr.DataArray:
-        """Return the lazy volume too: volumes are computed where they are used."""
+        """Return the lazy volume; voxels are read when they are used."""
         return self.to_dask()
 
     def _close(self) -> None:
@@ -76,23 +78,23 @@ class VolumeSource(DataSource):  # type: ignore[misc]
 
 
 class _Group(dict[str, Any]):
-    """Volumes or groups by name, which say what there is where a name is not among them."""
+    """Volumes or groups by name; a missing name raises an error that lists the existing ones."""
 
-    def __init__(self, held: Mapping[str, Any], whose: str) -> None:
-        super().__init__(held)
-        self._whose = whose
+    def __init__(self, items: Mapping[str, Any], owner: str) -> None:
+        super().__init__(items)
+        self._owner = owner
 
     def __missing__(self, name: str) -> Any:
-        raise NameMissingError(f"{self._whose} has no {name!r}; it has {', '.join(map(repr, self))}")
+        raise NameMissingError(f"{self._owner} has no {name!r}; it has {', '.join(map(repr, self))}")
 
 
 class Catalog(YAMLFileCatalog):  # type: ignore[misc]
-    """intake's catalogue, whose entries, and those of nested ones, can be selected by their metadata."""
+    """An intake catalogue whose entries, including nested ones, can be selected by metadata."""
 
     name = "mrh_catalog"
 
     def select(self, **metadata: Any) -> dict[str, xr.DataArray]:
-        """Volumes whose metadata hold all the given values, as a co-registered group.
+        """Return the volumes with the given metadata as a co-registered group.
 
         Parameters
         ----------
@@ -103,15 +105,15 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         Returns
         -------
         group : dict of str to volume
-            Keyed by the entries' ``role`` where all have one of their own, by entry name otherwise. A name that is
-            not among them raises an error, also a ``KeyError``, that says which are.
+            Volumes by the ``role`` of their entry if all roles differ, otherwise by entry name. A missing name
+            raises a ``KeyError`` that lists the existing ones.
 
         Raises
         ------
         CatalogError
-            No entry matches; the message names the values that exist.
+            If no entry matches; the message lists the existing values.
         GridError
-            The volumes that match lie in different spaces.
+            If the volumes lie in different spaces.
 
         Examples
         --------
@@ -122,15 +124,15 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         >>> open_catalog(folder / "catalog.yaml").select(subject="01")["t2w"].shape
         (2, 3, 4)
         """
-        found = self.find(**metadata)
-        roles = [held.get("role") for held, _ in found.values()]
-        keys = list(found) if None in roles or len(set(roles)) < len(roles) else roles
-        volumes = {str(k): source.to_dask() for k, (_, source) in zip(keys, found.values(), strict=True)}
-        whose = ", ".join(f"{key} {value!r}" for key, value in metadata.items()) or str(self.path)
-        return _Group(group(volumes), whose)
+        entries = self.find(**metadata)
+        roles = [entry_metadata.get("role") for entry_metadata, _ in entries.values()]
+        keys = list(entries) if None in roles or len(set(roles)) < len(roles) else roles
+        volumes = {str(k): source.to_dask() for k, (_, source) in zip(keys, entries.values(), strict=True)}
+        owner = ", ".join(f"{key} {value!r}" for key, value in metadata.items()) or str(self.path)
+        return _Group(group(volumes), owner)
 
     def subjects(self, **metadata: Any) -> dict[str, dict[str, xr.DataArray]]:
-        """One co-registered group for each subject that has entries with the given metadata.
+        """Return one co-registered group for each subject that has entries with the given metadata.
 
         Examples
         --------
@@ -142,84 +144,87 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         >>> list(open_catalog(folder / "catalog.yaml").subjects(split="train"))
         ['1', '10']
         """
-        names = {
-            str(held["subject"]): held["subject"] for held, _ in self.find(**metadata).values() if "subject" in held
-        }
+        entries = self.find(**metadata).values()
+        names = {str(found["subject"]): found["subject"] for found, _ in entries if "subject" in found}
         if not names:
-            raise CatalogError(f"no entry of {self.path} with {metadata} names a subject")
+            raise CatalogError(f"no entry of {self.path} with {metadata} has a subject")
         groups = {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}
         return _Group(groups, str(self.path))
 
     def _repr_html_(self) -> str:
         entries = dict(_entries(self.path, self._storage_options))
-        first = dict(list(entries.items())[:_SHOWN])
-        keys = [key for key in _KEYS if any(key in held for held, _ in first.values())]
-        rows, left = [], _SHOWN_BYTES
-        for name, (held, source) in first.items():
-            drawing, said, spent = _glimpse(source, left)
-            left -= spent
-            rows.append([drawing, name, said, *(held.get(key, "") for key in keys)])
-        note = (
-            f"the first {_SHOWN}; .find() gives all" if len(entries) > _SHOWN else ".select(subject=...) gives volumes"
-        )
+        first = dict(list(entries.items())[:_MAX_ROWS])
+        keys = [key for key in _COLUMNS if any(key in metadata for metadata, _ in first.values())]
+        rows = []
+        bytes_left = _MAX_DECODED_BYTES
+        for name, (metadata, source) in first.items():
+            picture, size, decoded_bytes = _thumbnail(source, bytes_left)
+            bytes_left -= decoded_bytes
+            rows.append([picture, name, size, *(metadata.get(key, "") for key in keys)])
+        note = ".select(subject=...) returns volumes"
+        if len(entries) > _MAX_ROWS:
+            note = f"the first {_MAX_ROWS}; .find() returns all"
         title = f"{len(entries)} volumes in {self.path}"
-        return html.block(title, html.table(["", "entry", "z, y, x", *keys], rows), note=note)
+        return html.panel(title, html.table(["", "entry", "z, y, x", *keys], rows), note=note)
 
     def find(self, **metadata: Any) -> dict[str, tuple[dict[str, Any], VolumeSource]]:
-        """Metadata and source of each entry that matches, by name; nested names are joined by a dot."""
+        """Return metadata and source of each matching entry by name; dots join the names of nested catalogues."""
         entries = dict(_entries(self.path, self._storage_options))
-        found = {name: entry for name, entry in entries.items() if _matches(entry[0], metadata)}
-        if not found:
-            known = {key: sorted({str(held[key]) for held, _ in entries.values() if key in held}) for key in metadata}
-            raise CatalogError(f"no entry of {self.path} has {metadata}; there are {known}")
-        return found
+        matching = {name: entry for name, entry in entries.items() if _matches(entry[0], metadata)}
+        if not matching:
+            known = {key: sorted({str(m[key]) for m, _ in entries.values() if key in m}) for key in metadata}
+            raise CatalogError(f"no entry of {self.path} has {metadata}; existing values are {known}")
+        return matching
 
     def __init__(self, path: str, storage_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._storage_options = dict(storage_options or {})
         super().__init__(path, storage_options=storage_options, **kwargs)
 
 
-def _glimpse(source: VolumeSource, most: int) -> tuple[str, str, int]:
-    """The middle plane of an entry at its coarsest level, its size in words, and the bytes that were decoded.
+def _thumbnail(source: VolumeSource, max_bytes: int) -> tuple[str, str, int]:
+    """Return a picture of the middle plane at the coarsest level, the size as text, and the number of decoded bytes.
 
-    A volume of more bytes than `most`, and one that would come over the network, is not looked into.
+    Remote volumes, and volumes of more than `max_bytes`, have no picture.
     """
     if "://" in source.urlpath:
-        return "", "remote, not looked at", 0
+        return "", "remote, not read", 0
     try:
         grid = source.to_dask().mrh.grid
-        said = " x ".join(map(str, grid.shape)) + " of " + " x ".join(length(float(s)) for s in grid.spacing)
-        small = VolumeSource(source.urlpath, **{"level": -1, **source.options}).to_dask()
-        if small.nbytes > most:
-            return "", f"{said}; too large for a picture, convert it to OME-Zarr", 0
-        plane = small.isel({dim: small.sizes[dim] // 2 for dim in ("t", "c", "z") if dim in small.dims})
+        size = " x ".join(map(str, grid.shape)) + " of " + " x ".join(length(float(s)) for s in grid.spacing)
+        coarse = VolumeSource(source.urlpath, **{"level": -1, **source.options}).to_dask()
+        if coarse.nbytes > max_bytes:
+            return "", f"{size}; too large for a picture, convert it to OME-Zarr", 0
+        plane = coarse.isel({dim: coarse.sizes[dim] // 2 for dim in ("t", "c", "z") if dim in coarse.dims})
         # Anterior up and right to the right, as in other pictures.
         up, across = (-1 if letter in "PL" else 1 for letter in grid.orientation[1:])
         values = np.atleast_2d(plane.values)[::up, ::across]
         alt = f"middle plane of {Path(source.urlpath).name}"
-        return html.picture(values, values.shape, small.mrh.spacing[1:], alt, longest=72), said, small.nbytes
+        return html.picture(values, values.shape, coarse.mrh.spacing[1:], alt, longest=72), size, coarse.nbytes
     except MrhdataError as error:
         return "", str(error), 0
 
 
-def _matches(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(held.get(k) in v if isinstance(v, list | tuple | set) else held.get(k) == v for k, v in wanted.items())
+def _matches(metadata: Mapping[str, Any], query: Mapping[str, Any]) -> bool:
+    return all(
+        metadata.get(key) in value if isinstance(value, list | tuple | set) else metadata.get(key) == value
+        for key, value in query.items()
+    )
 
 
 def _entries(
-    uri: str, options: dict[str, Any], above: tuple[str, ...] = ()
+    uri: str, options: dict[str, Any], parents: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[dict[str, Any], VolumeSource]]]:
-    """Entries that are volumes, of a catalogue that was checked, and of those nested in it."""
+    """Yield the volumes of a checked catalogue and of those nested in it."""
     for name, entry in load(uri, options)["sources"].items():
         args = dict(entry.get("args", {}))
         if entry["driver"] == "yaml_file_cat":
             nested = resolve(str(args.get("path", "")), uri)
-            if nested not in above:
-                for inner, found in _entries(nested, options, (*above, uri)):
-                    yield f"{name}.{inner}", found
+            if nested not in parents:
+                for nested_name, nested_entry in _entries(nested, options, (*parents, uri)):
+                    yield f"{name}.{nested_name}", nested_entry
         elif entry["driver"] == "mrh_volume":
-            place = resolve(args.pop("urlpath"), uri)
-            yield str(name), (dict(entry.get("metadata", {})), VolumeSource(place, **args))
+            urlpath = resolve(args.pop("urlpath"), uri)
+            yield str(name), (dict(entry.get("metadata", {})), VolumeSource(urlpath, **args))
 
 
 def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Catalog:
@@ -228,9 +233,9 @@ def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | 
     Parameters
     ----------
     uri : path or URL
-        A YAML file that ``intake.open_catalog`` opens too, local or at ``http``, ``https`` or ``s3``.
+        YAML file, local or at ``http``, ``https`` or ``s3``; ``intake.open_catalog`` opens it too.
     storage_options : dict, optional
-        For a URL, such as ``{"anon": True}``.
+        Options of fsspec for a URL, such as ``{"anon": True}``.
 
     Returns
     -------
@@ -239,7 +244,7 @@ def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | 
     Raises
     ------
     CatalogError
-        The file is missing, is no catalogue, or holds something that could run code.
+        If the file is missing, is not a catalogue, or has content that could run code.
 
     Examples
     --------
@@ -260,24 +265,25 @@ def write(
     entries: Mapping[str, tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], Mapping[str, Any]]],
     **metadata: Any,
 ) -> None:
-    """Write a catalogue of volumes beside it, as YAML made to be read by people.
+    """Write a catalogue of volumes as readable YAML.
 
     Parameters
     ----------
     path : path
-        The YAML file; replaced if it exists.
+        Path of the YAML file; an existing one is replaced.
     title : str
+        Title of the catalogue.
     entries : mapping of str to (path, metadata) or (path, metadata, options)
         Paths relative to the catalogue's folder, or URLs; metadata such as ``subject``, ``modality``,
-        ``role``; options of :func:`mrhdata.read` that put a wrong header right.
+        ``role``; options of :func:`mrhdata.read` that correct a wrong header.
     **metadata
-        Of the whole catalogue, such as ``licence``.
+        Metadata of the whole catalogue, such as ``licence``.
     """
     sources = {}
-    for name, (place, held, *options) in entries.items():
-        urlpath = place if "://" in place else "{{ CATALOG_DIR }}/" + Path(place).as_posix()
+    for name, (location, entry_metadata, *options) in entries.items():
+        urlpath = location if "://" in location else "{{ CATALOG_DIR }}/" + Path(location).as_posix()
         args = {"urlpath": urlpath, **(options[0] if options else {})}
-        sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(held)}
+        sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(entry_metadata)}
     content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}
     text = "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False)
     with appearing(path) as draft:

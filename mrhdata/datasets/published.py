@@ -1,8 +1,7 @@
-"""Published data sets: downloaded, checked, converted, listed in a catalogue of one's own.
+"""Published data sets: download, check, convert, and list them in a local catalogue.
 
-``catalogs/*.yaml`` describe them. An entry whose file must be downloaded says so in its metadata, under
-``download``: ``bytes`` and ``hash`` where the source prints them, and ``member`` where the file is one of
-a zip archive.
+``catalogs/*.yaml`` describe them. An entry whose file must be downloaded has metadata ``download``: ``bytes`` and
+``hash`` if the source states them, and ``member`` if the file is in a zip archive.
 """
 
 from __future__ import annotations
@@ -31,35 +30,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
-_TRIES = 5
-#: Before the second try; twice as long before each that follows.
+_ATTEMPTS = 5
+#: Pause before the second attempt; it doubles before each further one.
 _PAUSE_S = 1.0
 _TIMEOUT_S = 60
-#: Answers of 400 to 499 that may be others a moment later; the rest are final.
-_PASSING = (requests.codes.request_timeout, requests.codes.too_many_requests)
-#: Small, because a part that breaks off in the middle is not kept.
-_PART_BYTES = 64_000
+#: Status codes from 400 to 499 that are worth another attempt; the others are final.
+_TEMPORARY_ERRORS = (requests.codes.request_timeout, requests.codes.too_many_requests)
+#: Small, because a block is lost if the connection drops in the middle of it.
+_BLOCK_BYTES = 64_000
 
 
 def published(folder: str | os.PathLike[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Entries of the catalogues of published data, by name: ``args`` and ``metadata``.
+    """Return the entries of the catalogues of published data by name, each with ``args`` and ``metadata``.
 
     Parameters
     ----------
     folder : path, optional
-        Of catalogues; those that come with the package by default.
+        Folder of catalogues, by default the one of the package.
 
     Examples
     --------
     >>> published()["ccfv3-template-25um"]["metadata"]["modality"]
     'histology'
     """
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted((Path(folder) if folder is not None else _shipped()).glob("public*.yaml")):
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted((Path(folder) if folder is not None else _package_catalogs()).glob("public*.yaml")):
         catalog.check(path)
         for name, entry in load(str(path), {})["sources"].items():
-            found[str(name)] = {"args": {}, "metadata": {}, **entry}
-    return found
+            entries[str(name)] = {"args": {}, "metadata": {}, **entry}
+    return entries
 
 
 def fetch(
@@ -74,153 +73,153 @@ def fetch(
     Parameters
     ----------
     name : str
-        Of an entry of :func:`published`.
+        Name of an entry of :func:`published`.
     into : path, optional
         Folder of the stores and of their ``catalog.yaml``; by default ``$MRHDATA_DATA``, or
         ``mrhdata`` in the user's cache.
     progress : bool
-        Show bytes per second and the time left.
+        Whether to show bytes per second and the time left.
     entries : mapping, optional
-        To choose from, instead of :func:`published`.
+        Entries to choose from, by default :func:`published`.
 
     Returns
     -------
     volume : xarray.DataArray
-        Of the local store. Downloads that broke off, and conversions, go on where they were.
+        Volume of the local store. Interrupted downloads and conversions resume.
 
     Raises
     ------
     CatalogError
-        There is no such entry, or its data may not be fetched by a program: the message says why.
+        If the name is unknown, or if a program may not fetch the data; the message states the reason.
     DataError
-        The server fails, or sends other bytes than it should; nothing of them is kept.
+        If the server fails or sends other bytes than published; these are removed.
     """
-    known = published() if entries is None else entries
-    if name not in known:
-        raise CatalogError(f"there is no published volume {name!r}; there are {', '.join(sorted(known))}")
-    entry = known[name]
-    held, args = dict(entry["metadata"]), dict(entry["args"])
-    if "restricted" in held:
-        raise CatalogError(f"{name} cannot be fetched: {held['restricted']}")
+    available = published() if entries is None else entries
+    if name not in available:
+        raise CatalogError(f"name must be a published volume; got {name!r}. There are {', '.join(sorted(available))}")
+    entry = available[name]
+    metadata, args = dict(entry["metadata"]), dict(entry["args"])
+    if "restricted" in metadata:
+        raise CatalogError(f"{name} cannot be fetched: {metadata['restricted']}")
     home = Path(into or os.environ.get("MRHDATA_DATA") or pooch.os_cache("mrhdata"))
     home.mkdir(parents=True, exist_ok=True)
     store = home / f"{name}.zarr"
     if not store.exists():
         url = args.pop("urlpath")
-        source = _download(url, held.get("download", {}), home, progress) if "download" in held else url
+        source = _download(url, metadata["download"], home, progress) if "download" in metadata else url
         convert(source, store, progress=progress, **args)
-    return _listed(home, name, store, held)
+    return _add_to_catalog(home, name, store, metadata)
 
 
-def _shipped() -> Path:
+def _package_catalogs() -> Path:
     here = Path(__file__).parent
     return here / "catalogs" if (here / "catalogs").is_dir() else here.parents[1] / "catalogs"
 
 
-def _listed(home: Path, name: str, store: Path, held: dict[str, Any]) -> xr.DataArray:
-    """Add a store that is complete to the catalogue of the folder."""
+def _add_to_catalog(home: Path, name: str, store: Path, metadata: dict[str, Any]) -> xr.DataArray:
+    """Add a complete store to the catalogue of its folder and return its volume."""
     path = home / "catalog.yaml"
     sources = load(str(path), {})["sources"] if path.exists() else {}
-    kept = {n: (Path(e["args"]["urlpath"]).name, e["metadata"]) for n, e in sources.items()}
-    catalog.write(path, "Published volumes, fetched", {**kept, name: (store.name, held)})
+    entries = {n: (Path(e["args"]["urlpath"]).name, e["metadata"]) for n, e in sources.items()}
+    catalog.write(path, "Published volumes, fetched", {**entries, name: (store.name, metadata)})
     return catalog.open_catalog(path)[name].to_dask()
 
 
-def _download(url: str, about: Mapping[str, Any], home: Path, progress: bool) -> Path:
-    """The file of a URL in the downloads folder, complete and checked."""
+def _download(url: str, download: Mapping[str, Any], home: Path, progress: bool) -> Path:
+    """Return the path of a file in the downloads folder, downloaded and checked."""
     folder = home / "downloads"
-    name = str(about.get("name") or url.partition("?")[0].rstrip("/").rpartition("/")[2])
-    size = about.get("bytes")
+    name = str(download.get("name") or url.partition("?")[0].rstrip("/").rpartition("/")[2])
+    size = download.get("bytes")
 
-    def resuming(address: str, target: str, _: Any) -> None:
-        _resume(address, Path(target), folder / f".{name}.part", size, progress)
+    def downloader(address: str, target: str, _: Any) -> None:
+        _download_resumable(address, Path(target), folder / f".{name}.part", size, progress)
 
     try:
-        path = Path(pooch.retrieve(url, known_hash=about.get("hash"), fname=name, path=folder, downloader=resuming))
+        path = Path(
+            pooch.retrieve(url, known_hash=download.get("hash"), fname=name, path=folder, downloader=downloader)
+        )
     except ValueError as error:
-        raise DataError(
-            f"{url}: the bytes are not those that were published ({' '.join(str(error).split())[:300]})"
-        ) from error
-    return _member(path, str(about["member"])) if "member" in about else path
+        raise DataError(f"{url} differs from the published file ({' '.join(str(error).split())[:300]})") from error
+    return _extract_member(path, str(download["member"])) if "member" in download else path
 
 
-def _resume(url: str, target: Path, part: Path, size: int | None, progress: bool) -> None:
-    """Download to `part`, going on behind what is there, and move it to `target` when it is complete."""
-    last: Exception | None = None
-    for attempt in range(_TRIES):
+def _download_resumable(url: str, target: Path, partial: Path, size: int | None, progress: bool) -> None:
+    """Download to `partial`, resuming an interrupted download, and rename it to `target` when it is complete."""
+    last_error: Exception | None = None
+    for attempt in range(_ATTEMPTS):
         if attempt:
-            log.info("%s: %s; trying again", url, last)
+            log.info("%s: %s; trying again", url, last_error)
             time.sleep(2 ** (attempt - 1) * _PAUSE_S)
         try:
-            total = _request(url, part, progress)
+            total = _request(url, partial, progress)
         except (requests.RequestException, OSError) as error:
-            if _final(error):
+            if _is_final(error):
                 raise DataError(f"{url} cannot be downloaded ({error}); check its address in the catalogue") from error
-            last = error
+            last_error = error
             continue
         expected = size or total
-        there = part.stat().st_size
-        if expected is not None and there != expected:
-            part.unlink()
-            raise DataError(f"{url} sent {there} bytes instead of {expected}; it is another file than was published")
-        os.replace(part, target)
+        received = partial.stat().st_size
+        if expected is not None and received != expected:
+            partial.unlink()
+            raise DataError(f"{url} differs from the published file: it has {received} bytes instead of {expected}")
+        os.replace(partial, target)
         return
-    raise DataError(f"{url} cannot be downloaded ({last}); run it again and it goes on where it is") from last
+    raise DataError(f"{url} cannot be downloaded ({last_error}); run it again to resume") from last_error
 
 
-def _final(error: Exception) -> bool:
-    """Whether a server said that the file is not to be had."""
+def _is_final(error: Exception) -> bool:
+    """Return whether the server refused the file for good."""
     response = error.response if isinstance(error, requests.HTTPError) else None
-    return response is not None and 400 <= response.status_code < 500 and response.status_code not in _PASSING
+    return response is not None and 400 <= response.status_code < 500 and response.status_code not in _TEMPORARY_ERRORS
 
 
-def _request(url: str, part: Path, progress: bool) -> int | None:
-    """One try. Returns the size that the server states, if it does."""
-    there = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={there}-", "Accept-Encoding": "identity"} if there else {"Accept-Encoding": "identity"}
+def _request(url: str, partial: Path, progress: bool) -> int | None:
+    """Request the missing bytes once and return the total size, or None if the server does not state it."""
+    present = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={present}-"} if present else {})
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable and there:
-            stated = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if stated == str(there):
-                return there
-            part.unlink()
-            raise requests.RequestException("the part that is there does not fit; beginning again")
+        if response.status_code == requests.codes.requested_range_not_satisfiable and present:
+            total_size = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if total_size == str(present):
+                return present
+            partial.unlink()
+            raise requests.RequestException("the partial file is larger than the published one; starting again")
         response.raise_for_status()
         resumed = response.status_code == requests.codes.partial_content
         length = response.headers.get("Content-Length")
-        total = int(length) + (there if resumed else 0) if length is not None else None
-        # A server without Range sends everything again.
-        with part.open("ab" if resumed else "wb") as file:
+        total = int(length) + (present if resumed else 0) if length is not None else None
+        # A server without range requests sends the whole file again.
+        with partial.open("ab" if resumed else "wb") as file:
             bar = tqdm(
                 total=total,
-                initial=there if resumed else 0,
+                initial=present if resumed else 0,
                 unit="B",
                 unit_scale=True,
                 disable=not progress,
-                desc=part.name,
+                desc=partial.name,
             )
             with bar:
-                for chunk in response.iter_content(_PART_BYTES):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    if total is not None and part.stat().st_size < total:
-        raise requests.ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+                for block in response.iter_content(_BLOCK_BYTES):
+                    file.write(block)
+                    bar.update(len(block))
+    if total is not None and partial.stat().st_size < total:
+        raise requests.ConnectionError(f"the connection ended after {partial.stat().st_size} of {total} bytes")
     return total
 
 
-def _member(archive: Path, name: str) -> Path:
-    """One file of a zip archive, beside it; nothing else is unpacked."""
-    target = archive.with_name(Path(name).name)
+def _extract_member(path: Path, name: str) -> Path:
+    """Extract one file of a zip archive, and nothing else, into the folder of the archive."""
+    target = path.with_name(Path(name).name)
     if target.exists():
         return target
     try:
-        with zipfile.ZipFile(archive) as held, appearing(target) as draft:
-            _copy(held, name, draft)
+        with zipfile.ZipFile(path) as archive, appearing(target) as draft:
+            _copy_member(archive, name, draft)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive.name} is no zip archive that holds {name} ({error})") from error
+        raise DataError(f"{path.name} must be a zip archive that holds {name} ({error})") from error
     return target
 
 
-def _copy(archive: zipfile.ZipFile, name: str, target: Path) -> None:
+def _copy_member(archive: zipfile.ZipFile, name: str, target: Path) -> None:
     with archive.open(name) as source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy, _PART_BYTES)
+        shutil.copyfileobj(source, copy, _BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""Subjects shared out among the parts of a split."""
+"""Random splits by subject."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ from mrhdata.errors import DataError
 
 
 def shared_out(names: Iterable[str], split: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The part of each name, such as a subject, drawn at random; every part gets one while there are any.
+    """Assign each name, such as a subject, to a part of a split at random; every part gets at least one name.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names; repeated ones count once.
+    split : mapping of str to float
+        Share of each part; shares sum to 1.
+    seed : int
+        Random seed.
+
+    Returns
+    -------
+    part_of : dict of str to str
+        Part of each name.
 
     Raises
     ------
     DataError
-        Shares do not sum to 1, or there are fewer names than parts.
+        If shares do not sum to 1, or if there are fewer names than parts.
 
     Examples
     --------
@@ -22,16 +36,21 @@ def shared_out(names: Iterable[str], split: Mapping[str, float], seed: int) -> d
     {'c': 'train', 'a': 'train', 'b': 'test', 'd': 'test'}
     """
     if not split or min(split.values()) <= 0 or abs(sum(split.values()) - 1) > 1e-6:
-        raise DataError(f"split={dict(split)}: give positive shares that sum to 1, such as train=0.8, test=0.2")
-    people = sorted(set(names))
-    if len(people) < len(split):
-        raise DataError(f"there are {len(people)} subjects for {len(split)} parts; name files sub-01_..., or use fewer")
-    random.Random(seed).shuffle(people)
-    total, placed = 0.0, 0
+        raise DataError(f"split must be positive shares that sum to 1, such as train=0.8, test=0.2; got {dict(split)}")
+    subjects = sorted(set(names))
+    if len(subjects) < len(split):
+        raise DataError(
+            f"a split into {len(split)} parts needs at least {len(split)} subjects; got {len(subjects)}. Name files "
+            "sub-01_..., or use fewer parts"
+        )
+    random.Random(seed).shuffle(subjects)
     part_of: dict[str, str] = {}
-    for i, (part, fraction) in enumerate(split.items()):
-        total += fraction
-        last = max(placed + 1, min(round(total * len(people)), len(people) - (len(split) - i - 1)))
-        part_of |= dict.fromkeys(people[placed:last], part)
-        placed = last
+    cumulative_share = 0.0
+    start = 0
+    for i, (part, share) in enumerate(split.items()):
+        cumulative_share += share
+        left_for_others = len(split) - i - 1
+        stop = max(start + 1, min(round(cumulative_share * len(subjects)), len(subjects) - left_for_others))
+        part_of |= dict.fromkeys(subjects[start:stop], part)
+        start = stop
     return part_of

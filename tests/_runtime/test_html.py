@@ -115,11 +115,11 @@ def test_catalogue_panel_has_a_row_for_each_entry(volume, tmp_path, monkeypatch)
     assert tags.count("tr") == 5
     for expected in (EVIL, "4 volumes", "12 x 20 x 16 of 200 um x 100 um x 50 um", "gone.nii does not exist", "remote"):
         assert expected in text
-    monkeypatch.setattr(catalog, "_SHOWN_BYTES", volume.nbytes)
+    monkeypatch.setattr(catalog, "_MAX_DECODED_BYTES", volume.nbytes)
     text, tags = parse_checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
     assert tags.count("image") == 1
     assert "too large for a picture" in text
-    monkeypatch.setattr(catalog, "_SHOWN", 1)
+    monkeypatch.setattr(catalog, "_MAX_ROWS", 1)
     text, tags = parse_checked(mrhdata.open_catalog(tmp_path / "c.yaml")._repr_html_())
     assert tags.count("tr") == 2
     assert "the first 1" in text

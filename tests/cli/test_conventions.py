@@ -110,11 +110,11 @@ def test_completion():
         ("info {folder}/no/such/file.nii", "does not exist"),
         ("convert a.nii {folder}/no/such/b.zarr", "does not exist"),
         ("catalog check {folder}", "Is a directory"),
-        ("catalog list {folder}/text.txt", "holds no mapping"),
+        ("catalog list {folder}/text.txt", "must be a mapping"),
         ("predict {folder} out.zarr a.nii", "is no model folder"),
         ("predict {folder}/text.txt out.zarr a.nii", "is no model folder"),
         ("train-labels net {folder} --input t1w=T1w --labels seg --recipe best", "no file of"),
-        ("fetch nothing", "no published volume 'nothing'"),
+        ("fetch nothing", "must be a published volume; got 'nothing'"),
         ("count {folder} a.nii c.csv", "no ending that is known for points"),
     ],
 )

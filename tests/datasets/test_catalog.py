@@ -1,4 +1,4 @@
-"""Catalogues: opened by plain intake, selected exactly, and never code."""
+"""Catalogues: plain intake opens them, selection is exact, and code is refused."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ CATALOGS = Path(__file__).parents[2] / "catalogs"
 
 @pytest.fixture
 def two_subjects(tmp_path):
-    """Two subjects, two roles, values that tell them apart."""
+    """Write a catalogue of two subjects with two roles each; each volume has its own value."""
     entries = {}
     for i, subject in enumerate(("1", "10")):
         for j, role in enumerate(("t2w", "af")):
@@ -29,7 +29,7 @@ def two_subjects(tmp_path):
 
 
 def test_select_matches_exactly(two_subjects):
-    """Subject 1 is not subject 10; a wrong name is an error that names the right ones."""
+    """Subject 1 is not subject 10; the error for an unknown value lists the existing ones."""
     cat = mrhdata.open_catalog(two_subjects)
     group = cat.select(subject="1")
     assert {name: int(v.max()) for name, v in group.items()} == {"t2w": 0, "af": 1}
@@ -39,8 +39,8 @@ def test_select_matches_exactly(two_subjects):
         cat.select(subject="01")
 
 
-def test_a_name_that_is_not_there_is_a_sentence(two_subjects):
-    """Whose group it is and what it holds; a KeyError all the same, and otherwise a plain dict."""
+def test_missing_name_in_a_group_raises_a_key_error_that_lists_the_names(two_subjects):
+    """The message names the group; otherwise a group behaves like a dict."""
     cat = mrhdata.open_catalog(two_subjects)
     group = cat.select(subject="1")
     with pytest.raises(CatalogError) as caught:
@@ -52,8 +52,8 @@ def test_a_name_that_is_not_there_is_a_sentence(two_subjects):
         cat.subjects()["01"]
 
 
-def test_plain_intake_opens_it(two_subjects):
-    """Without importing us: right volume, right subject, right geometry."""
+def test_plain_intake_opens_a_catalogue(two_subjects):
+    """Volume, subject and geometry are correct without an import of mrhdata."""
     code = (
         f"import intake; c = intake.open_catalog({str(two_subjects)!r}); v = c.sub_10_af.read();"
         "print(int(v.max()), v.mrh.spacing.tolist(), c.sub_10_af.metadata['subject'])"
@@ -63,7 +63,7 @@ def test_plain_intake_opens_it(two_subjects):
 
 
 def test_shipped_catalogue_opens(shared):
-    """Every entry opens with plain intake in its place beside the project."""
+    """Every entry opens with plain intake; the data folder is next to the project."""
     import intake
 
     catalog.check(CATALOGS / "mouse.yaml")
@@ -75,32 +75,32 @@ def test_shipped_catalogue_opens(shared):
         assert volume.mrh.grid.shape
 
 
-def at_voxels(volume, like):
-    """Nearest values of a volume at the voxels of another."""
-    places = like.mrh.grid.world(np.moveaxis(np.indices(like.shape), 0, -1))
-    index = np.rint(volume.mrh.grid.index(places)).astype(int)
+def nearest_values(volume, like):
+    """Return the nearest values of a volume at the voxels of another, 0 outside."""
+    points_mm = like.mrh.grid.world(np.moveaxis(np.indices(like.shape), 0, -1))
+    index = np.rint(volume.mrh.grid.index(points_mm)).astype(int)
     inside = ((index >= 0) & (index < volume.shape)).all(-1)
     values = np.zeros(like.shape, volume.dtype)
     values[inside] = volume.values[tuple(index[inside].T)]
     return values
 
 
-def test_lying_headers_come_together_in_ccfv3(shared):
-    """Allen's annotation, read as its entry says, covers the brain of the MINC volumes: Dice >= 0.95."""
+def test_header_overrides_align_allen_and_minc_volumes(shared):
+    """Allen's annotation, read with the options of its entry, covers the brain of the MINC volumes: Dice >= 0.95."""
     cat = mrhdata.open_catalog(CATALOGS / "mouse.yaml")
     annotation = cat["annotation"].read().compute()
     template = mrhdata.read(shared / "mouse-mri-histology/average_template_200um_mask.mnc", kind="mask").compute()
     for mask in (template, cat["mask"].read().compute()):
-        covered, brain = at_voxels(annotation, mask) > 0, mask.values > 0
+        covered, brain = nearest_values(annotation, mask) > 0, mask.values > 0
         dice = 2 * (covered & brain).sum() / (covered.sum() + brain.sum())
         assert dice >= 0.95
 
 
-def test_left_and_right_are_those_of_allen(shared):
+def test_left_and_right_of_the_projection_density(shared):
     """Allen injects the right hemisphere: density is highest at X > 0.
 
-    The MINC volumes are mirror images of themselves (r = 0.996), so between them and the annotation
-    left and right cannot be told apart by values; this fixes the annotation's side alone.
+    The MINC volumes are nearly symmetric (r = 0.996 with their mirror images), so values cannot distinguish their
+    left from their right; this test fixes the side of Allen's volumes only.
     """
     cat = mrhdata.open_catalog(CATALOGS / "mouse.yaml")
     density = cat["projection"].read().compute()
@@ -142,7 +142,7 @@ GOOD = "sources: {a: {driver: mrh_volume, args: {urlpath: '{{ CATALOG_DIR }}/a.n
     ],
 )
 def test_catalogues_that_could_run_code_are_refused(tmp_path, text, monkeypatch):
-    """Refused before intake is called."""
+    """The error is raised before intake is called."""
     path = tmp_path / "c.yaml"
     path.write_text(text)
     monkeypatch.setattr(catalog.Catalog, "__init__", lambda *_: pytest.fail("intake was called"))
@@ -151,7 +151,7 @@ def test_catalogues_that_could_run_code_are_refused(tmp_path, text, monkeypatch)
 
 
 def test_nested_catalogues_are_checked_too(tmp_path):
-    """One bad leaf spoils the tree; a loop of catalogues ends."""
+    """One bad nested catalogue is enough for an error; a cycle of catalogues ends."""
     (tmp_path / "top.yaml").write_text(
         "sources: {n: {driver: yaml_file_cat, args: {path: '{{ CATALOG_DIR }}/leaf.yaml'}}}"
     )
@@ -166,8 +166,8 @@ def test_nested_catalogues_are_checked_too(tmp_path):
         catalog.check(tmp_path / "gone.yaml")
 
 
-def test_a_wrong_subject_is_an_error_with_plain_intake(two_subjects):
-    """No driver that takes any subject and returns the first."""
+def test_plain_intake_raises_an_error_for_an_unknown_subject(two_subjects):
+    """The driver does not accept a subject as an option and return the first one."""
     import intake
 
     cat = intake.open_catalog(str(two_subjects))
@@ -178,7 +178,7 @@ def test_a_wrong_subject_is_an_error_with_plain_intake(two_subjects):
 
 
 def test_one_world_point_is_one_tissue_in_five_modalities(five_modalities):
-    """MRI, QSM, histology, cleared tissue and EM: five spacings, three orientations, one world."""
+    """MRI, QSM, histology, cleared tissue and EM have five spacings and three orientations in one world space."""
     path, tissue, back = five_modalities
     group = mrhdata.open_catalog(path).select(subject="01")
     assert sorted(group) == ["cleared", "em", "histology", "mri", "qsm"]
@@ -187,18 +187,18 @@ def test_one_world_point_is_one_tissue_in_five_modalities(five_modalities):
     volumes = {name: v.compute() for name, v in group.items()}
     rng = np.random.default_rng(1)
     points = rng.uniform(-0.28, 0.28, (3000, 3))
-    # Points deep within one tissue: coarser voxels do not reach its edge.
+    # Points at least 0.11 mm inside one tissue, so that the voxels of coarse modalities do not cross its edge.
     around = points[:, None] + rng.uniform(-0.11, 0.11, (1, 200, 3))
-    deep = (tissue(around) == tissue(points)[:, None]).all(1)
-    assert deep.sum() > 100
+    interior = (tissue(around) == tissue(points)[:, None]).all(1)
+    assert interior.sum() > 100
     for name, volume in volumes.items():
-        index = np.rint(volume.mrh.index(points[deep])).astype(int)
-        found = back[name](volume.values[tuple(index.T)].astype(float))
-        np.testing.assert_allclose(found, tissue(points[deep]), atol=1e-5)
+        index = np.rint(volume.mrh.index(points[interior])).astype(int)
+        labels = back[name](volume.values[tuple(index.T)].astype(float))
+        np.testing.assert_allclose(labels, tissue(points[interior]), atol=1e-5)
 
 
-def test_build_from_a_folder(tmp_path, caplog):
-    """BIDS names parsed exactly; header overrides, licence, checksum and split travel in the entries."""
+def test_build_stores_names_overrides_licence_checksum_and_split(tmp_path, caplog):
+    """BIDS names are parsed exactly, an unreadable file is left out, and a second build writes the same text."""
     study = tmp_path / "study"
     (study / "sub-1" / "anat").mkdir(parents=True)
     (study / "dataset_description.json").write_text('{"Name": "A study", "License": "CC0", "DatasetDOI": "doi:1"}')
@@ -215,20 +215,25 @@ def test_build_from_a_folder(tmp_path, caplog):
     assert {int(v.max()) for v in cat.select(subject="1").values()} == {1}
     assert list(cat.select(subject="10")) == ["T1w", "dseg"]
     np.testing.assert_allclose(cat.select(subject="1")["T1w"].mrh.spacing, 0.001)
-    held, _ = cat.find(subject="1", role="dseg")["sub_1_ses_a_dseg"]
-    assert (held["session"], held["modality"], held["kind"], held["licence"]) == ("a", "labels", "labels", "CC0")
-    assert (held["citation"], len(held["sha256"])) == ("doi:1", 64)
-    parts = {s: {h["split"] for h, _ in cat.find(subject=s).values()} for s in ("1", "10", "2", "3", "4")}
+    metadata, _ = cat.find(subject="1", role="dseg")["sub_1_ses_a_dseg"]
+    assert {key: metadata[key] for key in ("session", "modality", "kind", "licence")} == {
+        "session": "a",
+        "modality": "labels",
+        "kind": "labels",
+        "licence": "CC0",
+    }
+    assert (metadata["citation"], len(metadata["sha256"])) == ("doi:1", 64)
+    parts = {s: {m["split"] for m, _ in cat.find(subject=s).values()} for s in ("1", "10", "2", "3", "4")}
     assert all(len(p) == 1 for p in parts.values())
     assert sorted(p for (p,) in parts.values()) == ["test", "test", "train", "train", "train"]
     assert set(cat.subjects(split="test")) == {s for s, p in parts.items() if p == {"test"}}
-    again = path.read_text("utf-8")
+    first_text = path.read_text("utf-8")
     build.build(study, split={"train": 0.6, "test": 0.4}, unit="um")
-    assert path.read_text("utf-8") == again
+    assert path.read_text("utf-8") == first_text
 
 
-def test_nested_catalogues_are_selected_too(two_subjects, tmp_path):
-    """Names are joined by a dot; plain intake walks the same tree."""
+def test_select_includes_nested_catalogues(two_subjects, tmp_path):
+    """Plain intake reads the same nested entry."""
     import intake
 
     (tmp_path / "top").mkdir()
@@ -240,17 +245,17 @@ def test_nested_catalogues_are_selected_too(two_subjects, tmp_path):
 
 
 @pytest.fixture
-def web(tmp_path, two_subjects):
-    """The folder of the two subjects over http, on loopback."""
+def http_address(tmp_path, two_subjects):
+    """Serve the folder of the two subjects over http on loopback."""
     import functools
     import http.server
     import threading
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    handler = functools.partial(Quiet, directory=two_subjects.parent)
+    handler = functools.partial(QuietHandler, directory=two_subjects.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -259,27 +264,27 @@ def web(tmp_path, two_subjects):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # aiohttp's session ends with the interpreter
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_catalogue_over_http(web, two_subjects):
-    """Checked and opened from another server; entries that lead to local files are refused."""
-    cat = mrhdata.open_catalog(web + "/catalog.yaml")
+def test_catalogue_over_http(http_address, two_subjects):
+    """A remote catalogue is checked and opened; its entries may not refer to local files."""
+    cat = mrhdata.open_catalog(http_address + "/catalog.yaml")
     volume = cat.select(subject="10")["af"]
     assert volume.mrh.grid.shape == (2, 3, 4)
     (two_subjects.parent / "bad.yaml").write_text("sources: {a: {driver: mrh_volume, args: {urlpath: /etc/passwd}}}")
     with pytest.raises(CatalogError, match="leads out"):
-        mrhdata.open_catalog(web + "/bad.yaml")
+        mrhdata.open_catalog(http_address + "/bad.yaml")
     up = "sources: {a: {driver: mrh_volume, args: {urlpath: '{{ CATALOG_DIR }}/../x.zarr'}}}"
     (two_subjects.parent / "bad.yaml").write_text(up)
     with pytest.raises(CatalogError, match="leads out"):
-        mrhdata.open_catalog(web + "/bad.yaml")
+        mrhdata.open_catalog(http_address + "/bad.yaml")
     with pytest.raises(CatalogError, match=r"does not exist|cannot be read"):
-        mrhdata.open_catalog(web + "/gone.yaml")
+        mrhdata.open_catalog(http_address + "/gone.yaml")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_catalogue_on_s3(two_subjects, monkeypatch):
-    """Anonymous reading from an S3-compatible server on loopback."""
+    """A catalogue and its volumes are read anonymously from an S3-compatible server on loopback."""
     s3fs = pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
     server.start()
