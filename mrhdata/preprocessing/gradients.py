@@ -1,8 +1,8 @@
-"""How a diffusion scan was weighted: b-values, directions, shells; read from Bruker, FSL and MRtrix files.
+"""Gradient tables of diffusion scans: b-values, directions and shells; read from Bruker, FSL and MRtrix files.
 
-Directions are world directions (X, Y, Z, RAS+), whatever the axes of an array: so a table stays true when
-a volume is permuted, sliced or reversed, and only turning the brain itself turns it (`Gradients.turned`).
-b is in ms/um^2, a thousandth of the usual s/mm^2, and diffusivities are then in um^2/ms.
+Directions are world directions (X, Y, Z, RAS+) and do not depend on the axes of an array: a table stays valid when
+a volume is permuted, sliced or reversed. It changes only if the brain itself is turned (`Gradients.turned`).
+b is in ms/um^2, a thousandth of the usual s/mm^2, so that diffusivities are in um^2/ms.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 
     from mrhdata.volume.grid import Floats
 
-#: ms/um^2; images weighted by no more count as unweighted (imaging gradients alone weight by some 0.05).
+#: Largest b (ms/um^2) of images that count as unweighted; imaging gradients by themselves reach about 0.05.
 B0 = 0.1
 
-#: A shell ends where the next b is larger by more than this part.
+#: Relative increase of b that begins a new shell.
 _GAP = 0.1
 
 
 @dataclass(frozen=True)
 class Shell:
-    """Images of about one b: their mean b (ms/um^2), and which they are."""
+    """Images of nearly equal b: their mean b (ms/um^2) and their rows in the table."""
 
     b: float
     rows: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """Such as ``b2000`` (s/mm^2, to the nearest 100), or ``b0``."""
+        """Return the name, such as ``b0`` or ``b2000`` (s/mm^2, to the nearest 100)."""
         return f"b{round(10 * self.b) * 100}"
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """A row for each image of a diffusion scan.
+    """Gradient table with one row for each image of a diffusion scan.
 
     Parameters
     ----------
     b : (n,) array-like
-        ms/um^2.
+        Diffusion weighting, ms/um^2.
     directions : (n, 3) array-like
-        World X, Y, Z (RAS+) of any length but 0, which they may have where b is at most `B0`.
+        World X, Y, Z (RAS+) of any length; length 0 is allowed only if b is at most `B0`.
 
     Raises
     ------
     DataError
-        Numbers differ, are negative or not finite, or a weighted image has no direction.
+        The shapes differ, a number is negative or not finite, or a weighted image has no direction.
 
     Examples
     --------
@@ -76,10 +76,10 @@ class Gradients:
     def __post_init__(self) -> None:
         b, directions = np.array(self.b, dtype=np.float64), np.array(self.directions, dtype=np.float64)
         if b.ndim != 1 or directions.shape != (len(b), 3):
-            raise DataError(f"b has the shape {b.shape} but directions {directions.shape}; give (n,) and (n, 3)")
+            raise DataError(f"b and directions must have shapes (n,) and (n, 3); got {b.shape} and {directions.shape}")
         lengths = np.linalg.norm(directions, axis=1)
         if not (np.isfinite(b).all() and np.isfinite(lengths).all() and (b >= 0).all()):
-            raise DataError("b or directions are negative or not finite; correct the table")
+            raise DataError("b must be finite and at least 0, and directions must be finite; correct the table")
         missing = np.flatnonzero((lengths == 0) & (b > B0))
         if missing.size:
             raise DataError(f"image {missing[0]} has b = {b[missing[0]]:g} ms/um^2 but no direction; correct the table")
@@ -92,37 +92,37 @@ class Gradients:
         return len(self.b)
 
     def __getitem__(self, rows: Any) -> Gradients:
-        """Return some of the rows, as of ``dwi.isel(c=rows)``."""
+        """Return the table of ``dwi.isel(c=rows)``."""
         return Gradients(self.b[rows], self.directions[rows])
 
     @property
     def shells(self) -> tuple[Shell, ...]:
-        """Images of about equal b together, the lowest first; unweighted ones are one shell."""
+        """Return groups of images of nearly equal b, lowest first; all unweighted images form one shell."""
         order = np.argsort(self.b, kind="stable")
         b = np.where(self.b > B0, self.b, 0)[order]
         ends = np.flatnonzero(b[1:] > (1 + _GAP) * b[:-1]) + 1
         return tuple(Shell(float(self.b[rows].mean()), tuple(sorted(rows.tolist()))) for rows in np.split(order, ends))
 
     def turned(self, rotation: ArrayLike) -> Gradients:
-        """The table after the brain was turned in world space, as when it was registered to a template.
+        """Return the table after the brain was turned in world space, for instance by registration to a template.
 
         Parameters
         ----------
         rotation : (3, 3) array-like
-            Maps old world directions to new ones; reflections are allowed.
+            Matrix that maps old world directions to new ones; reflections are allowed.
         """
         matrix = np.asarray(rotation, dtype=np.float64)
         if matrix.shape != (3, 3) or not np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-4):
-            raise GridError(f"directions are turned by a (3, 3) rotation, not by {matrix.tolist()}")
+            raise GridError(f"rotation must be an orthogonal (3, 3) matrix; got {matrix.tolist()}")
         return Gradients(self.b, self.directions @ matrix.T)
 
     def along(self, volume: xr.DataArray) -> Floats:
-        """Components along the array axes z, y, x of a volume: (n, 3)."""
+        """Return the components (n, 3) of the directions along the array axes z, y, x of a volume."""
         return np.asarray(self.directions @ volume.mrh.grid.affine[:3, :3] / volume.mrh.spacing, dtype=np.float64)
 
 
 def joined(tables: Sequence[Gradients]) -> Gradients:
-    """Tables of scans one behind the other, as of volumes joined along c."""
+    """Concatenate tables, for volumes concatenated along c."""
     return Gradients(np.concatenate([t.b for t in tables]), np.concatenate([t.directions for t in tables]))
 
 
@@ -132,40 +132,41 @@ def read_fsl(bvals: str | os.PathLike[str], bvecs: str | os.PathLike[str], volum
     Parameters
     ----------
     bvals, bvecs : path
-        A row of n numbers (s/mm^2), and three rows of n (or n of three).
+        Files with one row of n numbers (s/mm^2), and with three rows of n numbers (or n rows of three).
     volume : volume
-        The scan, as it was read. FSL's vectors are along the axes of the file, the first one reversed
-        where the file's affine has a positive determinant (FSL, "dtifit": radiological order).
+        The scan as it was read. FSL's vectors are along the axes of the file, with the first one reversed
+        if the file's affine has a positive determinant (FSL, "dtifit": radiological order).
 
     Raises
     ------
     FormatError
-        A file is missing or no such table.
+        A file is missing or does not hold such a table.
     GridError
-        The volume does not know the axes that its file had.
+        The volume does not record the axes of its file.
     """
     b, vectors = _numbers(Path(bvals)).ravel(), _numbers(Path(bvecs))
     if vectors.shape[0] != 3:
         vectors = vectors.T
     if vectors.shape != (3, len(b)):
-        raise FormatError(f"{bvecs} has {vectors.shape} numbers but {bvals} has {len(b)}; three for each are needed")
+        raise FormatError(
+            f"{bvecs} must hold three numbers for each of the {len(b)} in {bvals}; got the shape {vectors.shape}"
+        )
     axes = _file_axes(volume)
     flip = np.diag([-1.0 if np.linalg.det(axes) > 0 else 1.0, 1, 1])
-    # Unweighted images may have NaN there.
+    # The vectors of unweighted images may be NaN.
     vectors = np.where(b <= 1000 * B0, np.nan_to_num(vectors), vectors)
     return Gradients(b / 1000, vectors.T @ flip @ axes.T)
 
 
 def read_mrtrix(path: str | os.PathLike[str]) -> Gradients:
-    r"""Read a table of MRtrix: rows of x, y, z (world, RAS+) and b (s/mm^2), split by spaces or commas.
+    r"""Read an MRtrix table: rows of x, y, z (world, RAS+) and b (s/mm^2), separated by spaces or commas.
 
-    The length of x, y, z is left out of account; MRtrix itself, where it finds other lengths than 1, may
-    take it for a factor of b.
+    The length of x, y, z is ignored; MRtrix itself may scale b by it if lengths differ from 1.
 
     Raises
     ------
     FormatError
-        The file is missing or no such table.
+        The file is missing or does not hold such a table.
 
     Examples
     --------
@@ -177,7 +178,7 @@ def read_mrtrix(path: str | os.PathLike[str]) -> Gradients:
     """
     table = _numbers(Path(path))
     if table.shape[1] != 4:
-        raise FormatError(f"{path} has rows of {table.shape[1]} numbers; MRtrix tables have x, y, z, b")
+        raise FormatError(f"{path} must have four numbers per row (x, y, z, b); got rows of {table.shape[1]}")
     return Gradients(table[:, 3] / 1000, table[:, :3])
 
 
@@ -188,25 +189,27 @@ def read_bruker(path: str | os.PathLike[str], volume: xr.DataArray) -> Gradients
     ----------
     path : path
     volume : volume
-        The scan, as it was read from a file whose axes are those of the reconstructed image, first axis
-        first. Where a converter reversed or swapped axes, put the table right with `Gradients.turned`.
+        The scan, read from a file whose axes have the order and direction of the reconstructed image. If a
+        converter reversed or swapped axes, correct the table with `Gradients.turned`.
 
     Returns
     -------
     gradients : Gradients
-        b is the trace of ``PVM_DwBMatImag`` (with the weighting by imaging gradients), and the direction
-        its main axis; b-matrices have no sign, so that of the directions is arbitrary.
+        b is the trace of ``PVM_DwBMatImag`` (which includes imaging gradients) and the direction is its main axis.
+        The sign of a direction is arbitrary, because b-matrices have none.
 
     Raises
     ------
     FormatError
-        The file is missing, or holds no b-matrices.
+        The file is missing or has no b-matrices.
     GridError
-        The volume does not know the axes that its file had.
+        The volume does not record the axes of its file.
     """
     matrices = _bruker_array(Path(path), "PVM_DwBMatImag") / 1000
     if matrices.ndim != 3 or matrices.shape[1:] != (3, 3):
-        raise FormatError(f"{path}: PVM_DwBMatImag has the shape {matrices.shape}, not (n, 3, 3); is it damaged?")
+        raise FormatError(
+            f"PVM_DwBMatImag in {path} must have the shape (n, 3, 3); got {matrices.shape}. Check for a damaged file."
+        )
     values, axes = np.linalg.eigh(matrices)
     b = np.maximum(values.sum(axis=1), 0)
     directions = np.where(values[:, 2:] > 0, axes[:, :, 2], 0)
@@ -214,33 +217,33 @@ def read_bruker(path: str | os.PathLike[str], volume: xr.DataArray) -> Gradients
 
 
 def _file_axes(volume: xr.DataArray) -> Floats:
-    """World directions of the axes that the volume's file had, in the file's order: columns of (3, 3)."""
-    listed = [d for d in volume.attrs.get("source_axes", ()) if d in SPATIAL]
-    if len(listed) != 3:
+    """Return the world directions of the axes of the volume's file as columns of (3, 3), in the file's order."""
+    dims = [d for d in volume.attrs.get("source_axes", ()) if d in SPATIAL]
+    if len(dims) != 3:
         raise GridError(
-            f"volume {volume.name!r} does not know the axes of its file, along which these vectors are; "
-            "give the volume as mrhdata.read returns it"
+            f"volume {volume.name!r} does not record the axes of its file, to which these vectors refer. "
+            "Pass the volume as mrhdata.read returns it."
         )
-    # Not those of the grid, which reverse where the volume was reversed since.
-    axes = volume.mrh.affine[:3, [SPATIAL.index(d) for d in listed]]
+    # Not the affine of the grid, which changes when the volume is reversed.
+    axes = volume.mrh.affine[:3, [SPATIAL.index(d) for d in dims]]
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        raise GridError(f"the axes of {volume.name!r} are not at right angles: {axes.tolist()}; resample it first")
+        raise GridError(f"the axes of {volume.name!r} must be at right angles; got {axes.tolist()}. Resample it first.")
     return np.asarray(axes, dtype=np.float64)
 
 
 def _numbers(path: Path) -> Floats:
-    """Rows of numbers in a text file."""
+    """Read rows of numbers from a text file."""
     try:
-        rows = [re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in _text(path).splitlines()]
+        rows = [re.split(r"[\s,;]+", line.strip(" \t\r,;")) for line in _read_text(path).splitlines()]
         table = np.array([[float(n) for n in row] for row in rows if row != [""] and not row[0].startswith("#")])
     except ValueError as error:
-        raise FormatError(f"{path} is no table of numbers ({error})") from error
+        raise FormatError(f"{path} must be a table of numbers ({error})") from error
     if table.ndim != 2 or not table.size:
-        raise FormatError(f"{path} is no table of numbers: it is empty")
+        raise FormatError(f"{path} must be a table of numbers, but it is empty")
     return table
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -248,17 +251,17 @@ def _text(path: Path) -> str:
 
 
 def _bruker_array(path: Path, name: str) -> NDArray[np.float64]:
-    """An array of numbers in a JCAMP-DX file: ``##$NAME=( 2, 3 )``, then the numbers, ``@n*(v)`` for n times v."""
-    lines = [line for line in _text(path).splitlines() if not line.startswith("$$")]
-    found = re.search(rf"^##\${name}=\(([\d\s,]+)\)([^#]*)", "\n".join(lines), re.MULTILINE)
-    if found is None:
-        raise FormatError(f"{path} has no {name}; give the method file of a diffusion scan (ParaVision 6 or newer)")
-    shape = [int(n) for n in found[1].split(",")]
+    """Read an array from a JCAMP-DX file: ``##$NAME=( 2, 3 )``, then the numbers; ``@n*(v)`` means n times v."""
+    lines = [line for line in _read_text(path).splitlines() if not line.startswith("$$")]
+    match = re.search(rf"^##\${name}=\(([\d\s,]+)\)([^#]*)", "\n".join(lines), re.MULTILINE)
+    if match is None:
+        raise FormatError(f"{path} has no {name}. Pass the method file of a diffusion scan (ParaVision 6 or newer).")
+    shape = [int(n) for n in match[1].split(",")]
     values: list[float] = []
     try:
-        for times, repeated, number in re.findall(r"@(\d+)\*\(([^)]*)\)|(\S+)", found[2]):
-            # No longer than the array says.
+        for times, repeated, number in re.findall(r"@(\d+)\*\(([^)]*)\)|(\S+)", match[2]):
+            # Limited to the declared size, because a damaged file may state a huge repeat count.
             values += [float(repeated or number)] * min(int(times or 1), int(np.prod(shape)) + 1)
         return np.array(values).reshape(shape)
     except ValueError as error:
-        raise FormatError(f"{path}: {name} does not hold {shape} numbers ({error})") from error
+        raise FormatError(f"{name} in {path} must hold {shape} numbers ({error})") from error

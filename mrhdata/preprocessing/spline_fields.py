@@ -1,8 +1,8 @@
-"""Smooth fields: fitted to the means of coarse cells, evaluated block by block as tensor splines.
+"""Smooth fields: fitted to the means of coarse bins, evaluated block by block as tensor-product splines.
 
-A field that varies slowly is known from few numbers. The volume is read once, block by block, for the
-means of its cells; the field is a product of cubic B-splines along the axes (de Boor 1978, A Practical
-Guide to Splines, ch. IX and XVII), so a block of it costs one small matrix product per axis.
+Few numbers describe a slowly varying field. The volume is read once, block by block, to average its
+coarse bins; the field is a product of cubic B-splines along the axes (de Boor 1978, A Practical Guide to
+Splines, ch. IX and XVII), so one block of it costs one small matrix product per axis.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from dask.base import compute
 from dask.delayed import delayed
 from scipy.interpolate import BSpline
 
-from mrhdata.volume.construct import SPATIAL, describe, nonzero
+from mrhdata.volume.construct import SPATIAL, describe
 from mrhdata.volume.grid import Floats
+from mrhdata.volume.groups import nonzero
 
 _ORDER = 3
-#: Sums of so many blocks are added at once, so that those of a large volume never pile up.
+#: Number of partial sums added at once, so that those of a large volume never pile up in memory.
 _FAN_IN = 16
-#: A block of the field is made in pieces of about this many multiplications: they stay in the processor's cache,
-#: and OpenBLAS starts no threads for them, which would fight with Dask's own (measured: 1 ms became 18).
+#: Multiplications per piece of a block: a piece stays in the processor's cache, and OpenBLAS starts no threads for it,
+#: which would compete with Dask's own (measured: 18 ms instead of 1 ms).
 _PIECE_PRODUCTS = 2**18
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Means of the boxes of voxels that a volume is cut into.
+    """Means over the coarse bins of a volume.
 
     Attributes
     ----------
     dims : tuple of str
-        Those of the volume.
+        Dimensions of the volume.
     factors : tuple of int
-        Voxels of a cell along each of `dims`; the last cell along an axis holds what is left.
+        Voxels per bin along each of `dims`; the last bin along an axis may be smaller.
     means : array by `dims`
-        Over the voxels that are finite and in the mask; NaN where there are none.
+        Mean of the finite voxels inside the mask; NaN for bins without any.
     share : array by `dims`
-        How much of a cell these voxels are, 0 to 1.
+        Share of a bin's voxels that are finite and inside the mask, 0 to 1.
     """
 
     dims: tuple[str, ...]
@@ -54,30 +55,30 @@ class Cells:
 
 
 def factors_for(volume: xr.DataArray, dims: Sequence[str], cells: int) -> tuple[int, ...]:
-    """Voxels of a cell along each axis, so that there are at most `cells` along `dims`; 1 along others."""
+    """Return the voxels per bin along each axis: at most `cells` bins along `dims`, 1 voxel along other axes."""
     return tuple(-(-n // cells) if d in dims else 1 for d, n in volume.sizes.items())
 
 
 def coarse_cells(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArray | None = None) -> Cells:
-    """Means over cells of a volume, which is read once, block by block.
+    """Average a volume over coarse bins, reading it once, block by block.
 
-    Memory holds the blocks being read and the cells, whatever the size of the volume. Sums are kept in
-    double precision, so how the volume is chunked shows in the last bits at most, for integers not at all.
+    Memory holds only the bins and the blocks being read, for volumes of any size. Sums are in double precision,
+    so the chunking changes the last bits at most, and nothing for integers.
 
     Parameters
     ----------
     volume : volume
     factors : sequence of int
-        Voxels of a cell along each axis of `volume`.
+        Voxels per bin along each axis of `volume`.
     mask : volume, optional
-        With the spatial axes of `volume`; voxels where it is 0 are left out.
+        Mask with the spatial axes of `volume`; voxels where it is 0 are ignored.
 
     Examples
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.array([[1.0, 2.0, 3.0, np.nan, 7.0]]), spacing=(1, 1))
-    >>> cells = coarse_cells(v, (1, 2))
-    >>> cells.means.tolist(), cells.share.tolist()
+    >>> bins = coarse_cells(v, (1, 2))
+    >>> bins.means.tolist(), bins.share.tolist()
     ([[1.5, 3.0, 7.0]], [[1.0, 0.5, 1.0]])
     """
     values = da.asarray(volume.data)
@@ -86,61 +87,61 @@ def coarse_cells(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArra
     if mask is not None:
         inside = da.broadcast_to(da.asarray(mask.data), values.shape).rechunk(values.chunks)
         masks = inside.to_delayed().ravel()
-    add_up, sums_of = delayed(_add_up, pure=False), delayed(_sums, pure=False)
-    parts = [
-        sums_of(block, inside, start, tuple(factors))
-        for block, inside, start in zip(values.to_delayed().ravel(), masks, starts, strict=True)
+    merge, sum_block = delayed(_merge_sums, pure=False), delayed(_sum_block, pure=False)
+    sums = [
+        sum_block(block, block_mask, start, tuple(factors))
+        for block, block_mask, start in zip(values.to_delayed().ravel(), masks, starts, strict=True)
     ]
-    while len(parts) > 1:
-        parts = [add_up(parts[i : i + _FAN_IN]) for i in range(0, len(parts), _FAN_IN)]
-    _, (total, count) = compute(parts[0])[0]
+    while len(sums) > 1:
+        sums = [merge(sums[i : i + _FAN_IN]) for i in range(0, len(sums), _FAN_IN)]
+    _, (total, count) = compute(sums[0])[0]
     voxels = [np.diff([*range(0, n, f), n]) for n, f in zip(values.shape, factors, strict=True)]
     means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     return Cells(tuple(map(str, volume.dims)), tuple(factors), means, count / math.prod(np.ix_(*voxels)))
 
 
-Part = tuple[tuple[int, ...], Floats]
+_BinSums = tuple[tuple[int, ...], Floats]
 
 
-def _sums(block: np.ndarray, mask: np.ndarray | None, start: Sequence[int], factors: Sequence[int]) -> Part:
-    """First cell of a block, and the sums and counts (2, ...) of its voxels in each of its cells."""
-    good = np.isfinite(block)
+def _sum_block(block: np.ndarray, mask: np.ndarray | None, start: Sequence[int], factors: Sequence[int]) -> _BinSums:
+    """Return the first bin of a block, and the sums and counts (2, ...) of its voxels in each bin."""
+    valid = np.isfinite(block)
     if mask is not None:
-        good &= nonzero(mask)
+        valid &= nonzero(mask)
     edges = [
         [0, *range(-first % factor or factor, n, factor), n]
         for first, factor, n in zip(start, factors, block.shape, strict=True)
     ]
-    whole = bool(good.all())
-    sums = _by_cell(block if whole else np.where(good, block, 0), edges)
-    count = math.prod(np.ix_(*(np.diff(e) for e in edges))) if whole else _by_cell(good, edges)
+    all_valid = bool(valid.all())
+    sums = _sum_bins(block if all_valid else np.where(valid, block, 0), edges)
+    count = math.prod(np.ix_(*(np.diff(e) for e in edges))) if all_valid else _sum_bins(valid, edges)
     return tuple(first // factor for first, factor in zip(start, factors, strict=True)), np.stack([sums, count])
 
 
-def _by_cell(values: np.ndarray, edges: Sequence[Sequence[int]]) -> Floats:
-    for axis, ends in enumerate(edges):
-        if len(ends) <= values.shape[axis]:
-            # Three times faster than np.add.reduceat, which walks along the wrong axis.
-            cells = [values[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(ends)]
-            values = np.stack([cell.sum(axis, dtype=np.float64) for cell in cells], axis)
+def _sum_bins(values: np.ndarray, edges: Sequence[Sequence[int]]) -> Floats:
+    for axis, axis_edges in enumerate(edges):
+        if len(axis_edges) <= values.shape[axis]:
+            # Three times faster than np.add.reduceat, which iterates along the wrong axis.
+            bins = [values[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(axis_edges)]
+            values = np.stack([voxels.sum(axis, dtype=np.float64) for voxels in bins], axis)
     return values.astype(np.float64, copy=False)
 
 
-def _add_up(parts: Sequence[Part]) -> Part:
-    """Sums over the smallest box of cells that holds all parts."""
-    low = np.min([corner for corner, _ in parts], axis=0)
-    high = np.max([np.add(corner, sums.shape[1:]) for corner, sums in parts], axis=0)
+def _merge_sums(blocks: Sequence[_BinSums]) -> _BinSums:
+    """Add sums over the smallest box of bins that contains all blocks."""
+    low = np.min([corner for corner, _ in blocks], axis=0)
+    high = np.max([np.add(corner, sums.shape[1:]) for corner, sums in blocks], axis=0)
     total = np.zeros((2, *(high - low)))
-    for corner, sums in parts:
-        where = [slice(a, a + n) for a, n in zip(np.subtract(corner, low), sums.shape[1:], strict=True)]
-        total[(slice(None), *where)] += sums
+    for corner, sums in blocks:
+        box = [slice(a, a + n) for a, n in zip(np.subtract(corner, low), sums.shape[1:], strict=True)]
+        total[(slice(None), *box)] += sums
     return tuple(low.tolist()), total
 
 
 def basis(place: Floats, spans: int) -> Floats:
-    """Cubic B-splines at `place`, where 0 is the start of the first span and 1 the end of the last: (n, spans + 3).
+    """Evaluate cubic B-splines at `place`: (n, spans + 3). 0 is the start of the first span, 1 the end of the last.
 
-    Each row sums to 1; beyond the ends the outer polynomials go on.
+    Each row sums to 1; the outer polynomials are extrapolated beyond the ends.
 
     Examples
     --------
@@ -152,20 +153,20 @@ def basis(place: Floats, spans: int) -> Floats:
 
 
 def centres(cells: Cells, dim: str) -> Floats:
-    """Where cells lie along an axis: 0 is the middle of the first, 1 that of the last."""
+    """Return the centres of bins along an axis: 0 for the first, 1 for the last."""
     n = cells.means.shape[cells.dims.index(dim)]
     return np.linspace(0, 1, n) if n > 1 else np.zeros(1)
 
 
 def fit_each(cells: Cells, fit: Callable[[Floats, Floats], Floats]) -> Floats:
-    """Lattices of all images along t and c, fitted one by one."""
-    outer = tuple(n for d, n in zip(cells.dims, cells.means.shape, strict=True) if d not in SPATIAL)
-    lattices = [fit(cells.means[i], cells.share[i]) for i in np.ndindex(outer)]
-    return np.stack(lattices).reshape(outer + lattices[0].shape)
+    """Fit each image along t and c separately; return all lattices."""
+    image_shape = tuple(n for d, n in zip(cells.dims, cells.means.shape, strict=True) if d not in SPATIAL)
+    lattices = [fit(cells.means[i], cells.share[i]) for i in np.ndindex(image_shape)]
+    return np.stack(lattices).reshape(image_shape + lattices[0].shape)
 
 
 def contract(values: Floats, matrices: Sequence[Floats]) -> Floats:
-    """Multiply the first axes by a matrix each: (n, k) makes n of k.
+    """Multiply each of the first axes by a matrix: (n, k) turns k values into n.
 
     Examples
     --------
@@ -174,46 +175,49 @@ def contract(values: Floats, matrices: Sequence[Floats]) -> Floats:
     """
     for axis, matrix in enumerate(matrices):
         shape = values.shape
-        # One small product for each index of the axes before.
+        # One small product for each index of the preceding axes.
         stacked = values.reshape(math.prod(shape[:axis]), shape[axis], -1)
         values = (matrix @ stacked).reshape(*shape[:axis], len(matrix), *shape[axis + 1 :])
     return values
 
 
 def evaluate(lattice: Floats, cells: Cells, source: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
-    """Exponential of a spline at every voxel of `volume`, lazy and in its chunks.
+    """Evaluate the exponential of a spline at every voxel of `volume`, lazily and in its chunks.
 
     Parameters
     ----------
     lattice : array by ``cells.dims``
-        Coefficients. Along a spatial axis there are spans + 3 of them, or one where the field does not
-        vary; along ``t`` and ``c`` one for each image.
+        Coefficients: spans + 3 along a spatial axis, or one if the field does not vary along it; one for each
+        image along ``t`` and ``c``.
     cells : Cells
-        Of `source`; the spans reach from the middle of the first cell to that of the last.
+        Coarse bins of `source`; the spans reach from the centre of the first bin to that of the last.
     source, volume : volume
-        What the field was fitted on, and where it is wanted; one affine, so that distances along their
-        axes are the same. The field goes on for one cell beyond the outer centres, and then stays.
+        The volume that the field was fitted on, and the volume to evaluate it for. They have the same affine, so
+        that distances along their axes agree. The field is extrapolated for one bin beyond the outer centres and
+        is constant from there.
 
     Returns
     -------
     field : volume, float32
-        With the axes of `source` on the grid of `volume`.
+        Field with the axes of `source` on the grid of `volume`.
     """
     template = volume.isel({d: 0 for d in volume.dims if d not in cells.dims}, drop=True)
     chunks = da.asarray(template.data).chunks
-    rows = [
-        da.from_array(_rows(dim, n, cells, source, template), chunks=(sizes, -1))
+    weights = [
+        da.from_array(_spline_weights(dim, n, cells, source, template), chunks=(sizes, -1))
         for dim, n, sizes in zip(cells.dims, lattice.shape, chunks, strict=True)
     ]
-    free, bound = range(len(rows)), range(len(rows), 2 * len(rows))
-    pairs = [p for row, i, k in zip(rows, free, bound, strict=True) for p in (row, (i, k))]
-    data = da.blockwise(_block, tuple(free), *pairs, lattice=lattice, concatenate=True, dtype=np.float32)
+    voxel_axes, lattice_axes = range(len(weights)), range(len(weights), 2 * len(weights))
+    operands = [p for row, i, k in zip(weights, voxel_axes, lattice_axes, strict=True) for p in (row, (i, k))]
+    data = da.blockwise(
+        _evaluate_block, tuple(voxel_axes), *operands, lattice=lattice, concatenate=True, dtype=np.float32
+    )
     field = xr.DataArray(data, dims=template.dims, coords=template.coords)
     return describe(field.assign_attrs(affine=volume.attrs["affine"], space=volume.mrh.space, kind="image"), units="1")
 
 
 def divide(volume: xr.DataArray, field: xr.DataArray, dark: float = 0.0) -> xr.DataArray:
-    """Volume less `dark` over field, lazy, float32, with the attributes of `volume`."""
+    """Subtract `dark` from a volume and divide by `field`: lazy, float32, with the attributes of `volume`."""
     image = volume.copy(data=da.asarray(volume.data)).astype(np.float32)
     corrected = (image - np.float32(dark) if dark else image) / field
     corrected = corrected.transpose(*volume.dims).rename(volume.name)
@@ -221,29 +225,29 @@ def divide(volume: xr.DataArray, field: xr.DataArray, dark: float = 0.0) -> xr.D
     return corrected
 
 
-def _rows(dim: str, n: int, cells: Cells, source: xr.DataArray, volume: xr.DataArray) -> Floats:
-    """Weights of the `n` coefficients along an axis, for each of the volume's indices: (length, n)."""
-    length, count = volume.sizes[dim], cells.means.shape[cells.dims.index(dim)]
+def _spline_weights(dim: str, n: int, bins: Cells, source: xr.DataArray, volume: xr.DataArray) -> Floats:
+    """Return the weights (length, n) of the `n` coefficients along an axis at each index of the volume."""
+    length, count = volume.sizes[dim], bins.means.shape[bins.dims.index(dim)]
     if dim not in SPATIAL:
         return np.eye(length)
     if n == 1:
         return np.ones((length, 1))
-    factor = cells.factors[cells.dims.index(dim)]
-    along = source.coords[dim].values
-    step = (along[-1] - along[0]) / (along.size - 1)
-    cell = (volume.coords[dim].values - along[0]) / step / factor - (factor - 1) / (2 * factor)
-    return basis(np.clip(cell, -1, count) / (count - 1), n - _ORDER)
+    factor = bins.factors[bins.dims.index(dim)]
+    positions = source.coords[dim].values
+    spacing = (positions[-1] - positions[0]) / (positions.size - 1)
+    bin_index = (volume.coords[dim].values - positions[0]) / spacing / factor - (factor - 1) / (2 * factor)
+    return basis(np.clip(bin_index, -1, count) / (count - 1), n - _ORDER)
 
 
-def _block(*rows: Floats, lattice: Floats) -> np.ndarray:
-    """One block of the field: `lattice` contracted with the rows of each axis."""
-    shape = tuple(len(r) for r in rows)
-    values = contract(lattice, rows[:-1])
-    lines, last = values.reshape(-1, values.shape[-1]), rows[-1].T
+def _evaluate_block(*weights: Floats, lattice: Floats) -> np.ndarray:
+    """Return one block of the field: `lattice` contracted with the weights of each axis."""
+    shape = tuple(len(w) for w in weights)
+    values = contract(lattice, weights[:-1])
+    lines, last = values.reshape(-1, values.shape[-1]), weights[-1].T
     out = np.empty((len(lines), shape[-1]), dtype=np.float32)
     step = max(1, _PIECE_PRODUCTS // max(1, last.size))
     for i in range(0, len(lines), step):
-        # In double precision, then rounded: the order in which a product is summed depends on the block.
+        # In double precision, then rounded: the order of summation in a product depends on the block.
         out[i : i + step] = lines[i : i + step] @ last
         np.exp(out[i : i + step], out=out[i : i + step])
     return out.reshape(shape)
