@@ -1,4 +1,4 @@
-"""Scores: numbers in, numbers out. Every score is ``f(truth, prediction, ...)``, NumPy and SciPy only."""
+"""Scores of predictions: every score is ``f(truth, prediction, ...)`` and needs only NumPy and SciPy."""
 
 import lazy_loader
 

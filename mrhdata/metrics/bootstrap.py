@@ -1,7 +1,7 @@
-"""Intervals by block bootstrap: neighbouring voxels are no independent samples, whole blocks nearly are.
+"""Confidence intervals by block bootstrap: neighbouring voxels are not independent samples, whole blocks nearly are.
 
-Blocks are drawn with replacement; every statistic here follows from sums over blocks, so a thousand
-resamplings cost one matrix product. See Kuensch 1989, Ann. Statist. 17:1217.
+Every statistic here follows from sums over blocks, so a thousand resamplings cost one matrix product. See
+Kuensch 1989, Ann. Statist. 17:1217.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mrhdata.metrics.roc import area_above, at_specificity, classes
 
 Floats = NDArray[np.float64]
 
-#: Bins that scores are counted in.
+#: Number of histogram bins for scores.
 _BINS = 1024
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often blocks are drawn, the level of the intervals, and the seed."""
+    """Settings of a block bootstrap: number of resamplings, confidence level, random seed."""
 
     replicates: int = 1000
     level: float = 0.95
@@ -34,7 +34,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval around it.
+    """An estimate and its confidence interval.
 
     Examples
     --------
@@ -51,7 +51,7 @@ class Interval:
 
 
 def interval(estimate: float, replicates: ArrayLike, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap replicates; those without a value (one class only) are left out.
+    """Return the percentile interval of bootstrap replicates; NaN replicates are left out.
 
     Examples
     --------
@@ -61,13 +61,15 @@ def interval(estimate: float, replicates: ArrayLike, level: float = 0.95) -> Int
     values = np.asarray(replicates, dtype=np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
-        raise DataError("no resampling has a value; use more or larger blocks")
+        raise DataError("all bootstrap replicates are NaN; use more or larger blocks")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high))
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Interval of a share of independent trials (Wilson 1927, JASA 22:209), also for few and for all or none.
+    """Return the confidence interval of a proportion of independent trials (Wilson 1927, JASA 22:209).
+
+    It also holds for few trials, and if none or all of them succeed.
 
     Examples
     --------
@@ -75,15 +77,16 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     ('0.800 [0.490, 0.943]', '0.000 [0.000, 0.278]')
     """
     if not 0 <= successes <= trials or trials == 0:
-        raise DataError(f"{successes} of {trials} is no share; there is one trial or more")
-    share, z2 = successes / trials, float(norm.ppf((1 + level) / 2)) ** 2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = np.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+        raise DataError(f"successes must be 0 to trials, and trials 1 or more; got {successes} of {trials}")
+    share = successes / trials
+    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half_width = np.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return Interval(share, max(0.0, float(centre - half_width)), min(1.0, float(centre + half_width)))
 
 
 def chance(replicates: ArrayLike) -> float:
-    """Two-sided chance that a difference whose resamplings these are is none.
+    """Return the two-sided p-value of a difference from its bootstrap replicates.
 
     Examples
     --------
@@ -92,12 +95,12 @@ def chance(replicates: ArrayLike) -> float:
     """
     values = np.asarray(replicates, dtype=np.float64)
     values = values[np.isfinite(values)]
-    side = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    return min(1.0, 2 * (side + 1) / (values.size + 1))
+    smaller_tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (smaller_tail + 1) / (values.size + 1))
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Chances adjusted for their number (Holm 1979, Scand. J. Stat. 6:65).
+    """Adjust p-values for multiple comparisons (Holm 1979, Scand. J. Stat. 6:65).
 
     Examples
     --------
@@ -106,28 +109,29 @@ def holm(p: ArrayLike) -> Floats:
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values)
-    steps = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
+    adjusted = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
     out = np.empty_like(values)
-    out[order] = np.minimum(steps, 1.0)
+    out[order] = np.minimum(adjusted, 1.0)
     return out
 
 
 def draw_blocks(count: int, bootstrap: Bootstrap, widening: float = 1.0) -> Floats:
-    """How much each block counts in each resampling: (replicates, count), rows summing to `count`.
+    """Draw the weight of each block in each resampling: (replicates, count), every row with the sum `count`.
 
     Parameters
     ----------
     count : int
-        Of blocks.
+        Number of blocks.
     bootstrap : Bootstrap
+        Number of resamplings, confidence level and seed.
     widening : float
-        How much wider intervals are than those of independent blocks.
+        Width of the intervals relative to those of independent blocks.
 
     Notes
     -----
-    Weights are gamma distributed, the Bayesian bootstrap (Rubin 1981, Ann. Statist. 9:130) where nothing is
-    widened: their spread is what makes intervals wide. That of few blocks is that of a t interval
-    (Hesterberg 2015, Am. Stat. 69:371, section 5.3).
+    Weights are gamma distributed: the Bayesian bootstrap (Rubin 1981, Ann. Statist. 9:130) if `widening` is 1 and
+    there are many blocks. A larger spread of the weights widens the intervals; for few blocks they become as wide
+    as t intervals (Hesterberg 2015, Am. Stat. 69:371, section 5.3).
 
     Examples
     --------
@@ -135,17 +139,17 @@ def draw_blocks(count: int, bootstrap: Bootstrap, widening: float = 1.0) -> Floa
     [5.0, 5.0, 5.0]
     """
     if count < 2:
-        raise DataError(f"there is {count} block; an interval needs several: use smaller blocks")
+        raise DataError(f"an interval needs 2 blocks or more; got {count}. Use smaller blocks.")
     tail = (1 - bootstrap.level) / 2
-    few = np.sqrt(count / (count - 1)) * t_distribution.ppf(tail, count - 1) / norm.ppf(tail)
-    spread = (few * widening) ** 2
-    weights = np.random.default_rng(bootstrap.seed).gamma(1 / spread, size=(bootstrap.replicates, count))
+    small_sample = np.sqrt(count / (count - 1)) * t_distribution.ppf(tail, count - 1) / norm.ppf(tail)
+    variance = (small_sample * widening) ** 2
+    weights = np.random.default_rng(bootstrap.seed).gamma(1 / variance, size=(bootstrap.replicates, count))
     return np.asarray(weights * count / weights.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
 class RocReplicates:
-    """Statistics of the ROC curve of each resampling; NaN where one has only one class."""
+    """Statistics of the ROC curve of each resampling; NaN if a resampling has only one class."""
 
     auc: Floats
     sensitivity: Floats
@@ -155,34 +159,35 @@ class RocReplicates:
 def roc_replicates(
     truth: ArrayLike, score: ArrayLike, block: ArrayLike, draws: Floats, specificity: float = 0.9
 ) -> RocReplicates:
-    """ROC statistics of each resampling of blocks.
+    """Compute ROC statistics of each resampling of blocks.
 
     Parameters
     ----------
     truth, score : array-like, n values
+        Class (positive if not zero) and score of each value.
     block : (n,) ints, 0 to b - 1
+        Block of each value.
     draws : (replicates, b) array
-        From :func:`draw_blocks`.
+        Weights from :func:`draw_blocks`.
     specificity : float
-        Where sensitivity is taken, and above which the partial area is.
+        Specificity of the sensitivity, and lower end of the partial area.
 
     Notes
     -----
-    Scores are counted in 1024 bins of about equal numbers: with more values than that, an AUC is off by
-    some 1e-5.
+    Scores are binned into 1024 quantiles: with more than 1024 distinct scores, the error of an AUC is about 1e-5.
     """
     positive, s = classes(truth, score)
     edges = np.unique(np.quantile(s, np.linspace(0, 1, _BINS + 1)[1:-1], method="higher"))
-    # The highest bin first.
-    place = len(edges) - np.searchsorted(edges, s, side="right")
-    flat = np.asarray(block).ravel() * (len(edges) + 1) + place
+    # Bin 0 has the highest scores, so that cumulative counts run along the ROC curve.
+    bins = len(edges) - np.searchsorted(edges, s, side="right")
+    block_and_bin = np.asarray(block).ravel() * (len(edges) + 1) + bins
     size = draws.shape[1] * (len(edges) + 1)
     rates = []
-    for chosen in (~positive, positive):
-        counts = np.bincount(flat[chosen], minlength=size).reshape(draws.shape[1], -1)
-        found = np.cumsum(draws @ counts, axis=1)
-        total = found[:, -1:]
-        rate = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
+    for in_class in (~positive, positive):
+        counts = np.bincount(block_and_bin[in_class], minlength=size).reshape(draws.shape[1], -1)
+        above_threshold = np.cumsum(draws @ counts, axis=1)
+        total = above_threshold[:, -1:]
+        rate = np.divide(above_threshold, total, out=np.full_like(above_threshold, np.nan), where=total > 0)
         rates.append(np.concatenate([np.zeros((len(rate), 1)), rate], axis=1))
     fpr, tpr = rates
     area = np.sum(np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1]) / 2, axis=1)
@@ -190,10 +195,10 @@ def roc_replicates(
 
 
 def error_replicates(truth: ArrayLike, prediction: ArrayLike, block: ArrayLike, draws: Floats) -> tuple[Floats, Floats]:
-    """R2 and RMSE of each resampling of blocks; arguments as for :func:`roc_replicates`."""
+    """Compute R2 and RMSE of each resampling of blocks; arguments as for :func:`roc_replicates`."""
     t, p = check_same_shape(np.ravel(truth), np.ravel(prediction))
     blocks = np.asarray(block).ravel()
-    # Centred, so that the sums of squares do not cancel.
+    # Centring avoids cancellation in the sums of squares.
     centred = t - t.mean()
     sums = [np.bincount(blocks, weights=w, minlength=draws.shape[1]) for w in (centred, centred**2, (t - p) ** 2)]
     n = draws @ np.bincount(blocks, minlength=draws.shape[1])
@@ -204,7 +209,7 @@ def error_replicates(truth: ArrayLike, prediction: ArrayLike, block: ArrayLike, 
 
 
 def share_replicates(hits: ArrayLike, among: ArrayLike, block: ArrayLike, draws: Floats) -> Floats:
-    """Share of the values `among` (0 or 1) that are `hits`, in each resampling of blocks; NaN where none is among.
+    """Compute the share of the values `among` (0 or 1) that are `hits` in each resampling; NaN if `among` is all 0.
 
     Examples
     --------
@@ -212,5 +217,5 @@ def share_replicates(hits: ArrayLike, among: ArrayLike, block: ArrayLike, draws:
     [0.67, 0.5]
     """
     hit, weight, blocks = np.ravel(hits), np.ravel(among), np.ravel(block)
-    found, n = (draws @ np.bincount(blocks, weights=w, minlength=draws.shape[1]) for w in (hit * weight, weight))
-    return np.divide(found, n, out=np.full_like(n, np.nan), where=n > 0)
+    successes, n = (draws @ np.bincount(blocks, weights=w, minlength=draws.shape[1]) for w in (hit * weight, weight))
+    return np.divide(successes, n, out=np.full_like(n, np.nan), where=n > 0)

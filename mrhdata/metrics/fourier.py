@@ -1,4 +1,4 @@
-"""Resolution by Fourier ring (2D) and shell (3D) correlation: up to which frequency two images agree."""
+"""Resolution by Fourier ring (2D) and shell (3D) correlation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class FourierCorrelation:
     Attributes
     ----------
     frequency : (n,) array
-        Mean of each ring, in cycles per unit of the spacing; from above 0 to the Nyquist frequency.
+        Centre frequency of each ring, in cycles per unit of the spacing; above 0 and up to the Nyquist frequency.
     correlation : (n,) array
-        From -1 to 1.
+        Correlation of each ring, -1 to 1.
     count : (n,) array
-        Fourier coefficients of each ring.
+        Number of Fourier coefficients of each ring.
     """
 
     frequency: Floats
@@ -30,22 +30,22 @@ class FourierCorrelation:
     count: Floats
 
     def resolution(self, threshold: float = 1 / 7) -> float:
-        """One over the frequency at which the correlation first falls below a threshold, in units of the spacing.
+        """Return the reciprocal of the frequency at which the correlation first falls below a threshold.
 
-        1/7 belongs to two images with independent noise, where their mean has 0.5 with the truth (Rosenthal and
-        Henderson 2003, J. Mol. Biol. 333:721); 0.5 belongs to an image against the truth.
+        Use 1/7 for two images with independent noise: there the correlation of their mean with the truth is 0.5
+        (Rosenthal and Henderson 2003, J. Mol. Biol. 333:721). Use 0.5 for an image against the truth.
 
         Returns
         -------
         length : float
-            Between rings by a straight line. The Nyquist limit (two spacings) where the correlation never falls
-            so low, infinite where it begins below.
+            Resolution in units of the spacing, interpolated linearly between rings. It is the Nyquist limit (two
+            spacings) if the correlation never falls below the threshold, and infinite if it starts below.
 
         Examples
         --------
         >>> f = np.array([0.1, 0.2, 0.3, 0.4])
-        >>> found = FourierCorrelation(f, np.array([1.0, 0.8, 0.2, 0.0]), np.ones(4))
-        >>> found.resolution(0.5), found.resolution(-1.0)
+        >>> curve = FourierCorrelation(f, np.array([1.0, 0.8, 0.2, 0.0]), np.ones(4))
+        >>> curve.resolution(0.5), curve.resolution(-1.0)
         (4.0, 2.5)
         """
         below = np.flatnonzero(self.correlation < threshold)
@@ -53,30 +53,30 @@ class FourierCorrelation:
             return float(1 / self.frequency[-1])
         if below[0] == 0:
             return float("inf")
-        pair = [below[0], below[0] - 1]
-        return float(1 / np.interp(threshold, self.correlation[pair], self.frequency[pair]))
+        around_crossing = [below[0], below[0] - 1]
+        return float(1 / np.interp(threshold, self.correlation[around_crossing], self.frequency[around_crossing]))
 
 
 def fourier_correlation(
     first: ArrayLike, second: ArrayLike, *, spacing: float = 1.0, planes: bool = False
 ) -> FourierCorrelation:
-    """Correlation of the Fourier coefficients of two images, ring by ring or shell by shell.
+    """Correlate the Fourier coefficients of two images over rings or shells.
 
     Parameters
     ----------
     first, second : array-like of one shape
-        (y, x) for rings or (z, y, x) for shells, on an isotropic grid. Two acquisitions (or restorations of
+        Images (y, x) for rings or (z, y, x) for shells, on an isotropic grid: two acquisitions (or restorations of
         them) with independent noise, or the truth and a prediction. Gain and offset do not matter.
     spacing : float
-        Between pixels; results are in its unit.
+        Distance between pixels; it sets the unit of the results.
     planes : bool
-        Take (..., y, x) as planes whose rings are pooled.
+        Treat (..., y, x) as planes and pool their rings.
 
     Notes
     -----
-    The mean is taken off and a Hann window put on along each axis, since edges that are cut would agree in
-    both images at all frequencies. The window mixes neighbouring frequencies: a ring is as wide as its two
-    nearest of the longest axis.
+    The mean is subtracted and a Hann window applied along each axis, because the cut edges would agree in both
+    images at all frequencies. Rings are one frequency step of the longest axis wide; the window mixes neighbouring
+    rings.
 
     Examples
     --------
@@ -92,42 +92,44 @@ def fourier_correlation(
     rank = 2 if planes else a.ndim
     if rank not in (2, 3) or a.ndim < rank or min(a.shape[-rank:]) < 4:
         raise GridError(
-            f"an array of shape {a.shape} is no image (y, x) or (z, y, x) of 4 or more pixels; "
-            "select one, or pool the planes of a stack with planes=True"
+            f"an image must be (y, x) or (z, y, x) with 4 or more pixels along each axis; got the shape {a.shape}. "
+            "Select one image, or pool the planes of a stack with planes=True."
         )
     axes, lengths = tuple(range(-rank, 0)), a.shape[-rank:]
-    radius, weight = _rings(lengths)
-    number = int(radius.max()) + 1
-    sums = np.zeros((3, number))
+    ring, weight = _rings(lengths)
+    rings = int(ring.max()) + 1
+    sums = np.zeros((3, rings))
     for x, y in zip(a.reshape(-1, *lengths), b.reshape(-1, *lengths), strict=True):
-        fx, fy = (np.fft.rfftn(_windowed(v), axes=axes) for v in (x, y))
+        fx, fy = (np.fft.rfftn(_apply_window(v), axes=axes) for v in (x, y))
         for row, product in zip(sums, ((fx * fy.conj()).real, np.abs(fx) ** 2, np.abs(fy) ** 2), strict=True):
-            row += np.bincount(radius.ravel(), (weight * product).ravel(), number)
-    # The mean is gone, and corners beyond the Nyquist frequency of the axes hold few directions.
-    inside = slice(1, max(lengths) // 2 + 1)
+            row += np.bincount(ring.ravel(), (weight * product).ravel(), rings)
+    # Ring 0 is empty without the mean; corners beyond the Nyquist frequency cover few directions.
+    used = slice(1, max(lengths) // 2 + 1)
     power = np.sqrt(sums[1] * sums[2])
-    correlation = np.divide(sums[0], power, out=np.zeros(number), where=power > 0)
-    frequency = np.arange(number) / (max(lengths) * spacing)
-    count = np.asarray(np.bincount(radius.ravel(), weight.ravel(), number), dtype=np.float64)
-    return FourierCorrelation(frequency[inside], correlation[inside], count[inside])
+    correlation = np.divide(sums[0], power, out=np.zeros(rings), where=power > 0)
+    frequency = np.arange(rings) / (max(lengths) * spacing)
+    count = np.asarray(np.bincount(ring.ravel(), weight.ravel(), rings), dtype=np.float64)
+    return FourierCorrelation(frequency[used], correlation[used], count[used])
 
 
-def _windowed(values: Floats) -> Floats:
+def _apply_window(values: Floats) -> Floats:
+    """Subtract the mean and apply a Hann window along each axis."""
     out = values - values.mean()
     for axis, length in enumerate(values.shape):
-        # Periodic: of this length without its last, zero, value.
+        # The periodic form of the window, without the last zero.
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
         out = out * hann.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     return out
 
 
 def _rings(lengths: tuple[int, ...]) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], Floats]:
-    """Ring of each coefficient of a real transform, and how many coefficients it stands for."""
-    steps = [np.fft.fftfreq(n) for n in lengths[:-1]] + [np.fft.rfftfreq(lengths[-1])]
-    squares = np.meshgrid(*(s**2 for s in steps), indexing="ij")
-    radius = np.rint(np.sqrt(sum(squares)) * max(lengths)).astype(np.int64)
-    twice = np.full(len(steps[-1]), 2.0)
-    twice[0] = 1.0
+    """Return the ring of each coefficient of a real transform, and the number of full-transform coefficients."""
+    frequencies = [np.fft.fftfreq(n) for n in lengths[:-1]] + [np.fft.rfftfreq(lengths[-1])]
+    squares = np.meshgrid(*(f**2 for f in frequencies), indexing="ij")
+    ring = np.rint(np.sqrt(sum(squares)) * max(lengths)).astype(np.int64)
+    # A real transform stores only half of the coefficients of the last axis.
+    multiplicity = np.full(len(frequencies[-1]), 2.0)
+    multiplicity[0] = 1.0
     if lengths[-1] % 2 == 0:
-        twice[-1] = 1.0
-    return radius, np.broadcast_to(twice, radius.shape)
+        multiplicity[-1] = 1.0
+    return ring, np.broadcast_to(multiplicity, ring.shape)

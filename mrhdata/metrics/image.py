@@ -1,4 +1,4 @@
-"""How well predicted values agree with true ones."""
+"""Scores of predicted values and images: RMSE, R2, PSNR, SSIM."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from mrhdata.errors import DataError, GridError
 
 Floats = NDArray[np.float64]
 
-#: Of the five scales, finest first (Wang et al. 2003, section 3.2).
+#: Exponents of the five scales, finest first (Wang et al. 2003, section 3.2).
 _MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def check_same_shape(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as float64 arrays of one shape, without NaN."""
+    """Return both as float64 arrays after checking that shapes agree and all values are finite."""
     t, p = np.asarray(truth, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
     if t.shape != p.shape:
         raise GridError(f"truth has shape {t.shape} and prediction {p.shape}; select the same voxels of both")
     if t.size == 0:
         raise DataError("there is nothing to score; check that the mask is not empty")
-    bad = int((~np.isfinite(t)).sum() + (~np.isfinite(p)).sum())
-    if bad:
-        raise DataError(f"{bad} of {t.size} pairs of values are not finite; mask them out first")
+    not_finite = int((~np.isfinite(t)).sum() + (~np.isfinite(p)).sum())
+    if not_finite:
+        raise DataError(f"{not_finite} of {t.size} pairs of values are not finite; mask them out first")
     return t, p
 
 
 def rmse(truth: ArrayLike, prediction: ArrayLike, *, parameters: int = 0) -> float:
-    """Root of the mean squared error.
+    """Return the root mean squared error.
 
     Parameters
     ----------
     truth, prediction : array-like of one shape
+        True and predicted values.
     parameters : int
-        Number of fitted parameters p: the sum is divided by the residual degrees of freedom n - p,
-        as regression software reports it. 0 for held-out values.
+        Number of fitted parameters p. The sum is divided by the residual degrees of freedom n - p, as in regression
+        software. Use 0 for held-out values.
 
     Examples
     --------
@@ -49,7 +50,7 @@ def rmse(truth: ArrayLike, prediction: ArrayLike, *, parameters: int = 0) -> flo
 
 
 def r2(truth: ArrayLike, prediction: ArrayLike) -> float:
-    """Coefficient of determination, ``1 - SSE / SST``: 1 is perfect, 0 as good as the mean, below 0 worse.
+    """Return the coefficient of determination, ``1 - SSE / SST``: 1 is perfect, 0 as good as the mean, below 0 worse.
 
     Examples
     --------
@@ -64,13 +65,14 @@ def r2(truth: ArrayLike, prediction: ArrayLike) -> float:
 
 
 def psnr(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB: ``20 log10(data_range / rmse)``; infinite where both are equal.
+    """Return the peak signal-to-noise ratio in dB, ``20 log10(data_range / rmse)``; infinite if both are equal.
 
     Parameters
     ----------
     truth, prediction : array-like of one shape
+        True and predicted values.
     data_range : float
-        From black to white, 255 for 8 bits.
+        Difference between white and black, 255 for 8 bits.
 
     Examples
     --------
@@ -82,16 +84,18 @@ def psnr(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0) ->
 
 
 def ssim(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0, gaussian: float | None = None) -> float:
-    """Structural similarity (Wang et al. 2004, IEEE TIP 13:600), the mean over planes: 1 is perfect.
+    """Return the structural similarity (Wang et al. 2004, IEEE TIP 13:600), the mean over planes: 1 is perfect.
 
     Parameters
     ----------
     truth, prediction : (..., y, x) array-like of one shape
+        True and predicted planes.
     data_range : float
-        From black to white.
+        Difference between white and black.
     gaussian : float, optional
-        Width of a Gaussian window, cut at 3.5 widths; 1.5 is that of the paper. Without it 7 x 7 pixels count
-        alike, with unbiased variances, as scikit-image has it. Pixels whose window leaves the plane do not count.
+        Standard deviation of a Gaussian window, truncated at 3.5 standard deviations; the paper uses 1.5. The
+        default is a uniform window of 7 x 7 pixels with unbiased variances, as in scikit-image. Pixels whose window
+        leaves the plane do not count.
 
     Examples
     --------
@@ -104,16 +108,18 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0, ga
 
 
 def ms_ssim(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0) -> float:
-    """Multi-scale structural similarity (Wang et al. 2003, Asilomar 37:1398), the mean over planes.
+    """Return the multi-scale structural similarity (Wang et al. 2003, Asilomar 37:1398), the mean over planes.
 
-    Contrast and structure at five scales, each half the one before, and luminance at the coarsest; Gaussian
-    windows of width 1.5. Scales at which a plane is anticorrelated count as 0.
+    It multiplies contrast and structure at five scales, each half the one before, and luminance at the coarsest.
+    Windows are Gaussian with a standard deviation of 1.5 pixels. Scales at which a plane is anticorrelated count
+    as 0.
 
     Parameters
     ----------
     truth, prediction : (..., y, x) array-like of one shape
-        176 pixels or more along y and x.
+        True and predicted planes, with 176 pixels or more along y and x.
     data_range : float
+        Difference between white and black.
 
     Examples
     --------
@@ -127,22 +133,22 @@ def ms_ssim(truth: ArrayLike, prediction: ArrayLike, *, data_range: float = 1.0)
         full, structure = _similarity(t, p, data_range, 1.5)
         last = scale == len(_MS_WEIGHTS) - 1
         out *= np.maximum((full if last else structure).mean(axis=(-2, -1)), 0) ** weight
-        t, p = _halved(t), _halved(p)
+        t, p = _downsample(t), _downsample(p)
     return float(out.mean())
 
 
-def _halved(planes: Floats) -> Floats:
-    """Means of 2 x 2 pixels."""
+def _downsample(planes: Floats) -> Floats:
+    """Return the means of 2 x 2 pixels."""
     even = planes[..., : planes.shape[-2] // 2 * 2, : planes.shape[-1] // 2 * 2]
     rows = even[..., ::2, :] + even[..., 1::2, :]
     return np.asarray(rows[..., ::2] + rows[..., 1::2]) / 4
 
 
 def _similarity(t: Floats, p: Floats, data_range: float, gaussian: float | None) -> tuple[Floats, Floats]:
-    """SSIM of each pixel whose window lies within the plane, and its part without luminance."""
+    """Return the SSIM of each pixel whose window lies within the plane, and its factor without luminance."""
     edge = 3 if gaussian is None else int(3.5 * gaussian + 0.5)
     if t.ndim < 2 or min(t.shape[-2:]) <= 2 * edge:
-        raise GridError(f"planes of {t.shape} are smaller than the window of {2 * edge + 1} pixels; use larger ones")
+        raise GridError(f"planes of {t.shape} are smaller than the window of {2 * edge + 1} pixels; use larger planes")
 
     def mean(values: Floats) -> Floats:
         if gaussian is None:
@@ -161,15 +167,16 @@ def _similarity(t: Floats, p: Floats, data_range: float, gaussian: float | None)
 
 
 def matched(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as the published scores of restoration take them: what gain and offset do does not count.
+    """Normalise both as in published scores of restoration, which ignore gain and offset.
 
-    The truth's 0.1 and 99.9 percentiles become 0 and 1, both lose their mean, and the prediction gets the gain
-    of the least squared error (Weigert et al. 2018, Nat. Methods 15:1090; Fang et al. 2021, Nat. Methods 18:406).
+    The truth is scaled so that the range from its 0.1 to its 99.9 percentile becomes 1, both means are subtracted,
+    and the prediction is scaled for the least squared error (Weigert et al. 2018, Nat. Methods 15:1090; Fang et al.
+    2021, Nat. Methods 18:406).
 
     Parameters
     ----------
     truth, prediction : array-like of one shape
-        One image; its percentiles and means are taken over all of it.
+        One true and one predicted image; percentiles and means are taken over all pixels.
 
     Examples
     --------
@@ -181,22 +188,23 @@ def matched(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     t, p = check_same_shape(truth, prediction)
     low, high = np.percentile(t, [0.1, 99.9])
     if high == low:
-        raise DataError(f"the truth is {low:g} all over and has no range to be scored in; use images with content")
+        raise DataError(f"the truth is {low:g} everywhere, which leaves no range for scoring; use images with contrast")
     t, p = (t - t.mean()) / (high - low), p - p.mean()
     return t, p * ((t * p).mean() / (p.var() or 1.0))
 
 
 def restoration(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
-    """PSNR and SSIM of each plane, matched as published (:func:`matched`), over a range of 1.
+    """Compute PSNR and SSIM of each plane, normalised by :func:`matched`, with a data range of 1.
 
     Parameters
     ----------
     truth, prediction : (..., y, x) array-like of one shape
+        True and predicted planes.
 
     Returns
     -------
     psnr, ssim : (...) arrays
-        The published figures are their means.
+        Scores of each plane. Publications report their means.
 
     Examples
     --------
@@ -213,18 +221,19 @@ def restoration(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats
 
 def _planes(values: Floats) -> Floats:
     if values.ndim < 2:
-        raise GridError(f"an array of shape {values.shape} has no planes (..., y, x); add the missing axis")
+        raise GridError(f"planes must be (..., y, x); got an array of shape {values.shape}. Add the missing axis.")
     return values.reshape(-1, *values.shape[-2:])
 
 
 def error_map(truth: ArrayLike, prediction: ArrayLike, *, width: float = 0.0) -> Floats:
-    """Where a prediction errs: ``prediction - truth``, or with a `width` the local root mean squared error.
+    """Return ``prediction - truth``, or with a `width` the local root mean squared error.
 
     Parameters
     ----------
     truth, prediction : (..., y, x) array-like of one shape
+        True and predicted planes.
     width : float
-        Of the Gaussian neighbourhood in the plane, in pixels.
+        Standard deviation of the Gaussian neighbourhood in the plane, in pixels.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""What two measurements share: mutual information, and what one adds to the others.
+"""Mutual information and partial correlation.
 
-As for :mod:`mrhdata.metrics.bootstrap` every statistic follows from sums over blocks.
+As in :mod:`mrhdata.metrics.bootstrap`, every statistic follows from sums over blocks.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from mrhdata.metrics.image import check_same_shape
 
 Floats = NDArray[np.float64]
 
-#: Most bins of about equal numbers that either measurement is counted in.
-_BINS = 32
-#: A column of which the others explain all but this part of the variance adds nothing.
-_ALIKE = 1e-8
+#: Largest number of quantile bins of each measurement.
+_MAX_BINS = 32
+#: A column adds nothing if the others explain all but this share of its variance.
+_DEPENDENCE_TOLERANCE = 1e-8
 
 
 def mutual_information(truth: ArrayLike, values: ArrayLike) -> float:
-    """Mutual information in bits, of values in up to 32 bins of equal numbers; no monotone change of either matters.
+    """Return the mutual information in bits, from up to 32 quantile bins of each measurement.
 
-    The bias that finite counts give is taken off (Miller 1955), for independent values: neighbours that
-    are alike leave some.
+    Monotone transforms of either measurement do not change it. The bias of finite counts is subtracted (Miller
+    1955), which assumes independent values: correlated neighbours leave some bias.
 
     Examples
     --------
@@ -38,21 +38,21 @@ def mutual_information(truth: ArrayLike, values: ArrayLike) -> float:
 
 
 def information_replicates(truth: ArrayLike, values: ArrayLike, block: ArrayLike, draws: Floats) -> Floats:
-    """Mutual information of each resampling of blocks, in bits: (replicates,)."""
+    """Return the mutual information of each resampling of blocks, in bits: (replicates,)."""
     t, v = check_same_shape(np.ravel(truth), np.ravel(values))
-    rows, columns = _binned(t), _binned(v)
+    rows, columns = _bin_numbers(t), _bin_numbers(v)
     shape = (rows.max() + 1, columns.max() + 1)
     flat = (np.asarray(block).ravel() * shape[0] + rows) * shape[1] + columns
     counts = np.bincount(flat, minlength=draws.shape[1] * shape[0] * shape[1]).reshape(draws.shape[1], -1)
     joint = (draws @ counts).reshape(len(draws), *shape)
     n = joint.sum(axis=(1, 2))
-    entropy = _entropy(joint.sum(axis=2), n) + _entropy(joint.sum(axis=1), n) - _entropy(joint.reshape(len(n), -1), n)
-    return np.asarray(entropy - (shape[0] - 1) * (shape[1] - 1) / (2 * n * np.log(2)))
+    shared = _entropy(joint.sum(axis=2), n) + _entropy(joint.sum(axis=1), n) - _entropy(joint.reshape(len(n), -1), n)
+    return np.asarray(shared - (shape[0] - 1) * (shape[1] - 1) / (2 * n * np.log(2)))
 
 
-def _binned(values: Floats) -> NDArray[np.int64]:
-    # Few values fill few bins.
-    bins = int(np.clip(round(len(values) ** (1 / 3)), 2, _BINS))
+def _bin_numbers(values: Floats) -> NDArray[np.int64]:
+    # With n values, n ** (1 / 3) bins keep enough values in each.
+    bins = int(np.clip(round(len(values) ** (1 / 3)), 2, _MAX_BINS))
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
     return np.searchsorted(edges, values, side="right").astype(np.int64)
 
@@ -63,13 +63,14 @@ def _entropy(counts: Floats, n: Floats) -> Floats:
 
 
 def partial_correlation(truth: ArrayLike, columns: ArrayLike) -> Floats:
-    """Correlation of each column with the truth when all other columns are known: what it adds, (p,).
+    """Return the correlation of each column with the truth, given all other columns: (p,).
 
     Parameters
     ----------
     truth : (n,) array-like
+        True values.
     columns : (n, p) array-like
-        A column that the others give exactly adds nothing: 0.
+        Measurements. A column that is a linear combination of the others has a partial correlation of 0.
 
     Examples
     --------
@@ -83,47 +84,47 @@ def partial_correlation(truth: ArrayLike, columns: ArrayLike) -> Floats:
 
 
 def partial_replicates(truth: ArrayLike, columns: ArrayLike, block: ArrayLike, draws: Floats) -> Floats:
-    """Partial correlations of each resampling of blocks: (replicates, p)."""
+    """Return the partial correlations of each resampling of blocks: (replicates, p)."""
     t, x = np.asarray(truth, dtype=np.float64), np.asarray(columns, dtype=np.float64)
     spread = x.std(axis=0)
     z = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    independent, alone = _independent(z)
+    basis, is_independent = _independent_columns(z)
     out = np.zeros((len(draws), x.shape[1]))
-    if not alone.any():
+    if not is_independent.any():
         return out
-    joined = np.column_stack([np.ones(len(t)), (t - t.mean()) / (t.std() or 1.0), z[:, independent]])
+    joined = np.column_stack([np.ones(len(t)), (t - t.mean()) / (t.std() or 1.0), z[:, basis]])
     moments = _moments(joined, np.asarray(block).ravel(), draws)
     n = moments[:, 0, 0]
     means = moments[:, 0, 1:] / n[:, None]
     covariance = moments[:, 1:, 1:] / n[:, None, None] - means[:, :, None] * means[:, None, :]
-    # What is left of a truth that columns explain in full has no direction.
-    covariance[:, 0, 0] += _ALIKE
+    # Keeps the covariance invertible if the columns explain the truth completely.
+    covariance[:, 0, 0] += _DEPENDENCE_TOLERANCE
     precision = np.linalg.pinv(covariance, hermitian=True)
     diagonal = np.sqrt(np.maximum(np.einsum("rii->ri", precision), 0))
     scale = diagonal[:, :1] * diagonal[:, 1:]
-    found = np.divide(-precision[:, 0, 1:], scale, out=np.zeros_like(scale), where=scale > 0)
-    out[:, independent] = np.where(alone[independent], found, 0.0)
+    correlations = np.divide(-precision[:, 0, 1:], scale, out=np.zeros_like(scale), where=scale > 0)
+    out[:, basis] = np.where(is_independent[basis], correlations, 0.0)
     return out
 
 
 def _moments(values: Floats, block: NDArray[np.int64], draws: Floats) -> Floats:
-    """Sums of products of all columns over each resampling: (replicates, p, p)."""
+    """Return the sums of products of all columns over each resampling: (replicates, p, p)."""
     order = np.argsort(block, kind="stable")
     ends = np.searchsorted(block[order], np.arange(draws.shape[1] + 1))
     sums = np.empty((draws.shape[1], values.shape[1] ** 2))
-    for i, (a, b) in enumerate(itertools.pairwise(ends)):
-        part = values[order[a:b]]
-        sums[i] = (part.T @ part).ravel()
+    for i, (start, stop) in enumerate(itertools.pairwise(ends)):
+        rows = values[order[start:stop]]
+        sums[i] = (rows.T @ rows).ravel()
     return np.asarray((draws @ sums).reshape(len(draws), values.shape[1], values.shape[1]))
 
 
-def _independent(z: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Columns none of which the others of them give, and which of all columns are not given by the rest."""
+def _independent_columns(z: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return a basis of the columns, and which columns are not linear combinations of all others."""
     covariance = z.T @ z / len(z)
     r, order = qr(covariance, pivoting=True, mode="r")
-    rank = int((np.abs(np.diag(r)) > _ALIKE).sum())
-    kept = np.sort(order[:rank])
+    rank = int((np.abs(np.diag(r)) > _DEPENDENCE_TOLERANCE).sum())
+    basis = np.sort(order[:rank])
     values, vectors = np.linalg.eigh(covariance)
-    # A column takes part in a dependence where it has weight in the null space.
-    null = vectors[:, values < _ALIKE * values.max(initial=1.0)]
-    return kept, np.asarray((null**2).sum(axis=1) < _ALIKE) & (z.std(axis=0) > 0)
+    # A column with weight in the null space depends linearly on others.
+    null = vectors[:, values < _DEPENDENCE_TOLERANCE * values.max(initial=1.0)]
+    return basis, np.asarray((null**2).sum(axis=1) < _DEPENDENCE_TOLERANCE) & (z.std(axis=0) > 0)

@@ -1,4 +1,4 @@
-"""How well labels cover true ones: overlap, distance of surfaces, volumes; and values within them."""
+"""Scores of segmentations: overlap, surface distance, volumes, and values within labels."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ Floats = NDArray[np.float64]
 def overlap(
     truth: ArrayLike, prediction: ArrayLike, labels: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> pd.DataFrame:
-    """Scores of each label of one volume.
+    """Score each label of one volume.
 
     Parameters
     ----------
     truth, prediction : (z, y, x) int array-like
+        True and predicted labels.
     labels : sequence of int
-        Those to score.
+        Labels to score.
     spacing_mm : (3,) sequence of float
-        Along z, y, x.
+        Spacing along z, y, x, in mm.
 
     Returns
     -------
     table : DataFrame
-        A row per label: ``label``, ``dice``, ``2 |A and B| / (|A| + |B|)`` (1 where neither holds it),
-        ``precision`` (NaN where nothing is predicted), ``recall``, ``hd95_mm`` (see :func:`hausdorff95`),
-        ``volume_mm3``, ``true_volume_mm3``, and ``volume_error``, their difference over the truth.
+        A row per label: ``label``, ``dice``, ``precision``, ``recall``, ``hd95_mm`` (see :func:`hausdorff95`),
+        ``volume_mm3``, ``true_volume_mm3`` and ``volume_error`` (``volume_mm3 / true_volume_mm3 - 1``). Dice,
+        ``2 |A and B| / (|A| + |B|)``, is 1 if neither volume has the label; precision is NaN without predicted
+        voxels, recall and volume error without true ones.
 
     Raises
     ------
     DataError
-        Shapes differ.
+        If shapes differ.
 
     Examples
     --------
@@ -48,29 +50,29 @@ def overlap(
     >>> overlap(truth, prediction, [1]).round(3).iloc[0].tolist()
     [1.0, 0.8, 0.667, 1.0, 1.0, 6.0, 4.0, 0.5]
     """
-    a, b = _labels(truth, prediction)
-    voxel = float(np.prod(spacing_mm))
+    a, b = _check_labels(truth, prediction)
+    voxel_mm3 = float(np.prod(spacing_mm))
     rows = []
     for label in labels:
-        mine, other = b == label, a == label
-        both, found, there = (int(np.count_nonzero(m)) for m in (mine & other, mine, other))
+        true, predicted = a == label, b == label
+        n_both, n_predicted, n_true = (int(np.count_nonzero(m)) for m in (predicted & true, predicted, true))
         rows.append(
             {
                 "label": int(label),
-                "dice": 2 * both / (found + there) if found + there else 1.0,
-                "precision": both / found if found else np.nan,
-                "recall": both / there if there else np.nan,
-                "hd95_mm": hausdorff95(other, mine, spacing_mm),
-                "volume_mm3": found * voxel,
-                "true_volume_mm3": there * voxel,
-                "volume_error": (found - there) / there if there else np.nan,
+                "dice": 2 * n_both / (n_predicted + n_true) if n_predicted + n_true else 1.0,
+                "precision": n_both / n_predicted if n_predicted else np.nan,
+                "recall": n_both / n_true if n_true else np.nan,
+                "hd95_mm": hausdorff95(true, predicted, spacing_mm),
+                "volume_mm3": n_predicted * voxel_mm3,
+                "true_volume_mm3": n_true * voxel_mm3,
+                "volume_error": (n_predicted - n_true) / n_true if n_true else np.nan,
             }
         )
     return pd.DataFrame(rows)
 
 
 def accuracy(truth: ArrayLike, prediction: ArrayLike, background: int | None = None) -> float:
-    """Share of voxels that have the right label; without those whose truth is the background, if given.
+    """Return the share of voxels with the correct label; voxels whose truth is `background` are left out.
 
     Examples
     --------
@@ -78,18 +80,18 @@ def accuracy(truth: ArrayLike, prediction: ArrayLike, background: int | None = N
     >>> accuracy(truth, prediction), accuracy(truth, prediction, background=0)
     (0.75, 0.0)
     """
-    a, b = _labels(truth, prediction)
-    kept = np.ones(a.shape, bool) if background is None else a != background
-    if not kept.any():
-        raise DataError(f"the truth holds nothing but {background}; give one with labels")
-    return float((a[kept] == b[kept]).mean())
+    a, b = _check_labels(truth, prediction)
+    foreground = np.ones(a.shape, bool) if background is None else a != background
+    if not foreground.any():
+        raise DataError(f"truth must have labels other than the background; all are {background}. Check the labels.")
+    return float((a[foreground] == b[foreground]).mean())
 
 
 def hausdorff95(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> float:
-    """The larger of the two directed 95th percentiles of distances between surfaces, in mm.
+    """Return the larger of the two directed 95th percentiles of surface distances, in mm.
 
-    Surfaces are the voxels of a mask with a face on what lies outside it; distances run between their
-    centres. That is the definition of MONAI and medpy; others pool both directions. NaN where a mask is empty.
+    Surface voxels are those with a face on the outside of the mask; distances are measured between voxel centres.
+    MONAI and medpy use this definition; others pool both directions. The result is NaN if a mask is empty.
 
     Examples
     --------
@@ -101,16 +103,16 @@ def hausdorff95(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[fl
     a, b = (np.asarray(m, dtype=bool) for m in (truth, prediction))
     if not (a.any() and b.any()):
         return float("nan")
-    # Only the box that holds both, and a voxel around it.
+    # Distances are needed only in the common bounding box, with a margin of one voxel for the erosion.
     box = find_objects(np.asarray(a | b, dtype=np.int8))[0]
     a, b = (np.pad(m[box], 1) for m in (a, b))
-    edges = [m & ~binary_erosion(m) for m in (a, b)]
-    away = [distance_transform_edt(~edge, sampling=spacing_mm) for edge in edges]
-    return float(max(np.percentile(away[1][edges[0]], 95), np.percentile(away[0][edges[1]], 95)))
+    surfaces = [m & ~binary_erosion(m) for m in (a, b)]
+    distances = [distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces]
+    return float(max(np.percentile(distances[1][surfaces[0]], 95), np.percentile(distances[0][surfaces[1]], 95)))
 
 
 def roi_table(values: ArrayLike, labels: ArrayLike, names: Mapping[int, str], voxel_mm3: float = 1.0) -> pd.DataFrame:
-    """What a map holds within each label: mean, standard deviation (of the population), median, volume.
+    """Tabulate mean, population standard deviation, median and volume of a map within each label.
 
     Examples
     --------
@@ -123,15 +125,15 @@ def roi_table(values: ArrayLike, labels: ArrayLike, names: Mapping[int, str], vo
         raise DataError(f"the map has the shape {map_.shape} and the labels {regions.shape}; resample one to the other")
     rows = []
     for label, name in names.items():
-        held = map_[regions == label]
-        found = (held.mean(), held.std(), np.median(held)) if held.size else (np.nan,) * 3
-        rows.append([label, name, *(float(v) for v in found), held.size * voxel_mm3])
+        inside = map_[regions == label]
+        statistics = (inside.mean(), inside.std(), np.median(inside)) if inside.size else (np.nan,) * 3
+        rows.append([label, name, *(float(v) for v in statistics), inside.size * voxel_mm3])
     return pd.DataFrame(rows, columns=["label", "name", "mean", "sd", "median", "volume_mm3"])
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Bland and Altman's: mean difference, and the limits between which 95 % of differences lie."""
+    """Mean difference, and the limits of agreement between which 95 % of the differences lie."""
 
     bias: float
     low: float
@@ -139,7 +141,7 @@ class Agreement:
 
 
 def agreement(reference: ArrayLike, measured: ArrayLike) -> Agreement:
-    """Agreement of two ways to measure the same things (Bland and Altman 1986, Lancet 327:307).
+    """Compute the agreement of two methods that measure the same quantity (Bland and Altman 1986, Lancet 327:307).
 
     Examples
     --------
@@ -149,38 +151,39 @@ def agreement(reference: ArrayLike, measured: ArrayLike) -> Agreement:
     differences = np.asarray(measured, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     differences = differences[np.isfinite(differences)]
     if differences.size < 2:
-        raise DataError(f"there is {differences.size} pair; agreement needs two or more")
-    mean, wide = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
-    return Agreement(round(mean, 12), mean - wide, mean + wide)
+        raise DataError(f"agreement needs 2 finite pairs or more; got {differences.size}")
+    mean, half_width = float(differences.mean()), 1.96 * float(differences.std(ddof=1))
+    return Agreement(round(mean, 12), mean - half_width, mean + half_width)
 
 
-#: Scores of which nothing is worse than 0.
+#: Scores whose worst value is 0.
 _WORST_IS_0 = ("dice", "precision", "recall")
 
 
 def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap: Bootstrap = Bootstrap()) -> pd.Series:  # noqa: B008
-    """Mean of a score over subjects, with an interval over subjects, for each label or over all.
+    """Compute the mean of a score over subjects and its confidence interval, for each label or over all labels.
 
     Parameters
     ----------
     table : DataFrame
-        A row per subject and label, with ``subject`` and `score`. Dice, precision and recall of rows without a value
-        count as 0: a label that was not found is no reason to leave a subject out.
+        A row per subject and label, with the columns ``subject`` and `score`. A missing Dice, precision or recall
+        counts as 0, so that a subject whose label was not found is not left out.
     score : str
-        Column.
+        Column of the score.
     by : str, optional
-        What has an interval of its own; None for the mean of each subject's rows.
+        Column whose values get an interval each; None for one interval of the mean over each subject's rows.
     bootstrap : Bootstrap
-        Subjects are what is drawn.
+        Settings of the bootstrap over subjects.
 
     Returns
     -------
     intervals : Series of Interval
+        Interval of each value of `by`, or of ``"all"``.
 
     Raises
     ------
     DataError
-        Another score lacks a value: no distance or volume is the worst.
+        If another score has missing values: distances and volumes have no worst value to replace them with.
 
     Examples
     --------
@@ -191,22 +194,22 @@ def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap:
     missing = int(table[score].isna().sum())
     if missing and score not in _WORST_IS_0:
         raise DataError(
-            f"{missing} of {len(table)} rows have no {score}, as where a label was not found; say what they count as "
-            "with fillna, or leave them out with dropna and say how many"
+            f"{missing} of {len(table)} rows have no {score}, for example because a label was not found; replace "
+            "them with fillna, or drop them with dropna and report how many"
         )
-    grouped = [("all", table)] if by is None else list(table.groupby(by))
-    found: dict[object, Interval] = {}
-    for key, rows in grouped:
+    groups = [("all", table)] if by is None else list(table.groupby(by))
+    intervals: dict[object, Interval] = {}
+    for key, rows in groups:
         values = rows[score].fillna(0.0).groupby(rows["subject"]).mean().to_numpy()
         if len(values) < 2:
-            found[key] = Interval(float(values.mean()), float("nan"), float("nan"))
+            intervals[key] = Interval(float(values.mean()), float("nan"), float("nan"))
             continue
         draws = draw_blocks(len(values), bootstrap)
-        found[key] = interval(float(values.mean()), draws @ values / len(values), bootstrap.level)
-    return pd.Series(found, dtype=object)
+        intervals[key] = interval(float(values.mean()), draws @ values / len(values), bootstrap.level)
+    return pd.Series(intervals, dtype=object)
 
 
-def _labels(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+def _check_labels(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     a, b = np.asarray(truth), np.asarray(prediction)
     if a.shape != b.shape:
         raise DataError(f"the truth has the shape {a.shape} and the prediction {b.shape}; resample one to the other")

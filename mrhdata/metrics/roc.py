@@ -1,4 +1,4 @@
-"""How well a score ranks positives above negatives."""
+"""Scores of binary ranking: ROC and precision-recall curves, their areas, and thresholds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def classes(truth: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    """Which values are positive, and the scores, both flat; there are some of each class."""
+    """Return which values are positive and the scores, both flat; raise DataError if a class is missing."""
     t, s = check_same_shape(truth, score)
     positive = t.ravel() != 0
     if positive.all() or not positive.any():
@@ -24,14 +24,14 @@ def classes(truth: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], Floa
 
 
 def auc(truth: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
+    """Return the area under the ROC curve: the probability that a positive scores above a negative; ties count half.
 
     Parameters
     ----------
     truth : array-like
-        Positive where not zero.
+        Class of each value: positive if not zero.
     score : array-like of the same shape
-        Higher means more likely positive.
+        Score of each value: higher means more likely positive.
 
     Examples
     --------
@@ -43,20 +43,22 @@ def auc(truth: ArrayLike, score: ArrayLike) -> float:
 
 
 def auc_of_ranks(positive: NDArray[np.bool_], ranks: Floats) -> float:
-    """The same from ranks (1 is lowest, ties share their mean), for one score and many truths: ranking is most of it.
+    """Return the AUC from ranks (1 is lowest, ties share their mean).
+
+    Ranking takes most of the time of an AUC: rank once to compare one score with many truths.
 
     Examples
     --------
     >>> auc_of_ranks(np.array([False, False, True, True]), np.array([1.0, 3.0, 2.0, 4.0]))
     0.75
     """
-    many = int(positive.sum())
-    above = float(ranks[positive].sum()) - many * (many + 1) / 2
-    return above / (many * (len(ranks) - many))
+    positives = int(positive.sum())
+    ordered_pairs = float(ranks[positive].sum()) - positives * (positives + 1) / 2
+    return ordered_pairs / (positives * (len(ranks) - positives))
 
 
 def roc(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """ROC curve: false-positive rate, true-positive rate, and the threshold ``score >= t`` of each point.
+    """Compute the ROC curve: false-positive rate, true-positive rate, and the threshold ``score >= t`` of each point.
 
     Examples
     --------
@@ -66,17 +68,18 @@ def roc(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """
     positive, s = classes(truth, score)
     order = np.argsort(-s, kind="stable")
-    hits, misses = np.cumsum(positive[order]), np.cumsum(~positive[order])
-    last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
-    thresholds = np.r_[np.inf, s[order][last]]
-    return np.r_[0.0, misses[last] / misses[-1]], np.r_[0.0, hits[last] / hits[-1]], thresholds
+    true_positives, false_positives = np.cumsum(positive[order]), np.cumsum(~positive[order])
+    last_tie = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
+    fpr = np.r_[0.0, false_positives[last_tie] / false_positives[-1]]
+    tpr = np.r_[0.0, true_positives[last_tie] / true_positives[-1]]
+    return fpr, tpr, np.r_[np.inf, s[order][last_tie]]
 
 
 def average_precision(truth: ArrayLike, score: ArrayLike) -> float:
-    """Area under the curve of precision against recall, in steps: each gain of recall at the precision it comes with.
+    """Return the area under the precision-recall curve, as a step function.
 
-    Steps, not slopes, which are too good between points (Davis and Goadrich 2006, ICML). Equal scores are taken
-    together. Unlike the area under the ROC curve it depends on how many are positive: chance reaches their share.
+    Linear interpolation would be too optimistic between points (Davis and Goadrich 2006, ICML). Equal scores form
+    one step. Unlike the AUC, average precision depends on the share of positives, which a random score reaches.
 
     Parameters
     ----------
@@ -90,13 +93,14 @@ def average_precision(truth: ArrayLike, score: ArrayLike) -> float:
     """
     positive, s = classes(truth, score)
     order = np.argsort(-s, kind="stable")
-    last = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
-    hits = np.cumsum(positive[order])[last]
-    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1])
+    last_tie = np.flatnonzero(np.r_[np.diff(s[order]) != 0, True])
+    true_positives = np.cumsum(positive[order])[last_tie]
+    gain = np.diff(true_positives, prepend=0)
+    return float(np.sum(gain * true_positives / (last_tie + 1)) / true_positives[-1])
 
 
 def sensitivity_at(truth: ArrayLike, score: ArrayLike, specificity: float) -> float:
-    """Sensitivity where the ROC curve has a specificity, on the line between its points.
+    """Return the sensitivity at a specificity, interpolated linearly between points of the ROC curve.
 
     Examples
     --------
@@ -108,7 +112,9 @@ def sensitivity_at(truth: ArrayLike, score: ArrayLike, specificity: float) -> fl
 
 
 def partial_auc(truth: ArrayLike, score: ArrayLike, specificity: float) -> float:
-    """Area under the ROC curve above a specificity, from 0.5 (chance) to 1 (perfect): McClish 1989, MDM 9:190.
+    """Return the standardised area under the ROC curve above a specificity (McClish 1989, MDM 9:190).
+
+    It is 0.5 for a random score and 1 for a perfect one.
 
     Examples
     --------
@@ -120,9 +126,9 @@ def partial_auc(truth: ArrayLike, score: ArrayLike, specificity: float) -> float
 
 
 def best_threshold(truth: ArrayLike, score: ArrayLike) -> float:
-    """The threshold ``score >= t`` of the largest sensitivity + specificity (Youden 1950, Cancer 3:32).
+    """Return the threshold ``score >= t`` with the largest sensitivity + specificity (Youden 1950, Cancer 3:32).
 
-    To be found on training voxels: on those that are scored it flatters.
+    Use training voxels: a threshold chosen on test voxels makes their scores too good.
 
     Examples
     --------
@@ -134,18 +140,18 @@ def best_threshold(truth: ArrayLike, score: ArrayLike) -> float:
 
 
 def at_specificity(fpr: Floats, tpr: Floats, specificity: float) -> Floats:
-    """Sensitivity of curves (n, points) at one specificity: (n,)."""
-    limit = 1 - specificity
-    return np.array([np.interp(limit, x, y) for x, y in zip(fpr, tpr, strict=True)])
+    """Return the sensitivity of ROC curves (n, points) at one specificity: (n,)."""
+    max_fpr = 1 - specificity
+    return np.array([np.interp(max_fpr, x, y) for x, y in zip(fpr, tpr, strict=True)])
 
 
 def area_above(fpr: Floats, tpr: Floats, specificity: float) -> Floats:
-    """Standardised area of curves (n, points) above one specificity: (n,)."""
-    limit = 1 - specificity
+    """Return the standardised area of ROC curves (n, points) above one specificity: (n,)."""
+    max_fpr = 1 - specificity
     end = at_specificity(fpr, tpr, specificity)
-    inside = fpr <= limit
-    x = np.concatenate([np.where(inside, fpr, limit), np.full((len(fpr), 1), limit)], axis=1)
+    inside = fpr <= max_fpr
+    x = np.concatenate([np.where(inside, fpr, max_fpr), np.full((len(fpr), 1), max_fpr)], axis=1)
     y = np.concatenate([np.where(inside, tpr, end[:, None]), end[:, None]], axis=1)
     area = np.sum(np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1]) / 2, axis=1)
-    chance, most = limit**2 / 2, limit
-    return np.asarray(0.5 * (1 + (area - chance) / (most - chance)))
+    chance_area, perfect_area = max_fpr**2 / 2, max_fpr
+    return np.asarray(0.5 * (1 + (area - chance_area) / (perfect_area - chance_area)))

@@ -1,4 +1,4 @@
-"""Detections against cells: matchings against brute force, scores against literal answers."""
+"""Detection scores: matchings against brute force, scores against values computed by hand."""
 
 import itertools
 
@@ -17,55 +17,55 @@ from tests.conftest import FULL
 POINTS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=6)
 
 
-def brute(truth, found, radius):
-    """Most pairs, and least sum of distances, over all ways to pair."""
+def best_by_brute_force(truth, found, radius):
+    """Return the largest number of pairs, and for it the smallest sum of distances, over all matchings."""
     if not (truth and found):
         return 0, 0.0
-    far = cdist(truth, found)
+    distances = cdist(truth, found)
     if len(truth) > len(found):
-        far = far.T
+        distances = distances.T
     best = (0, 0.0)
-    for columns in itertools.permutations(range(far.shape[1]), far.shape[0]):
-        taken = [d for d in far[range(far.shape[0]), columns] if d <= radius]
-        best = min(best, (-len(taken), sum(taken)))
+    for columns in itertools.permutations(range(distances.shape[1]), distances.shape[0]):
+        paired = [d for d in distances[range(distances.shape[0]), columns] if d <= radius]
+        best = min(best, (-len(paired), sum(paired)))
     return -best[0], best[1]
 
 
 @settings(max_examples=1000 if FULL else 150)
 @given(POINTS, POINTS, st.sampled_from([0.5, 1.0, 1.5, 2.0, 9.0]))
-def test_matchings_are_as_good_as_the_best_of_all(truth, found, radius):
-    """Points of a small lattice: many ties, and points on top of each other."""
+def test_match_is_optimal_against_brute_force(truth, found, radius):
+    """Points of a small lattice have many ties and coincide."""
     pairs = match(truth, found, radius)
-    many, total = brute(truth, found, radius)
-    assert len(pairs.truth) == many
+    count, total = best_by_brute_force(truth, found, radius)
+    assert len(pairs.truth) == count
     assert pairs.distance_mm.sum() == pytest.approx(total)
-    assert len(set(pairs.truth)) == len(set(pairs.found)) == many
-    if many:
+    assert len(set(pairs.truth)) == len(set(pairs.found)) == count
+    if count:
         assert (np.diff(pairs.truth) > 0).all()
         direct = np.linalg.norm(np.array(truth)[pairs.truth] - np.array(found)[pairs.found], axis=1)
         np.testing.assert_allclose(pairs.distance_mm, direct)
         assert direct.max() <= radius
 
 
-@pytest.mark.parametrize("together", [1, 50, 10**9])
+@pytest.mark.parametrize("batch_cells", [1, 50, 10**9])
 @pytest.mark.parametrize("neighbours", [0.5, 2, 6, 20])
-def test_large_parts_agree_with_the_hungarian_method(monkeypatch, together, neighbours):
-    """Most of the points hang together where each has several neighbours; parts are solved alone or together."""
-    monkeypatch.setattr(matching, "_TOGETHER", together)
+def test_match_of_large_components_agrees_with_the_hungarian_method(monkeypatch, batch_cells, neighbours):
+    """With several neighbours most points are connected; the batch size does not change the result."""
+    monkeypatch.setattr(matching, "_BATCH_CELLS", batch_cells)
     rng = np.random.default_rng(0)
     truth, found = rng.random((400, 3)), rng.random((350, 3))
     radius = (neighbours / 400 / (4 / 3 * np.pi)) ** (1 / 3)
-    far = cdist(truth, found)
-    cost = np.where(far <= radius, far, 1000 * radius)
+    distances = cdist(truth, found)
+    cost = np.where(distances <= radius, distances, 1000 * radius)
     rows, columns = linear_sum_assignment(cost)
-    near = far[rows, columns] <= radius
+    near = distances[rows, columns] <= radius
     pairs = match(truth, found, radius)
     assert len(pairs.truth) == near.sum()
-    assert pairs.distance_mm.sum() == pytest.approx(far[rows, columns][near].sum())
+    assert pairs.distance_mm.sum() == pytest.approx(distances[rows, columns][near].sum())
 
 
-def test_a_hundred_thousand_cells():
-    """Jittered cells find their own detections again, in any order, where neighbours are far."""
+def test_match_recovers_100000_jittered_cells():
+    """Jittered and shuffled cells are matched to themselves if the jitter is small against the spacing."""
     rng = np.random.default_rng(0)
     lattice = np.stack(np.meshgrid(*[np.arange(47.0)] * 3), axis=-1).reshape(-1, 3)[:100_000]
     order = rng.permutation(len(lattice))
@@ -75,93 +75,93 @@ def test_a_hundred_thousand_cells():
     np.testing.assert_array_equal(order[pairs.found], pairs.truth)
 
 
-def test_scores_by_hand():
-    """Three of four cells, with two false ones."""
+def test_detection_scores_by_hand():
+    """Three of four cells are detected, with two false positives."""
     truth = [[0, 0, 0], [10, 0, 0], [20, 0, 0], [30, 0, 0]]
     found = [[0.5, 0, 0], [10, 1, 0], [20, 0, 0], [31.5, 0, 0], [50, 0, 0]]
-    held = detection(truth, found, radius_mm=1)
-    assert held == Detection(3, 2, 1, 0.5)
-    assert (held.precision, held.recall, held.count_error) == (0.6, 0.75, 1)
-    assert held.f1 == pytest.approx(2 * 0.6 * 0.75 / 1.35)
-    assert held.relative_count_error == 0.25
+    scores = detection(truth, found, radius_mm=1)
+    assert scores == Detection(3, 2, 1, 0.5)
+    assert (scores.precision, scores.recall, scores.count_error) == (0.6, 0.75, 1)
+    assert scores.f1 == pytest.approx(2 * 0.6 * 0.75 / 1.35)
+    assert scores.relative_count_error == 0.25
 
 
-def test_two_detections_of_one_cell_are_one_and_a_false_one():
-    """One to one."""
-    held = detection([[0, 0, 0]], [[0.1, 0, 0], [0, 0.2, 0]], radius_mm=1)
-    assert held == Detection(1, 1, 0, 0.1)
+def test_second_detection_of_a_cell_is_a_false_positive():
+    """Matching is one to one."""
+    scores = detection([[0, 0, 0]], [[0.1, 0, 0], [0, 0.2, 0]], radius_mm=1)
+    assert scores == Detection(1, 1, 0, 0.1)
 
 
-def test_what_is_empty_has_scores_that_are_defined():
-    """As documented: NaN where a share is of nothing."""
-    none, one = np.empty((0, 3)), np.zeros((1, 3))
-    nothing, missed, false = (detection(a, b, 1) for a, b in ((none, []), (one, none), ([], one)))
-    assert np.isnan([nothing.precision, nothing.recall, nothing.relative_count_error]).all()
-    assert (nothing.f1, nothing.count_error) == (1, 0)
+def test_detection_scores_without_cells_or_detections():
+    """Shares with a denominator of 0 are NaN, as documented."""
+    empty, one = np.empty((0, 3)), np.zeros((1, 3))
+    neither, missed, false = (detection(a, b, 1) for a, b in ((empty, []), (one, empty), ([], one)))
+    assert np.isnan([neither.precision, neither.recall, neither.relative_count_error]).all()
+    assert (neither.f1, neither.count_error) == (1, 0)
     assert (missed.recall, missed.f1, missed.count_error, missed.relative_count_error) == (0, 0, -1, -1)
     assert np.isnan([missed.precision, missed.median_distance_mm]).all()
     assert (false.precision, false.f1, false.count_error) == (0, 0, 1)
     assert np.isnan([false.recall, false.relative_count_error]).all()
 
 
-def test_cells_about_the_border_of_a_box_are_not_false():
-    """Cut before matching, each of the two pairs across the border would be a miss or a false positive."""
+def test_detection_matches_pairs_across_the_border_of_a_box():
+    """Cropping before matching would turn both pairs across the border into misses or false positives."""
     truth = [[0.9, 0, 0], [1.1, 5, 0], [0.5, 9, 0], [3.0, 0, 0]]
     found = [[1.05, 0, 0], [0.95, 5, 0], [0.2, 2, 0], [7.0, 0, 0]]
     inside, outside = ([0, 0, -1], [1, 10, 1]), ([1, 0, -1], [2, 10, 1])
     assert detection(truth, found, 0.2, box=inside) == Detection(1, 1, 1, pytest.approx(0.15))
     assert detection(truth, found, 0.2, box=outside) == Detection(1, 0, 0, pytest.approx(0.15))
     assert recall_only(truth, found, 0.2, "few are marked", box=inside).recall.estimate == 0.5
-    # One pair counts where its cell lies, and nothing is left over on the other side.
+    # A pair counts in the box of its cell only.
     across = [detection(truth[:1], found[:1], 0.2, box=box) for box in (inside, outside)]
     assert [(d.true_positives, d.false_positives, d.misses) for d in across] == [(1, 0, 0), (0, 0, 0)]
-    # The lowest face belongs to a box, the highest one does not.
+    # Lower bounds of a box are inclusive, upper bounds exclusive.
     faces = [detection([[1.0, 0, 0]], [], 0.2, box=box).misses for box in (inside, outside)]
     assert faces == [0, 1]
 
 
 @settings(max_examples=200 if FULL else 40)
 @given(st.integers(0, 2**32 - 1))
-def test_boxes_that_tile_a_volume_share_its_counts_out(seed):
-    """Nothing counts twice, and nothing is lost."""
+def test_counts_of_tiling_boxes_add_up_to_those_of_the_volume(seed):
+    """No cell and no detection is counted twice or lost."""
     rng = np.random.default_rng(seed)
     truth, found = rng.random((30, 3)), rng.random((30, 3))
     whole = detection(truth, found, 0.2)
-    parts = [detection(truth, found, 0.2, box=([0, 0, low], [1, 1, low + 0.25])) for low in (0, 0.25, 0.5, 0.75)]
+    slabs = [detection(truth, found, 0.2, box=([0, 0, low], [1, 1, low + 0.25])) for low in (0, 0.25, 0.5, 0.75)]
     for name in ("true_positives", "false_positives", "misses"):
-        assert sum(getattr(p, name) for p in parts) == getattr(whole, name)
+        assert sum(getattr(slab, name) for slab in slabs) == getattr(whole, name)
 
 
 @settings(max_examples=200 if FULL else 20)
 @given(st.integers(0, 2**32 - 1))
-def test_curves_are_detections_at_each_threshold(seed):
-    """Each row is what detection() says of the detections that are kept; recall never falls."""
+def test_curve_rows_equal_detection_at_each_threshold(seed):
+    """Each row equals detection() of the detections above its threshold; recall never falls."""
     rng = np.random.default_rng(seed)
     truth, found, scores = rng.random((20, 3)), rng.random((25, 3)), rng.integers(0, 9, 25) / 8
     table = curve(truth, found, scores, 0.3, box=([0, 0, 0], [1, 1, 0.5]))
     assert table.threshold.tolist() == np.unique(scores)[::-1].tolist()
     for row in table.itertuples():
-        held = detection(truth, found[scores >= row.threshold], 0.3, box=([0, 0, 0], [1, 1, 0.5]))
+        expected = detection(truth, found[scores >= row.threshold], 0.3, box=([0, 0, 0], [1, 1, 0.5]))
         assert (row.true_positives, row.false_positives, row.misses) == (
-            held.true_positives,
-            held.false_positives,
-            held.misses,
+            expected.true_positives,
+            expected.false_positives,
+            expected.misses,
         )
-        assert row.false_positives_per_mm3 == held.false_positives / 0.5
+        assert row.false_positives_per_mm3 == expected.false_positives / 0.5
     everywhere = curve(truth, found, scores, 0.3)
     assert (np.diff(everywhere.recall) >= 0).all()
 
 
-def test_a_curve_matches_anew():
-    """The better detection is the farther one: the matching of all, cut by score, would miss the cell."""
+def test_curve_matches_anew_at_each_threshold():
+    """The detection with the higher score is farther away: a single matching cut by score would miss the cell."""
     table = curve([[0, 0, 0]], [[0.5, 0, 0], [0.1, 0, 0]], [0.9, 0.2], radius_mm=1)
     assert table.recall.tolist() == [1, 1]
     assert table.precision.tolist() == [1, 0.5]
     assert "false_positives_per_mm3" not in table
 
 
-def test_many_scores_are_thinned_and_thresholds_may_be_given():
-    """101 of them, that occur, down to the lowest."""
+def test_curve_has_at_most_101_default_thresholds():
+    """Default thresholds are scores that occur, down to the lowest; own thresholds replace them."""
     rng = np.random.default_rng(0)
     found, scores = rng.random((5000, 3)), rng.random(5000)
     table = curve(found[:10], found, scores, 1e-6)
@@ -171,8 +171,8 @@ def test_many_scores_are_thinned_and_thresholds_may_be_given():
     assert curve(found, found, scores, 1e-6, thresholds=[0.2, 0.7]).threshold.tolist() == [0.7, 0.2]
 
 
-def test_the_best_threshold_is_that_of_all_brains_together():
-    """A large brain weighs more than a small one whose own best is elsewhere."""
+def test_best_threshold_pools_the_counts_of_all_brains():
+    """A large brain weighs more than a small one with another best threshold."""
     line = np.c_[np.arange(40.0), np.zeros((40, 2))]
     large = (line[:30], line, np.r_[np.full(30, 0.6), np.full(10, 0.5)])
     small = (line[:2], line[:2], [0.9, 0.3])
@@ -182,33 +182,36 @@ def test_the_best_threshold_is_that_of_all_brains_together():
     assert best_threshold([large, small], 0.1, thresholds=[0.2, 0.55]) == 0.55
 
 
-def test_count_errors_of_brains_do_not_cancel():
-    """At 0.2 one brain has two too many and the other two too few: together none; at 0.8 there are fewer errors."""
+def test_best_threshold_does_not_cancel_count_errors_between_brains():
+    """At 0.2 the errors are +2 and -2, at 0.8 they are 0 and -3: the absolute sum is smaller at 0.8."""
     line = np.c_[np.arange(9.0), np.zeros((9, 2))]
-    many = (line[:3], line[:5], [0.9, 0.9, 0.8, 0.2, 0.2])
-    few = (line[:4], line[:2], [0.9, 0.2])
-    totals = {t: [detection(b[0], b[1][np.array(b[2]) >= t], 0.1).count_error for b in (many, few)] for t in (0.2, 0.8)}
-    assert totals == {0.2: [2, -2], 0.8: [0, -3]}
-    assert best_threshold([many, few], 0.1, metric="count") == 0.8
+    too_many = (line[:3], line[:5], [0.9, 0.9, 0.8, 0.2, 0.2])
+    too_few = (line[:4], line[:2], [0.9, 0.2])
+    errors = {
+        t: [detection(b[0], b[1][np.array(b[2]) >= t], 0.1).count_error for b in (too_many, too_few)]
+        for t in (0.2, 0.8)
+    }
+    assert errors == {0.2: [2, -2], 0.8: [0, -3]}
+    assert best_threshold([too_many, too_few], 0.1, metric="count") == 0.8
 
 
-def test_recall_alone_has_no_precision():
-    """Wilson's interval of 3 of 4, all detections counted, and why."""
+def test_recall_only_has_an_interval_and_no_precision():
+    """The result has Wilson's interval of 3 of 4, the number of detections and the reason."""
     marks = [[0, 0, 0], [10, 0, 0], [20, 0, 0], [30, 0, 0]]
-    held = recall_only(marks, [*marks[:3], [5, 5, 5], [6, 6, 6]], 1, "marks of another program")
-    assert (held.recall.estimate, held.marks, held.detections) == (0.75, 4, 5)
-    assert (held.recall.low, held.recall.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
-    assert "another program" in str(held)
-    assert not any("precision" in name or name == "f1" for name in dir(held))
+    result = recall_only(marks, [*marks[:3], [5, 5, 5], [6, 6, 6]], 1, "marks of another program")
+    assert (result.recall.estimate, result.marks, result.detections) == (0.75, 4, 5)
+    assert (result.recall.low, result.recall.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    assert "another program" in str(result)
+    assert not any("precision" in name or name == "f1" for name in dir(result))
     for reason in ("", "  "):
         with pytest.raises(DataError, match="needs a reason"):
             recall_only(marks, marks, 1, reason)
     with pytest.raises(DataError, match="no mark"):
-        recall_only([], marks, 1, "none")
+        recall_only([], marks, 1, "no marks")
 
 
-def test_counts_by_region():
-    """Regions of either, and no share of nothing."""
+def test_count_errors_by_region():
+    """Regions with cells or detections have a row; the relative error is NaN without cells."""
     table = count_errors([5, 5, 5, 0, 2**33], [5, 5, 5, 5, 7])
     assert table.region.tolist() == [0, 5, 7, 2**33]
     assert table.error.tolist() == [-1, 1, 1, -1]
@@ -216,20 +219,20 @@ def test_counts_by_region():
     assert count_errors([], []).empty
 
 
-def test_wrong_input_is_one_sentence():
-    """Shapes, radii, scores, boxes, names."""
+def test_detection_scores_reject_invalid_input():
+    """Errors name the wrong shape, radius, score, box or metric."""
     one = np.zeros((1, 3))
-    for call, error, sentence in (
+    for call, error, message in (
         (lambda: match(np.zeros((2, 2)), one, 1), GridError, r"truth has the shape \(2, 2\)"),
         (lambda: match(one, one * np.nan, 1), DataError, "1 of 1 points of found"),
         (lambda: match(one, one, 0), DataError, "greater than 0"),
         (lambda: match(one, one, np.inf), DataError, "greater than 0"),
-        (lambda: detection(one, one, 1, box=([0, 0, 0], [1, 0, 1])), GridError, "a box is"),
-        (lambda: curve(one, one, [1, 2], 1), DataError, "give one for each"),
+        (lambda: detection(one, one, 1, box=([0, 0, 0], [1, 0, 1])), GridError, "box must be"),
+        (lambda: curve(one, one, [1, 2], 1), DataError, "one per detection"),
         (lambda: curve(one, one, [np.nan], 1), DataError, "not finite"),
-        (lambda: curve(one, [], [], 1), DataError, "give thresholds"),
-        (lambda: best_threshold([(one, one, [1])], 1, metric="auc"), DataError, "not 'auc'"),
+        (lambda: curve(one, [], [], 1), DataError, "pass thresholds"),
+        (lambda: best_threshold([(one, one, [1])], 1, metric="auc"), DataError, "got 'auc'"),
         (lambda: best_threshold([([], one, [1])], 1), DataError, "no true cell"),
     ):
-        with pytest.raises(error, match=sentence):
+        with pytest.raises(error, match=message):
             call()

@@ -1,4 +1,4 @@
-"""Pictures scored: similarity against its definition, resolution on known band limits, and made-up detail."""
+"""Image scores: SSIM against its definition, resolution of known band limits, detection of invented detail."""
 
 import numpy as np
 import pytest
@@ -11,27 +11,27 @@ from mrhdata.metrics.fourier import fourier_correlation
 from mrhdata.metrics.image import error_map, matched, ms_ssim, psnr, restoration, ssim
 
 
-def noise_of(spectrum, shape, seed):
-    """Noise whose amplitude spectrum is a function of the frequency in cycles per pixel."""
+def coloured_noise(spectrum, shape, seed):
+    """Return noise whose amplitude spectrum is a function of the frequency in cycles per pixel."""
     white = np.fft.fftn(np.random.default_rng(seed).standard_normal(shape))
     radius = np.sqrt(sum(np.meshgrid(*(np.fft.fftfreq(n) ** 2 for n in shape), indexing="ij")))
     return np.fft.ifftn(white * spectrum(radius)).real
 
 
 def windows(image, size):
-    """Every window of a plane, flat."""
+    """Return every window of a plane as a row."""
     return np.lib.stride_tricks.sliding_window_view(image, (size, size)).reshape(-1, size * size)
 
 
 def gaussian_window():
-    """The 11 x 11 weights of width 1.5 of the paper."""
+    """Return the 11 x 11 Gaussian weights with a standard deviation of 1.5 pixels of the SSIM paper."""
     line = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     return np.outer(line, line).ravel() / line.sum() ** 2
 
 
 @pytest.mark.parametrize("gaussian", [None, 1.5])
-def test_similarity_is_its_definition(gaussian):
-    """Window by window: weighted means and (co)variances, for a range of 1 and of 255."""
+def test_ssim_agrees_with_its_definition(gaussian):
+    """Weighted means and (co)variances of each window give the same score, for a data range of 1 and of 255."""
     rng = np.random.default_rng(0)
     x = gaussian_filter(rng.random((40, 30)), 1)
     y = x + rng.normal(0, 0.05, x.shape)
@@ -45,13 +45,13 @@ def test_similarity_is_its_definition(gaussian):
     local = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     assert ssim(x, y, gaussian=gaussian) == pytest.approx(local.mean(), abs=1e-12)
     assert ssim(255 * x, 255 * y, data_range=255, gaussian=gaussian) == pytest.approx(local.mean(), abs=1e-12)
-    # Planes of a stack do not see each other.
+    # Windows do not cross planes.
     stack = [np.stack([v, v[::-1]]) for v in (x, y)]
     assert ssim(*stack, gaussian=gaussian) == pytest.approx(local.mean(), abs=1e-12)
 
 
-def test_multi_scale_similarity_is_its_product():
-    """Contrast and structure of four scales, everything at the fifth, with the published exponents."""
+def test_ms_ssim_agrees_with_its_definition():
+    """The product has contrast and structure of four scales and the full SSIM of the fifth, with published exponents."""
     rng = np.random.default_rng(1)
     x = gaussian_filter(rng.random((200, 180)), 2)
     y = gaussian_filter(x, 1) + rng.normal(0, 0.01, x.shape)
@@ -70,8 +70,8 @@ def test_multi_scale_similarity_is_its_product():
     assert ms_ssim(np.stack([x, x]), np.stack([y, x])) == pytest.approx((expected + 1) / 2)
 
 
-def test_matching_leaves_the_least_squared_error():
-    """No other gain and offset is better, and PSNR no longer depends on them."""
+def test_matched_images_have_the_least_squared_error():
+    """Any other gain or offset lowers PSNR; restoration() does not depend on gain and offset."""
     rng = np.random.default_rng(2)
     truth = rng.random((64, 64))
     prediction = truth + rng.normal(0, 0.2, truth.shape)
@@ -84,8 +84,8 @@ def test_matching_leaves_the_least_squared_error():
     assert np.ptp(np.percentile(t, [0.1, 99.9])) == pytest.approx(1)
 
 
-def test_error_maps():
-    """Signed, or root mean square of the neighbourhood."""
+def test_error_map_is_signed_or_local_rmse():
+    """Without a width the map is signed; with one it recovers the local standard deviation of the error."""
     rng = np.random.default_rng(3)
     truth = rng.random((100, 100))
     prediction = truth + np.where(np.arange(100) < 50, 0.1, 0.3) * rng.standard_normal((100, 100))
@@ -97,84 +97,86 @@ def test_error_maps():
 
 @pytest.mark.parametrize(("shape", "limit"), [((256, 256), 0.125), ((256, 200), 0.3), ((48, 64, 64), 0.2)])
 def test_resolution_of_a_known_band_limit(shape, limit):
-    """The same detail up to a frequency, noise of its own above: rings and shells fall there, in any unit."""
-    shared = noise_of(lambda f: f <= limit, shape, 0)
-    images = [shared + noise_of(lambda f: f > limit, shape, seed) for seed in (1, 2)]
-    found = fourier_correlation(*images, spacing=4.0)
+    """Two images share detail up to a frequency and have independent noise above: the resolution is that frequency."""
+    shared = coloured_noise(lambda f: f <= limit, shape, 0)
+    images = [shared + coloured_noise(lambda f: f > limit, shape, seed) for seed in (1, 2)]
+    curve = fourier_correlation(*images, spacing=4.0)
     # The window mixes neighbouring rings.
-    ring = found.frequency[0]
-    assert 1 / found.resolution() == pytest.approx(limit / 4, abs=1.5 * ring)
-    assert found.correlation[found.frequency < limit / 4 - 2 * ring].min() > 0.97
-    assert np.abs(found.correlation[found.frequency > limit / 4 + 2 * ring]).mean() < 0.12
+    ring = curve.frequency[0]
+    assert 1 / curve.resolution() == pytest.approx(limit / 4, abs=1.5 * ring)
+    assert curve.correlation[curve.frequency < limit / 4 - 2 * ring].min() > 0.97
+    assert np.abs(curve.correlation[curve.frequency > limit / 4 + 2 * ring]).mean() < 0.12
 
 
-def test_thresholds_belong_to_their_comparison():
-    """Detail that fades into noise: correlation is S / (S + N) between two noisy ones, its root against the truth.
+def test_resolution_thresholds_of_noisy_pairs_and_of_the_truth_agree():
+    """The correlation is S / (S + N) between two noisy images, and the root of it against the truth.
 
-    So 1/7 between noisy images is where the sum of both has 0.5 against the truth.
+    So a correlation of 1/7 between noisy images corresponds to 0.5 between their sum and the truth.
     """
-    signal = [noise_of(lambda f: np.exp(-12 * f), (256, 256), seed) for seed in range(6)]
-    noisy = [[s + 0.1 * noise_of(np.ones_like, (256, 256), 50 * i + k) for k in (10, 20)] for i, s in enumerate(signal)]
+    signal = [coloured_noise(lambda f: np.exp(-12 * f), (256, 256), seed) for seed in range(6)]
+    noisy = [
+        [s + 0.1 * coloured_noise(np.ones_like, (256, 256), 50 * i + k) for k in (10, 20)] for i, s in enumerate(signal)
+    ]
     first, second = (np.stack([pair[k] for pair in noisy]) for k in (0, 1))
-    pair = fourier_correlation(first, second, planes=True)
-    power = np.exp(-24 * pair.frequency)
-    np.testing.assert_allclose(pair.correlation[4:], (power / (power + 0.01))[4:], atol=0.08)
-    # S / N is 1/6 at 1/7.
-    assert 1 / pair.resolution() == pytest.approx(np.log(6 / 0.01) / 24, rel=0.06)
-    truth = fourier_correlation(np.stack(signal), first + second, planes=True)
-    assert truth.resolution(0.5) == pytest.approx(pair.resolution(1 / 7), rel=0.06)
+    between_noisy = fourier_correlation(first, second, planes=True)
+    power = np.exp(-24 * between_noisy.frequency)
+    np.testing.assert_allclose(between_noisy.correlation[4:], (power / (power + 0.01))[4:], atol=0.08)
+    # A correlation of 1/7 means S / N = 1/6.
+    assert 1 / between_noisy.resolution() == pytest.approx(np.log(6 / 0.01) / 24, rel=0.06)
+    against_truth = fourier_correlation(np.stack(signal), first + second, planes=True)
+    assert against_truth.resolution(0.5) == pytest.approx(between_noisy.resolution(1 / 7), rel=0.06)
 
 
-def test_rings_hold_all_coefficients_once():
+def test_rings_count_every_coefficient_once():
     """Counts over rings up to the Nyquist frequency are those of the full transform."""
     for shape in ((16, 16), (15, 12), (8, 9, 10)):
-        found = fourier_correlation(*np.random.default_rng(0).random((2, *shape)))
+        curve = fourier_correlation(*np.random.default_rng(0).random((2, *shape)))
         radius = np.rint(
             max(shape) * np.sqrt(sum(np.meshgrid(*(np.fft.fftfreq(n) ** 2 for n in shape), indexing="ij")))
         )
-        assert found.count.tolist() == [(radius == k).sum() for k in range(1, max(shape) // 2 + 1)]
+        assert curve.count.tolist() == [(radius == k).sum() for k in range(1, max(shape) // 2 + 1)]
 
 
-def test_a_made_up_detail_is_found():
-    """The truth explains the measurement; so does it not with one more blob, with its noise kept, or blurred."""
+def test_residuals_detect_invented_detail():
+    """The truth explains the measurement; a truth with one more blob, or an image with the noise kept, does not."""
     rng = np.random.default_rng(4)
     truth = 0.2 + 0.6 * gaussian_filter(rng.random((256, 256)), 4) / 0.6
     scan = Degradation((Gaussian(0.1), Zoom(4)))
     low = scan(truth, 1)
-    honest = residuals(low, *scan.moments(truth, 2))
-    assert honest.spread == pytest.approx(1, abs=0.05)
-    assert abs(honest.bias) < 0.06
-    assert honest.beyond_3 < 0.01
-    assert abs(honest.structure) < 0.06
-    assert honest.worst < 4
+    of_truth = residuals(low, *scan.moments(truth, 2))
+    assert of_truth.spread == pytest.approx(1, abs=0.05)
+    assert abs(of_truth.bias) < 0.06
+    assert of_truth.beyond_3 < 0.01
+    assert abs(of_truth.structure) < 0.06
+    assert of_truth.worst < 4
     y, x = np.mgrid[:256, :256]
-    made_up = truth + 0.2 * np.exp(-((y - 100) ** 2 + (x - 60) ** 2) / (2 * 10**2))
-    found = residuals(low, *scan.moments(made_up, 2))
-    assert found.worst > 6
-    place = np.unravel_index(gaussian_filter(found.map, 2).argmin(), found.map.shape)
-    np.testing.assert_allclose(place, (25, 15), atol=2)
-    kept = residuals(low, *scan.moments(np.kron(low, np.ones((4, 4))), 2))
-    assert kept.spread < 0.8
+    invented = truth + 0.2 * np.exp(-((y - 100) ** 2 + (x - 60) ** 2) / (2 * 10**2))
+    of_invented = residuals(low, *scan.moments(invented, 2))
+    assert of_invented.worst > 6
+    index = np.unravel_index(gaussian_filter(of_invented.map, 2).argmin(), of_invented.map.shape)
+    np.testing.assert_allclose(index, (25, 15), atol=2)
+    of_noise_kept = residuals(low, *scan.moments(np.kron(low, np.ones((4, 4))), 2))
+    assert of_noise_kept.spread < 0.8
 
 
-def test_degradations_without_noise_are_compared_by_value():
-    """There is no deviation to measure in."""
+def test_residuals_reject_a_degradation_without_noise():
+    """Residuals are in standard deviations of the noise, which is 0."""
     scan, truth = Degradation((Area(4),)), np.random.default_rng(0).random((64, 64))
     with pytest.raises(DataError, match="compare values"):
         residuals(scan(truth, 0), *scan.moments(truth, 0))
 
 
-def test_the_check_holds_for_the_published_noise():
-    """Noise that depends on intensity and is clipped: the truth still explains it."""
+def test_residuals_hold_for_the_published_noise():
+    """The truth explains a measurement whose noise depends on intensity and is clipped."""
     truth = np.clip(gaussian_filter(np.random.default_rng(5).random((3, 256, 256)), (0, 3, 3)) * 4 - 1.5, 0, 1)
     scan = PUBLISHED["em_AG_D_sameas_preprint"]
-    found = residuals(scan(truth, 0), *scan.moments(truth, 1))
-    assert found.spread == pytest.approx(1, abs=0.05)
-    assert abs(found.bias) < 0.05
+    result = residuals(scan(truth, 0), *scan.moments(truth, 1))
+    assert result.spread == pytest.approx(1, abs=0.05)
+    assert abs(result.bias) < 0.05
 
 
-def test_what_cannot_be_scored():
-    """Planes that are too small, no planes, a constant truth: each with its numbers."""
+def test_image_scores_reject_invalid_input():
+    """Errors for small planes, missing planes and a constant truth contain the numbers."""
     with pytest.raises(GridError, match=r"\(6, 40\).*7 pixels"):
         ssim(np.ones((6, 40)), np.ones((6, 40)))
     with pytest.raises(GridError, match=r"\(10, 10\).*11 pixels"):
@@ -183,7 +185,7 @@ def test_what_cannot_be_scored():
         restoration(np.ones(9), np.ones(9))
     with pytest.raises(GridError, match=r"\(2, 2, 8, 8\).*planes=True"):
         fourier_correlation(np.ones((2, 2, 8, 8)), np.ones((2, 2, 8, 8)))
-    with pytest.raises(DataError, match="all over"):
+    with pytest.raises(DataError, match=r"truth is 0\.3 everywhere"):
         matched(np.full((9, 9), 0.3), np.eye(9))
     with pytest.raises(GridError, match="squares of 8"):
         residuals(np.ones((4, 9)), np.ones((4, 9)), np.ones((4, 9)))

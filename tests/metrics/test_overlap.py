@@ -1,4 +1,4 @@
-"""Scores of labels against masks of known shape."""
+"""Segmentation scores against counts of voxels and masks of known shape."""
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,28 @@ LABELS = arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3))
 
 
 @given(LABELS, LABELS)
-def test_dice_and_precision_by_counting(truth, found):
-    """Against sets of voxels."""
-    table = overlap(truth, found, [1, 2, 3])
+def test_dice_and_precision_agree_with_sets_of_voxels(truth, prediction):
+    """Each label has a row whose scores follow from the sets of its voxels."""
+    table = overlap(truth, prediction, [1, 2, 3])
+    assert len(table) == 3
     for row in table.itertuples():
-        a, b = (set(np.flatnonzero(v == row.label)) for v in (truth, found))
+        a, b = (set(np.flatnonzero(v == row.label)) for v in (truth, prediction))
         assert row.dice == pytest.approx(2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0)
         assert np.isnan(row.precision) if not b else row.precision == pytest.approx(len(a & b) / len(b))
         assert row.volume_mm3 - row.true_volume_mm3 == len(b) - len(a)
 
 
 @given(LABELS)
-def test_the_truth_itself_is_perfect(truth):
-    """Whatever it holds."""
+def test_scores_of_the_truth_itself_are_perfect(truth):
+    """Dice is 1 also for labels without voxels."""
     table = overlap(truth, truth, [1, 2, 3])
     assert (table.dice == 1).all()
     assert set(table.hd95_mm.dropna()) <= {0.0}
     assert accuracy(truth, truth) == 1
 
 
-def test_surfaces_of_shifted_boxes_are_as_far_as_the_shift():
-    """In millimetres along an anisotropic axis; every voxel of the two faces is that far."""
+def test_hausdorff95_of_shifted_boxes_is_the_shift():
+    """The shift is along an anisotropic axis, in mm; all voxels of the two faces are that far apart."""
     a, b = np.zeros((2, 20, 12, 12), bool)
     a[5:10, 3:9, 3:9] = b[7:12, 3:9, 3:9] = True
     assert hausdorff95(a, b, (3.0, 1.0, 1.0)) == pytest.approx(6.0)
@@ -42,25 +43,25 @@ def test_surfaces_of_shifted_boxes_are_as_far_as_the_shift():
     assert np.isnan(hausdorff95(a, np.zeros_like(a)))
 
 
-def test_a_label_that_was_not_found_counts():
-    """A mean over subjects does not leave out those where nothing was found."""
+def test_pooled_counts_a_missing_dice_as_0():
+    """The mean includes subjects whose label was not found."""
     table = pd.DataFrame({"subject": list("aabb"), "label": [1, 2, 1, 2], "dice": [0.8, 0.6, 0.0, np.nan]})
-    found = pooled(table, "dice")
-    assert (found[1].estimate, found[2].estimate) == (0.4, 0.3)
-    assert found[1].low < 0.4 < found[1].high
+    intervals = pooled(table, "dice")
+    assert (intervals[1].estimate, intervals[2].estimate) == (0.4, 0.3)
+    assert intervals[1].low < 0.4 < intervals[1].high
     assert pooled(table, "dice", by=None)["all"].estimate == pytest.approx(0.35)
 
 
-def test_a_label_that_was_not_found_has_no_distance():
-    """It is not at 0 mm, which would be perfect."""
+def test_pooled_rejects_a_missing_distance():
+    """A distance of 0 mm would be perfect, so a missing distance is not replaced by 0."""
     table = pd.DataFrame({"subject": list("ab"), "label": [1, 1], "hd95_mm": [4.0, np.nan]})
     with pytest.raises(DataError, match="1 of 2 rows have no hd95_mm"):
         pooled(table, "hd95_mm")
     assert pooled(table.fillna(10.0), "hd95_mm")[1].estimate == 7.0
 
 
-def test_values_within_labels():
-    """Population standard deviation and volumes in mm3."""
+def test_roi_table_of_known_values():
+    """The table has means, population standard deviations and volumes in mm3; absent labels are NaN."""
     values, labels = np.array([1.0, 3.0, 5.0, 100.0]), np.array([2, 2, 3, 0])
     table = roi_table(values, labels, {2: "RN left", 3: "RN right", 4: "SN left"}, voxel_mm3=3.0)
     assert table["mean"].tolist()[:2] == [2.0, 5.0]
@@ -69,16 +70,16 @@ def test_values_within_labels():
     assert table.iloc[2].isna().sum() == 3
 
 
-def test_limits_of_agreement():
-    """Mean difference and 1.96 standard deviations."""
-    found = agreement([1.0, 2.0, 3.0, 4.0], [1.1, 1.9, 3.2, 4.2])
+def test_agreement_is_mean_difference_and_limits():
+    """The limits are 1.96 sample standard deviations from the mean difference."""
+    result = agreement([1.0, 2.0, 3.0, 4.0], [1.1, 1.9, 3.2, 4.2])
     differences = np.array([0.1, -0.1, 0.2, 0.2])
-    assert found.bias == pytest.approx(differences.mean())
-    assert found.high - found.bias == pytest.approx(1.96 * differences.std(ddof=1))
+    assert result.bias == pytest.approx(differences.mean())
+    assert result.high - result.bias == pytest.approx(1.96 * differences.std(ddof=1))
 
 
-def test_shapes_must_agree():
-    """One sentence."""
+def test_segmentation_scores_reject_different_shapes():
+    """The error says to resample one volume to the other."""
     with pytest.raises(DataError, match="resample"):
         overlap(np.zeros((1, 2, 2)), np.zeros((1, 2, 3)), [1])
     with pytest.raises(DataError, match="resample"):
