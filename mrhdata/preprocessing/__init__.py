@@ -1,4 +1,4 @@
-"""Volume to volume: intensity, grids, illumination, diffusion and parameter maps."""
+"""Preprocessing of volumes: intensity, grids, illumination, diffusion and parameter maps."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Values of one volume made comparable to those of others."""
+"""Intensity of volumes: normalisation, display windows and units of susceptibility."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
-#: Susceptibility of tissue reaches 0.3 ppm, of haemorrhage 2; a map whose 99th percentile is above is in ppb.
+#: A map whose 99th percentile is higher is in ppb: tissue reaches 0.3 ppm and haemorrhage 2 ppm.
 _HIGHEST_PPM = 5.0
-#: Values that percentiles are estimated on.
-_SAMPLED = 2_000_000
-#: Voxels below this are those that reconstructions leave out.
-_LEFT_OUT = -10_000
+#: Number of voxels that percentiles are estimated from.
+_SAMPLE_SIZE = 2_000_000
+#: Reconstructions mark excluded voxels with values below this.
+_EXCLUDED = -10_000
 
 
 def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
@@ -30,13 +30,13 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
     ----------
     volume : image volume
     how : {"minmax", "percentile", "zscore"}
-        To 0..1 between the extremes, or between the 0.5th and the 99.5th percentile of what is not zero; or
-        to zero mean and unit standard deviation of what is not zero.
+        Target range: 0 to 1 between the extremes; 0 to 1 between the 0.5th and the 99.5th percentile of non-zero
+        voxels; or zero mean and unit standard deviation of non-zero voxels.
 
     Raises
     ------
     DataError
-        The volume holds one value only, or values that are not finite.
+        The volume is constant, or a value is not finite.
 
     Examples
     --------
@@ -45,12 +45,12 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
     [0.0, 0.5, 1.0]
     """
     if how not in ("minmax", "percentile", "zscore"):
-        raise DataError(f"how is minmax, percentile or zscore, not {how!r}")
-    low, high = _extremes(volume) if how == "minmax" else _typical(volume, how)
+        raise DataError(f"how must be minmax, percentile or zscore; got {how!r}")
+    low, high = _extremes(volume) if how == "minmax" else _nonzero_range(volume, how)
     if not np.isfinite([low, high]).all():
-        raise DataError(f"{volume.name} holds values that are not finite; set NaN and infinities to 0")
+        raise DataError(f"{volume.name} has values that are not finite; set NaN and infinities to 0")
     if not high > low:
-        raise DataError(f"{volume.name} runs from {low} to {high}: nothing to normalise; is it empty?")
+        raise DataError(f"{volume.name} cannot be normalised: its values range from {low} to {high}; is it empty?")
     scaled = (volume.astype(np.float32) - np.float32(low)) / np.float32(high - low)
     return scaled.assign_attrs({**volume.attrs, "units": "1"})
 
@@ -60,8 +60,9 @@ def _extremes(volume: xr.DataArray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _typical(volume: xr.DataArray, how: str) -> tuple[float, float]:
-    values = _some(volume)
+def _nonzero_range(volume: xr.DataArray, how: str) -> tuple[float, float]:
+    """Return the values of non-zero voxels that become 0 and 1."""
+    values = _sample(volume)
     values = values[values != 0]
     if not values.size:
         return 0.0, 0.0
@@ -71,14 +72,14 @@ def _typical(volume: xr.DataArray, how: str) -> tuple[float, float]:
     return float(values.mean()), float(values.mean() + values.std())
 
 
-def _some(volume: xr.DataArray) -> np.ndarray:
-    """Evenly spread voxels."""
-    step = max(1, int(np.ceil((volume.size / _SAMPLED) ** (1 / max(1, volume.ndim)))))
+def _sample(volume: xr.DataArray) -> np.ndarray:
+    """Return evenly spaced voxels."""
+    step = max(1, int(np.ceil((volume.size / _SAMPLE_SIZE) ** (1 / max(1, volume.ndim)))))
     return np.asarray(volume.data[(slice(None, None, step),) * volume.ndim], dtype=np.float64).ravel()
 
 
 def window(volume: xr.DataArray, low: float, high: float, levels: int = 256) -> xr.DataArray:
-    """Values cut off at both ends and counted in levels from 0, as a display would.
+    """Clip values to a range and quantise them to levels from 0, as a display does.
 
     Examples
     --------
@@ -88,18 +89,18 @@ def window(volume: xr.DataArray, low: float, high: float, levels: int = 256) -> 
     [0.0, 128.0, 192.0, 255.0]
     """
     if not high > low:
-        raise DataError(f"a window runs from a low to a higher value, not from {low} to {high}")
-    counted = (volume.astype(np.float32) - low) * np.float32(levels / (high - low))
-    return counted.copy(data=np.floor(counted.data)).clip(0, levels - 1).assign_attrs({**volume.attrs, "units": "1"})
+        raise DataError(f"high must be above low; got low={low} and high={high}")
+    scaled = (volume.astype(np.float32) - low) * np.float32(levels / (high - low))
+    return scaled.copy(data=np.floor(scaled.data)).clip(0, levels - 1).assign_attrs({**volume.attrs, "units": "1"})
 
 
 def in_ppm(volume: xr.DataArray) -> xr.DataArray:
-    """A susceptibility map in parts per million, whatever it was in; voxels that are left out become 0.
+    """Convert a susceptibility map from ppb or ppm to parts per million; excluded voxels become 0.
 
     Raises
     ------
     DataError
-        The map says that it is in ppm, and its values that it is not.
+        The map states ppm, but its values are too high for it.
 
     Examples
     --------
@@ -109,16 +110,17 @@ def in_ppm(volume: xr.DataArray) -> xr.DataArray:
     [0.0, 0.1, 0.15]
     """
     volume = volume.astype(np.float32)
-    volume = volume.where(volume >= _LEFT_OUT, 0)
+    volume = volume.where(volume >= _EXCLUDED, 0)
     units = str(volume.attrs.get("units", "")).strip().lower()
-    values = np.abs(_some(volume))
+    values = np.abs(_sample(volume))
     high = float(np.percentile(values[values > 0], 99)) if (values > 0).any() else 0.0
     if units == "ppm" and high > _HIGHEST_PPM:
         raise DataError(
-            f"{volume.name} says ppm but reaches {high:.3g}, which no tissue does (0.3): is it ppb? set attrs['units']"
+            f"{volume.name} must be below {_HIGHEST_PPM:g} ppm (tissue reaches 0.3); got {high:.3g}. Is it in ppb? "
+            "Set attrs['units']."
         )
     if units == "ppb" or (units != "ppm" and high > _HIGHEST_PPM):
         if units != "ppb":
-            log.warning("%s reaches %.3g and is taken to be in ppb; set attrs['units']", volume.name, high)
+            log.warning("%s reaches %.3g and is assumed to be in ppb; set attrs['units']", volume.name, high)
         volume = volume / np.float32(1000)
     return volume.assign_attrs(units="ppm")

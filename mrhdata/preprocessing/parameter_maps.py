@@ -1,4 +1,4 @@
-"""Parameter maps from raw MRI signals: voxel by voxel, lazy, on the input's grid."""
+"""Parameter maps from raw MRI signals: voxel by voxel, lazy, on the grid of the input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mrhdata.volume.construct import describe
 
 
 def mtr(off: xr.DataArray, on: xr.DataArray) -> xr.DataArray:
-    """Magnetisation transfer ratio, ``(off - on) / off``; 0 where there is no signal.
+    """Compute the magnetisation transfer ratio, ``(off - on) / off``; 0 in voxels without signal.
 
     Parameters
     ----------
     off, on : volume
-        Without and with the saturation pulse, one grid.
+        Signals without and with the saturation pulse, on one grid.
 
     Examples
     --------
@@ -29,14 +29,16 @@ def mtr(off: xr.DataArray, on: xr.DataArray) -> xr.DataArray:
 
 
 def diffusivity(dwi: xr.DataArray, b0s: int, b: float) -> xr.DataArray:
-    """Orientation-averaged apparent diffusivity, ``ln(S0 / mean S) / b``.
+    """Compute the orientation-averaged apparent diffusivity, ``ln(S0 / mean S) / b``.
 
     Parameters
     ----------
     dwi : volume (c, z, y, x)
-        One shell, its `b0s` unweighted images first.
+        Unweighted images followed by the images of one shell.
+    b0s : int
+        Number of unweighted images.
     b : float
-        ms/um^2; the map is in um^2/ms.
+        Diffusion weighting in ms/um^2; the map is in um^2/ms.
 
     Examples
     --------
@@ -51,9 +53,9 @@ def diffusivity(dwi: xr.DataArray, b0s: int, b: float) -> xr.DataArray:
 
 
 def anisotropy(dwi: xr.DataArray, b0s: int) -> xr.DataArray:
-    """Standard deviation over directions of one shell's signals, divided by their mean.
+    """Compute the standard deviation of one shell's signals over directions, divided by their mean.
 
-    Like fractional anisotropy 0 for isotropic diffusion, but without a tensor fit; arguments as for
+    Like fractional anisotropy, it is 0 for isotropic diffusion, but it needs no tensor fit. Arguments as for
     :func:`diffusivity`.
     """
     _, weighted = _shell(dwi, b0s)
@@ -62,7 +64,7 @@ def anisotropy(dwi: xr.DataArray, b0s: int) -> xr.DataArray:
 
 def _shell(dwi: xr.DataArray, b0s: int) -> tuple[xr.DataArray, xr.DataArray]:
     if "c" not in dwi.dims or not 0 < b0s < dwi.sizes["c"]:
-        raise GridError(f"a shell has a c axis longer than its {b0s} b0 images, not {dict(dwi.sizes)}")
+        raise GridError(f"dwi must have an axis c longer than its {b0s} b0 images; got {dict(dwi.sizes)}")
     signal = dwi.astype(np.float32)
     return signal.isel(c=slice(b0s)).mean("c"), signal.isel(c=slice(b0s, None))
 

@@ -1,4 +1,4 @@
-"""The grid that a network was trained on: upright, of its spacing, and of a fixed extent where it wants one."""
+"""Grids for networks: upright, at the spacing of training and, if needed, of a fixed shape."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def upright(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
-    """The grid along world S, A, R at a spacing that holds all of another one.
+    """Return a grid along world S, A, R at a new spacing that covers `grid`.
 
-    Where that one is upright itself, and of this spacing, their voxels are the same (in another order, if its
-    axes point elsewhere).
+    If `grid` is upright and has this spacing, both grids have the same voxels (in another order if its axes point
+    in other directions).
 
     Parameters
     ----------
     grid : Grid
     spacing_mm : (3,) sequence of float
-        Along z, y, x.
+        Spacing along z, y, x.
 
     Examples
     --------
@@ -34,22 +34,22 @@ def upright(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     >>> upright(mirrored, (1, 1, 1)).affine[:3, 3].tolist(), upright(mirrored, (1, 1, 2)).shape
     ([0.0, 0.0, 0.0], (2, 3, 2))
     """
-    step = np.asarray(spacing_mm, dtype=np.float64)
-    ends = list(itertools.product(*[(-0.5, n - 0.5) for n in grid.shape]))
-    corners = grid.world(np.array(ends))  # (8, 3) X, Y, Z
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    corner_indices = list(itertools.product(*[(-0.5, n - 0.5) for n in grid.shape]))
+    corners = grid.world(np.array(corner_indices))  # (8, 3) X, Y, Z
     low, high = corners.min(axis=0)[::-1], corners.max(axis=0)[::-1]  # z, y, x
-    counts = np.maximum(1, np.ceil((high - low) / step - 1e-3)).astype(int)
-    # About one middle, so that what a coarser grid reaches over is the same on both sides; but where the
-    # spacing is the same, on the voxels themselves.
-    start = low + step / 2 + ((high - low) - counts * step) / 2
+    shape = np.maximum(1, np.ceil((high - low) / spacing - 1e-3)).astype(int)
+    # Both grids have one centre, so that a coarser grid extends equally beyond both sides; at the same spacing, the
+    # voxels coincide.
+    start = low + spacing / 2 + ((high - low) - shape * spacing) / 2
     affine = np.zeros((4, 4))
-    affine[[2, 1, 0], [0, 1, 2]] = step
+    affine[[2, 1, 0], [0, 1, 2]] = spacing
     affine[:3, 3], affine[3, 3] = start[::-1], 1.0
-    return Grid(_three(counts), affine)
+    return Grid(_to_shape(shape), affine)
 
 
 def fitted(grid: Grid, shape: Sequence[int]) -> Grid:
-    """The grid cut or extended to a shape about its middle.
+    """Crop or extend a grid to a shape about its centre.
 
     Examples
     --------
@@ -58,22 +58,22 @@ def fitted(grid: Grid, shape: Sequence[int]) -> Grid:
     [-2.0, 0.0, 1.0]
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise GridError(f"a shape has three lengths along z, y, x, not {tuple(shape)}")
+        raise GridError(f"shape must be three positive lengths along z, y, x; got {tuple(shape)}")
     first = [(n - m) // 2 for n, m in zip(grid.shape, shape, strict=True)]
     affine = grid.affine.copy()
     affine[:3, 3] = grid.world(np.array(first, dtype=np.float64))
-    return Grid(_three(shape), affine)
+    return Grid(_to_shape(shape), affine)
 
 
 def on_grid(volumes: dict[str, xr.DataArray], grid: Grid) -> dict[str, xr.DataArray]:
-    """All volumes of a group at the voxels of one grid, images by cubic B-splines; beyond them lies 0.
+    """Resample all volumes of a group to one grid, images by cubic B-splines; voxels outside a volume become 0.
 
-    Linear interpolation blurs: labels of a volume at other spacing lose another half percent of Dice to it
+    Linear interpolation blurs, which costs another 0.5 % of Dice in labels of a volume at another spacing
     (``benchmarks/studies/tissue.py``).
     """
     return {name: resample(volume, grid, order=3) for name, volume in volumes.items()}
 
 
-def _three(shape: Any) -> tuple[int, int, int]:
+def _to_shape(shape: Any) -> tuple[int, int, int]:
     z, y, x = (int(n) for n in shape)
     return (z, y, x)
