@@ -1,12 +1,12 @@
-"""Good images made worse on purpose: pairs to train restoration on.
+"""Degradation of good images, to make training pairs for restoration.
 
-``steps``: what happens to a plane. ``chain``: steps one after another, over images of any kind.
-``published``: the known "crappifiers". ``fitting``: a degradation from a few real pairs. ``raster``: how long
-a scan takes. Arrays in, arrays out; torch is not needed.
+``steps``: noise, blur, distortion and reduction of a plane. ``degradation``: a sequence of steps for NumPy, Dask and
+torch. ``published``: the known "crappifiers". ``fit``: a degradation estimated from a few real pairs. ``scan_time``:
+the time of a raster scan. Torch is not needed.
 
-Every step acts on single planes of values from 0 (black) to 1 (white) and takes a random generator; every
-plane draws from a generator of its own, so that it becomes the same one in NumPy, in Dask with any chunks,
-and in a batch of tensors. A number of a step may be `Between` two, drawn anew for each plane.
+Every step acts on single planes of values from 0 (black) to 1 (white) and takes a random generator. Every plane has
+its own generator, so that the result is the same in NumPy, in Dask with any chunks, and in a batch of tensors. A
+parameter of a step may be a `Between`, which is drawn anew for each plane.
 """
 
 from mrhdata.degrade.degradation import Degradation

@@ -1,4 +1,4 @@
-"""Steps one after another, over images of any kind."""
+"""Sequences of degradation steps for NumPy arrays, Dask arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from mrhdata.volume.dtypes import white_of
 
 @dataclass(frozen=True)
 class Degradation:
-    """Steps one after another.
+    """Sequence of degradation steps.
 
     Attributes
     ----------
     steps : tuple of Step
+        Steps in the order in which they are applied.
     white : float, optional
-        The image's value that counts as 1. Without it 1 for floats, and the type's largest for integers.
+        Image value that counts as 1. By default 1 for floats and the largest value of the type for integers.
 
     Examples
     --------
@@ -38,53 +39,60 @@ class Degradation:
     white: float | None = None
 
     def __call__(self, image: Any, seed: int | Sequence[int]) -> Any:
-        """The image, degraded.
+        """Degrade an image.
 
         Parameters
         ----------
         image : (..., y, x) NumPy array, Dask array or torch tensor
-            Each plane is degraded by itself; Dask arrays stay lazy, with whole planes as chunks.
+            Image whose planes are degraded one by one. Dask arrays stay lazy, with whole planes as chunks.
         seed : int or several
-            The same seed gives plane by plane the same result, whatever holds the image.
+            Random seed. The same seed gives the same planes for every type of array.
 
         Returns
         -------
-        low : of the image's kind and type
-            Integers are rounded and kept in their range.
+        low : array of the image's type and dtype
+            Degraded image. Integers are rounded and clipped to the range of their type.
         """
         if len(image.shape) < 2:
-            raise GridError(f"an image has axes (..., y, x), not the shape {tuple(image.shape)}; add the missing axis")
-        key = _key(seed)
+            raise GridError(
+                f"image must have axes (..., y, x); got the shape {tuple(image.shape)}. Add the missing axis."
+            )
+        seeds = _seed_tuple(seed)
         leading = tuple(image.shape[:-2])
         if hasattr(image, "rechunk"):
-            return self._lazily(image, key)
+            return self._degrade_lazily(image, seeds)
         number = np.arange(int(np.prod(leading))).reshape(leading)
         if hasattr(image, "new_tensor"):
-            return image.new_tensor(self._planes(image.detach().cpu().numpy(), number, key))
-        return self._planes(np.asarray(image), number, key)
+            return image.new_tensor(self._degrade_planes(image.detach().cpu().numpy(), number, seeds))
+        return self._degrade_planes(np.asarray(image), number, seeds)
 
     def moments(self, image: NDArray[Any], seed: int | Sequence[int], draws: int = 64) -> tuple[Floats, Floats]:
-        """Mean and variance of each pixel of the result over several draws: what is expected, and how surely.
+        """Estimate mean and variance of each pixel of the degraded image over several draws.
 
         Parameters
         ----------
         image : (..., y, x) NumPy array
+            Image to degrade.
         seed : int or several
+            Random seed.
         draws : int
+            Number of degraded images.
 
         Returns
         -------
-        mean, variance : arrays in the image's values, and their square
+        mean, variance : (..., y, x) arrays
+            Mean in the units of the image, and variance in their square.
         """
         if draws < 2:
-            raise DataError(f"a variance needs 2 draws or more, not {draws}; use some dozens")
-        key, white = _key(seed), self._white(image.dtype)
-        # Without a type's rounding and range, which are no part of the noise.
-        values, exact = np.asarray(image, dtype=np.float64) / white, Degradation(self.steps)
-        found = (exact(values, (*key, number)) for number in range(draws))
-        mean = next(found)
+            raise DataError(f"draws must be 2 or more for a variance; got {draws}. Use some dozens.")
+        seeds, white = _seed_tuple(seed), self._white(image.dtype)
+        # Floats avoid rounding and clipping to the type, which do not belong to the noise.
+        values, float_degradation = np.asarray(image, dtype=np.float64) / white, Degradation(self.steps)
+        degraded = (float_degradation(values, (*seeds, number)) for number in range(draws))
+        # Welford's update keeps only the mean and the sum of squares in memory.
+        mean = next(degraded)
         squares = np.zeros_like(mean)
-        for number, low in enumerate(found, start=2):
+        for number, low in enumerate(degraded, start=2):
             change = low - mean
             mean = mean + change / number
             squares += change * (low - mean)
@@ -93,43 +101,45 @@ class Degradation:
     def _white(self, dtype: np.dtype[Any]) -> float:
         return white_of(dtype) if self.white is None else self.white
 
-    def _size(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def _degraded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         for step in self.steps:
             shape = [step.size(n) for n in shape]
         return tuple(shape)
 
-    def _planes(self, values: NDArray[Any], number: NDArray[np.int64], key: tuple[int, ...]) -> NDArray[Any]:
-        """Planes, each with the generator of its number among all planes."""
-        shape = self._size(values.shape[-2:])
+    def _degrade_planes(self, values: NDArray[Any], number: NDArray[np.int64], seeds: tuple[int, ...]) -> NDArray[Any]:
+        """Degrade planes, each with a generator seeded by its number among all planes."""
+        shape = self._degraded_shape(values.shape[-2:])
         out = np.empty((number.size, *shape), dtype=values.dtype)
         white = self._white(values.dtype)
         planes = values.reshape(number.size, *values.shape[-2:])
         for i, (plane, n) in enumerate(zip(planes, number.ravel(), strict=True)):
-            rng = np.random.default_rng((*key, int(n)))
+            rng = np.random.default_rng((*seeds, int(n)))
             low = plane / np.float64(white)
             for step in self.steps:
                 low = step(low, rng)
-            out[i] = _typed(low * white, values.dtype)
+            out[i] = _cast(low * white, values.dtype)
         return out.reshape(*number.shape, *shape)
 
-    def _lazily(self, image: Any, key: tuple[int, ...]) -> Any:
-        leading, shape = image.shape[:-2], self._size(image.shape[-2:])
-        whole = image.rechunk({len(leading): -1, len(leading) + 1: -1})
+    def _degrade_lazily(self, image: Any, seeds: tuple[int, ...]) -> Any:
+        leading, shape = image.shape[:-2], self._degraded_shape(image.shape[-2:])
+        whole_planes = image.rechunk({len(leading): -1, len(leading) + 1: -1})
         number = np.arange(int(np.prod(leading))).reshape(leading)
 
-        def block(values: NDArray[Any], block_info: Any) -> NDArray[Any]:
-            place = block_info[0]["array-location"][:-2]
-            return self._planes(values, number[tuple(slice(*p) for p in place)], key)
+        def degrade_chunk(values: NDArray[Any], block_info: Any) -> NDArray[Any]:
+            bounds = block_info[0]["array-location"][:-2]
+            return self._degrade_planes(values, number[tuple(slice(*b) for b in bounds)], seeds)
 
-        chunks = (*whole.chunks[:-2], (shape[0],), (shape[1],))
-        return whole.map_blocks(block, chunks=chunks, dtype=image.dtype, meta=np.empty((0,) * image.ndim, image.dtype))
+        chunks = (*whole_planes.chunks[:-2], (shape[0],), (shape[1],))
+        meta = np.empty((0,) * image.ndim, image.dtype)
+        return whole_planes.map_blocks(degrade_chunk, chunks=chunks, dtype=image.dtype, meta=meta)
 
 
-def _key(seed: int | Sequence[int]) -> tuple[int, ...]:
+def _seed_tuple(seed: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(int(s) for s in np.atleast_1d(seed))
 
 
-def _typed(values: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _cast(values: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Cast to a type; integers are rounded and clipped."""
     if not np.issubdtype(dtype, np.integer):
         return values.astype(dtype)
     limits = np.iinfo(dtype)

@@ -1,4 +1,4 @@
-"""A degradation from a few pairs that were really acquired twice."""
+"""Estimation of a degradation from a few real pairs of low and high resolution."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ from mrhdata.degrade.steps import (
 )
 from mrhdata.errors import DataError, GridError
 
-#: Ways to get from many pixels to few, and the widest blur before it, in shares of the factor.
+#: Candidate reductions by name.
 _KINDS: dict[str, type[Reduction]] = {"area": Area, "points": Points, "triangle": Triangle, "zoom": Zoom}
-_WIDEST = 1.5
-#: Bins of intensity that noise is measured in.
+#: Largest candidate width of the blur, in multiples of the factor.
+_MAX_BLUR = 1.5
+#: Number of intensity bins in which the noise variance is measured.
 _BINS = 24
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was found, for values from 0 to 1.
+    """Parameters of a fitted degradation, for values from 0 to 1.
 
     Attributes
     ----------
     kind : str
-        ``area``, ``points``, ``triangle`` or ``zoom``.
+        Reduction: ``area``, ``points``, ``triangle`` or ``zoom``.
     factor : int
+        Pixels of the high resolution per pixel of the low one, along y and x.
     width : float
-        Of the blur before the reduction, in pixels of the high resolution.
+        Standard deviation of the blur before the reduction, in pixels of the high resolution.
     gain, offset : float
-        ``low = offset + gain * reduced``.
+        Contrast and brightness: ``low = offset + gain * reduced``.
     noise_offset, noise_slope : float
-        Variance of the low resolution's noise: ``noise_offset + noise_slope * low``.
+        Noise variance of the low resolution: ``noise_offset + noise_slope * low``.
     misfit : dict of str to float
-        Root mean square of what each kind leaves unexplained: kinds nearly alike cannot be told apart.
+        Root mean squared residual of each kind. Kinds with nearly equal misfits cannot be distinguished.
     """
 
     kind: str
@@ -61,27 +63,29 @@ class Fitted:
 
     @property
     def degradation(self) -> Degradation:
-        """Steps that make such low resolution of high resolution."""
+        """Degradation that turns high resolution into low resolution."""
         noise = IntensityGaussian(self.noise_slope, self.noise_offset)
         return Degradation(
-            (*_reduction(self.kind, self.factor, self.width), Gain(self.gain, self.offset), noise, Clip())
+            (*_reduction_steps(self.kind, self.factor, self.width), Gain(self.gain, self.offset), noise, Clip())
         )
 
 
 def fit_degradation(real_low: ArrayLike, real_high: ArrayLike, *, white: float | None = None) -> Fitted:
-    """Blur, reduction, contrast and noise that turn high-resolution images into their low-resolution partners.
+    """Fit blur, reduction, contrast and noise that turn high-resolution images into their low-resolution partners.
 
-    For each kind of reduction the blur with the least squared misfit is searched, gain and offset by least
-    squares; what is left is noise, whose variance is a line over the intensity, fitted to bins of it.
+    For each kind of reduction, the blur width is searched for the least squared misfit, with gain and offset by
+    linear least squares. The residuals of the best kind are noise: a line is fitted to their variance in bins of
+    intensity.
 
     Parameters
     ----------
     real_low : (..., y, x) array-like
+        Low-resolution images.
     real_high : (..., factor * y, factor * x) array-like
-        The same places, registered. Its noise is taken for detail, which widens the blur that is found;
-        average or denoise a noisy one first.
+        Registered high-resolution images of the same regions. Their noise counts as detail and widens the fitted
+        blur; average or denoise noisy images first.
     white : float, optional
-        Value that counts as 1; without it 1 for floats and the type's largest for integers.
+        Value that counts as 1. By default 1 for floats and the largest value of the type for integers.
 
     Examples
     --------
@@ -89,43 +93,48 @@ def fit_degradation(real_low: ArrayLike, real_high: ArrayLike, *, white: float |
     >>> from scipy.ndimage import gaussian_filter
     >>> high = gaussian_filter(np.random.default_rng(0).random((128, 128)), 2)
     >>> low = Degradation((Blur(1.5), Points(4), Gain(0.8, 0.1)))(high, seed=1)
-    >>> found = fit_degradation(low, high)
-    >>> found.kind, round(found.width, 2), round(found.gain, 2), round(found.offset, 2)
+    >>> fit = fit_degradation(low, high)
+    >>> fit.kind, round(fit.width, 2), round(fit.gain, 2), round(fit.offset, 2)
     ('points', 1.5, 0.8, 0.1)
     """
-    low, high = _planes(real_low, white), _planes(real_high, white)
+    low, high = _scaled_planes(real_low, white), _scaled_planes(real_high, white)
     factor = high.shape[1] // low.shape[1]
     if len(low) != len(high) or factor < 1 or high.shape[1:] != (factor * low.shape[1], factor * low.shape[2]):
         raise GridError(
-            f"low resolution of {low.shape} and high resolution of {high.shape} planes, rows and columns are no pairs; "
-            "high is a whole number of times low along y and x: crop or resample it"
+            f"real_high must have the planes of real_low and a whole multiple of its rows and columns; got {low.shape} "
+            f"and {high.shape}. Crop or resample it."
         )
     if np.ptp(low) == 0 or np.ptp(high) == 0:
-        raise DataError("one side of the pairs is constant and tells nothing; use images with content")
+        raise DataError("real_low and real_high must not be constant; use images with contrast")
     widths = {kind: _best_width(low, high, kind, factor) for kind in _KINDS}
-    misfit = {kind: _explain(low, high, kind, factor, width)[0] for kind, width in widths.items()}
+    misfit = {kind: _fit_contrast(low, high, kind, factor, width)[0] for kind, width in widths.items()}
     kind = min(misfit, key=lambda k: misfit[k])
-    _, gain, offset, expected = _explain(low, high, kind, factor, widths[kind])
-    noise_offset, noise_slope = _noise(low - expected, expected)
+    _, gain, offset, expected = _fit_contrast(low, high, kind, factor, widths[kind])
+    noise_offset, noise_slope = _fit_noise(low - expected, expected)
     return Fitted(kind, factor, widths[kind], gain, offset, noise_offset, noise_slope, misfit)
 
 
-def _planes(image: ArrayLike, white: float | None) -> Floats:
+def _scaled_planes(image: ArrayLike, white: float | None) -> Floats:
     values = np.asarray(image)
     if white is None:
         white = float(np.iinfo(values.dtype).max) if np.issubdtype(values.dtype, np.integer) else 1.0
     if values.ndim < 2 or not values.size or not np.isfinite(values).all():
-        raise DataError(f"an image of shape {values.shape} is not (..., y, x) of finite values; select and mask first")
+        raise DataError(
+            f"images must be (..., y, x) with finite values; got the shape {values.shape} and "
+            f"{(~np.isfinite(values)).sum()} values that are not finite. Select planes and mask them first."
+        )
     return np.asarray(values.reshape(-1, *values.shape[-2:]) / white, dtype=np.float64)
 
 
-def _reduction(kind: str, factor: int, width: float) -> tuple[Step, ...]:
+def _reduction_steps(kind: str, factor: int, width: float) -> tuple[Step, ...]:
     return Blur(width), _KINDS[kind](factor)
 
 
-def _explain(low: Floats, high: Floats, kind: str, factor: int, width: float) -> tuple[float, float, float, Floats]:
-    """Misfit, gain, offset and the low resolution that they give."""
-    reduced = Degradation(_reduction(kind, factor, width))(high, 0)
+def _fit_contrast(
+    low: Floats, high: Floats, kind: str, factor: int, width: float
+) -> tuple[float, float, float, Floats]:
+    """Return misfit, gain, offset and the expected low resolution."""
+    reduced = Degradation(_reduction_steps(kind, factor, width))(high, 0)
     centred = reduced - reduced.mean()
     gain = float((centred * low).sum() / max(float((centred**2).sum()), 1e-300))
     offset = float(low.mean() - gain * reduced.mean())
@@ -134,27 +143,28 @@ def _explain(low: Floats, high: Floats, kind: str, factor: int, width: float) ->
 
 
 def _best_width(low: Floats, high: Floats, kind: str, factor: int) -> float:
-    found = minimize_scalar(
-        lambda width: _explain(low, high, kind, factor, float(width))[0],
-        bounds=(0.0, _WIDEST * factor),
+    result = minimize_scalar(
+        lambda width: _fit_contrast(low, high, kind, factor, float(width))[0],
+        bounds=(0.0, _MAX_BLUR * factor),
         method="bounded",
         options={"xatol": 0.01},
     )
-    return float(found.x)
+    return float(result.x)
 
 
-def _noise(left: Floats, expected: Floats) -> tuple[float, float]:
-    """Offset and slope of the noise's variance over intensity; neither is below 0."""
+def _fit_noise(residuals: Floats, expected: Floats) -> tuple[float, float]:
+    """Fit a line to the noise variance over intensity; return its offset and slope, neither below 0."""
     order = np.argsort(expected, axis=None)
     bins = np.array_split(order, min(_BINS, max(2, order.size // 50)))
     mean = np.array([expected.flat[b].mean() for b in bins])
-    variance = np.array([left.flat[b].var() for b in bins])
-    # Clipping takes noise away near black and white.
-    spread = 2.5 * np.sqrt(variance)
-    whole = (mean - spread > 0) & (mean + spread < 1)
-    if whole.sum() < 3:
-        whole[:] = True
-    # A variance is known to a share of itself.
-    weight = 1 / np.maximum(variance[whole], 1e-12)
-    (offset, slope), _ = nnls(np.stack([weight, weight * np.maximum(mean[whole], 0)], axis=1), weight * variance[whole])
+    variance = np.array([residuals.flat[b].var() for b in bins])
+    # Clipping removes noise near black and white, so only bins at a distance from both are used.
+    margin = 2.5 * np.sqrt(variance)
+    unclipped = (mean - margin > 0) & (mean + margin < 1)
+    if unclipped.sum() < 3:
+        unclipped[:] = True
+    # The standard error of a variance is proportional to the variance.
+    weight = 1 / np.maximum(variance[unclipped], 1e-12)
+    design = np.stack([weight, weight * np.maximum(mean[unclipped], 0)], axis=1)
+    (offset, slope), _ = nnls(design, weight * variance[unclipped])
     return float(offset), float(slope)
