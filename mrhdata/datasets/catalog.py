@@ -145,7 +145,7 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         ['1', '10']
         """
         entries = self.find(**metadata).values()
-        names = {str(found["subject"]): found["subject"] for found, _ in entries if "subject" in found}
+        names = {str(m["subject"]): m["subject"] for m, _ in entries if "subject" in m}
         if not names:
             raise CatalogError(f"no entry of {self.path} with {metadata} has a subject")
         groups = {name: self.select(**{**metadata, "subject": value}) for name, value in names.items()}

@@ -1,8 +1,8 @@
-"""Cards: what a network that is shipped learned from, how good it is, and where it fails.
+"""Model cards of the shipped networks: training data, test score and limits.
 
 ```
 weights/NAME/ config.json, model.safetensors, card.json --list--> Cards
-                                                        --load NAME--> network, if the weights are those of the card
+                                                        --load NAME--> network, if the weights match the card
 ```
 """
 
@@ -18,40 +18,43 @@ from typing import Any
 
 from mrhdata.errors import ModelError
 
-#: Folder of the networks that are shipped, one folder each.
+#: Folder of the shipped networks, one subfolder each.
 WEIGHTS = Path(__file__).with_name("weights")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One network.
+    """Card of one network.
 
     Attributes
     ----------
     name, title : str
-        As it is loaded, and what it does.
+        Name for :func:`mrhdata.models.load`, and a short description.
     task : {"histology", "tissue", "nuclei", "restoration", "cells"}
-        What its answers are.
+        Task that the network solves.
     network : str
-        For :func:`mrhdata.models.create`.
+        Name of the network for :func:`mrhdata.models.create`.
     inputs : tuple of str
-        Channels in order.
+        Names of the input channels in order.
     spacing_mm : tuple of float
-        Voxels of training, z, y, x.
+        Voxel spacing of the training data, z, y, x.
     data : str
-        What it learned from.
+        Description of the training data.
     split : mapping
         Subjects for ``training``, ``stopping`` and ``test``.
     score, baseline : mapping
-        ``name``, ``value``, ``low`` and ``high`` (95 %) on the test subjects; of the best baseline, with its
-        ``method``.
+        ``name``, ``value``, ``low`` and ``high`` (95 % interval) of the network and of the best baseline on the test
+        subjects; the baseline also has its ``method``.
     limits : tuple of str
-        Where it is not to be trusted.
+        Situations in which the network is unreliable.
     parameters : int
+        Number of parameters.
     megabytes : float
+        Size of the weights file.
     sha256 : str
-        Of the file of weights.
+        SHA-256 of the weights file.
     licence : str
+        Licence of the weights.
     """
 
     name: str
@@ -71,11 +74,11 @@ class Card:
     licence: str = "MIT"
 
     def write(self, folder: Path) -> None:
-        """Beside the weights."""
+        """Write ``card.json`` to a model folder."""
         (folder / "card.json").write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def row(self) -> dict[str, str]:
-        """What a list shows."""
+        """Return the row of this network in a table."""
         score = self.score
         return {
             "name": self.name,
@@ -89,7 +92,7 @@ class Card:
 
 
 class Cards(tuple[Card, ...]):
-    """Cards that show themselves as a table."""
+    """Cards that print as a table."""
 
     def __repr__(self) -> str:
         rows = [card.row() for card in self]
@@ -107,12 +110,12 @@ class Cards(tuple[Card, ...]):
 
 
 def list(task: str | None = None) -> Cards:
-    """Networks that are shipped with the package, trained on phantoms.
+    """Return the cards of the shipped networks, which are trained on phantoms.
 
     Parameters
     ----------
     task : str, optional
-        Those of one kind: ``"histology"``, ``"tissue"``, ``"nuclei"``, ``"restoration"`` or ``"cells"``.
+        Only networks of this task: ``"histology"``, ``"tissue"``, ``"nuclei"``, ``"restoration"`` or ``"cells"``.
 
     Returns
     -------
@@ -124,31 +127,34 @@ def list(task: str | None = None) -> Cards:
     >>> all(card.megabytes < 5 for card in mrhdata.models.list())
     True
     """
-    found = Cards(read_card(path) for path in sorted(WEIGHTS.glob("*/card.json")))
-    return found if task is None else Cards(card for card in found if card.task == task)
+    cards = Cards(read_card(path) for path in sorted(WEIGHTS.glob("*/card.json")))
+    return cards if task is None else Cards(card for card in cards if card.task == task)
 
 
 def read_card(path: Path) -> Card:
-    """A card from its file.
+    """Read a card from its file.
 
     Raises
     ------
     ModelError
-        It is no card.
+        If the file is not a card.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        unknown = set(held) - {f.name for f in fields(Card)}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        unknown = set(content) - {f.name for f in fields(Card)}
         if unknown:
-            raise ModelError(f"{path} has fields that no card has, {sorted(unknown)}; save the network again")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, builtins.list) else v for k, v in held.items()}
+            raise ModelError(f"{path} has unknown fields {sorted(unknown)}; save the network again")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, builtins.list) else v for k, v in content.items()}
         return Card(**values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no card ({' '.join(str(error).split())[:200]}); save the network again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} is not a model card ({reason}); save the network again") from error
 
 
 def folder_of(name: str) -> Path:
-    """Folder of a network: a path, or else the name of one that is shipped.
+    """Return the folder of a network from its path, or from the name of a shipped network.
+
+    An existing path takes precedence over a shipped network of the same name.
 
     Examples
     --------
@@ -161,29 +167,29 @@ def folder_of(name: str) -> Path:
 
 
 def card_of(folder: Path) -> Card | None:
-    """The card beside the weights, None where there is none."""
+    """Return the card of a model folder, None if it has no card."""
     path = folder / "card.json"
     return read_card(path) if path.exists() else None
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse weights that are not those of their card; without a card there is nothing to compare.
+    """Check that the weights of a folder match its card, if it has one.
 
     Raises
     ------
     ModelError
-        They differ.
+        If their SHA-256 differs from that of the card.
     """
     card = card_of(folder)
     if card is not None:
-        found = digest_of(folder)
-        if found != card.sha256:
+        digest = digest_of(folder)
+        if digest != card.sha256:
             raise ModelError(
-                f"{folder / 'model.safetensors'} has SHA-256 {found[:16]}, its card says {card.sha256[:16]}; install "
-                "the package again, or take the card away if the weights are your own"
+                f"{folder / 'model.safetensors'} has SHA-256 {digest[:16]}, its card says {card.sha256[:16]}; install "
+                "the package again, or delete the card if the weights are your own"
             )
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256 of a network's file of weights."""
+    """Return the SHA-256 of the weights of a model folder."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

@@ -1,10 +1,9 @@
-"""3D networks that find cells in cleared tissue: one that screens a volume, one that looks again at what it found.
+"""3D networks that find cells in cleared tissue: one screens a volume, the other verifies the candidates.
 
-Both follow Dou et al. (2016, IEEE Trans. Med. Imaging 35:1182), whose fully connected layers are convolutions,
-so that a whole volume is scored in one pass. The screening network's patches are 12 x 12 x 12 here, as in the
-CLARITY system (2020): three convolutions, one pooling, two fully connected layers, and a receptive field of
-exactly 12 voxels at a stride of 2. Score ``o`` stands for the voxels from ``2 o`` to ``2 o + 11``: its centre is
-``2 o + 5.5``, between two voxels.
+Both follow Dou et al. (2016, IEEE Trans. Med. Imaging 35:1182): fully connected layers are convolutions, so one
+pass scores a whole volume. The patches of the screening network are 12 x 12 x 12, as in the CLARITY system (2020):
+three convolutions, one pooling, two fully connected layers, and a receptive field of exactly 12 voxels at a stride
+of 2. Score ``o`` depends on voxels ``2 o`` to ``2 o + 11``, so its centre ``2 o + 5.5`` lies between two voxels.
 """
 
 from __future__ import annotations
@@ -17,25 +16,26 @@ from torch import Tensor, nn
 from mrhdata.errors import ModelError
 from mrhdata.models.layers import Greatest, PooledConv, Voxelwise
 
-#: Voxels along z, y, x that the networks see for one answer.
+#: Receptive fields of the two networks along z, y, x, in voxels.
 SCREENED, LOOKED_AT = (12, 12, 12), (16, 20, 20)
 
 
 class Cells3D(nn.Module):
-    """The screening network; (B, in_channels, z, y, x) to (B, 2, ...) scores of background and cell.
+    """Screening network; (B, in_channels, z, y, x) to scores (B, 2, ...) of background and cell.
 
     Parameters
     ----------
     in_channels : int
+        Number of input channels.
     classes : int
-        2, background and cell.
+        Number of classes, always 2 (background and cell).
     widths : sequence of int
-        Channels of the three convolutions and of the first connected layer.
+        Numbers of channels of the three convolutions and of the first fully connected layer.
     dropout : float
-        Before each connected layer, whole channels.
+        Probability of dropping a whole channel before each fully connected layer.
     answer : {"classes", "score"}
-        With ``"score"`` the answer is one channel, the cell's score less that of the background: its sigmoid
-        is the softmax's second channel.
+        Output: both scores, or one channel with the score of cell minus that of background, whose sigmoid equals
+        the softmax probability of cell.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class Cells3D(nn.Module):
         answer: str = "classes",
     ) -> None:
         super().__init__()
-        _check(classes, answer)
+        _check_settings(classes, answer)
         self.in_channels, self.answer = in_channels, answer
         first, second, third, joined = (int(w) for w in widths)
         self.body = nn.Sequential(
@@ -67,25 +67,25 @@ class Cells3D(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv3d(second, third, 3),  # 1
             nn.ReLU(inplace=True),
-            *_connected(third, (joined,), (1, 1, 1), dropout),
+            *_fully_connected(third, (joined,), (1, 1, 1), dropout),
             Voxelwise(joined, classes),
         )
-        _begin(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, z, y, x) to one score for each 2 x 2 x 2 voxels at which the receptive field fits."""
-        return _answered(self.body(x), self.answer)
+        """Map (B, C, z, y, x) to scores at every second voxel along each axis, inside the valid region."""
+        return _format_scores(self.body(x), self.answer)
 
 
 class Discriminator(nn.Module):
-    """The network that looks again at candidates; (B, in_channels, 16, 20, 20) to (B, 2, 1, 1, 1).
+    """Verification network for candidates; (B, in_channels, 16, 20, 20) to (B, 2, 1, 1, 1).
 
     Parameters
     ----------
     in_channels, classes, dropout, answer
         As for :class:`Cells3D`.
     widths : sequence of int
-        Channels of the two convolutions and of the two connected layers.
+        Numbers of channels of the two convolutions and of the two fully connected layers.
 
     Examples
     --------
@@ -107,7 +107,7 @@ class Discriminator(nn.Module):
         answer: str = "classes",
     ) -> None:
         super().__init__()
-        _check(classes, answer)
+        _check_settings(classes, answer)
         self.in_channels, self.answer = in_channels, answer
         first, second, *joined = (int(w) for w in widths)
         self.body = nn.Sequential(
@@ -116,35 +116,37 @@ class Discriminator(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv3d(first, second, (3, 5, 5)),  # 4, 3, 3
             nn.ReLU(inplace=True),
-            *_connected(second, joined, (4, 3, 3), dropout),
+            *_fully_connected(second, joined, (4, 3, 3), dropout),
             Voxelwise(joined[-1], classes),
         )
-        _begin(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, z, y, x) to scores, one for each 2 x 2 x 2 voxels at which the receptive field fits."""
-        return _answered(self.body(x), self.answer)
+        """Map (B, C, z, y, x) to scores at every second voxel along each axis, inside the valid region."""
+        return _format_scores(self.body(x), self.answer)
 
 
-def _check(classes: int, answer: str) -> None:
+def _check_settings(classes: int, answer: str) -> None:
     if classes != 2:
-        raise ModelError(f"these networks tell cells from background, 2 classes, not {classes}")
+        raise ModelError(f"classes must be 2 (background and cell); got {classes}")
     if answer not in ("classes", "score"):
-        raise ModelError(f"answer is classes or score, not {answer!r}")
+        raise ModelError(f"answer must be one of classes, score; got {answer!r}")
 
 
-def _connected(given: int, widths: Sequence[int], size: tuple[int, int, int], dropout: float) -> list[nn.Module]:
-    """Fully connected layers as convolutions, the first over all that is left of a patch."""
+def _fully_connected(
+    in_channels: int, widths: Sequence[int], size: tuple[int, int, int], dropout: float
+) -> list[nn.Module]:
+    """Return fully connected layers as convolutions, the first with a kernel of `size`."""
     layers: list[nn.Module] = []
     for width in widths:
-        layer = Voxelwise(given, width) if size == (1, 1, 1) else nn.Conv3d(given, width, size)
+        layer = Voxelwise(in_channels, width) if size == (1, 1, 1) else nn.Conv3d(in_channels, width, size)
         layers += [nn.Dropout3d(dropout), layer, nn.ReLU(inplace=True)]
-        given, size = width, (1, 1, 1)
+        in_channels, size = width, (1, 1, 1)
     return layers
 
 
-def _begin(model: nn.Module) -> None:
-    """Weights for ReLU (He et al. 2015, ICCV)."""
+def _initialize(model: nn.Module) -> None:
+    """Initialise the weights for ReLU (He et al. 2015, ICCV)."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -153,5 +155,5 @@ def _begin(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def _answered(scores: Tensor, answer: str) -> Tensor:
+def _format_scores(scores: Tensor, answer: str) -> Tensor:
     return scores[:, 1:2] - scores[:, 0:1] if answer == "score" else scores

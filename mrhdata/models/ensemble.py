@@ -1,8 +1,8 @@
-"""Several trained networks as one that says how sure it is, and how strange what it sees.
+"""Deep ensembles: several trained networks as one, with uncertainty and an out-of-distribution score.
 
-Uncertainty is the spread of the members' answers (Lakshminarayanan et al. 2017, NeurIPS 30:6402) and a floor
-for what all members miss alike, such as the noise of the histology. Strangeness is the Mahalanobis distance
-of a voxel's inputs from those of training (Lee et al. 2018, NeurIPS 31:7167, there of features).
+Uncertainty combines the spread of the members (Lakshminarayanan et al. 2017, NeurIPS 30:6402) with a floor for
+errors that all members share, such as the noise of the histology. Strangeness is the Mahalanobis distance of a
+voxel's inputs from the training inputs (Lee et al. 2018, NeurIPS 31:7167, who use features instead of inputs).
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from mrhdata.models.spec import Scale, Spec, spec_from
 
 Floats = NDArray[np.floating[Any]]
 
-#: Channels of the answer.
+#: Channels of the output.
 MEAN, UNCERTAINTY, STRANGENESS = 0, 1, 2
-#: Part of familiar voxels whose strangeness is at most 1.
+#: Fraction of held-out voxels whose strangeness is at most 1.
 FAMILIAR = 0.99
-#: Median of the size of a standard normal value.
+#: Median absolute value of a standard normal variable.
 _NORMAL_MEDIAN = 0.6744897501960817
-#: What members must have in common.
-_SHARED = ("channels", "patch", "axis", "neighbours", "spacing_mm")
+#: Fields of the specification that must be equal in all members.
+_SHARED_FIELDS = ("channels", "patch", "axis", "neighbours", "spacing_mm")
 
 
 class Ensemble(nn.Module):
-    """Members as one network; (B, C, ...) raw voxels to (B, 3, ...): mean, uncertainty, strangeness.
+    """Several networks as one; raw voxels (B, C, ...) to mean, uncertainty and strangeness (B, 3, ...).
 
-    Mean and uncertainty have the target's units. A strangeness above 1 is beyond 99 of 100 voxels of the
-    validation set. Each member applies its own intensity scales. Made by :meth:`of`, and complete after
-    :meth:`learn` and :meth:`calibrate`, which :func:`mrhdata.analysis.robustness.calibrated` does in one step.
+    Mean and uncertainty have the units of the target. Strangeness exceeds 1 in 1 of 100 validation voxels. Each
+    member applies its own intensity scales. Create an ensemble with :meth:`of`, then call :meth:`learn` and
+    :meth:`calibrate`; :func:`mrhdata.analysis.robustness.calibrated` does all three.
 
     Parameters
     ----------
     members : sequence of mapping
-        The :class:`~mrhdata.models.spec.Spec` of each, as ``config.json`` holds it.
+        Specification of each member, as stored in ``config.json`` (:class:`~mrhdata.models.spec.Spec`).
     """
 
     centre: Tensor
@@ -55,82 +55,85 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         specs = [spec_from(dict(member)) for member in members]
-        _check(specs)
+        _check_members(specs)
         networks = [create(spec.name, **spec.config) for spec in specs]
         self.members = nn.ModuleList(networks)
         self.ndim = int(networks[0].ndim)  # type: ignore[arg-type]
         self.blend = str(getattr(networks[0], "blend", "gaussian"))
         channels = len(specs[0].channels)
         for number, spec in enumerate(specs):
-            for what in ("inputs", "target"):
-                scale: Scale = getattr(spec, what)
-                self._keep(f"{what}_offset_{number}", scale.offset, stored=False)
-                self._keep(f"{what}_factor_{number}", scale.factor, stored=False)
-        self._keep("centre", np.zeros(channels))
-        self._keep("width", np.ones(channels))
+            for side in ("inputs", "target"):
+                scale: Scale = getattr(spec, side)
+                # The specification stores these, so the weights file does not.
+                self._register(f"{side}_offset_{number}", scale.offset, stored=False)
+                self._register(f"{side}_factor_{number}", scale.factor, stored=False)
+        self._register("centre", np.zeros(channels))
+        self._register("width", np.ones(channels))
         conv = nn.Conv2d if self.ndim == 2 else nn.Conv3d
-        #: Takes standardised inputs to independent ones of unit variance.
+        #: Maps standardised inputs to uncorrelated ones of unit variance.
         self.whiten = conv(channels, channels, 1, bias=False).requires_grad_(False)
         for name, value in (("factor", 1.0), ("floor", 0.0), ("limit", 1.0)):
-            self._keep(name, [value])
+            self._register(name, [value])
 
-    def _keep(self, name: str, values: Any, stored: bool = True) -> None:
-        """Numbers by channel; those of the members' specs are not stored once more."""
-        kept = torch.as_tensor(np.asarray(values), dtype=torch.float32)
-        self.register_buffer(name, kept.reshape(1, -1, *(1,) * self.ndim), persistent=stored)
+    def _register(self, name: str, values: Any, stored: bool = True) -> None:
+        """Register a buffer of one value per channel."""
+        buffer = torch.as_tensor(np.asarray(values), dtype=torch.float32)
+        self.register_buffer(name, buffer.reshape(1, -1, *(1,) * self.ndim), persistent=stored)
 
     @classmethod
     def of(cls, networks: Sequence[nn.Module]) -> Ensemble:
-        """Put trained networks together.
+        """Combine trained networks into an ensemble.
 
         Parameters
         ----------
         networks : sequence of torch.nn.Module
-            At least two, trained on the same channels and patches by :func:`mrhdata.fit`, with one answer.
+            Two or more networks with one output channel, trained on the same channels and patches by
+            :func:`mrhdata.fit`.
 
         Raises
         ------
         ModelError
-            They are too few, not trained, or do not fit together.
+            If they are too few, not trained, or incompatible.
         """
         specs: list[Spec] = [network.spec for network in networks]  # type: ignore[misc]
-        # As it would be read from a file, so that a saved ensemble has the same spec.
+        # The round trip through JSON makes this spec equal to that of a saved and loaded ensemble.
         config = {"members": json.loads(json.dumps([asdict(spec) for spec in specs]))}
-        made = cls(**config)
-        for mine, given in zip(made.members, networks, strict=True):
-            mine.load_state_dict(given.state_dict())
-        count, shared = len(specs[0].channels), {name: getattr(specs[0], name) for name in _SHARED}
-        made.spec = Spec(  # type: ignore[assignment]
-            "ensemble", config, inputs=_as_it_is(count), target=_as_it_is(3), **shared
+        ensemble = cls(**config)
+        for member, network in zip(ensemble.members, networks, strict=True):
+            member.load_state_dict(network.state_dict())
+        channels = len(specs[0].channels)
+        shared = {name: getattr(specs[0], name) for name in _SHARED_FIELDS}
+        ensemble.spec = Spec(  # type: ignore[assignment]
+            "ensemble", config, inputs=_identity_scale(channels), target=_identity_scale(3), **shared
         )
-        return made.eval()
+        return ensemble.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map raw (B, C, ...) to (B, 3, ...)."""
-        answers = torch.cat([self._answer(number, x) for number in range(len(self.members))], 1)
-        spread = answers.std(1, keepdim=True)
+        outputs = torch.cat([self._run_member(number, x) for number in range(len(self.members))], 1)
+        spread = outputs.std(1, keepdim=True)
         uncertainty = self.factor * torch.sqrt(torch.square(spread) + torch.square(self.floor))
-        # Standardised before the layer: raw counts would lose their precision in bfloat16.
+        # Inputs are standardised before the layer because raw counts would lose precision in bfloat16.
         white = self.whiten((x - self.centre) / self.width).float()
         strangeness = torch.sqrt(torch.square(white).sum(1, keepdim=True)) / self.limit
-        return torch.cat([answers.mean(1, keepdim=True), uncertainty, strangeness], 1)
+        return torch.cat([outputs.mean(1, keepdim=True), uncertainty, strangeness], 1)
 
-    def _answer(self, number: int, x: Tensor) -> Tensor:
+    def _run_member(self, number: int, x: Tensor) -> Tensor:
         offset, factor, target_offset, target_factor = (
-            getattr(self, f"{kind}_{what}_{number}") for kind in ("inputs", "target") for what in ("offset", "factor")
+            getattr(self, f"{side}_{term}_{number}") for side in ("inputs", "target") for term in ("offset", "factor")
         )
         return self.members[number]((x - offset) / factor).float() * target_factor + target_offset
 
     def learn(self, voxels: Floats) -> None:
-        """Take the distribution of familiar inputs from voxels of the training patches.
+        """Estimate the distribution of the training inputs.
 
-        The covariance of the standardised inputs is shrunk towards a multiple of the identity by the share of
-        Chen et al. 2010 (IEEE Trans. Signal Process. 58:5016, eq. 23), since many channels correlate.
+        Many channels correlate, so the covariance of the standardised inputs is shrunk towards a multiple of the
+        identity (Chen et al. 2010, IEEE Trans. Signal Process. 58:5016, eq. 23).
 
         Parameters
         ----------
         voxels : (n, C) array
-            Raw.
+            Raw voxels of the training patches.
         """
         values = np.asarray(voxels, dtype=np.float64)
         centre, width = values.mean(axis=0), values.std(axis=0)
@@ -138,40 +141,40 @@ class Ensemble(nn.Module):
         standardised = (values - centre) / width
         covariance = np.cov(standardised, rowvar=False, bias=True).reshape(len(centre), -1)
         matrix = np.linalg.inv(np.linalg.cholesky(shrunk(covariance, len(values))))
-        self._put("centre", centre)
-        self._put("width", width)
+        self._set("centre", centre)
+        self._set("width", width)
         self.whiten.weight.copy_(torch.as_tensor(matrix, dtype=torch.float32).reshape(self.whiten.weight.shape))
 
     def calibrate(self, answers: Floats, truth: Floats) -> None:
-        """Fix the units of uncertainty and strangeness on held-out voxels.
+        """Calibrate uncertainty and strangeness on held-out voxels.
 
-        The floor is the likeliest one for normal errors; the factor then gives the standardised errors the
-        median size of normal ones; the limit of strangeness is the 99th percentile.
+        The floor maximises the likelihood of normal errors. The factor then sets the median absolute standardised
+        error to that of a normal variable. The limit of strangeness is its 99th percentile.
 
         Parameters
         ----------
         answers : (n, 3) array
-            Of this ensemble, not calibrated yet, for voxels that it was not trained on.
+            Output of this ensemble before calibration for voxels outside the training set.
         truth : (n,) array
-            Their histology.
+            Histology of these voxels.
         """
         error = np.abs(np.asarray(answers[:, MEAN], dtype=np.float64) - truth)
         spread = np.asarray(answers[:, UNCERTAINTY], dtype=np.float64)
         if not np.median(spread) > 0:
-            raise DataError("the members answer alike, so their spread says nothing; train them with other seeds")
+            raise DataError("the members give equal results, so there is no spread; train them with different seeds")
         floors = np.median(spread) * np.logspace(-1.5, 1.5, 31)
-        floor = min(floors, key=lambda floor: _unlikely(error, np.hypot(spread, floor)))
-        self._put("floor", [floor])
-        self._put("factor", [np.median(error / np.hypot(spread, floor)) / _NORMAL_MEDIAN])
-        self._put("limit", [np.quantile(answers[:, STRANGENESS], FAMILIAR)])
+        floor = min(floors, key=lambda floor: _negative_log_likelihood(error, np.hypot(spread, floor)))
+        self._set("floor", [floor])
+        self._set("factor", [np.median(error / np.hypot(spread, floor)) / _NORMAL_MEDIAN])
+        self._set("limit", [np.quantile(answers[:, STRANGENESS], FAMILIAR)])
 
-    def _put(self, name: str, values: Any) -> None:
-        kept = getattr(self, name)
-        kept.copy_(torch.as_tensor(np.asarray(values), dtype=torch.float32).reshape(kept.shape))
+    def _set(self, name: str, values: Any) -> None:
+        buffer = getattr(self, name)
+        buffer.copy_(torch.as_tensor(np.asarray(values), dtype=torch.float32).reshape(buffer.shape))
 
 
 def shrunk(covariance: Floats, n: int) -> Floats:
-    """A covariance of n samples (p, p), mixed with the identity of its size so that it can be inverted.
+    """Shrink a covariance matrix (p, p) of n samples towards a scaled identity, which makes it invertible.
 
     Examples
     --------
@@ -179,30 +182,32 @@ def shrunk(covariance: Floats, n: int) -> Floats:
     [1.5, 0.5]
     """
     p = len(covariance)
-    size = np.trace(covariance) / p
+    mean_variance = np.trace(covariance) / p
     squares = (covariance**2).sum()
-    excess = (n + 1 - 2 / p) * (squares - p * size**2)
-    share = 1.0 if excess <= 0 else min(1.0, ((1 - 2 / p) * squares + (p * size) ** 2) / excess)
-    return (1 - share) * covariance + share * size * np.eye(p)
+    excess = (n + 1 - 2 / p) * (squares - p * mean_variance**2)
+    weight = 1.0 if excess <= 0 else min(1.0, ((1 - 2 / p) * squares + (p * mean_variance) ** 2) / excess)
+    return (1 - weight) * covariance + weight * mean_variance * np.eye(p)
 
 
-def _unlikely(error: Floats, width: Floats) -> float:
-    """Negative log-likelihood of normal errors as wide as `width` times the likeliest factor."""
+def _negative_log_likelihood(error: Floats, width: Floats) -> float:
+    """Return the mean negative log-likelihood of normal errors whose SD is `width` times the most likely factor."""
     return float(np.log(width).mean() + np.log(np.mean((error / width) ** 2)) / 2)
 
 
-def _check(specs: Sequence[Spec]) -> None:
-    """Members fit together."""
+def _check_members(specs: Sequence[Spec]) -> None:
+    """Raise ModelError unless there are two compatible members or more."""
     if len(specs) < 2:
-        raise ModelError(f"{len(specs)} network has no spread; give at least two, trained with different seeds")
+        raise ModelError(f"an ensemble needs two networks or more; got {len(specs)}. Train more with different seeds")
     for number, spec in enumerate(specs):
         if spec.inputs is None or spec.target is None or len(spec.target.factor) != 1:
             raise ModelError(f"member {number} ({spec.name}) has no scale of one target; train it with mrhdata.fit")
-        for name in _SHARED:
-            mine, first = getattr(spec, name), getattr(specs[0], name)
-            if mine != first:
-                raise ModelError(f"members differ in {name}: {first} and {mine}; train all on the same kind of patches")
+        for name in _SHARED_FIELDS:
+            value, expected = getattr(spec, name), getattr(specs[0], name)
+            if value != expected:
+                raise ModelError(
+                    f"{name} must be equal in all members; got {expected} and {value}. Train them on the same patches"
+                )
 
 
-def _as_it_is(channels: int) -> Scale:
+def _identity_scale(channels: int) -> Scale:
     return Scale((0.0,) * channels, (1.0,) * channels)

@@ -1,13 +1,12 @@
 """MRH-Net: from multi-contrast MRI to virtual histology (Liang et al. 2022, eLife 11:e72331).
 
 A residual network without normalisation or pooling. Layers, names and counts follow the authors'
-saved networks. Skips are taken after the ReLU. The published "5-layer" and "10-layer" networks have 4
+saved networks. Skip connections start after the ReLU. The published "5-layer" and "10-layer" networks have 4
 and 9 loop blocks, the released training code builds 30.
 
-The network was trained on 3 x 3 patches, each zero-padded by every layer, so its published meaning is
-the centre voxel of a patch. Run densely over a slice the same weights see real neighbours, up to
-``2 * blocks + 6`` voxels away, where training saw zeros: a different function. See
-:func:`mrhdata.predict` for both.
+The network was trained on 3 x 3 patches that every layer pads with zeros, and the published output is the centre
+voxel of a patch. Dense prediction over a slice is a different function: the same weights then depend on real
+neighbours, up to ``2 * blocks + 6`` voxels away, instead of zeros. :func:`mrhdata.predict` supports both.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ FEATURES = 64
 
 
 class MRHNet(nn.Module):
-    """The network; (B, in_channels, h, w) to (B, 1, h, w), any h and w.
+    """MRH-Net; (B, in_channels, h, w) to (B, 1, h, w), any h and w.
 
     Parameters
     ----------
     in_channels : int
-        67 as published: two shells of 2 b0 and 30 directions, T2, and an MT pair.
+        Number of input channels; 67 as published: two shells of 2 b0 and 30 directions, T2, and an MT pair.
     blocks : int
-        Loop blocks: 4, 9 (published networks), 29 or 30.
+        Number of loop blocks: 4, 9 (published networks), 29 or 30.
 
     Examples
     --------
@@ -36,7 +35,7 @@ class MRHNet(nn.Module):
     """
 
     ndim = 2
-    #: A map is made of the centres of patches, one for each voxel.
+    #: Each voxel of a map is the centre of its own patch.
     blend = "centre"
 
     def __init__(self, in_channels: int = 67, blocks: int = 30) -> None:
@@ -49,12 +48,12 @@ class MRHNet(nn.Module):
         self.conv_loop2 = nn.ModuleList(_conv(FEATURES) for _ in range(blocks))
         self.conv4 = _conv(FEATURES)
         self.conv5 = _conv(FEATURES, 1)
-        # 3 x 3 patches run twice as fast with channels last.
+        # Patches of 3 x 3 voxels run twice as fast with channels last.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def receptive_field(self) -> int:
-        """Edge of the square that one output depends on when run densely, in voxels."""
+        """Edge of the receptive field in dense prediction, in voxels."""
         return 2 * sum(isinstance(m, nn.Conv2d) for m in self.modules()) + 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class MRHNet(nn.Module):
 
 def _conv(channels: int, out: int = FEATURES) -> nn.Conv2d:
     conv = nn.Conv2d(channels, out, 3, padding=1)
-    # The saved networks' initialiser; the paper says orthogonal.
+    # The authors' saved networks use this initialiser; the paper states an orthogonal one.
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return conv

@@ -1,9 +1,9 @@
-"""PSSR's super-resolution network (Fang et al. 2021, Nat. Methods 18:406), as its code builds it.
+"""PSSR's super-resolution network (Fang et al. 2021, Nat. Methods 18:406), as in the published code.
 
-A U-Net on images that were interpolated to four times the pixels first: a residual encoder with weight
-normalisation and pooled shortcuts, down to one global vector (the published cut leaves the average pool in),
-five decoder blocks with pixel shuffle and a blur, self-attention at an eighth of the resolution. The global
-vector and the attention see the whole tile, so the network is trained and run at one tile size, and dense
+A U-Net on images that were interpolated to four times the pixels along each axis: a residual encoder with weight
+normalisation and pooled shortcuts, down to one global vector (the published encoder keeps the average pooling),
+five decoder blocks with pixel shuffle and a blur, and self-attention at an eighth of the resolution. The global
+vector and the attention depend on the whole patch, so the network is trained and run at one patch size, and dense
 prediction refuses it.
 """
 
@@ -20,17 +20,17 @@ _DEPTHS, _WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
 
 
 class PSSR(nn.Module):
-    """The network; (B, in_channels, h, w) to (B, 1, scale h, scale w).
+    """PSSR; (B, in_channels, h, w) to (B, 1, scale h, scale w).
 
     Parameters
     ----------
     in_channels : int
-        1, or 5 neighbouring planes.
+        Number of planes: 1, or 5 neighbouring ones.
     scale : int
-        4 as published; 1 for images that were interpolated before, which windows of
-        :func:`mrhdata.predict` blend.
+        Output pixels per input pixel along each axis: 4 as published, 1 for images that are already interpolated
+        (:func:`mrhdata.predict` can blend the windows of these only).
     attention : bool
-        The self-attention at an eighth of the resolution.
+        Whether to use self-attention at an eighth of the resolution.
 
     Examples
     --------
@@ -46,11 +46,11 @@ class PSSR(nn.Module):
         self.in_channels, self.scale = in_channels, scale
         self.stem = nn.Sequential(_conv(in_channels, 32, stride=2), _conv(32, 32), _conv(32, 64))
         self.pool = nn.MaxPool2d(3, 2, 1)
-        stages, given = [], 64
+        stages, channels = [], 64
         for depth, width in zip(_DEPTHS, _WIDTHS, strict=True):
-            first = Residual(given, width, 1 if width == 64 else 2)
+            first = Residual(channels, width, 1 if width == 64 else 2)
             stages.append(nn.Sequential(first, *(Residual(width, width) for _ in range(depth - 1))))
-            given = width
+            channels = width
         self.stages = nn.ModuleList(stages)
         self.middle = nn.Sequential(
             nn.BatchNorm2d(512), nn.ReLU(), _conv(512, 1024, bias=True), _conv(1024, 512, bias=True)
@@ -71,77 +71,80 @@ class PSSR(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         if self.scale > 1:
             x = f.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-        kept = [self.stem(x)]
-        y = self.pool(kept[0])
+        skips = [self.stem(x)]
+        y = self.pool(skips[0])
         for stage in self.stages:
             y = stage(y)
-            kept.append(y)
+            skips.append(y)
         y = self.middle(f.adaptive_avg_pool2d(y, 1))
-        for up, skip in zip(self.up, kept[::-1], strict=True):
+        for up, skip in zip(self.up, skips[::-1], strict=True):
             y = up(y, skip)
-        y = _sized(self.last_up(y), x)
+        y = _resize_to(self.last_up(y), x)
         y = torch.cat([y, x], 1)
         return self.answer(y + self.joined(y))
 
 
-def _conv(given: int, width: int, *, stride: int = 1, size: int = 3, bias: bool = False, act: bool = True) -> nn.Module:
-    layer = weight_norm(nn.Conv2d(given, width, size, stride, size // 2, bias=bias))
+def _conv(
+    in_channels: int, width: int, *, stride: int = 1, size: int = 3, bias: bool = False, act: bool = True
+) -> nn.Module:
+    layer = weight_norm(nn.Conv2d(in_channels, width, size, stride, size // 2, bias=bias))
     return nn.Sequential(layer, nn.ReLU()) if act else layer
 
 
 class Residual(nn.Module):
-    """A 1 x 1 and a 3 x 3 convolution, around which the input goes pooled."""
+    """Residual block: a 1 x 1 and a 3 x 3 convolution, with a pooled shortcut."""
 
-    def __init__(self, given: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(given, width, size=1), _conv(width, width, stride=stride, act=False))
-        around: list[nn.Module] = [nn.AvgPool2d(2, ceil_mode=True)] if stride > 1 else []
-        if given != width:
-            around.append(_conv(given, width, size=1, act=False))
-        self.around = nn.Sequential(*around)
+        self.body = nn.Sequential(_conv(in_channels, width, size=1), _conv(width, width, stride=stride, act=False))
+        shortcut: list[nn.Module] = [nn.AvgPool2d(2, ceil_mode=True)] if stride > 1 else []
+        if in_channels != width:
+            shortcut.append(_conv(in_channels, width, size=1, act=False))
+        self.around = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, given, h, w) to (B, width, h / stride, w / stride)."""
+        """Map (B, in_channels, h, w) to (B, width, h / stride, w / stride)."""
         return f.relu(self.body(x) + self.around(x))
 
 
 class Shuffle(nn.Module):
-    """Twice the pixels by pixel shuffle, whose four start alike (ICNR), blurred over 2 x 2."""
+    """Upsampling by two with pixel shuffle and ICNR initialisation, optionally blurred over 2 x 2 pixels."""
 
-    def __init__(self, given: int, width: int, blur: bool = False) -> None:
+    def __init__(self, in_channels: int, width: int, blur: bool = False) -> None:
         super().__init__()
-        conv = nn.Conv2d(given, 4 * width, 1)
-        first = nn.init.kaiming_normal_(torch.empty(width, given, 1, 1))
-        conv.weight.data.copy_(first.repeat_interleave(4, 0))
+        conv = nn.Conv2d(in_channels, 4 * width, 1)
+        weights = nn.init.kaiming_normal_(torch.empty(width, in_channels, 1, 1))
+        # ICNR: the four output pixels of an input pixel start with equal weights.
+        conv.weight.data.copy_(weights.repeat_interleave(4, 0))
         self.grow = nn.Sequential(weight_norm(conv), nn.ReLU(), nn.PixelShuffle(2))
         self.blur = blur
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, given, h, w) to (B, width, 2 h, 2 w)."""
+        """Map (B, in_channels, h, w) to (B, width, 2 h, 2 w)."""
         x = self.grow(x)
         return f.avg_pool2d(f.pad(x, (1, 0, 1, 0), mode="replicate"), 2, stride=1) if self.blur else x
 
 
 class Up(nn.Module):
-    """Grow, join the encoder's answer of that size, and convolve twice."""
+    """Decoder block: upsample, concatenate the skip connection, and convolve twice."""
 
-    def __init__(self, given: int, skip: int, out: int | None, attend: bool) -> None:
+    def __init__(self, in_channels: int, skip: int, out: int | None, attend: bool) -> None:
         super().__init__()
-        self.grow = Shuffle(given, given // 2, blur=True)
+        self.grow = Shuffle(in_channels, in_channels // 2, blur=True)
         self.norm = nn.BatchNorm2d(skip)
-        joined = given // 2 + skip
+        joined = in_channels // 2 + skip
         out = joined if out is None else out
         self.body = nn.Sequential(_conv(joined, out, bias=True), _conv(out, out, bias=True))
         self.attend = Attention(out) if attend else nn.Identity()
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Map (B, given, h, w), and the skip of about twice the size, to the skip's size."""
-        x = _sized(self.grow(x), skip)
+        """Map (B, in_channels, h, w), and a skip connection of about twice the size, to the size of the latter."""
+        x = _resize_to(self.grow(x), skip)
         return self.attend(self.body(f.relu(torch.cat([x, self.norm(skip)], 1))))
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels (Zhang et al. 2019, ICML, SAGAN), nothing at first."""
+    """Self-attention over all pixels (Zhang et al. 2019, ICML, SAGAN); its initial weight is 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -152,14 +155,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width, h, w) to the same."""
         flat = x.flatten(2)
-        # One head, as an axis of its own: ONNX has no other attention.
+        # The attention operator of ONNX requires an axis of heads, here of length 1.
         query, key, value = (layer(flat).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value))
-        # PyTorch's own keeps no matrix of all pairs; SAGAN does not scale.
-        seen = f.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
-        return x + self.gamma * seen.transpose(1, 2).reshape(x.shape)
+        # PyTorch's function avoids a matrix of all pixel pairs; scale=1 because SAGAN does not scale.
+        attended = f.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
+        return x + self.gamma * attended.transpose(1, 2).reshape(x.shape)
 
 
-def _sized(x: Tensor, like: Tensor) -> Tensor:
-    """As many pixels as another one, the nearest."""
+def _resize_to(x: Tensor, like: Tensor) -> Tensor:
+    """Resize to the height and width of `like` by nearest-neighbour interpolation."""
     shape: Sequence[int] = like.shape[-2:]
     return x if x.shape[-2:] == like.shape[-2:] else f.interpolate(x, size=tuple(shape), mode="nearest")

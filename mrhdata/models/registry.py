@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Registry of networks by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrhdata.models.spec import Spec
 if TYPE_CHECKING:
     from torch import nn
 
-#: Name -> module, class, and settings that the name stands for.
+#: Name -> module, class, and settings implied by the name.
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mrhnet": ("mrhnet", "MRHNet", {}),
     "tissue2d": ("tissue2d", "Tissue2D", {}),
@@ -27,31 +27,31 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cells3d_second": ("cells3d", "Discriminator", {}),
     "ensemble": ("ensemble", "Ensemble", {}),
 }
-#: Names that papers and slides use.
+#: Names used in papers and slides.
 ALIASES = {f"model_{v}": f"tissue2d_{v}" for v in ("0_0", "1_0", "2_0", "3_0", "4_0")}
 
 
 def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
-    """Make a network with fresh weights.
+    """Create a network with random weights.
 
     Parameters
     ----------
     name : str
-        One of :func:`networks`.
+        Name of the network, one of :func:`networks`.
     seed : int
-        Of the initial weights.
+        Random seed of the weights.
     **config
-        The network's own settings.
+        Settings of the network.
 
     Returns
     -------
     model : torch.nn.Module
-        With ``model.spec`` set.
+        Network with ``model.spec`` set.
 
     Raises
     ------
     ModelError
-        The name or a setting is unknown.
+        If the name or a setting is unknown.
 
     Examples
     --------
@@ -63,41 +63,41 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
 
     name = ALIASES.get(name, name)
     if name not in NETWORKS:
-        raise ModelError(f"there is no network called {name!r}; there are {', '.join(NETWORKS)}")
-    home, kind, implied = NETWORKS[name]
-    module = importlib.import_module(f"mrhdata.models.{home}")
-    network = getattr(module, kind)
-    # A published variant is a row of its module.
+        raise ModelError(f"name must be a network, one of {', '.join(NETWORKS)}; got {name!r}")
+    module_name, class_name, implied = NETWORKS[name]
+    module = importlib.import_module(f"mrhdata.models.{module_name}")
+    network = getattr(module, class_name)
+    # The settings of published variants are in their module.
     settings = dict(module.VARIANTS[implied["variant"]]) if "variant" in implied else dict(implied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = network(**(settings | config))
         except TypeError as error:
-            raise ModelError(f"{name} has no such settings as {config} ({error})") from error
+            raise ModelError(f"{name} does not accept the settings {config} ({error})") from error
     model.spec = Spec(name=name, config=dict(config))
     return model
 
 
 def copy(model: nn.Module, **config: Any) -> nn.Module:
-    """Make a network of the same weights that shares nothing, ready to be used.
+    """Return an independent copy of a network in evaluation mode.
 
     Parameters
     ----------
     model : torch.nn.Module
-        From :func:`create`; it is not changed.
+        Network from :func:`create`; it is not changed.
     **config
-        Settings that differ, of those that leave the weights as they are.
+        Settings to change, which must not change the shapes of the weights.
 
     Returns
     -------
     model : torch.nn.Module
-        With the same ``spec`` but for the settings.
+        Network with the same weights, and the same ``spec`` except for these settings.
 
     Raises
     ------
     ModelError
-        The network has no such settings.
+        If a setting is unknown.
 
     Examples
     --------
@@ -107,14 +107,14 @@ def copy(model: nn.Module, **config: Any) -> nn.Module:
     """
     spec: Spec = model.spec  # type: ignore[assignment]
     config = spec.config | config
-    made = create(spec.name, **config)
-    made.load_state_dict(model.state_dict())
-    made.spec = replace(spec, config=config)  # type: ignore[assignment]
-    return made.eval()
+    duplicate = create(spec.name, **config)
+    duplicate.load_state_dict(model.state_dict())
+    duplicate.spec = replace(spec, config=config)  # type: ignore[assignment]
+    return duplicate.eval()
 
 
 def networks() -> tuple[str, ...]:
-    """Names that :func:`create` knows.
+    """Return the names that :func:`create` accepts.
 
     Examples
     --------

@@ -1,9 +1,8 @@
-"""Super-resolution that works at the low resolution and grows once, at its end.
+"""Super-resolution network that works at the low resolution and upsamples once, in its last layer.
 
-Residual blocks without normalisation (Lim et al. 2017, CVPR workshops, EDSR) on a U of two levels, one pixel
-shuffle (Shi et al. 2016, CVPR), and the interpolated input added: a sixteenth of the pixels that a network on
-an interpolated image works on. It sees a fixed neighbourhood, so dense prediction of a stack in parts is
-exact: there are no seams.
+Residual blocks without normalisation (Lim et al. 2017, CVPR workshops, EDSR) on two levels, and one pixel shuffle
+(Shi et al. 2016, CVPR), whose output is added to the interpolated input. At a scale of 4 it processes a sixteenth
+of the pixels of an interpolated image. Its receptive field is finite, so dense prediction in parts has no seams.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from mrhdata.errors import ModelError
 
 
 class Restorer(nn.Module):
-    """The network; (B, in_channels, h, w) to (B, 1, scale h, scale w), even h and w.
+    """Restoration network; (B, in_channels, h, w) to (B, 1, scale h, scale w), even h and w.
 
     Parameters
     ----------
     in_channels : int
-        Planes, an odd number; the middle one is restored.
+        Number of planes, odd; the middle one is restored.
     scale : int
-        Pixels of the answer for each along y and x.
+        Output pixels per input pixel along y and x.
     width : int
-        Channels at the low resolution, twice as many at half of it.
+        Number of channels of the fine level; the coarse level has twice as many.
     blocks : int
-        Residual blocks on the way down, below, and on the way up.
+        Number of residual blocks before, on and after the coarse level.
 
     Examples
     --------
@@ -40,7 +39,7 @@ class Restorer(nn.Module):
     def __init__(self, in_channels: int = 1, scale: int = 4, width: int = 64, blocks: int = 3) -> None:
         super().__init__()
         if in_channels % 2 == 0:
-            raise ModelError(f"{in_channels} planes have no middle one; give an odd number")
+            raise ModelError(f"in_channels must be an odd number of planes; got {in_channels}")
         self.in_channels, self.scale = in_channels, scale
         self.first = nn.Conv2d(in_channels, width, 3, padding=1)
         self.fine = nn.Sequential(*(Block(width) for _ in range(blocks)))
@@ -63,7 +62,7 @@ class Restorer(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions, the second of which starts small, around which the input goes."""
+    """Residual block of two convolutions; the initial weights of the second are reduced tenfold."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,5 +70,5 @@ class Block(nn.Module):
         self.two.weight.data *= 0.1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, width, h, w) to the same."""
+        """Map (B, width, h, w) to the same shape."""
         return x + self.two(f.relu(self.one(x)))

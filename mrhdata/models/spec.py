@@ -1,4 +1,4 @@
-"""What a network is and was trained on."""
+"""Specification of a network: its name, its settings and its training data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mrhdata.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Target of voxels that no loss looks at.
+#: Target value of voxels that every loss ignores.
 IGNORED = -1
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Offset and factor of each channel: ``(value - offset) / factor`` is what the network sees."""
+    """Offset and factor of each channel; the input of the network is ``(value - offset) / factor``."""
 
     offset: tuple[float, ...]
     factor: tuple[float, ...]
@@ -24,29 +24,28 @@ class Scale:
 
 @dataclass(frozen=True)
 class Spec:
-    """A network and what it was trained on.
+    """Specification of a network and of its training data.
 
     Attributes
     ----------
     name, config
-        As given to :func:`mrhdata.models.create`.
+        Name and settings, as for :func:`mrhdata.models.create`.
     channels : tuple of str
-        Inputs in order.
+        Names of the input channels in order.
     patch : tuple of int or None
-        z, y, x of the training patches.
+        Shape of the training patches, z, y, x.
     axis : int or None
-        For a 2D network, the axis (0 z, 1 y, 2 x) its planes are stacked along.
+        Axis (0 z, 1 y, 2 x) perpendicular to the planes of a 2D network.
     spacing_mm : tuple of float or None
-        Of the training inputs.
+        Voxel spacing of the training inputs, z, y, x.
     neighbours : int
-        Planes on each side that are channels of the plane between them.
+        Number of planes on each side that are further channels of a plane.
     inputs, target : Scale or None
-        Intensity scales, fixed at training: prediction never measures its own.
+        Intensity scales, fixed at training; prediction never estimates its own.
     labels : tuple of int
-        For a network that tells classes apart, the value of each in label volumes.
+        Label value of each class, for a segmentation network.
     prepare, finish : tuple of (str, dict)
-        What becomes of volumes before the network sees them, and of its labels: names and settings of
-        :mod:`mrhdata.preprocessing.pipeline`.
+        Steps of :mod:`mrhdata.preprocessing.pipeline` before the network and on its labels, with their settings.
     """
 
     name: str
@@ -64,40 +63,40 @@ class Spec:
 
 
 def physical(model: nn.Module, x: Tensor) -> Tensor:
-    """Run a trained network on raw patches (B, C, z, y, x); the result has the target's units.
+    """Run a trained network on raw patches (B, C, z, y, x) and return values in the units of the target.
 
-    Scales are applied, and for a 2D network the fixed axis is taken away and put back.
+    The intensity scales are applied; for a 2D network the axis of length 1 is removed and restored.
     """
     spec: Spec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None:
         raise ModelError(
-            f"{spec.name} has no intensity scales: train it with mrhdata.fit, load a trained one, or give maximum= "
+            f"{spec.name} has no intensity scales: train it with mrhdata.fit, load a trained one, or pass maximum= "
             "to mrhdata.models.load_matlab"
         )
     return rescaled(network_on(model, scaled(x, spec.inputs)), spec.target)
 
 
 def network_on(model: nn.Module, x: Tensor) -> Any:
-    """Run a network on (B, C, z, y, x), whether it takes 2 or 3 spatial axes: a tensor, or a tuple of levels."""
+    """Run a network of 2 or 3 spatial axes on (B, C, z, y, x) and return a tensor, or a tuple of levels."""
     spec: Spec = model.spec  # type: ignore[assignment]
     if model.ndim == 3:
         return model(x)
     axis = 2 + (spec.axis or 0)
     if x.shape[axis] != 1:
         raise ModelError(
-            f"{spec.name} works on planes, but axis {axis - 2} of the patch is {x.shape[axis]} long; use 1"
+            f"{spec.name} works on planes: axis {axis - 2} of the patch must have length 1; got {x.shape[axis]}"
         )
     answer = model(x.squeeze(axis))
     return tuple(a.unsqueeze(axis) for a in answer) if isinstance(answer, tuple) else answer.unsqueeze(axis)
 
 
 def scaled(x: Tensor, scale: Scale) -> Tensor:
-    """Raw values (B, C, z, y, x) as the network sees them."""
+    """Return raw values (B, C, z, y, x) on the intensity scale of the network."""
     return (x - _per_channel(x, scale.offset)) / _per_channel(x, scale.factor)
 
 
 def rescaled(x: Tensor, scale: Scale) -> Tensor:
-    """What the network says (B, C, ...) in the target's units."""
+    """Return the output of the network (B, C, ...) in the units of the target."""
     return x * _per_channel(x, scale.factor) + _per_channel(x, scale.offset)
 
 
@@ -106,16 +105,16 @@ def _per_channel(x: Tensor, values: tuple[float, ...]) -> Tensor:
 
 
 def spec_from(content: dict[str, Any]) -> Spec:
-    """A spec from what ``config.json`` holds.
+    """Return the specification stored in ``config.json``.
 
     Raises
     ------
     ModelError
-        Keys are missing or unknown.
+        If keys are missing or unknown.
     """
     unknown = set(content) - {f.name for f in fields(Spec)}
     if unknown:
-        raise ModelError(f"a network has settings of an unknown kind, {sorted(unknown)}; save the model again")
+        raise ModelError(f"the settings of a network have unknown keys {sorted(unknown)}; save the model again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     try:
         for key in ("prepare", "finish"):

@@ -1,6 +1,6 @@
 """Networks on disk: ``model.safetensors`` and ``config.json``.
 
-Nothing in a model folder is code: the network is named from a table, the weights are plain numbers.
+A model folder contains no code: ``config.json`` names a network of the registry, and the weights are plain numbers.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from mrhdata.models.spec import spec_from
 if TYPE_CHECKING:
     from torch import nn
 
-
-#: Networks within a folder that are named where the folder itself is none.
-_NAMED = 3
+#: Most model folders that an error message suggests.
+_MAX_SUGGESTIONS = 3
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write a network to a folder, which appears when it is complete and replaces an older one.
+    """Write a network to a folder atomically; an existing folder is replaced.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Made by :func:`mrhdata.models.create`.
+        Network from :func:`mrhdata.models.create`.
     folder : path
+        Folder to write.
 
     Examples
     --------
@@ -55,12 +55,12 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
-    """Read a network from a folder, or by the name of one that is shipped (:func:`mrhdata.models.list`).
+    """Read a network from a folder, or by the name of a shipped network (:func:`mrhdata.models.list`).
 
     Raises
     ------
     ModelError
-        A file is missing or damaged, the weights do not fit the network, or are not those of its card.
+        If a file is missing or damaged, or if the weights fit neither the network nor the card.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -71,9 +71,9 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
-        held = [inner.parent.as_posix() for inner in sorted(path.glob("*/config.json"))]
-        meant = f"; did you mean {' or '.join(held[:_NAMED])}?" if held else ""
-        raise ModelError(f"{path} is no model folder: {error.filename or error} is missing{meant}") from error
+        subfolders = [config.parent.as_posix() for config in sorted(path.glob("*/config.json"))]
+        hint = f"; did you mean {' or '.join(subfolders[:_MAX_SUGGESTIONS])}?" if subfolders else ""
+        raise ModelError(f"{path} is not a model folder: {error.filename or error} is missing{hint}") from error
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); save the model again") from error
     model = create(spec.name, **spec.config)

@@ -1,8 +1,8 @@
 """Stacks of 2D convolutions that label tissue slice by slice (minc_keras, as presented in 2018).
 
-``L`` convolutions of one kernel that keep the slice's size, each with an activation and dropout, and a
-1 x 1 convolution to the classes. The named variants are those of the course's slides; the slide of
-``model_4_0`` prints the widths of ``model_2_0``, but its count of 532,435 belongs to those given here.
+Padded convolutions of one kernel size, each with an activation and dropout, and a 1 x 1 convolution to the
+classes. The named variants follow the slides of the course. The slide of ``model_4_0`` lists the widths of
+``model_2_0``, but its count of 532,435 parameters requires the widths used here.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 class Tissue2D(nn.Module):
-    """The network; (B, in_channels, h, w) to scores (B, classes, h, w), any h and w.
+    """Stack of 2D convolutions; (B, in_channels, h, w) to scores (B, classes, h, w), any h and w.
 
     Parameters
     ----------
     in_channels, classes : int
+        Numbers of input channels and of classes.
     widths : sequence of int
-        Channels of each hidden convolution.
+        Number of channels of each hidden convolution.
     kernel : int
-        Edge of their kernels, odd.
+        Edge of the kernels, an odd number.
     dilations : sequence of int, optional
-        Of each; 1 by default.
+        Dilation of each hidden convolution, 1 by default.
     dropout : float
-        After each.
+        Dropout probability after each hidden convolution.
     activation : str
-        One of `ACTIVATIONS`.
+        Name of the activation, one of `ACTIVATIONS`.
 
     Examples
     --------
@@ -73,15 +74,15 @@ class Tissue2D(nn.Module):
         super().__init__()
         dilations = (1,) * len(widths) if dilations is None else dilations
         if len(dilations) != len(widths) or not widths:
-            raise ModelError(f"there are {len(dilations)} dilations for {len(widths)} widths; give one for each")
+            raise ModelError(f"there must be one dilation per width; got {len(dilations)} for {len(widths)} widths")
         if kernel % 2 == 0:
-            raise ModelError(f"a kernel of {kernel} has no middle; give an odd one")
+            raise ModelError(f"kernel must be odd; got {kernel}")
         if activation not in ACTIVATIONS:
-            raise ModelError(f"activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+            raise ModelError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
         layers: list[nn.Module] = []
-        for given, width, dilation in zip((in_channels, *widths), widths, dilations, strict=False):
+        for channels, width, dilation in zip((in_channels, *widths), widths, dilations, strict=False):
             layers += [
-                nn.Conv2d(given, width, kernel, padding=dilation * (kernel // 2), dilation=dilation),
+                nn.Conv2d(channels, width, kernel, padding=dilation * (kernel // 2), dilation=dilation),
                 ACTIVATIONS[activation](),
                 nn.Dropout(dropout),
             ]
