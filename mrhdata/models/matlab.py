@@ -1,11 +1,11 @@
-"""The published MRH-Net weights: MATLAB files of one ``DAGNetwork`` (Liang et al. 2022, eLife 11:e72331).
+"""Read the published MRH-Net weights: MATLAB files of one ``DAGNetwork`` (Liang et al. 2022, eLife 11:e72331).
 
-A MATLAB network is an object whose properties are plain arrays. They are read as numbers and text alone,
-by the library mat-io; what an object would do in MATLAB is never run. Layers are found by name, and their
-wiring must be that of :class:`~mrhdata.models.mrhnet.MRHNet`.
+A MATLAB network is an object whose properties are plain arrays. The library mat-io reads them as numbers and text
+only; no code of the object is run. Layers are identified by name, and their connections must be those of
+:class:`~mrhdata.models.mrhnet.MRHNet`.
 
-The authors cut their planes as rows along the left-right axis and columns along the dorso-ventral one,
-index growing dorsally, one coronal slice after another. Ours are z by x, so kernels are transposed here.
+In the authors' coronal planes, rows run along the left-right axis and columns along the dorso-ventral axis, with the
+index growing dorsally. Planes of mrhdata are z by x, so kernels are transposed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 #: Inputs of the published networks in order: two shells of 2 b0 and 30 directions each, in the order of the
-#: scanner's method files, then T2 and the MT pair. The authors' file is called t2MTONOFF, which gives the
-#: order of the last two; their text lists the unsaturated image first, so it is not certain.
+#: scanner's method files, then T2 and the MT pair. The order of the last two follows the authors' file name
+#: (t2MTONOFF); it is uncertain, since their text lists the unsaturated image first.
 CHANNELS = (
     *(
         f"{shell}_{image}"
@@ -46,10 +46,10 @@ CHANNELS = (
     "mt_off",
 )
 
-#: mm, of the volumes that the authors trained on.
+#: Voxel spacing of the authors' training volumes in mm.
 _SPACING = 0.0625
 
-#: Layers at the ends of the network, and between the first and the last the loop blocks.
+#: Layers before the loop blocks, of one loop block, and after them.
 _HEAD = ("InputLayer", "Conv1", "ReLU1", "Conv2", "ReLU2", "Conv3", "ReLU3", "Conv3_1", "add11")
 _BLOCK = ("ReLU_L1{}", "Conv_loop1{}", "ReLU_L2{}", "Conv_loop2{}", "add_loop{}")
 _TAIL = ("ReLU3_5", "Conv4", "ReLU4", "Conv5", "FinalRegressionLayer")
@@ -63,33 +63,34 @@ def load_matlab(
     Parameters
     ----------
     path : path
-        Such as ``net_10layerV3Res_HRJG_allMRIs_Fluo.mat``: a variable ``net`` of class ``DAGNetwork``.
+        Path of the file, such as ``net_10layerV3Res_HRJG_allMRIs_Fluo.mat``, with a variable ``net`` of class
+        ``DAGNetwork``.
     maximum : float, optional
-        What input values are divided by: one number for all channels. The authors took the highest value
-        of their training patches, which no published file holds, and when testing the highest value of
-        each slice, so that one voxel got different inputs in different slices. Give the highest value of
-        the whole scan, the same for all scans that are compared.
+        Divisor of the input values of all channels. The authors divided by the highest value of their training
+        patches, which they did not publish, and in tests by the highest value of each slice, so equal voxels had
+        different inputs in different slices. Pass the highest value of the whole scan, the same one for all scans
+        that are compared.
     target_maximum : float
-        Value of the histology that an answer of 1 stands for; with 1, maps are fractions of the highest
-        value of the authors' training targets.
+        Histology value of a network output of 1. With 1, maps are fractions of the highest value of the authors'
+        training targets.
 
     Returns
     -------
     model : torch.nn.Module
-        MRH-Net in evaluation mode. ``model.spec`` has the 67 `CHANNELS` of the published protocol (renamed
-        to ``c1``, ``c2``, ... where the file has another number), patches of (3, 1, 3) voxels and coronal
-        planes. Without `maximum` it has no input scale, and :func:`mrhdata.predict` refuses it; it can
-        still be called on values that were divided before.
+        MRH-Net in evaluation mode. ``model.spec`` has the 67 `CHANNELS` of the published protocol (``c1``,
+        ``c2``, ... for any other number of channels), patches of (3, 1, 3) voxels and coronal planes. Without
+        `maximum` it has no input scale, so :func:`mrhdata.predict` refuses it; it can still be called on values
+        that are already divided.
 
     Raises
     ------
     ModelError
-        mat-io is not installed, the file cannot be read, or it holds another network.
+        If mat-io is not installed, if the file cannot be read, or if it contains another network.
 
     Notes
     -----
-    The index of z must grow dorsally, as it did for the authors; left and right they do not state. Volumes
-    are never flipped when read: ``volume.mrh.grid.orientation`` then starts with ``S``.
+    The index of z must grow dorsally, as in the authors' data (``volume.mrh.grid.orientation`` starts with ``S``);
+    reading never flips a volume. The authors do not state the direction of the left-right axis.
 
     Examples
     --------
@@ -99,24 +100,23 @@ def load_matlab(
     """
     for name, value in (("maximum", maximum), ("target_maximum", target_maximum)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ModelError(f"{name} is a positive number, not {value}; give the highest value of the scan")
-    layers, wires = _read(Path(path))
-    return _network(Path(path), layers, wires, maximum, target_maximum)
+            raise ModelError(f"{name} must be a positive number; got {value}. Pass the highest value of the scan")
+    layers, connections = _read_network(Path(path))
+    return _build_network(Path(path), layers, connections, maximum, target_maximum)
 
 
-def _network(
+def _build_network(
     path: Path,
     layers: Mapping[str, Mapping[str, Any]],
-    wires: set[tuple[str, str]],
+    connections: set[tuple[str, str]],
     maximum: float | None,
     target_maximum: float,
 ) -> nn.Module:
-
     blocks = sum(re.fullmatch(r"add_loop\d+", name) is not None for name in layers)
-    differing = sorted(wires ^ _wires(blocks))
-    if differing:
-        listed = ", ".join(f"{a} to {b}" for a, b in differing[:5])
-        raise ModelError(f"{path} is no MRH-Net of {blocks} loop blocks: its wiring differs in {listed}")
+    differences = sorted(connections ^ _published_connections(blocks))
+    if differences:
+        listed = ", ".join(f"{a} to {b}" for a, b in differences[:5])
+        raise ModelError(f"{path} is not an MRH-Net of {blocks} loop blocks: its connections differ in {listed}")
     try:
         _check_input(layers["InputLayer"])
         state = {key: value for name in layers for key, value in _weights(name, layers[name]).items()}
@@ -124,7 +124,7 @@ def _network(
         model = create("mrhnet", in_channels=channels, blocks=blocks)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, IndexError) as error:
-        raise ModelError(f"{path}: the weights are not those of MRH-Net ({_short(error)})") from error
+        raise ModelError(f"{path}: the weights are not those of MRH-Net ({_shorten(error)})") from error
     spec: Spec = model.spec  # type: ignore[assignment]
     model.spec = dataclasses.replace(  # type: ignore[assignment]
         spec,
@@ -138,78 +138,80 @@ def _network(
     return model.eval()
 
 
-def _wires(blocks: int) -> set[tuple[str, str]]:
-    """From layer to layer, as published: each skip begins behind a ReLU."""
+def _published_connections(blocks: int) -> set[tuple[str, str]]:
+    """Return pairs of connected layers, as published; each skip connection starts after a ReLU."""
     loops = [name.format(k) for k in range(1, blocks + 1) for name in _BLOCK]
     skips = {(f"ReLU_L1{k}", f"add_loop{k}") for k in range(1, blocks + 1)}
     return {*itertools.pairwise((*_HEAD, *loops, *_TAIL)), ("ReLU2", "add11"), *skips}
 
 
 def _check_input(layer: Mapping[str, Any]) -> None:
-    """Nothing is subtracted from the inputs; the saved networks have an empty normalisation."""
-    given = np.asarray(layer["Normalization"]).ravel()
-    if given.size and str(given[0]) != "none":
-        raise ModelError(f"the input layer normalises by {str(given[0])[:50]!r}; MRH-Net has no normalisation")
+    """Raise ModelError if the input layer normalises; the published networks have an empty normalisation."""
+    normalization = np.asarray(layer["Normalization"]).ravel()
+    if normalization.size and str(normalization[0]) != "none":
+        raise ModelError(f"the input layer normalises by {str(normalization[0])[:50]!r}; MRH-Net has no normalisation")
 
 
 def _weights(name: str, layer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameters of one layer under our names; none for layers without."""
+    """Return the parameters of one layer by their names in `MRHNet`, an empty dict for a layer without weights."""
     import torch
 
     if not name.startswith("Conv"):
         return {}
     settings = {key: np.asarray(layer[key]).ravel().tolist() for key in ("Stride", "DilationFactor", "PaddingSize")}
     if any(set(map(float, values)) != {1.0} for values in settings.values()):
-        raise ModelError(f"layer {name} has {settings}; MRH-Net has stride, dilation and padding 1 throughout")
-    kernel = _learnt(layer["Weights"])  # (x, z, in, out)
-    # MATLAB drops the last axis of length 1.
+        raise ModelError(f"layer {name} must have stride, dilation and padding 1, as in MRH-Net; got {settings}")
+    kernel = _read_parameter(layer["Weights"])  # (x, z, in, out)
+    # MATLAB drops the last axis if its length is 1.
     kernel = kernel.reshape(*kernel.shape, *(1,) * (4 - kernel.ndim)).transpose(3, 2, 1, 0)  # (out, in, z, x)
     loop = re.fullmatch(r"Conv_(loop[12])(\d+)", name)
-    ours = f"conv_{loop[1]}.{int(loop[2]) - 1}" if loop else name.lower()
+    module_name = f"conv_{loop[1]}.{int(loop[2]) - 1}" if loop else name.lower()
     return {
-        f"{ours}.weight": torch.from_numpy(np.ascontiguousarray(kernel)),
-        f"{ours}.bias": torch.from_numpy(_learnt(layer["Bias"]).reshape(-1).copy()),
+        f"{module_name}.weight": torch.from_numpy(np.ascontiguousarray(kernel)),
+        f"{module_name}.bias": torch.from_numpy(_read_parameter(layer["Bias"]).reshape(-1).copy()),
     }
 
 
-def _learnt(parameter: Any) -> Floats:
+def _read_parameter(parameter: Any) -> Floats:
     values = np.asarray(parameter.flat[0]["Value"])
     if values.dtype.kind != "f" or not np.isfinite(values).all():
-        raise TypeError(f"{values.dtype} values, or values that are not finite, where weights should be")
+        raise TypeError(f"weights must be finite floating-point numbers; got {values.dtype}")
     return values.astype(np.float32)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], set[tuple[str, str]]]:
-    """Layers by name, each a record of its properties, and the pairs of layers that are wired."""
+def _read_network(path: Path) -> tuple[dict[str, Any], set[tuple[str, str]]]:
+    """Return the properties of each layer by its name, and the pairs of connected layers."""
     if not path.is_file():
         raise ModelError(f"{path} does not exist; check the path")
     with warnings.catch_warnings():
-        # Importing it sets an option that pandas 3 calls out of date, and what it cannot read it warns of.
+        # mat-io sets an option that pandas 3 deprecates, and warns of objects that it cannot read.
         warnings.simplefilter("ignore")
         try:
             from matio import load_from_mat
         except ImportError as error:
-            raise ModelError("reading MATLAB networks takes mat-io; pip install 'mrhdata[matlab]'") from error
+            raise ModelError("reading MATLAB networks needs mat-io; pip install 'mrhdata[matlab]'") from error
         try:
-            # Raw, so that no property becomes more than arrays and text.
-            found = load_from_mat(os.fspath(path), variable_names=["net"], raw_data=True)
-            network = found["net"].properties["any"].flat[0]
+            # With raw_data all properties stay arrays and text.
+            variables = load_from_mat(os.fspath(path), variable_names=["net"], raw_data=True)
+            network = variables["net"].properties["any"].flat[0]
             records = [layer.properties["any"].flat[0] for layer in network["Layers"].ravel()]
             columns = network["Connections"].properties["data"].flat
-            wires = {(_text(a), _text(b)) for a, b in zip(columns[0].flat, columns[1].flat, strict=True)}
-            layers = {_text(r["Name"]): {key: r[key] for key in r.dtype.names} for r in records}
-        # A damaged file raises whatever its parts happen to raise.
+            connections = {
+                (_layer_name(a), _layer_name(b)) for a, b in zip(columns[0].flat, columns[1].flat, strict=True)
+            }
+            layers = {_layer_name(r["Name"]): {key: r[key] for key in r.dtype.names} for r in records}
+        # A damaged file can raise any exception.
         except Exception as error:
             raise ModelError(
-                f"{path} holds no network that can be read: it takes a DAGNetwork called net ({_short(error)})"
+                f"{path} must contain a DAGNetwork called net, which could not be read ({_shorten(error)})"
             ) from error
-    return layers, wires
+    return layers, connections
 
 
-def _text(value: Any) -> str:
-    """A layer's name; of an input of an addition, such as ``add11/in2``, the layer alone."""
+def _layer_name(value: Any) -> str:
+    """Return the name of a layer without the number of its input: ``add11`` for ``add11/in2``."""
     return str(np.asarray(value).ravel()[0]).partition("/")[0]
 
 
-def _short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -27,8 +27,8 @@ class PSSR(nn.Module):
     in_channels : int
         Number of planes: 1, or 5 neighbouring ones.
     scale : int
-        Output pixels per input pixel along each axis: 4 as published, 1 for images that are already interpolated
-        (:func:`mrhdata.predict` can blend the windows of these only).
+        Output pixels per input pixel along each axis: 4 as published, 1 for images that are already interpolated,
+        whose windows :func:`mrhdata.predict` can blend.
     attention : bool
         Whether to use self-attention at an eighth of the resolution.
 

@@ -1,10 +1,9 @@
-"""What one output voxel of a network depends on, read off the network layer by layer.
+"""Receptive field of a network, computed layer by layer.
 
 Along each axis the output at index ``p`` depends on the input voxels from ``jump * p + low`` to
-``jump * p + high``. A box of the input that holds this interval therefore gives the same output as the
-whole volume does, provided the box begins at a multiple of all strides on the way. Layers whose output
-depends on the extent of what they are given (instance norm, global pooling, attention) have no such
-interval, and are refused by name.
+``jump * p + high``. A box of the input that contains this interval gives the same output as the whole volume if the
+box starts at a multiple of all strides of the network. Layers whose output depends on the whole input (instance
+norm, global pooling, attention) have no such interval; an error names them.
 """
 
 from __future__ import annotations
@@ -29,21 +28,22 @@ Fractions = tuple[Fraction, ...]
 
 @dataclass(frozen=True)
 class Field:
-    """Of a network, or of one tensor within it.
+    """Receptive field of a network, or of one tensor in it.
 
     Attributes
     ----------
     jump : tuple of Fraction
-        Input voxels from one output voxel to the next; below 1 where the network refines.
+        Input voxels from one output voxel to the next; below 1 if the network upsamples.
     low, high : tuple of Fraction
-        First and last input voxel that output 0 depends on; before 0 lies what layers pad.
+        First and last input voxel that output 0 depends on; negative indices are padding.
     align : tuple of int
-        A box must begin at a multiple of this many voxels.
+        A box must start at a multiple of this number of voxels.
     channels : int
+        Number of channels of the tensor.
     least : tuple of int
-        Voxels of the smallest box that no layer is larger than.
+        Edges of the smallest input box that no layer exceeds, in voxels.
     live : float
-        Most bytes of float32 tensors held at one time, for each input voxel.
+        Peak memory of the float32 tensors, in bytes per input voxel.
     """
 
     jump: Fractions
@@ -60,7 +60,7 @@ class Field:
         return tuple(math.floor(h) - math.ceil(b) + 1 for b, h in zip(self.low, self.high, strict=True))
 
     def moved(self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None) -> Field:
-        """After a layer whose output ``q`` depends on its inputs ``jump * q + low`` to ``jump * q + high``."""
+        """Return the field after a layer whose output ``q`` depends on inputs ``jump * q + low`` to ``+ high``."""
         jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
         rows = zip(self.least, self.jump, self.low, self.high, low, high, strict=True)
         return replace(
@@ -75,39 +75,39 @@ class Field:
 
     @property
     def bytes(self) -> float:
-        """Bytes of this tensor as float32, for each input voxel."""
+        """Size of this tensor as float32, in bytes per input voxel."""
         return 4.0 * self.channels / float(math.prod(self.jump))
 
 
 def field_of(model: nn.Module, channels: int) -> Field:
-    """Receptive field of a network in evaluation mode.
+    """Return the receptive field of a network in evaluation mode.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Takes (B, C, ...) with ``model.ndim`` (3 by default) spatial axes.
+        Network for tensors (B, C, ...) with ``model.ndim`` (3 by default) spatial axes.
     channels : int
-        Of its input.
+        Number of input channels.
 
     Raises
     ------
     ModelError
-        A layer looks at the whole of what it is given, or is not known here.
+        If the output of a layer depends on its whole input, or if a layer is of an unknown kind.
 
     Examples
     --------
     >>> detector = nn.Sequential(nn.Conv3d(1, 8, 3), nn.MaxPool3d(2), nn.Conv3d(8, 8, 3), nn.Conv3d(8, 2, 3))
-    >>> found = field_of(detector, 1)
-    >>> found.lengths, [int(j) for j in found.jump], found.align
+    >>> field = field_of(detector, 1)
+    >>> field.lengths, [int(j) for j in field.jump], field.align
     ((12, 12, 12), [2, 2, 2], (2, 2, 2))
     """
     ndim = int(getattr(model, "ndim", 3))
     try:
-        # Within another one, since a layer by itself would be traced into.
-        traced = _traced(nn.Sequential(model))
+        # The tracer always enters the outermost module, which may be a layer that must stay whole.
+        traced = _trace(nn.Sequential(model))
     except Exception as error:
         raise ModelError(
-            f"the receptive field cannot be read off {type(model).__name__} ({_short(error)}); use mode='patch'"
+            f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass mode='patch'"
         ) from error
     zeros = (Fraction(0),) * ndim
     fields: dict[fx.Node, Field | None] = {}
@@ -116,64 +116,62 @@ def field_of(model: nn.Module, channels: int) -> Field:
         if node.op == "placeholder":
             fields[node] = Field((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels, (1,) * ndim)
         elif node.op == "output":
-            found = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-            if found is None:
-                raise ModelError(f"{type(model).__name__} returns more than one tensor; use mode='patch'")
-            return replace(found, live=_live(traced.graph, fields))
+            field = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            if field is None:
+                raise ModelError(f"{type(model).__name__} returns more than one tensor; pass mode='patch'")
+            return replace(field, live=_peak_bytes(traced.graph, fields))
         else:
-            fields[node] = None if node.op == "get_attr" else _after(node, fields, modules)
+            fields[node] = None if node.op == "get_attr" else _field_after(node, fields, modules)
     raise ModelError(f"{type(model).__name__} returns nothing")
 
 
 class _Tracer(fx.Tracer):
-    """Leaves layers whole whose rule is known."""
+    """A tracer that does not enter the layers of `FASTER`, whose rules are defined below."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, FASTER) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _trace(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph)
 
 
-def _after(node: fx.Node, fields: Mapping[fx.Node, Field | None], modules: Mapping[str, nn.Module]) -> Field:
-    """Field of what one node returns."""
-    given = [fields[n] for n in node.all_input_nodes]
-    inputs = [found for found in given if found is not None]
+def _field_after(node: fx.Node, fields: Mapping[fx.Node, Field | None], modules: Mapping[str, nn.Module]) -> Field:
+    """Return the field of the output of one node."""
+    input_fields = [fields[n] for n in node.all_input_nodes]
+    inputs = [field for field in input_fields if field is not None]
     if not inputs:
-        raise _refused(str(node.target))
+        raise _unsupported(str(node.target))
     if node.op == "call_module":
         layer = modules[str(node.target)]
         for kinds, rule in _LAYERS:
             if isinstance(layer, kinds):
                 return rule(inputs[0], layer)
-        raise _refused(type(layer).__name__)
+        raise _unsupported(type(layer).__name__)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     if name in _VALUEWISE:
         return _union(inputs, sum(i.channels for i in inputs) if name in ("cat", "concat") else None, node)
-    rule_of_call = _CALLS.get(name)
-    if rule_of_call is None:
-        raise _refused(name)
-    return rule_of_call(inputs[0], node)
+    call_rule = _CALLS.get(name)
+    if call_rule is None:
+        raise _unsupported(name)
+    return call_rule(inputs[0], node)
 
 
-def _refused(name: str) -> ModelError:
-    return ModelError(
-        f"dense mode needs layers that see a fixed neighbourhood, and {name} is not known to be one; use mode='patch'"
-    )
+def _unsupported(name: str) -> ModelError:
+    return ModelError(f"dense mode supports only layers with a fixed neighbourhood; got {name}. Pass mode='patch'")
 
 
 def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Field:
-    """Several tensors, voxel by voxel, or stacked on channels."""
+    """Return the field of an operation on several tensors, voxel by voxel or concatenated along channels."""
     first = inputs[0]
     if channels is not None and node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) != 1:
-        raise _refused("cat along a spatial axis")
+        raise _unsupported("cat along a spatial axis")
     if node.target in ("softmax", f.softmax, torch.softmax) and 1 not in (node.kwargs.get("dim"), *node.args[1:]):
-        raise _refused("softmax over space")
+        raise _unsupported("softmax over space")
     if any(i.jump != first.jump for i in inputs):
-        raise _refused("a sum of tensors of different strides")
+        raise _unsupported("a sum of tensors of different strides")
     return replace(
         first,
         low=tuple(map(min, zip(*(i.low for i in inputs), strict=True))),
@@ -184,36 +182,35 @@ def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Fiel
     )
 
 
-def _live(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
-    """Most bytes of tensors held at one time, for each input voxel."""
+def _peak_bytes(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
+    """Return the peak memory of the tensors, in bytes per input voxel."""
     nodes = [n for n in graph.nodes if fields.get(n) is not None]
-    place = {node: i for i, node in enumerate(nodes)}
-    last = {node: max([place[node], *(place.get(user, len(nodes)) for user in node.users)]) for node in nodes}
-    sizes = [(place[n], last[n], found.bytes) for n in nodes if (found := fields[n]) is not None]
-    held = [sum(size for first, end, size in sizes if first <= i <= end) for i in range(len(nodes))]
-    return max(held)
+    index = {node: i for i, node in enumerate(nodes)}
+    last_use = {node: max([index[node], *(index.get(user, len(nodes)) for user in node.users)]) for node in nodes}
+    lifetimes = [(index[n], last_use[n], field.bytes) for n in nodes if (field := fields[n]) is not None]
+    return max(sum(size for first, last, size in lifetimes if first <= i <= last) for i in range(len(nodes)))
 
 
 # --- layers ---------------------------------------------------------------------------------------------
 
 
-def _each(value: Any, like: Field) -> list[int]:
-    """A setting of a layer, for each axis."""
-    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(like.jump)
+def _per_axis(value: Any, field: Field) -> list[int]:
+    """Return a setting of a layer as one value per axis."""
+    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(field.jump)
 
 
-def _same(field: Field, layer: Any) -> Field:
+def _unchanged(field: Field, layer: Any) -> Field:
     return field
 
 
 def _conv(field: Field, layer: Any) -> Field:
     if layer.padding_mode == "circular":
-        raise _refused("circular padding")
+        raise _unsupported("circular padding")
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if layer.padding == "same":
         before = [n // 2 for n in spans]
     else:
-        before = [0] * len(spans) if layer.padding == "valid" else _each(layer.padding, field)
+        before = [0] * len(spans) if layer.padding == "valid" else _per_axis(layer.padding, field)
     high = [n - p for n, p in zip(spans, before, strict=True)]
     return field.moved(layer.stride, [-p for p in before], high, layer.out_channels)
 
@@ -223,14 +220,14 @@ def _pooled_conv(field: Field, layer: Any) -> Field:
 
 
 def _pool(field: Field, layer: Any) -> Field:
-    kernel, padding = _each(layer.kernel_size, field), _each(layer.padding, field)
-    stride = _each(layer.stride if layer.stride is not None else layer.kernel_size, field)
-    dilation = _each(getattr(layer, "dilation", 1), field)
+    kernel, padding = _per_axis(layer.kernel_size, field), _per_axis(layer.padding, field)
+    stride = _per_axis(layer.stride if layer.stride is not None else layer.kernel_size, field)
+    dilation = _per_axis(getattr(layer, "dilation", 1), field)
     high = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     return field.moved(stride, [-p for p in padding], high)
 
 
-def _transposed(field: Field, layer: Any) -> Field:
+def _transposed_conv(field: Field, layer: Any) -> Field:
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     rows = list(zip(layer.stride, layer.padding, spans, strict=True))
     return field.moved(
@@ -241,27 +238,27 @@ def _transposed(field: Field, layer: Any) -> Field:
     )
 
 
-def _shuffled(field: Field, layer: Any) -> Field:
+def _pixel_shuffle(field: Field, layer: Any) -> Field:
     n = layer.upscale_factor
-    moved = _finer(field, [n] * len(field.jump), "nearest")
-    return replace(moved, channels=field.channels // n ** len(field.jump))
+    upsampled = _resized(field, [n] * len(field.jump), "nearest")
+    return replace(upsampled, channels=field.channels // n ** len(field.jump))
 
 
-def _upsampled(field: Field, layer: Any) -> Field:
+def _upsample(field: Field, layer: Any) -> Field:
     if layer.scale_factor is None or layer.align_corners:
-        raise _refused("resizing to a given size, or with aligned corners,")
-    return _finer(field, _whole(layer.scale_factor, field), layer.mode)
+        raise _unsupported("resizing to a given size or with aligned corners")
+    return _resized(field, _integer_factors(layer.scale_factor, field), layer.mode)
 
 
-def _whole(factor: Any, field: Field) -> list[int]:
+def _integer_factors(factor: Any, field: Field) -> list[int]:
     factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * len(field.jump)
     if any(int(n) != n for n in factors):
-        raise _refused(f"resizing by {factor}")
+        raise _unsupported(f"resizing by {factor}")
     return [int(n) for n in factors]
 
 
-def _finer(field: Field, factors: Sequence[int], mode: str) -> Field:
-    """Each voxel becomes several, by repetition or from those around it."""
+def _resized(field: Field, factors: Sequence[int], mode: str) -> Field:
+    """Return the field after upsampling by integer factors, by repetition or interpolation."""
     jump = [Fraction(1, n) for n in factors]
     if mode == "nearest":
         return field.moved(jump, [Fraction(1 - n, n) for n in factors], [0] * len(factors))
@@ -270,23 +267,23 @@ def _finer(field: Field, factors: Sequence[int], mode: str) -> Field:
     return field.moved(jump, [m - reach for m in middle], [m + reach for m in middle])
 
 
-def _padded(field: Field, layer: Any) -> Field:
+def _pad_layer(field: Field, layer: Any) -> Field:
     return _shifted(field, [-int(n) for n in layer.padding[0::2][::-1]])
 
 
-def _shifted(field: Field, by: Sequence[int]) -> Field:
-    return field.moved([1] * len(by), by, by)
+def _shifted(field: Field, offset: Sequence[int]) -> Field:
+    return field.moved([1] * len(offset), offset, offset)
 
 
-def _fixed_norm(field: Field, layer: Any) -> Field:
+def _batch_norm(field: Field, layer: Any) -> Field:
     if not layer.track_running_stats:
-        raise _refused(f"{type(layer).__name__} without running statistics")
+        raise _unsupported(f"{type(layer).__name__} without running statistics")
     return field
 
 
 def _softmax(field: Field, layer: Any) -> Field:
     if layer.dim != 1:
-        raise _refused("softmax over space")
+        raise _unsupported("softmax over space")
     return field
 
 
@@ -296,19 +293,19 @@ _VALUEWISE_LAYERS = (
     nn.AlphaDropout,
 )  # fmt: skip
 _LAYERS: list[tuple[Any, Callable[[Field, Any], Field]]] = [
-    (_VALUEWISE_LAYERS, _same),
-    ((nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    (_VALUEWISE_LAYERS, _unchanged),
+    ((nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_conv),
     ((PooledConv,), _pooled_conv),
     ((nn.Conv2d, nn.Conv3d), _conv),
     ((nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d), _pool),
-    ((nn.BatchNorm2d, nn.BatchNorm3d), _fixed_norm),
-    ((nn.Upsample,), _upsampled),
-    ((nn.PixelShuffle,), _shuffled),
+    ((nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
+    ((nn.Upsample,), _upsample),
+    ((nn.PixelShuffle,), _pixel_shuffle),
     ((nn.Softmax, nn.LogSoftmax), _softmax),
     (
         (nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad2d, nn.ReflectionPad3d,
          nn.ReplicationPad2d, nn.ReplicationPad3d),
-        _padded,
+        _pad_layer,
     ),
 ]  # fmt: skip
 
@@ -321,62 +318,63 @@ _VALUEWISE = {
 }  # fmt: skip
 
 
-def _cropped(field: Field, node: fx.Node) -> Field:
-    """Slices, which may leave out channels, and voxels at either end."""
+def _slice(field: Field, node: fx.Node) -> Field:
+    """Return the field after slicing, which may drop channels, and voxels at either end."""
     key: Any = node.args[1]
     key = key if isinstance(key, tuple) else (key,)
     key = (*key, *(slice(None),) * (2 + len(field.jump) - len(key)))
-    plain = all(isinstance(k, slice) and k.step in (None, 1) and (k.start or 0) >= 0 for k in key[2:])
-    if Ellipsis in key or not plain or not isinstance(key[1], slice):
-        raise _refused("indexing other than by slices of channels and space")
-    kept = len(range(field.channels)[key[1]])
-    return replace(_shifted(field, [int(k.start or 0) for k in key[2:]]), channels=kept)
+    simple = all(isinstance(k, slice) and k.step in (None, 1) and (k.start or 0) >= 0 for k in key[2:])
+    if Ellipsis in key or not simple or not isinstance(key[1], slice):
+        raise _unsupported("indexing other than by slices of channels and space")
+    channels = len(range(field.channels)[key[1]])
+    return replace(_shifted(field, [int(k.start or 0) for k in key[2:]]), channels=channels)
 
 
-def _interpolated(field: Field, node: fx.Node) -> Field:
+def _interpolate_call(field: Field, node: fx.Node) -> Field:
     settings = dict(zip(("size", "scale_factor", "mode", "align_corners"), node.args[1:], strict=False)) | node.kwargs
     factor: Any = settings.get("scale_factor")
     if settings.get("size") is not None or factor is None or settings.get("align_corners"):
-        raise _refused("resizing to a given size, or with aligned corners,")
-    return _finer(field, _whole(factor, field), str(settings.get("mode", "nearest")))
+        raise _unsupported("resizing to a given size or with aligned corners")
+    return _resized(field, _integer_factors(factor, field), str(settings.get("mode", "nearest")))
 
 
-def _pooled(field: Field, node: fx.Node) -> Field:
-    """A call instead of a layer; only the greatest may be taken with gaps."""
+def _pool_call(field: Field, node: fx.Node) -> Field:
+    """Return the field after a pooling function, whose arguments are those of the layer."""
     names = ["kernel_size", "stride", "padding", "dilation"]
+    # Average pooling has no dilation.
     if getattr(node.target, "__name__", "").startswith("avg"):
         names.remove("dilation")
-    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    return _pool(field, SimpleNamespace(**{"stride": None, "padding": 0} | given))
+    settings = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return _pool(field, SimpleNamespace(**{"stride": None, "padding": 0} | settings))
 
 
-def _reduced(field: Field, node: fx.Node) -> Field:
-    """One value from all channels of a voxel."""
+def _reduce_call(field: Field, node: fx.Node) -> Field:
+    """Return the field after a reduction over the channels."""
     settings = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     if settings.get("dim") != 1 or not settings.get("keepdim"):
-        raise _refused(f"{node.target} over other axes than channels, or without keepdim,")
+        raise _unsupported(f"{node.target} over other axes than channels or without keepdim")
     return replace(field, channels=1)
 
 
-def _padded_by(field: Field, node: fx.Node) -> Field:
+def _pad_call(field: Field, node: fx.Node) -> Field:
     settings = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
     pad: Any = settings["pad"]
     if settings.get("mode", "constant") == "circular":
-        raise _refused("circular padding")
+        raise _unsupported("circular padding")
     before = [int(n) for n in pad[0::2]] + [0] * len(field.jump)
     return _shifted(field, [-n for n in before[: len(field.jump)][::-1]])
 
 
 _CALLS: dict[str, Callable[[Field, fx.Node], Field]] = {
-    operator.getitem.__name__: _cropped,
-    "interpolate": _interpolated,
-    "pad": _padded_by,
-    "sum": _reduced,
-    "mean": _reduced,
-    "std": _reduced,
-    **dict.fromkeys(("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), _pooled),
+    operator.getitem.__name__: _slice,
+    "interpolate": _interpolate_call,
+    "pad": _pad_call,
+    "sum": _reduce_call,
+    "mean": _reduce_call,
+    "std": _reduce_call,
+    **dict.fromkeys(("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d"), _pool_call),
 }
 
 
-def _short(error: BaseException) -> str:
+def _shorten(error: BaseException) -> str:
     return " ".join(str(error).split())[:150] or type(error).__name__

@@ -13,7 +13,9 @@ from mrhdata import models
 from mrhdata.errors import ModelError
 from mrhdata.inference.box_reader import Inside, Sweep, span
 from mrhdata.inference.predictor import predict
-from mrhdata.inference.strategies import Dense, Network, Windowing, Windows
+from mrhdata.inference.strategies.dense import Dense
+from mrhdata.inference.strategies.network import Network
+from mrhdata.inference.strategies.sliding_window import Windowing, Windows
 from mrhdata.models.receptive_field import field_of
 from mrhdata.models.spec import Spec
 from mrhdata.patching import sources
@@ -208,7 +210,7 @@ class _Decides(nn.Module):
         (nn.Conv3d(1, 1, 3, padding=1, padding_mode="circular"), "circular"),
         (nn.Softmax(2), "softmax over space"),
         (_Attends(), "flatten"),
-        (_Decides(), "cannot be read off"),
+        (_Decides(), "cannot be computed"),
     ],
 )
 def test_layers_without_a_field_are_refused(layer, named):

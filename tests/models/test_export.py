@@ -85,7 +85,7 @@ def test_what_cannot_be_exported(tmp_path):
 def test_a_package_has_a_title(tmp_path):
     """Without one there is none, and PyTorch's messages are as loud as before."""
     model, _ = trained("mrhnet")
-    with pytest.raises(ModelError, match="no valid description"):
+    with pytest.raises(ModelError, match="does not accept the description"):
         export_bioimage(model, tmp_path / "net.zip", title="", author="A. Name")
     assert not (tmp_path / "net.zip").exists()
     assert logging.getLogger("torch.onnx").level != logging.ERROR
