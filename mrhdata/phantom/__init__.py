@@ -1,4 +1,4 @@
-"""Digital brains of known truth, one kind per file."""
+"""Digital brains with known ground truth, one kind per module."""
 
 import lazy_loader
 

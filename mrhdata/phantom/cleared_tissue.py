@@ -1,13 +1,14 @@
-"""Cleared brains in the light-sheet microscope, of any size, with the exact list of their cells.
+"""Cleared brains in a light-sheet microscope, of any size, with the exact list of their cells.
 
-- What is in the tissue: `mrhdata.phantom.cleared_scene`.
-- The sheet comes from low x: its light fades along x, is weaker toward both ends of y, and what it meets throws
-  shadows, stripes along x (Huisken and Stainier 2007, Opt. Lett. 32:2608; Rohrbach 2009, ibid. 34:3041).
-- The optics: a Gaussian, several times longer along z, which the sheet's thickness sets, than across.
-- The camera: Poisson electrons, read noise, gain and offset of a scientific CMOS sensor; 16 bits.
+- Tissue: `mrhdata.phantom.cleared_scene`.
+- Illumination: the sheet enters at low x. Its light fades along x and is weaker toward both ends of y. Objects in its
+  path throw shadows, which are stripes along x (Huisken and Stainier 2007, Opt. Lett. 32:2608; Rohrbach 2009, ibid.
+  34:3041).
+- Optics: a Gaussian, several times longer along z, because of the thickness of the sheet, than along y and x.
+- Camera: Poisson electrons, read noise, gain and offset of a scientific CMOS sensor; 16 bits.
 
-A brain is never whole in memory. A tile of 64^3 voxels is a pure function of seed, settings and index, and a block
-is cut from tiles, so voxels do not depend on the chunks.
+A brain is never in memory as a whole. A tile of 64^3 voxels is a pure function of seed, settings and index, and blocks
+are cut from tiles, so voxels do not depend on the chunks.
 """
 
 from __future__ import annotations
@@ -34,31 +35,31 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: The optics' Gaussians are cut at this many standard deviations.
-_CUT = 3.0
-#: Shadows begin in tiles of the y, z plane; generators of theirs and of noise, after those of the tissue.
-_SHADOWS, _NOISE = 16, 17
+#: Truncation of the Gaussians of the optics, in standard deviations.
+_TRUNCATE = 3.0
+#: Seeds of the generators of shadows and of noise; lower numbers are those of the tissue.
+_SHADOW_STREAM, _NOISE_STREAM = 16, 17
 
 
 @dataclass(frozen=True)
 class Cleared(Tissue):
-    """What a brain holds and how it is seen: of `Tissue`, and the microscope.
+    """Settings of a cleared brain: the tissue (see `Tissue`) and the microscope.
 
     Attributes
     ----------
     psf_um : (float, float, float)
-        Standard deviations of the point spread along z, y, x: a sheet of some 10 um width at half maximum, as
-        whole mouse brains are seen with, and a lens of numerical aperture 0.2 or so (Dodt et al. 2007, Nat.
-        Methods 4:331).
+        Standard deviations of the point spread function along z, y, x: a sheet of some 10 um width at half maximum,
+        as used for whole mouse brains, and a numerical aperture of about 0.2 (Dodt et al. 2007, Nat. Methods 4:331).
     fading, vignetting : float
-        Share of the light that is left at high x, and that is missing at both ends of y: chosen, strong enough
-        that no one threshold fits a whole plane.
+        Share of the light that remains at high x, and share that is missing at both ends of y. Chosen so strong
+        that no single threshold fits a whole plane.
     shadows_per_mm2, shadow_um, shadow_depth : float, (float, float), (float, float)
-        Stripes that begin, by area of the plane across the light; their standard deviations along y and z; the
-        share of the light that one takes. Chosen by eye: a stripe every 60 um or so, as wide as what throws it.
+        Number of shadows per area of the z, y plane, range of their standard deviations along y and z, and range of
+        the share of light that a shadow removes. Chosen by eye: a stripe about every 60 um, as wide as the object
+        that throws it.
     electrons_per_count, read_noise_e, offset : float
-        Of the camera: 0.46, 1.6 (root mean square) and 100 are those of a Hamamatsu ORCA-Flash4.0 V3 (its
-        data sheet).
+        Gain, read noise (root mean square) and offset of the camera: 0.46, 1.6 and 100 for a Hamamatsu
+        ORCA-Flash4.0 V3 (data sheet).
 
     Examples
     --------
@@ -81,22 +82,24 @@ class Cleared(Tissue):
         shares = {"fading": self.fading, "vignetting": self.vignetting, "shadow_depth": self.shadow_depth[1]}
         for name, share in shares.items():
             if share > 1 or (name == "fading" and share == 0):
-                raise DataError(f"{name} is {share}; give a share of the light, up to 1, that leaves some")
+                lowest = "above 0" if name == "fading" else "0 or more"
+                raise DataError(f"{name} must be a share of the light, {lowest} and up to 1; got {share}")
         if self.electrons_per_count == 0:
-            raise DataError("electrons_per_count is 0; give the electrons that make one count")
+            raise DataError("electrons_per_count must be above 0; got 0. Pass the electrons per count of the camera.")
 
 
 @dataclass(frozen=True)
 class Brain:
-    """One cleared brain. Made by `cleared`.
+    """One cleared brain, made by `cleared`.
 
     Attributes
     ----------
     volume : volume
-        uint16 counts of the camera, lazy.
+        Camera counts, uint16, lazy.
     regions : volume
-        uint8 labels, lazy: places in `mrhdata.phantom.cleared_scene.REGIONS`.
+        Labels, uint8, lazy: indices into `mrhdata.phantom.cleared_scene.REGIONS`.
     settings : Cleared
+        Settings of tissue and microscope.
     missing : float
         Share of the cells that are not annotated.
     """
@@ -109,38 +112,39 @@ class Brain:
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
-        """All cells, as `cells_within` gives them."""
+        """All cells, with the columns of `cells_within`."""
         return pd.concat(list(self.cells_by_slab()), ignore_index=True)
 
     def cells_by_slab(self) -> Iterator[pd.DataFrame]:
-        """Cells of one layer of tiles along z after the other: for a brain whose list is long."""
+        """Yield the cells of one layer of tiles along z after the other, for brains with many cells."""
         depth, *plane = self._scene.shape
         for low in range(0, depth, TILE):
             yield self.cells_within((low, 0, 0), (min(low + TILE, depth), *plane))
 
     def cells_within(self, low: Sequence[int], high: Sequence[int]) -> pd.DataFrame:
-        """Cells whose centre lies in a box, at a cost that the box sets and not the brain.
+        """Return the cells whose centre lies in a box; the cost depends on the box, not on the brain.
 
         Parameters
         ----------
         low, high : (3,) sequence of int
-            First voxel and the one after the last, along z, y, x.
+            First voxel (inclusive) and last voxel (exclusive) along z, y, x.
 
         Returns
         -------
         cells : pandas.DataFrame
-            ``z, y, x`` (voxel index of the centre, float), ``X, Y, Z`` (world mm), ``radius_mm`` (that of a ball
-            of the soma's volume), ``brightness`` (electrons in full light), ``annotated`` and ``region``.
+            A row per cell: ``z, y, x`` (voxel index of the centre, float), ``X, Y, Z`` (world mm), ``radius_mm``
+            (radius of a ball of the same volume), ``brightness`` (electrons under full illumination), ``annotated``
+            and ``region``.
         """
         spacing = self.settings.spacing_um
-        found = self._scene.cells(np.array(low) * spacing, np.array(high) * spacing)
-        centres = found["centre"] / spacing
+        cells = self._scene.cells(np.array(low) * spacing, np.array(high) * spacing)
+        centres = cells["centre"] / spacing
         table = pd.DataFrame(centres, columns=list("zyx"))
         table[["X", "Y", "Z"]] = self.volume.mrh.world(centres)
-        table["radius_mm"] = np.cbrt(found["radii"].prod(axis=1)) / 1e3
-        table["brightness"] = found["brightness"]
-        table["annotated"] = found["mark"] >= self.missing
-        table["region"] = found["region"]
+        table["radius_mm"] = np.cbrt(cells["radii"].prod(axis=1)) / 1e3
+        table["brightness"] = cells["brightness"]
+        table["annotated"] = cells["annotation_draw"] >= self.missing
+        table["region"] = cells["region"]
         return table
 
 
@@ -151,30 +155,32 @@ def cleared(
     missing: float = 0.0,
     chunks: Any = 128,
 ) -> Brain:
-    """A cleared brain under the light-sheet microscope.
+    """Make a cleared brain under a light-sheet microscope.
 
     Parameters
     ----------
     shape : (3,) sequence of int
-        Voxels along z, y, x. Tissue fills the volume up to a margin, whatever its size.
+        Number of voxels along z, y, x. Tissue of any size fills the volume up to a margin.
     seed : int
-        Of the brain: shapes, cells, noise.
+        Random seed of shapes, cells and noise.
     settings : Cleared, optional
+        Settings of tissue and microscope.
     missing : float
-        Share of the cells, at random, that are not annotated.
+        Share of the cells, chosen at random, that are not annotated.
     chunks : int or tuple
-        Of the Dask arrays. They change no voxel; whole tiles of 64 voxels are the fastest.
+        Chunks of the Dask arrays. They do not change the voxels; whole tiles of 64 voxels are fastest.
 
     Returns
     -------
     brain : Brain
+        Volume, regions and cells.
 
     Raises
     ------
     GridError
-        The shape is not three lengths of 1 or more.
+        If the shape is not three lengths of 1 or more.
     DataError
-        The seed is negative, or `missing` is not a share.
+        If the seed is negative, or `missing` is not from 0 to 1.
 
     Examples
     --------
@@ -185,9 +191,9 @@ def cleared(
     ['z', 'y', 'x', 'X', 'Y', 'Z', 'radius_mm', 'brightness', 'annotated', 'region']
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise GridError(f"a brain has three lengths of 1 or more along z, y, x, not {tuple(shape)}")
+        raise GridError(f"shape must be three lengths of 1 or more along z, y, x; got {tuple(shape)}")
     if seed < 0 or not 0 <= missing <= 1:
-        raise DataError(f"seed is {seed} and missing {missing}; give a seed of 0 or more and a share from 0 to 1")
+        raise DataError(f"seed must be 0 or more and missing from 0 to 1; got seed {seed} and missing {missing}")
     settings = settings or Cleared()
     z, y, x = (int(n) for n in shape)
     scene = Scene((z, y, x), settings, seed)
@@ -210,7 +216,7 @@ def cleared(
 
 @dataclass(frozen=True)
 class _Tiled:
-    """An array whose parts are cut from tiles, made when asked for."""
+    """Lazy array whose regions are assembled from tiles on access."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -218,94 +224,95 @@ class _Tiled:
     ndim: int = 3
 
     def __getitem__(self, key: tuple[int | slice, ...]) -> NDArray[Any]:
-        # Dask hands on integers and steps where what it computes is indexed further.
-        spans = [range(n)[k if isinstance(k, slice) else slice(k, k + 1)] for n, k in zip(self.shape, key, strict=True)]
-        inside = tuple(slice(None, None, k.step) if isinstance(k, slice) else 0 for k in key)
-        low = [min(s, default=0) for s in spans]
-        return self._box(low, [max(s, default=-1) + 1 for s in spans])[inside]
+        # Dask fuses further indexing into the access, so keys can have integers and steps.
+        ranges = [
+            range(n)[k if isinstance(k, slice) else slice(k, k + 1)] for n, k in zip(self.shape, key, strict=True)
+        ]
+        step = tuple(slice(None, None, k.step) if isinstance(k, slice) else 0 for k in key)
+        low = [min(r, default=0) for r in ranges]
+        return self._read(low, [max(r, default=-1) + 1 for r in ranges])[step]
 
-    def _box(self, low: Sequence[int], high: Sequence[int]) -> NDArray[Any]:
-        """The voxels between two corners."""
+    def _read(self, low: Sequence[int], high: Sequence[int]) -> NDArray[Any]:
+        """Return the voxels between two corners."""
         out = np.empty(np.subtract(high, low), dtype=self.dtype)
         for z, y, x in itertools.product(*(range(a // TILE, -(-b // TILE)) for a, b in zip(low, high, strict=True))):
             corner = np.array([z, y, x]) * TILE
             first, last = np.maximum(low, corner), np.minimum(high, corner + TILE)
-            part = self.tile((z, y, x))[_between(first - corner, last - corner)]
-            out[_between(first - low, last - low)] = part
+            out[_slices(first - low, last - low)] = self.tile((z, y, x))[_slices(first - corner, last - corner)]
         return out
 
 
-def _between(low: Sequence[int], high: Sequence[int]) -> tuple[slice, ...]:
+def _slices(low: Sequence[int], high: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
 
 @dataclass(frozen=True)
 class _Microscope:
-    """Makes tiles of a scene: whole ones, also where the volume ends within."""
+    """Generator of tiles of a scene; tiles are whole also at the end of the volume."""
 
     scene: Scene
     settings: Cleared
 
     def labels(self, index: Index) -> NDArray[np.uint8]:
-        """Regions."""
+        """Return the regions of a tile."""
         return self.scene.regions(*self._axes(index))
 
     def counts(self, index: Index) -> NDArray[np.uint16]:
-        """What the camera gives."""
-        settings, rng = self.settings, np.random.default_rng((self.scene.seed, _NOISE, *index))
-        seen = self._blurred(index)
-        seen *= self._illumination(index)
-        electrons = rng.poisson(seen) + settings.read_noise_e * rng.standard_normal(seen.shape, dtype=np.float32)
+        """Return the camera counts of a tile."""
+        settings, rng = self.settings, np.random.default_rng((self.scene.seed, _NOISE_STREAM, *index))
+        light = self._blurred_light(index)
+        light *= self._illumination(index)
+        electrons = rng.poisson(light) + settings.read_noise_e * rng.standard_normal(light.shape, dtype=np.float32)
         counts = settings.offset + electrons / settings.electrons_per_count
         return np.clip(np.rint(counts), 0, np.iinfo(np.uint16).max).astype(np.uint16)
 
     def _axes(self, index: Index) -> tuple[Floats, ...]:
-        """Places of a tile's voxels along z, y, x, um; an open grid."""
+        """Return the voxel centres of a tile along z, y, x in um, as an open grid."""
         return np.ix_(*((i * TILE + np.arange(TILE)) * self.settings.spacing_um for i in index))
 
-    def _blurred(self, index: Index) -> NDArray[np.float32]:
-        """Light behind the optics, to which what lies around the tile adds."""
+    def _blurred_light(self, index: Index) -> NDArray[np.float32]:
+        """Return the light of a tile after the optics, which also spread light from around the tile into it."""
         sigmas = [s / self.settings.spacing_um for s in self.settings.psf_um]
-        halo = [int(_CUT * s + 0.5) for s in sigmas]
+        halo = [int(_TRUNCATE * s + 0.5) for s in sigmas]
         light = self.scene.light([i * TILE - h for i, h in zip(index, halo, strict=True)], [TILE + 2 * h for h in halo])
         for axis, (sigma, h) in enumerate(zip(sigmas, halo, strict=True)):
             if h:
-                light = gaussian_filter1d(light, sigma, axis=axis, truncate=_CUT)
+                light = gaussian_filter1d(light, sigma, axis=axis, truncate=_TRUNCATE)
                 light = light.take(range(h, h + TILE), axis=axis)
         return light
 
     def _illumination(self, index: Index) -> NDArray[np.float32]:
-        """Share of the full light."""
+        """Return the illumination of a tile as a share of the full light."""
         settings, (z, y, x) = self.settings, self._axes(index)
         _, height, length = np.array(self.scene.shape) * settings.spacing_um
-        ends = np.minimum(1, (2 * y / height - 1) ** 2)
-        light = settings.fading ** (x / length) * (1 - settings.vignetting * ends) * np.ones_like(z)
-        for z0, y0, x0, across, along, depth in self._shadows_near(index):
-            profile = np.exp(-0.5 * (((y - y0) / across) ** 2 + ((z - z0) / along) ** 2))
-            # What throws the shadow is some 20 um long.
-            beyond = 1 / (1 + np.exp(np.clip((x0 - x) / 10, -30, 30)))
-            light *= 1 - depth * profile * beyond
+        off_centre = np.minimum(1, (2 * y / height - 1) ** 2)
+        light = settings.fading ** (x / length) * (1 - settings.vignetting * off_centre) * np.ones_like(z)
+        for z0, y0, x0, y_width, z_width, depth in self._shadows_near(index):
+            profile = np.exp(-0.5 * (((y - y0) / y_width) ** 2 + ((z - z0) / z_width) ** 2))
+            # The shadow sets in over some 20 um, the length of the object that throws it.
+            onset = 1 / (1 + np.exp(np.clip((x0 - x) / 10, -30, 30)))
+            light *= 1 - depth * profile * onset
         return light.astype(np.float32)
 
     def _shadows_near(self, index: Index) -> Floats:
-        """Shadows that reach a tile: rows of z, y, x where they begin, widths along y and z, depth."""
+        """Return the shadows that reach a tile: rows of z, y, x of the start, widths along y and z, depth."""
         edge, reach = self.settings.tile_um, 3 * self.settings.shadow_um[1]
         margin = math.ceil(reach / edge)
-        spans = [range(max(0, i - margin), i + margin + 1) for i in index[:2]]
-        rows = np.concatenate([_shadows(self, z, y) for z, y in itertools.product(*spans)])
+        indices = [range(max(0, i - margin), i + margin + 1) for i in index[:2]]
+        rows = np.concatenate([_draw_shadows(self, z, y) for z, y in itertools.product(*indices)])
         low, high = np.array(index) * edge, (np.array(index) + 1) * edge
         near = (rows[:, :2] > low[:2] - reach) & (rows[:, :2] < high[:2] + reach)
         return np.asarray(rows[near.all(axis=1) & (rows[:, 2] < high[2])])
 
 
 @functools.lru_cache(maxsize=4096)
-def _shadows(microscope: _Microscope, z: int, y: int) -> Floats:
-    """Shadows that begin in one tile of the plane across the light, anywhere along it."""
+def _draw_shadows(microscope: _Microscope, z: int, y: int) -> Floats:
+    """Draw the shadows that start in one tile of the z, y plane, at any x."""
     settings, scene = microscope.settings, microscope.scene
     edge = settings.tile_um
-    rng = np.random.default_rng((scene.seed, _SHADOWS, z, y))
+    rng = np.random.default_rng((scene.seed, _SHADOW_STREAM, z, y))
     count = rng.poisson(settings.shadows_per_mm2 * (edge / 1e3) ** 2)
-    at = (np.array([z, y]) + rng.uniform(0, 1, (count, 2))) * edge
-    begin = rng.uniform(0, scene.shape[2] * settings.spacing_um, (count, 1))
+    start_zy = (np.array([z, y]) + rng.uniform(0, 1, (count, 2))) * edge
+    start_x = rng.uniform(0, scene.shape[2] * settings.spacing_um, (count, 1))
     widths = rng.uniform(*settings.shadow_um, (count, 2))
-    return np.hstack([at, begin, widths, rng.uniform(*settings.shadow_depth, (count, 1))])
+    return np.hstack([start_zy, start_x, widths, rng.uniform(*settings.shadow_depth, (count, 1))])
