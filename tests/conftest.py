@@ -83,7 +83,7 @@ def oblique():
 def trained():
     """A small trained MRH-Net, its history, its inputs (two contrasts) and its target, on one oblique grid."""
     import mrhdata
-    from mrhdata.training.loop import Training
+    from mrhdata.training.settings import Training
 
     rng = np.random.default_rng(0)
     affine = oblique_affine()[:, [2, 1, 0, 3]]

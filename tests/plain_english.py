@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import re
 import sys
 import tokenize
@@ -84,7 +85,7 @@ def _openings(source: str) -> Iterator[tuple[int, str]]:
             string = node.body[0].value  # type: ignore[attr-defined]
             lines = string.value.splitlines()
             yield string.lineno, lines[0].strip()
-            for number, (above, text) in enumerate(zip(lines, lines[1:], strict=False), 1):
+            for number, (above, text) in enumerate(itertools.pairwise(lines), 1):
                 name = re.match(r"^( *)[\w, *]+(?: : .*)?$", above)
                 if name and text.startswith(name[1] + "    ") and " : " in above:
                     yield string.lineno + number, text.strip()

@@ -1,7 +1,7 @@
 """Count names that say a grammatical role instead of a thing: ``python -m tests.vocabulary``.
 
-A local variable or a parameter called ``found`` or ``held`` does not tell a reader what it holds; ``volume``, ``scores``
-or ``mask`` do. `test_vocabulary` keeps the number small, and keeps one definition of each shared idea.
+A local variable or a parameter called ``found`` or ``held`` does not say what it holds; ``volume``, ``scores`` or
+``mask`` do. `test_vocabulary` keeps the number small, and keeps one definition of each shared idea.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from tables import markdown, written
 import mrhdata
 from mrhdata import models
 from mrhdata.inference.detector import detect, scoring
-from mrhdata.inference.strategies import Network
+from mrhdata.inference.strategies.network import Network
 from mrhdata.metrics.detection import detection
 
 SHAPE, COPIES, VOXEL_MM = (256, 512, 512), (4, 4), 0.002

@@ -31,7 +31,7 @@ from mrhdata.metrics.consistency import residuals
 from mrhdata.metrics.fourier import fourier_correlation
 from mrhdata.metrics.image import restoration as psnr_and_ssim
 from mrhdata.recipes import restoration
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 
 #: Planes of cube-a that are trained on, and those that say when to stop, with a gap of more than five between.
 TRAINING, STOPPING = slice(0, 215), slice(222, 250)

@@ -33,7 +33,7 @@ from phantom_brains import (
 from scipy.ndimage import binary_erosion
 
 from mrhdata.analysis.robustness import held_out
-from mrhdata.inference.predictor import predict_patches
+from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.registration.simulate import displaced, displacement
 
 RESULTS = Path(__file__).parents[1] / "results"

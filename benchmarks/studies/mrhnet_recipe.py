@@ -22,7 +22,7 @@ import mrhdata
 from mrhdata import models
 from mrhdata.analysis.contrasts import sensitivity
 from mrhdata.recipes.mrhnet import CORRECTED, PUBLISHED, published_positions
-from mrhdata.volume.construct import stack
+from mrhdata.volume.groups import stack
 
 RESULTS = Path(__file__).parents[1] / "results"
 STAIN, PERCENTILE = "af", 20

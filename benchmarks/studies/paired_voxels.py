@@ -19,7 +19,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from mrhdata.analysis.contrasts import row_blocks, sensitivity
-from mrhdata.inference.predictor import predict_rows
+from mrhdata.inference.voxelwise import predict_rows
 from mrhdata.recipes import mrhnet
 
 RESULTS = Path(__file__).parents[1] / "results" / "paired_voxels.json"

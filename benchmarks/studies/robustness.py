@@ -36,7 +36,7 @@ from phantom_brains import (
 )
 
 from mrhdata.analysis import robustness
-from mrhdata.inference.predictor import centres, predict_patches
+from mrhdata.inference.voxelwise import centres, predict_patches
 
 RESULTS = Path(__file__).parents[1] / "results"
 MEMBERS = 5

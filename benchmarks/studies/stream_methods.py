@@ -94,7 +94,7 @@ def ours(mode):
 
     def method(folder, net):
         import mrhdata
-        from mrhdata.inference.strategies import Windowing
+        from mrhdata.inference.strategies.sliding_window import Windowing
 
         volume = mrhdata.read(folder / "volume.zarr")
         # Imports are not counted, of any method: among these is what PyTorch imports when it is asked for shapes.

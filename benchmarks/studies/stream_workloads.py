@@ -21,8 +21,8 @@ from stream_methods import THREADS
 import mrhdata
 import mrhdata.inference.predictor
 from mrhdata._runtime.atomic import remove
-from mrhdata.inference.predictor import Output
-from mrhdata.inference.strategies import Network
+from mrhdata.inference.output import Output
+from mrhdata.inference.strategies.network import Network
 from mrhdata.io import omezarr
 from mrhdata.io.omezarr.writer import Writer, open_array
 from mrhdata.volume.construct import place
@@ -82,7 +82,7 @@ def depth(folder, planes):
     found = {}
     for mode in ("dense", "patch"):
         peak, start = Peak(children=False), time.perf_counter()
-        windows = mrhdata.inference.strategies.Windowing(shape=(64, 64, 64))
+        windows = mrhdata.inference.strategies.sliding_window.Windowing(shape=(64, 64, 64))
         out = folder / f"depth-{mode}.zarr"
         mrhdata.predict(net, volume, out, mode=mode, windows=windows, memory=MEMORY, progress=False)
         found[mode] = {"peak_mb": peak.megabytes(), "seconds": round(time.perf_counter() - start, 1)}
@@ -185,7 +185,7 @@ def detector(folder, planes):
 def _boxes(folder, net):
     """What the detector's map reads, box by box."""
     from mrhdata.inference.box_reader import Inside, span
-    from mrhdata.inference.strategies import Dense
+    from mrhdata.inference.strategies.dense import Dense
     from mrhdata.models.receptive_field import field_of
     from mrhdata.patching import sources
 

@@ -2,12 +2,14 @@ from . import (
     contrasts,
     polynomial,
     region_counts,
+    result,
     review,
     robustness,
     rows,
     voxel_table,
 )
-from .contrasts import Fit, Sensitivity, sensitivity
+from .contrasts import Fit, sensitivity
+from .result import Sensitivity
 
 __all__ = [
     "Fit",
@@ -15,6 +17,7 @@ __all__ = [
     "contrasts",
     "polynomial",
     "region_counts",
+    "result",
     "review",
     "robustness",
     "rows",

@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from mrhdata.analysis.rows import blocks_of
 from mrhdata.errors import DataError
-from mrhdata.inference.predictor import centres, predict_patches
+from mrhdata.inference.voxelwise import centres, predict_patches
 from mrhdata.metrics import bootstrap, image, roc
 from mrhdata.metrics.bootstrap import Bootstrap
 from mrhdata.models.ensemble import MEAN, STRANGENESS, UNCERTAINTY, Ensemble

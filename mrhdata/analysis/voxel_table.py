@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mrhdata.errors import DataError
 from mrhdata.io.omezarr.write_blocks import Box, pieces
 from mrhdata.metrics.autocorrelation import cubes
-from mrhdata.volume.construct import SPATIAL, nonzero, on_grid_of, stack
+from mrhdata.volume.construct import SPATIAL
+from mrhdata.volume.groups import nonzero, on_grid_of, stack
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -24,7 +24,7 @@ from mrhdata.bench.subjects import values
 from mrhdata.bench.tasks import PARTS, Task
 from mrhdata.errors import DataError
 from mrhdata.io import fingerprint
-from mrhdata.patching.dataset import patches
+from mrhdata.patching.create import patches
 from mrhdata.volume.construct import SPATIAL
 
 #: How far means and deviations of phantoms that were made elsewhere may lie apart, as a part.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from mrhdata.analysis.contrasts import Sensitivity
+    from mrhdata.analysis.result import Sensitivity
     from mrhdata.models.spec import Spec
 
 
@@ -180,7 +180,7 @@ class _Given:
         """What a network makes of its inputs, on patches about the voxels that are scored."""
         from mrhdata import models
         from mrhdata.analysis import robustness
-        from mrhdata.patching.dataset import patches
+        from mrhdata.patching.create import patches
 
         model = models.load(folder)
         spec: Spec = model.spec  # type: ignore[assignment]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mrhdata.patching.dataset import Patches
-    from mrhdata.training.loop import History, Training
+    from mrhdata.training.history import History
+    from mrhdata.training.settings import Training
 
 
 @command("mrhdata train virtual-af/ af.zarr t2w=t2w.zarr mt=mt.zarr --where brain.mha")
@@ -53,7 +54,7 @@ def train(
     from mrhdata.analysis import robustness
     from mrhdata.io import fingerprint, formats
     from mrhdata.patching import splits
-    from mrhdata.patching.dataset import patches
+    from mrhdata.patching.create import patches
     from mrhdata.recipes import mrhnet
 
     options.check_unfinished(out, overwrite)
@@ -128,7 +129,8 @@ def predict(
     """
     from mrhdata import models
     from mrhdata.inference import predictor
-    from mrhdata.inference.strategies import Windowing
+    from mrhdata.inference.output import Output
+    from mrhdata.inference.strategies.sliding_window import Windowing
     from mrhdata.io import formats
 
     network, given = models.load(model), {name: formats.read(file) for name, file in options.channels(inputs).items()}
@@ -142,7 +144,7 @@ def predict(
             mode=mode,
             windows=Windowing(window or None, overlap, blend),
             align=align,
-            output=predictor.Output(activation, _decision(decide)),
+            output=Output(activation, _decision(decide)),
             memory=memory,
             device=device,
             skip_corrupt=skip_corrupt,

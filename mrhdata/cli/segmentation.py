@@ -160,7 +160,7 @@ def segment_(
     from mrhdata.inference.segmenter import Case, scored, segment
     from mrhdata.io import formats
     from mrhdata.viz import plots
-    from mrhdata.volume.construct import on_grid_of
+    from mrhdata.volume.groups import on_grid_of
 
     check_target(out, overwrite)
     formats.writer_of(out)

@@ -2,16 +2,20 @@ from . import (
     box_reader,
     detector,
     input_check,
+    output,
     peaks,
     predictor,
     segmenter,
     strategies,
+    voxelwise,
 )
 from .detector import detect
+from .output import Output
 from .peaks import Peaks, find_peaks
-from .predictor import Output, predict, predict_patches, predict_rows
+from .predictor import predict
 from .segmenter import segment
-from .strategies import Windowing
+from .strategies.sliding_window import Windowing
+from .voxelwise import predict_patches, predict_rows
 
 __all__ = [
     "Output",
@@ -22,6 +26,7 @@ __all__ = [
     "detector",
     "find_peaks",
     "input_check",
+    "output",
     "peaks",
     "predict",
     "predict_patches",
@@ -30,4 +35,5 @@ __all__ = [
     "segment",
     "segmenter",
     "strategies",
+    "voxelwise",
 ]

@@ -17,7 +17,7 @@ from mrhdata.patching.plan import longest
 from mrhdata.patching.prefetch import Loads, ReadAhead, Rooms, decoders
 from mrhdata.patching.sources import one_grid
 from mrhdata.patching.tiles import Stream
-from mrhdata.volume.construct import stack
+from mrhdata.volume.groups import stack
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -28,8 +28,9 @@ from mrhdata._runtime.memory import in_bytes
 from mrhdata._runtime.progress import Progress, steps
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.box_reader import Span, Sweep, span
+from mrhdata.inference.output import Output
 from mrhdata.inference.peaks import Found, Peaks, find_peaks
-from mrhdata.inference.predictor import Output, predict
+from mrhdata.inference.predictor import predict
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
 from mrhdata.volume.construct import SPATIAL

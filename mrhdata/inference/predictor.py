@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -29,12 +29,17 @@ from mrhdata._runtime.progress import Progress
 from mrhdata._runtime.threads import in_thread
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.box_reader import Inside, Span, Sweep, span
-from mrhdata.inference.strategies import Centres, Dense, Method, Network, Step, Windowing, Windows
+from mrhdata.inference.output import Output
+from mrhdata.inference.strategies.base import Method, Step
+from mrhdata.inference.strategies.dense import Dense
+from mrhdata.inference.strategies.network import Network
+from mrhdata.inference.strategies.patch_centre import Centres
+from mrhdata.inference.strategies.sliding_window import Windowing, Windows
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
 from mrhdata.io.omezarr.write_blocks import InTurn
 from mrhdata.models.receptive_field import field_of
-from mrhdata.models.spec import Spec, physical
+from mrhdata.models.spec import Spec
 from mrhdata.patching import sources
 from mrhdata.volume.construct import SPATIAL, place
 
@@ -49,92 +54,23 @@ Floats = NDArray[np.float32]
 
 log = logging.getLogger("mrhdata")
 
+
 #: Raised when the same network gives other voxels.
 _VERSION = 1
+
+
 #: Shares of the budget: decoded chunks, the network's tensors, one block of answers, and what the halves of blocks are
 #: a share of. There are two blocks, encoded shards of up to two more, the block of a coarser level, and memory that was
 #: freed and is not given back yet.
 _TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 12, 3 / 8
+
+
 #: Bytes of answers that stay in the cache until they are written.
 _CACHED = 500_000
+
+
 #: Steps that are planned together.
 _PLANNED = 512
-
-
-@dataclass(frozen=True)
-class Output:
-    """What is written for the network's answers.
-
-    Attributes
-    ----------
-    activation : {None, "softmax", "sigmoid"}
-        Over channels, or of each.
-    decide : {None, "argmax"} or float
-        The channel of the highest answer as a label volume, or a mask of the answers of at least so much.
-    dtype : str
-        Of the answers; integers need a range.
-    range : (float, float) or None
-        Answers that become the smallest and the largest value of an integer type.
-    labels : tuple of int
-        Values that the channels stand for, for ``"argmax"``; those of the network's training by default,
-        or the channels' numbers.
-    """
-
-    activation: str | None = None
-    decide: str | float | None = None
-    dtype: str = "float32"
-    range: tuple[float, float] | None = None
-    labels: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.activation not in (None, "softmax", "sigmoid"):
-            raise ModelError(f"activation is softmax or sigmoid, not {self.activation!r}")
-        if isinstance(self.decide, str) and self.decide != "argmax":
-            raise ModelError(f"decide is 'argmax' or a threshold, not {self.decide!r}")
-        if np.dtype(self.dtype).kind in "iu" and self.range is None and self.decide is None:
-            raise ModelError(f"{self.dtype} answers need a range, such as (0, 1) for probabilities")
-
-    @property
-    def kind(self) -> str:
-        """Of the volume."""
-        return "image" if self.decide is None else "labels" if self.decide == "argmax" else "mask"
-
-    def channels(self, answers: int) -> int:
-        """How many are written."""
-        return 1 if self.decide == "argmax" else answers
-
-    @property
-    def written(self) -> np.dtype[Any]:
-        """Type of what is written."""
-        if self.decide is None:
-            return np.dtype(self.dtype)
-        low, high = min(self.labels, default=0), max(self.labels, default=0)
-        return np.dtype(np.result_type(np.uint8, np.min_scalar_type(low), np.min_scalar_type(high)))
-
-    def of(self, answers: Floats) -> np.ndarray:
-        """What is written for answers (C, z, y, x), which are used up."""
-        values = answers
-        if self.activation == "softmax":
-            values = torch.from_numpy(values).softmax(0).numpy()
-        elif self.activation == "sigmoid":
-            values = torch.from_numpy(values).sigmoid().numpy()
-        if self.decide == "argmax":
-            chosen = values.argmax(axis=0, keepdims=True)
-            return (np.array(self.labels)[chosen] if self.labels else chosen).astype(self.written)
-        if isinstance(self.decide, (int, float)):
-            return (values >= self.decide).astype(np.uint8)
-        if self.range is not None and self.written.kind in "iu":
-            low, high = self.range
-            ends = np.iinfo(self.written)
-            factor = (float(ends.max) - float(ends.min)) / (high - low)
-            # In place, and in NumPy: PyTorch's threads wait for each other longer than this takes.
-            values *= np.float32(factor)
-            values += np.float32(ends.min - low * factor)
-            np.rint(values, out=values)
-            # The highest number that is not rounded to one beyond the type, where it would become the lowest.
-            top = np.float32(ends.max)
-            np.clip(values, ends.min, np.nextafter(top, np.float32(0)) if int(top) > ends.max else top, out=values)
-        return values.astype(self.written, copy=False)
 
 
 def predict(  # noqa: PLR0913 (settings of one act)
@@ -470,43 +406,3 @@ def _told(volumes: Any) -> Any:
     if isinstance(volumes, str):
         return volumes
     return [[name, fingerprint.told(volume)] for name, volume in sources.named(volumes).items()]
-
-
-def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:
-    """Run a trained network on raw patches and keep the centre voxels of its answers.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    patches : (n, C, z, y, x) array
-        As :meth:`mrhdata.patching.dataset.Patches.gather` gives them.
-    batch_size : int
-
-    Returns
-    -------
-    answers : (n, K) float32 array
-        In the target's units; K is 1 but for networks with several answers.
-    """
-    values = torch.from_numpy(np.asarray(patches, dtype=np.float32))
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(values), batch_size):
-            found.append(centres(physical(model, values[start : start + batch_size])))
-    return torch.cat(found).numpy()
-
-
-def centres(patches: Any) -> Any:
-    """Centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
-
-    Examples
-    --------
-    >>> centres(np.arange(9).reshape(1, 1, 3, 1, 3)).tolist()
-    [[4]]
-    """
-    z, y, x = ((n - 1) // 2 for n in patches.shape[2:])
-    return patches[:, :, z, y, x]
-
-
-def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:
-    """Run a network trained on single voxels over a table: (n, C) to (n,), in the target's units."""
-    return predict_patches(model, np.asarray(rows)[:, :, None, None, None], batch_size)[:, 0]

@@ -23,7 +23,8 @@ import xarray as xr
 
 from mrhdata._runtime.progress import Progress
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.predictor import Output, predict
+from mrhdata.inference.output import Output
+from mrhdata.inference.predictor import predict
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORED
 from mrhdata.preprocessing.pipeline import finished, prepared

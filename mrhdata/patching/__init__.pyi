@@ -1,20 +1,24 @@
 from . import (
     class_index,
+    create,
     dataset,
     export,
     extract,
     loader,
     order,
+    patch_set,
     plan,
     positions,
     prefetch,
     samplers,
     sources,
     splits,
+    subjects,
     summary,
     tiles,
 )
-from .dataset import Patches, patches
+from .create import patches
+from .dataset import Patches
 from .loader import Batches, Loader
 from .summary import Diagnosis, Explanation
 
@@ -25,11 +29,13 @@ __all__ = [
     "Loader",
     "Patches",
     "class_index",
+    "create",
     "dataset",
     "export",
     "extract",
     "loader",
     "order",
+    "patch_set",
     "patches",
     "plan",
     "positions",
@@ -37,6 +43,7 @@ __all__ = [
     "samplers",
     "sources",
     "splits",
+    "subjects",
     "summary",
     "tiles",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -16,40 +16,13 @@ from dask.delayed import delayed
 from mrhdata._runtime.atomic import appearing
 from mrhdata.errors import DataError
 from mrhdata.io.omezarr import codec
+from mrhdata.patching.patch_set import PatchSet
 
 #: Bytes of a chunk of a frozen training set, about.
 _CHUNK = 8_000_000
 
 
-class Source(Protocol):
-    """What is exported: :class:`mrhdata.patching.dataset.Patches`."""
-
-    positions: Any
-    subject: Any
-    classes: Any
-
-    @property
-    def chunks(self) -> list[tuple[int, int]]:
-        """Runs of rows that lie in one stored chunk each."""
-
-    @property
-    def widths(self) -> Mapping[str, tuple[int, ...]]:
-        """Name, channels and lengths of each tensor."""
-
-    def __len__(self) -> int: ...
-    def gather(self, rows: Any) -> list[Any]:
-        """Patches of rows."""
-
-    def stream(self, batch_size: int, *, shuffle: bool, seed: int) -> Any:
-        """Rows and arrays of batches."""
-
-    def affine(self, rows: Any, stream: int = 0) -> Any:
-        """From voxel index to world, of each row."""
-
-    streams: Any
-
-
-def as_torchio(patches: Source, index: int) -> Any:
+def as_torchio(patches: PatchSet, index: int) -> Any:
     """One patch as a torchio subject."""
     torchio = _library("torchio")
     images = {}
@@ -59,13 +32,13 @@ def as_torchio(patches: Source, index: int) -> Any:
     return torchio.Subject(**images)
 
 
-def as_monai(patches: Source, index: int) -> dict[str, Any]:
+def as_monai(patches: PatchSet, index: int) -> dict[str, Any]:
     """One patch as MONAI tensors with their affines."""
     data = _library("monai.data")
     return {name: data.MetaTensor(tensor, affine=affine) for name, tensor, affine in _tensors(patches, index)}
 
 
-def _tensors(patches: Source, index: int) -> Iterator[tuple[str, Any, Any]]:
+def _tensors(patches: PatchSet, index: int) -> Iterator[tuple[str, Any, Any]]:
     import torch
 
     row = np.array([range(len(patches))[index]])
@@ -81,7 +54,7 @@ def _library(name: str) -> Any:
         raise DataError(f"{package} is not installed; pip install {package}") from error
 
 
-def as_dask(patches: Source) -> list[da.Array]:
+def as_dask(patches: PatchSet) -> list[da.Array]:
     """One Dask array per tensor, a block for each run of rows of a chunk."""
     parts: list[list[da.Array]] = [[] for _ in patches.widths]
     whole = delayed(patches, pure=False)
@@ -92,11 +65,11 @@ def as_dask(patches: Source) -> list[da.Array]:
     return [da.concatenate(arrays) for arrays in parts]
 
 
-def _gathered(patches: Source, start: int, stop: int) -> list[Any]:
+def _gathered(patches: PatchSet, start: int, stop: int) -> list[Any]:
     return patches.gather(np.arange(start, stop))
 
 
-def as_dataset(patches: Source) -> xr.Dataset:
+def as_dataset(patches: PatchSet) -> xr.Dataset:
     """One variable per tensor along ``patch``, and where each patch lies."""
     variables = {
         name: (("patch", *_dims(name, patches)), array)
@@ -105,14 +78,14 @@ def as_dataset(patches: Source) -> xr.Dataset:
     return xr.Dataset(variables, coords=_where(patches, np.arange(len(patches))))
 
 
-def _dims(name: str, patches: Source) -> list[str]:
+def _dims(name: str, patches: PatchSet) -> list[str]:
     """Dimensions of a tensor; inputs and targets of one length share theirs."""
     first = next(iter(patches.widths.values()))
     lengths = zip(("c", "z", "y", "x"), patches.widths[name], first, strict=True)
     return [dim if n == like and dim != "c" else f"{dim}_{name}" for dim, n, like in lengths]
 
 
-def _where(patches: Source, rows: Any) -> dict[str, Any]:
+def _where(patches: PatchSet, rows: Any) -> dict[str, Any]:
     positions = patches.positions[rows]
     affines = patches.affine(rows)
     # Neighbouring planes are channels, and the affine is that of the plane in the middle.
@@ -129,7 +102,9 @@ def _where(patches: Source, rows: Any) -> dict[str, Any]:
     return found if patches.classes is None else found | {"class": ("patch", patches.classes[rows])}
 
 
-def write_patches(patches: Source, store: str | os.PathLike[str], *, seed: int, shuffle: bool, overwrite: bool) -> None:
+def write_patches(
+    patches: PatchSet, store: str | os.PathLike[str], *, seed: int, shuffle: bool, overwrite: bool
+) -> None:
     """Write all patches in the order of one epoch."""
     biggest = max(4 * int(np.prod(width)) for width in patches.widths.values())
     length = max(1, min(len(patches), _CHUNK // biggest))

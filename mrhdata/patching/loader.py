@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mrhdata._runtime.threads import in_thread
 from mrhdata.errors import DataError
+from mrhdata.patching.patch_set import PatchSet
 
 Item = TypeVar("Item")
 
@@ -18,43 +19,6 @@ _TOGETHER = 2_000_000
 _MOST_TOGETHER = 16
 #: Batches (or groups of small ones) that wait, where nothing else is said.
 _AHEAD = 2
-
-
-class Source(Protocol):
-    """What batches come from: :class:`mrhdata.patching.dataset.Patches`."""
-
-    positions: Any
-    subject: Any
-    resident: bool
-
-    def __len__(self) -> int: ...
-    def stream(
-        self,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        epoch: int,
-        start: int,
-        rank: tuple[int, int],
-        worker: tuple[int, int],
-    ) -> Iterator[tuple[Any, list[Any]]]:
-        """Rows and arrays of the batches of one epoch."""
-
-    def arranged(self, parts: Sequence[Any]) -> Any:
-        """Tensors as input, or (input, target)."""
-
-    def tensor(self, part: Any) -> Any:
-        """An array as a tensor."""
-
-    def affine(self, rows: Any) -> Any:
-        """From voxel index to world, of each row."""
-
-    def batch_bytes(self, batch_size: int) -> int:
-        """Bytes of one batch."""
-
-    def digest(self) -> int:
-        """Number that differs where the patches or their order do."""
 
 
 class Batches(IterableDataset[Any]):
@@ -67,7 +31,7 @@ class Batches(IterableDataset[Any]):
 
     def __init__(
         self,
-        patches: Source,
+        patches: PatchSet,
         batch_size: int,
         *,
         shuffle: bool,

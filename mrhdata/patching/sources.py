@@ -14,8 +14,9 @@ from scipy import ndimage
 from mrhdata.errors import GridError
 from mrhdata.io import omezarr
 from mrhdata.patching.tiles import Box, Part, Readable, Stream
-from mrhdata.volume.construct import PLANES, group, on_grid_of, stack
+from mrhdata.volume.construct import PLANES
 from mrhdata.volume.grid import Grid
+from mrhdata.volume.groups import group, on_grid_of, stack
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from mrhdata.errors import DataError, GridError
+from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.positions import Ints, shares
 from mrhdata.patching.tiles import Stream
 from mrhdata.volume.construct import SPATIAL, describe
@@ -30,16 +31,7 @@ Box = tuple[NDArray[np.float64], NDArray[np.float64]]
 log = logging.getLogger("mrhdata")
 
 
-class Source(Protocol):
-    """What is split: :class:`mrhdata.patching.dataset.Patches`."""
-
-    positions: Any
-    subject: Any
-    shape: tuple[int, int, int]
-    streams: list[list[Stream]]
-
-
-def parts_of(patches: Source, sizes: Sequence[float], by: str, guard: int | None, seed: int) -> list[Ints]:
+def parts_of(patches: PatchSet, sizes: Sequence[float], by: str, guard: int | None, seed: int) -> list[Ints]:
     """Rows of each part.
 
     Parameters
@@ -63,7 +55,7 @@ def parts_of(patches: Source, sizes: Sequence[float], by: str, guard: int | None
     return [_between(patches, axis, guard, a, b) for a, b in itertools.pairwise(edges)]
 
 
-def folds_of(patches: Source, k: int, by: str, guard: int | None, seed: int) -> list[tuple[Ints, Ints]]:
+def folds_of(patches: PatchSet, k: int, by: str, guard: int | None, seed: int) -> list[tuple[Ints, Ints]]:
     """Rows of training and test of each fold; patches within the guard of the test are in neither."""
     if k < 2:
         raise DataError(f"there are two folds or more, not {k}")
@@ -81,7 +73,7 @@ def folds_of(patches: Source, k: int, by: str, guard: int | None, seed: int) -> 
     return folds
 
 
-def labelled(parts: Sequence[Source], by: str, like: xr.DataArray) -> xr.DataArray:
+def labelled(parts: Sequence[PatchSet], by: str, like: xr.DataArray) -> xr.DataArray:
     """Where the patches of each part of one subject lie along an axis: labels from 1 on, 0 between parts.
 
     Parameters
@@ -102,7 +94,7 @@ def labelled(parts: Sequence[Source], by: str, like: xr.DataArray) -> xr.DataArr
     return describe(like.copy(data=labels), kind="labels", units="1").rename("parts")
 
 
-def _by_subject(patches: Source, sizes: Sequence[float], seed: int) -> list[Ints]:
+def _by_subject(patches: PatchSet, sizes: Sequence[float], seed: int) -> list[Ints]:
     subjects = np.unique(patches.subject)
     counts = shares(len(subjects), sizes)
     empty = [i for i, (n, size) in enumerate(zip(counts, sizes, strict=True)) if not n and size]
@@ -121,13 +113,13 @@ def _axis(by: str) -> int:
     return SPATIAL.index(by)
 
 
-def _guard(patches: Source, guard: int | None) -> int:
+def _guard(patches: PatchSet, guard: int | None) -> int:
     if guard is not None and guard < 0:
         raise GridError(f"guard is a number of voxels, 0 or more, not {guard}")
     return max(patches.shape) if guard is None else guard
 
 
-def _between(patches: Source, axis: int, guard: int | None, low: float, high: float, half: bool = True) -> Ints:
+def _between(patches: PatchSet, axis: int, guard: int | None, low: float, high: float, half: bool = True) -> Ints:
     """Rows whose patches, input and target, lie between two parts of the axis of their subject.
 
     The guard is kept half by each neighbour, or whole by this part.
@@ -162,7 +154,7 @@ def _box(stream: Stream, positions: Ints, grid: Grid) -> Box:
     return places.min(axis=0).round(6), places.max(axis=0).round(6)
 
 
-def shared_with(mine: Source, other: Source) -> NDArray[np.bool_]:
+def shared_with(mine: PatchSet, other: PatchSet) -> NDArray[np.bool_]:
     """Which patches of one set share a voxel with a patch of another: (n,).
 
     Volumes are the same where they come from one file or one array, sliced or not.

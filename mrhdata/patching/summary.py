@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrhdata._runtime import html
 from mrhdata.patching.order import LANES
+from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.plan import Plan
-from mrhdata.patching.tiles import Stream
 from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import length
 
@@ -25,38 +25,6 @@ _MANY = 2.0
 _PIECES = 64
 #: Voxels along an axis, boxes, and decoded bytes that a notebook shows at most.
 _SHOWN_VOXELS, _SHOWN_BOXES, _SHOWN_BYTES = 512, 60, 64_000_000
-
-
-class Source(Protocol):
-    """What is explained: :class:`mrhdata.patching.dataset.Patches`."""
-
-    positions: Any
-    subject: Any
-    classes: Any
-    shape: tuple[int, int, int]
-    channels: list[str]
-    streams: list[list[Stream]]
-    memory: int
-    plane: str | None
-    resident: bool
-
-    def __len__(self) -> int: ...
-    @property
-    def chunks(self) -> list[tuple[int, int]]:
-        """Runs of rows that lie in one stored chunk each."""
-
-    @property
-    def widths(self) -> dict[str, tuple[int, ...]]:
-        """Channels and lengths of each tensor."""
-
-    def plan(self, batch_size: int) -> Plan:
-        """How it is read."""
-
-    def batch_bytes(self, batch_size: int) -> int:
-        """Bytes of one batch."""
-
-    def stream(self, batch_size: int, *, seed: int) -> Any:
-        """Rows and arrays of batches."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +82,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explained(patches: Source, batch_size: int) -> Explanation:
+def explained(patches: PatchSet, batch_size: int) -> Explanation:
     """What one pass costs; no voxel is read."""
     plan = patches.plan(batch_size)
     rows = plan.rows(True, 0, 0, batch_size)
@@ -139,7 +107,7 @@ def explained(patches: Source, batch_size: int) -> Explanation:
     return found
 
 
-def _advice(patches: Source, plan: Plan, found: Explanation) -> list[str]:
+def _advice(patches: PatchSet, plan: Plan, found: Explanation) -> list[str]:
     lines = []
     for stream in patches.streams[0]:
         slow = stream.slow
@@ -201,7 +169,7 @@ class Diagnosis:
     __repr__ = __str__
 
 
-def diagnosed(patches: Source, n: int, batch_size: int, seed: int) -> Diagnosis:
+def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> Diagnosis:
     """Look at the first `n` patches of an epoch."""
     means: list[Any] = []
     squares: list[Any] = []
@@ -237,12 +205,12 @@ def diagnosed(patches: Source, n: int, batch_size: int, seed: int) -> Diagnosis:
     )
 
 
-def _labels(patches: Source) -> int | None:
+def _labels(patches: PatchSet) -> int | None:
     """Number of the first tensor of whole numbers that stand for classes."""
     return next((i for i, stream in enumerate(patches.streams[0]) if stream.labels), None)
 
 
-def _coverage(patches: Source) -> float:
+def _coverage(patches: PatchSet) -> float:
     """Share of bins of all subjects that hold the centre of a patch."""
     filled = bins = 0
     for number, streams in enumerate(patches.streams):
@@ -256,7 +224,7 @@ def _coverage(patches: Source) -> float:
     return filled / bins
 
 
-def plotted(patches: Source, subject: int, n: int, seed: int) -> Figure:
+def plotted(patches: PatchSet, subject: int, n: int, seed: int) -> Figure:
     """Boxes of patches over the middle slices of a subject's first volume."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
@@ -287,7 +255,7 @@ def plotted(patches: Source, subject: int, n: int, seed: int) -> Figure:
     return figure
 
 
-def _crossed(patches: Source, subject: int, fixed: int) -> tuple[int, Any]:
+def _crossed(patches: PatchSet, subject: int, fixed: int) -> tuple[int, Any]:
     """The plane in the middle of a subject's patches, so that there is something to see, and the rows that cross it."""
     rows = np.flatnonzero(patches.subject == subject)
     starts = patches.positions[rows][:, fixed]
@@ -296,7 +264,7 @@ def _crossed(patches: Source, subject: int, fixed: int) -> tuple[int, Any]:
     return plane, rows[(starts <= plane) & (starts + patches.shape[fixed] > plane)]
 
 
-def as_html(patches: Source) -> str:
+def as_html(patches: PatchSet) -> str:
     """The plan, and patches of the first subject over a part of one plane, for notebooks.
 
     No more than `_SHOWN_BYTES` of voxels are decoded for it; where that does not do, boxes are shown alone.
@@ -317,7 +285,7 @@ def as_html(patches: Source) -> str:
     return html.panel(title, html.facts(given), drawing, note=f"{plane}; .explain() says what a pass costs")
 
 
-def _over_plane(patches: Source) -> tuple[str, str]:
+def _over_plane(patches: PatchSet) -> tuple[str, str]:
     """What is shown, and boxes over as much of a plane of the first subject as may be read."""
     # The first that has any: a part of a split leaves subjects out.
     shown = int(patches.subject.min())

@@ -26,10 +26,13 @@ from mrhdata.inference.detector import detect, stored_peaks
 from mrhdata.inference.segmenter import check_apart
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import LOOKED_AT
-from mrhdata.patching.dataset import Patches, patches
+from mrhdata.patching.create import patches
+from mrhdata.patching.dataset import Patches
 from mrhdata.recipes.cells import STRIDE, Brain, Marking, patches_scored, taught
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.loop import History, Training, fit
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
 
 if TYPE_CHECKING:
     import pandas as pd

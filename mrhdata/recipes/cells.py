@@ -32,16 +32,20 @@ from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import cells_of, score_volume, scoring
 from mrhdata.inference.peaks import Peaks
-from mrhdata.inference.predictor import predict_patches
 from mrhdata.inference.segmenter import Case, check_apart
+from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import SCREENED
 from mrhdata.models.spec import IGNORED
 from mrhdata.patching import samplers
-from mrhdata.patching.dataset import Patches, patches
+from mrhdata.patching.create import patches
+from mrhdata.patching.dataset import Patches
 from mrhdata.patching.positions import shares
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.loop import History, Training, fit, hard_negatives
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.mining import hard_negatives
+from mrhdata.training.settings import Training
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.dtypes import white_of
 

@@ -20,12 +20,14 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from mrhdata import models, phantom
-from mrhdata.analysis.contrasts import Fit, Sensitivity, row_blocks, sensitivity, voxel_table
+from mrhdata.analysis.contrasts import Fit, row_blocks, sensitivity, voxel_table
+from mrhdata.analysis.result import Sensitivity
 from mrhdata.datasets import catalog
 from mrhdata.errors import FormatError
-from mrhdata.inference.predictor import predict, predict_rows
+from mrhdata.inference.predictor import predict
+from mrhdata.inference.voxelwise import predict_rows
 from mrhdata.io import conversion, formats
-from mrhdata.patching.dataset import patches
+from mrhdata.patching.create import patches
 from mrhdata.recipes import mrhnet
 from mrhdata.training.loop import fit
 from mrhdata.viz.plots import roc_curves, slices

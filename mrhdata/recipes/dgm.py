@@ -19,7 +19,7 @@ from mrhdata.inference.segmenter import Case
 from mrhdata.models.fcn3d import FCN3D, VARIANTS
 from mrhdata.recipes.segmentation import Cores, Crops, Recipe, Steps
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 
 #: Values in label files, left and right of the world: red nucleus, substantia nigra, globus pallidus, putamen,
 #: caudate nucleus.

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.spec import Spec
-from mrhdata.patching.dataset import patches
-from mrhdata.training.loop import Training, fit
-from mrhdata.volume.construct import from_array, mask_on, stack
+from mrhdata.patching.create import patches
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
+from mrhdata.volume.construct import from_array
+from mrhdata.volume.groups import mask_on, stack
 
 if TYPE_CHECKING:
     import pandas as pd

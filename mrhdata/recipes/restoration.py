@@ -27,14 +27,18 @@ from mrhdata import models
 from mrhdata._runtime.progress import Progress
 from mrhdata.degrade import Degradation, Reduction
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.predictor import Output, predict
-from mrhdata.inference.strategies import Windowing
+from mrhdata.inference.output import Output
+from mrhdata.inference.predictor import predict
+from mrhdata.inference.strategies.sliding_window import Windowing
 from mrhdata.models.spec import Scale, Spec
 from mrhdata.patching import samplers
-from mrhdata.patching.dataset import Patches, patches
+from mrhdata.patching.create import patches
+from mrhdata.patching.dataset import Patches
 from mrhdata.registration.resampling import resample
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.loop import History, Training, fit
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.dtypes import white_of
 from mrhdata.volume.grid import Grid

@@ -16,9 +16,13 @@ from mrhdata.inference.segmenter import Case, check_apart, on_network_grid, segm
 from mrhdata.io import formats
 from mrhdata.models.spec import IGNORED, Scale, Spec
 from mrhdata.patching import samplers
-from mrhdata.patching.dataset import Patches, patches
+from mrhdata.patching.create import patches
+from mrhdata.patching.dataset import Patches
 from mrhdata.patching.positions import fraction_inside, strided
-from mrhdata.training.loop import History, Training, fit, hard_negatives
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.mining import hard_negatives
+from mrhdata.training.settings import Training
 from mrhdata.volume.construct import PLANES
 
 if TYPE_CHECKING:

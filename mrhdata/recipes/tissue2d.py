@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mrhdata.recipes.segmentation import Crops, Recipe, Slices, Steps
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 
 #: Published networks by name.
 NETWORKS = ("tissue2d_0_0", "tissue2d_1_0", "tissue2d_2_0", "tissue2d_3_0", "tissue2d_4_0")

@@ -14,11 +14,13 @@ from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.segmenter import Case, check_apart
-from mrhdata.patching.dataset import patches
+from mrhdata.patching.create import patches
 from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.mrhnet import CORRECTED, PATCH
 from mrhdata.registration.resampling import resample
-from mrhdata.training.loop import History, Training, fit
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
 
 if TYPE_CHECKING:
     from torch import nn

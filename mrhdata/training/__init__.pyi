@@ -1,12 +1,18 @@
 from . import (
     augmentation,
+    history,
     loop,
     losses,
+    mining,
     normalization,
+    settings,
 )
 from .augmentation import Augmentation
-from .loop import History, Training, fit, hard_negatives
+from .history import History
+from .loop import fit
 from .losses import loss
+from .mining import hard_negatives
+from .settings import Training
 
 __all__ = [
     "Augmentation",
@@ -15,8 +21,11 @@ __all__ = [
     "augmentation",
     "fit",
     "hard_negatives",
+    "history",
     "loop",
     "loss",
     "losses",
+    "mining",
     "normalization",
+    "settings",
 ]

@@ -7,160 +7,38 @@ import hashlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter1d
 from tqdm.auto import tqdm
 
 from mrhdata._runtime.atomic import appearing
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.spec import IGNORED, Spec, network_on, rescaled, scaled
-from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.losses import LOSSES, OF_CLASSES, centre, loss
+from mrhdata.training.history import History
+from mrhdata.training.losses import OF_CLASSES, centre, loss
 from mrhdata.training.normalization import measured
+from mrhdata.training.settings import Training
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor, nn
 
     from mrhdata.patching.dataset import Patches
 
 #: Patches of a batch of validation, and the number of its epoch.
 _VALIDATED, _VALIDATION = 256, 2**31
+
+
 #: Patches whose voxels tell a run's data from another's.
 _TOLD = 64
 
+
 #: Arrays of a batch and the numbers that seed it, to the arrays that are learned from.
 Change = Callable[[list[Any], tuple[int, ...]], list[Any]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train.
-
-    Attributes
-    ----------
-    epochs, batch_size, seed : int
-    learning_rate : float
-        The highest, for the one-cycle schedule; the first, for steps.
-    optimizer : {"adamw", "sgd"}
-        ``sgd`` has momentum 0.9.
-    schedule : {"one-cycle", "steps", "constant"}
-        ``steps`` divides by 10 every 10 epochs.
-    weight_decay, clip : float
-        `clip` bounds the norm of the gradient.
-    loss : {"mse", "mae", "cross-entropy", "dice", "dice+cross-entropy"}
-        Of values, or of the classes of a label volume: see :mod:`mrhdata.training.losses`.
-    patience : int
-        Epochs without a lower validation loss before training stops.
-    noise : float
-        Standard deviation of Gaussian noise added to the scaled inputs.
-    scale : {"channel", "maximum", "none"}
-        Inputs are centred and scaled channel by channel, or (published) divided by one maximum, or were
-        scaled before.
-    augment : Augmentation or None
-        How scaled batches vary.
-    precision : {"float32", "bfloat16"}
-        Of convolutions. The shorter one is twice as fast where the processor has it, and rounds weights and
-        answers to three digits while training; the trained weights are float32.
-    rates : tuple of (str, float)
-        Layers, by the beginning of their parameters' names, and the factor on their learning rate. The
-        first that fits counts, ``""`` fits all, and those that none fits have 1. A factor of 0 freezes:
-        no gradient, no weight decay. ``(("conv5", 10), ("", 0))`` trains the last layer alone.
-    keep : {"best", "last"}
-        Weights of the epoch with the lowest validation loss, or of the last.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    schedule: str = "one-cycle"
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    loss: str = "mse"
-    patience: int = 10
-    noise: float = 0.0
-    scale: str = "channel"
-    seed: int = 0
-    rates: tuple[tuple[str, float], ...] = ()
-    keep: str = "best"
-    augment: Augmentation | None = None
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        choices = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("one-cycle", "steps", "constant"),
-            "loss": LOSSES,
-            "scale": ("channel", "maximum", "none"),
-            "keep": ("best", "last"),
-            "precision": ("float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ModelError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ModelError(f"{name} is {low} or more, not {getattr(self, name)!r}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ModelError(f"{name} is more than 0, not {getattr(self, name)!r}")
-        for prefix, factor in self.rates:
-            if factor < 0:
-                raise ModelError(f"the learning rate of {prefix!r} has the factor {factor}; give 0 to freeze, or more")
-
-
-@dataclass
-class History:
-    """What happened in each epoch.
-
-    Attributes
-    ----------
-    training, validation : list of float
-        Losses, in the target's scaled units.
-    rmse : list of float
-        Root of the mean squared error of the validation patches, in the target's own units; empty for classes.
-    dice : list of float
-        Mean Dice over the classes but the first, of all validation patches together; empty for values.
-    waited : float
-        Seconds in which training waited for patches.
-    rate : list of float
-        Learning rate at the first step, of layers without a factor.
-    best_epoch : int
-        The one with the lowest validation loss.
-    seconds : float
-    """
-
-    training: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    best_epoch: int = -1
-    seconds: float = 0.0
-    rmse: list[float] = field(default_factory=list)
-    rate: list[float] = field(default_factory=list)
-    dice: list[float] = field(default_factory=list)
-    waited: float = 0.0
-
-    def __repr__(self) -> str:
-        if not self.validation:
-            return "no epoch yet"
-        best = self.best_epoch
-        named = {"loss": self.validation, "RMSE": self.rmse, "mean Dice": self.dice}
-        scores = ", ".join(f"{name} {values[best]:.4g}" for name, values in named.items() if values)
-        count = len(self.validation)
-        lines = [
-            f"{count} epoch{'s' if count > 1 else ''} in {self.seconds:.1f} s",
-            f"best: epoch {best + 1}, on the validation part {scores}",
-            f"last: training loss {self.training[-1]:.4g}, validation loss {self.validation[-1]:.4g}",
-        ]
-        return "\n".join(lines)
 
 
 def fit(
@@ -254,68 +132,6 @@ def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, 
         bar.set_postfix(validation=f"{run.history.validation[-1]:.4f}", best=f"{min(run.history.validation):.4f}")
         if path is not None:
             run.save(path)
-
-
-def hard_negatives(
-    truth: xr.DataArray,
-    found: xr.DataArray | None = None,
-    *,
-    tile: Sequence[int],
-    stride: Sequence[int] | None = None,
-    background: int = 0,
-) -> xr.DataArray:
-    """Labels to learn from: those of tiles that hold a label, or where one was found wrongly.
-
-    Most of a volume is easy background. A first round learns from tiles with labels alone, and labels things
-    elsewhere that look alike; the second learns from those, too (segDGM_CNN, 2017; Dou et al. 2016, IEEE TMI
-    35:1182, for points).
-
-    Parameters
-    ----------
-    truth : (z, y, x) label volume
-    found : label volume, optional
-        On the same grid, from the round before.
-    tile, stride : (3,) sequence of int
-        Voxels along z, y, x of a tile, and from one to the next; the stride is the tile by default.
-    background : int
-
-    Returns
-    -------
-    labels : label volume, int16
-        `IGNORED` outside those tiles; voxels that were so before stay so.
-
-    Examples
-    --------
-    >>> from mrhdata.volume.construct import from_array
-    >>> row = from_array(np.array([[[0, 0, 5, 0, 0, 0, 0, 0]]]), spacing=(1, 1, 1), kind="labels")
-    >>> wrong = row.copy(data=[[[0, 0, 5, 0, 0, 0, 5, 0]]])
-    >>> hard_negatives(row, tile=(1, 1, 2)).values.ravel().tolist()
-    [-1, -1, 5, 0, -1, -1, -1, -1]
-    >>> hard_negatives(row, wrong, tile=(1, 1, 2)).values.ravel().tolist()
-    [-1, -1, 5, 0, -1, -1, 0, 0]
-    """
-    stride = tile if stride is None else stride
-    values = np.asarray(truth.data).astype(np.int16)
-    known = values != IGNORED
-    marked = known & (values != background)
-    if found is not None:
-        wrong = np.asarray(found.mrh.like(truth).data) != background
-        marked |= known & (values == background) & wrong
-    held = _any_of(marked, tile, ahead=True)
-    begins = np.zeros(held.shape, dtype=bool)
-    every = tuple(slice(None, None, int(s)) for s in stride)
-    begins[every] = held[every]
-    return truth.copy(data=np.where(_any_of(begins, tile, ahead=False), values, IGNORED)).astype(np.int16)
-
-
-def _any_of(marked: np.ndarray, lengths: Sequence[int], *, ahead: bool) -> np.ndarray:
-    """Whether any of so many voxels from each on (or up to each) is marked."""
-    values = marked.astype(np.uint8)
-    for axis, n in enumerate(lengths):
-        # The window of an even length lies half a voxel off.
-        origin = -(n // 2) if ahead else (n - 1) // 2
-        values = maximum_filter1d(values, int(n), axis=axis, mode="constant", origin=origin)
-    return values.astype(bool)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from matplotlib.transforms import ScaledTranslation
 
 from mrhdata._runtime.atomic import appearing
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.volume.construct import SPATIAL, group, mask_on
+from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length as length_of
+from mrhdata.volume.groups import group, mask_on
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-    from mrhdata.analysis.contrasts import Sensitivity
-    from mrhdata.training.loop import History
+    from mrhdata.analysis.result import Sensitivity
+    from mrhdata.training.history import History
 
 #: Plane -> the axis held fixed, the axis drawn upwards, the axis drawn to the right.
 _PLANES = {"axial": ("z", "y", "x"), "coronal": ("y", "z", "x"), "sagittal": ("x", "z", "y")}

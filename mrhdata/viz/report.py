@@ -15,14 +15,15 @@ import jinja2
 import pandas as pd
 
 from mrhdata._runtime.atomic import appearing
-from mrhdata.analysis.contrasts import FEWEST_OF_A_CLASS, cells, named_models
+from mrhdata.analysis.contrasts import FEWEST_OF_A_CLASS
+from mrhdata.analysis.result import format_scores, named_models
 from mrhdata.errors import FormatError, ModelError
 from mrhdata.viz.plots import bars, roc_curves, threshold_curves, training_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mrhdata.analysis.contrasts import Sensitivity
+    from mrhdata.analysis.result import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def readable(
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
     shown = table[["contrast"]].assign(model=named_models(table))
     for score in scores:
-        shown[_HEADS[score]] = cells(table, score)
+        shown[_HEADS[score]] = format_scores(table, score)
     return shown
 
 
@@ -208,7 +209,7 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     scores = readable(result, scores=tuple(_HEADS))
     cuts = pd.DataFrame({"cut": result.table["cut"].map(lambda v: f"{v:.3f}")})
     for score in ("cut_sensitivity", "cut_specificity"):
-        cuts[score] = cells(result.table, score)
+        cuts[score] = format_scores(result.table, score)
     text = [methods_text(name, result)]
     if result.table["in_sample"].any():
         text.append(
@@ -226,7 +227,7 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
 
 
 def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:
-    wide = regions.assign(shown=cells(regions, "auc"))
+    wide = regions.assign(shown=format_scores(regions, "auc"))
     wide = wide[wide["contrast"].isin(drawn)]
     wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
     text = ["AUC within each region."]
@@ -268,7 +269,7 @@ def training_section(folder: str | os.PathLike[str]) -> Section:
     ModelError
         There is no history, or it is damaged.
     """
-    from mrhdata.training.loop import History
+    from mrhdata.training.history import History
 
     try:
         history = History(**json.loads((Path(folder) / "history.json").read_text(encoding="utf-8")))

@@ -1,25 +1,35 @@
 from . import (
     accessor,
+    box,
     construct,
     dtypes,
     file_arrays,
+    geometry,
     grid,
+    groups,
     overrides,
 )
-from .construct import Geometry, describe, from_array, group, stack
+from .box import Box
+from .construct import describe, from_array
+from .geometry import Geometry
 from .grid import Grid
+from .groups import group, stack
 
 __all__ = [
+    "Box",
     "Geometry",
     "Grid",
     "accessor",
+    "box",
     "construct",
     "describe",
     "dtypes",
     "file_arrays",
     "from_array",
+    "geometry",
     "grid",
     "group",
+    "groups",
     "overrides",
     "stack",
 ]

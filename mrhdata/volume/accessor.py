@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mrhdata.volume.construct import Geometry
+    from mrhdata.volume.geometry import Geometry
 
 
 def geometry(volume: xr.DataArray) -> Geometry:
     """Where the voxels of a volume are: what ``volume.mrh`` is."""
-    from mrhdata.volume.construct import Geometry
+    from mrhdata.volume.geometry import Geometry
 
     return Geometry(volume)
 

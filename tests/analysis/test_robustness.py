@@ -8,10 +8,10 @@ import mrhdata
 from mrhdata.analysis import robustness
 from mrhdata.analysis.robustness import HeldOut
 from mrhdata.errors import DataError
-from mrhdata.inference.predictor import predict_patches
+from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.metrics.bootstrap import Bootstrap
 from mrhdata.models.spec import Scale, Spec
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 from mrhdata.volume.construct import from_array
 
 WEIGHTS = (3.0, 1.0, 0.0)

@@ -12,7 +12,7 @@ from mrhdata.errors import DataError, FormatError, ModelError
 from mrhdata.inference import detector
 from mrhdata.inference.detector import cells_of, detect, scoring, stored_peaks
 from mrhdata.inference.peaks import Peaks
-from mrhdata.inference.predictor import predict_patches
+from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.models.spec import Scale
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL

@@ -13,8 +13,8 @@ from torch import nn
 
 import mrhdata
 from mrhdata.errors import DataError, FormatError, GridError, ModelError
-from mrhdata.inference.predictor import Output
-from mrhdata.inference.strategies import Windowing
+from mrhdata.inference.output import Output
+from mrhdata.inference.strategies.sliding_window import Windowing
 from mrhdata.io.omezarr import writer
 from mrhdata.models.spec import physical
 from mrhdata.volume.construct import from_array

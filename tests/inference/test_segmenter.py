@@ -16,7 +16,8 @@ from mrhdata.recipes import dgm, segmentation, tissue2d
 from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.cross_validation import cross_validate, folds
 from mrhdata.registration.resampling import resample
-from mrhdata.training import loop
+from mrhdata.training.mining import hard_negatives
+from mrhdata.training.settings import Training
 from mrhdata.viz import plots
 from mrhdata.volume.file_arrays import file_of
 
@@ -211,7 +212,7 @@ def test_tiles_that_hold_a_label_or_a_false_positive():
         for z, y, x in np.ndindex(*(-(-n // s) for n, s in zip(values.shape, stride, strict=True))):
             box = tuple(slice(a * s, a * s + n) for a, s, n in zip((z, y, x), stride, tile, strict=True))
             expected[box] |= bool(((values[box] == 5) | ((values[box] == 0) & (wrong[box] == 5))).any())
-        learned = loop.hard_negatives(truth, found, tile=tile, stride=stride).values
+        learned = hard_negatives(truth, found, tile=tile, stride=stride).values
         np.testing.assert_array_equal(learned, np.where(expected, values, IGNORED))
 
 
@@ -260,7 +261,7 @@ def test_what_is_no_label_is_refused(trained):
     with pytest.raises(ModelError, match="name it so"):
         segment(trained.model, {"flair": case.inputs["t1w"]})
     p = mrhdata.patches(case.inputs["t1w"], case.inputs["t1w"], shape=4)
-    settings = loop.Training(epochs=1, loss="cross-entropy")
+    settings = Training(epochs=1, loss="cross-entropy")
     with pytest.raises(DataError, match="no label"):
         mrhdata.fit(models.create("unet3d", widths=(2, 4), classes=3), p, p, settings, progress=False)
 
@@ -269,7 +270,7 @@ def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
     case = head(26)
     image = mrhdata.preprocessing.pipeline.prepared(case.inputs, STEPS)["t1w"].compute()
-    how = {"mode": "dense", "output": mrhdata.inference.predictor.Output(decide="argmax"), "progress": False}
+    how = {"mode": "dense", "output": mrhdata.inference.output.Output(decide="argmax"), "progress": False}
     with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
         mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
     found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", prepared=True, **how)

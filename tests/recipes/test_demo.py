@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mrhdata import phantom
-from mrhdata.inference.predictor import predict_rows
+from mrhdata.inference.voxelwise import predict_rows
 from mrhdata.metrics.bootstrap import Bootstrap
 from mrhdata.recipes import demo, mrhnet
 from tests.conftest import FULL

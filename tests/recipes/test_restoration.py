@@ -14,7 +14,7 @@ from mrhdata.degrade import PUBLISHED, Area, Blur, Degradation, Points, Triangle
 from mrhdata.errors import DataError, ModelError
 from mrhdata.recipes import restoration
 from mrhdata.recipes.watch_folder import arriving
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 
 STEPS = [Area(4), Zoom(4), Points(4), Triangle(4)]
 

@@ -9,7 +9,7 @@ import torch
 import mrhdata
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.spec import Spec
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 from mrhdata.volume.construct import from_array
 
 QUICK = Training(epochs=4, batch_size=16, learning_rate=3e-3, noise=0.05)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import mrhdata
 from mrhdata.analysis.contrasts import row_blocks, sensitivity
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.training.loop import History
+from mrhdata.training.history import History
 from mrhdata.viz.plots import montage, roc_curves, slices, training_curve
 from mrhdata.viz.report import Section, as_markdown, contribution_section, readable, sensitivity_sections, write_page
 from mrhdata.volume.construct import from_array

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import mrhdata
 from mrhdata.errors import GridError
-from mrhdata.volume.construct import describe, from_array, group, stack
+from mrhdata.volume.construct import describe, from_array
+from mrhdata.volume.groups import group, stack
 from tests.conftest import FULL, oblique_affine
 
 

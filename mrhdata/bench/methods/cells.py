@@ -17,7 +17,7 @@ from mrhdata.inference.detector import stored_peaks
 from mrhdata.inference.peaks import Peaks, find_peaks
 from mrhdata.metrics.detection import best_threshold, detection
 from mrhdata.recipes import cells
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 
 Floats = NDArray[np.float64]
 #: Of a filter: the volume's values to responses that are high at cells.

@@ -11,9 +11,10 @@ import numpy as np
 from mrhdata import models
 from mrhdata.bench.api import Answer, Fitted, Given, Subject, channels, method
 from mrhdata.bench.methods.networks import mapped, regress
-from mrhdata.patching.dataset import patches
+from mrhdata.patching.create import patches
 from mrhdata.recipes import mrhnet
-from mrhdata.training.loop import Training, fit
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
 
 
 def by_voxel(predict: Callable[[Any], Any]) -> Answer:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from mrhdata import models
 from mrhdata.bench.api import Given, Subject
 from mrhdata.inference.predictor import predict
-from mrhdata.patching.dataset import Patches, patches
-from mrhdata.training.loop import Training, fit
+from mrhdata.patching.create import patches
+from mrhdata.patching.dataset import Patches
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import Training
 
 UNET = {"widths": (16, 32, 64)}
 

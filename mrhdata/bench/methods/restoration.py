@@ -15,7 +15,7 @@ from mrhdata.degrade.published import PUBLISHED
 from mrhdata.metrics.image import restoration as psnr_and_ssim
 from mrhdata.recipes import restoration
 from mrhdata.registration.resampling import resample
-from mrhdata.training.loop import Training
+from mrhdata.training.settings import Training
 from mrhdata.volume.dtypes import white_of
 
 

@@ -1,0 +1,62 @@
+"""The interface of strategies: which boxes of the input each output box reads, and what becomes of the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrhdata.inference.box_reader import Span
+
+if TYPE_CHECKING:
+    pass
+
+Floats = NDArray[np.float32]
+
+
+Three = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Boxes of one size that are read and run together, and what is known of where they go."""
+
+    boxes: tuple[Span, ...]
+    place: Any = None
+
+
+#: Puts what is written for the answers of a box (C, z, y, x), which are used up, where it is told.
+Finish = Callable[[Span, Floats, np.ndarray], None]
+
+
+class Method(Protocol):
+    """One way to run a network over a volume."""
+
+    shape: Three
+    channels: int
+    jump: tuple[float, float, float]
+    first: tuple[float, float, float]
+
+    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+        """What is read for an output box, given the one that was made just before."""
+
+    def needs(self, box: Span) -> Span:
+        """The input voxels that an output box is about."""
+
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> Any:
+        """What answers are put into, for what is written of a box: zeros, (C, z, y, x)."""
+
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+        """Run the network on a step's boxes and put the answers where they belong."""
+
+    def end(self, held: Any, finish: Finish) -> None:
+        """What is written of the box is complete."""
+
+
+def three(values: Any) -> Any:
+    """Return a tuple of exactly three values."""
+    a, b, c = values
+    return (a, b, c)

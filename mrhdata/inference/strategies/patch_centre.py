@@ -1,0 +1,101 @@
+"""Each voxel is the centre of a patch of the training size, as published for MRH-Net."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from mrhdata.inference.box_reader import Inside, Span, span
+from mrhdata.inference.strategies.base import Finish, Step, Three
+from mrhdata.inference.strategies.network import Network
+from mrhdata.inference.strategies.sliding_window import Windowing, _settled
+
+if TYPE_CHECKING:
+    pass
+
+Floats = NDArray[np.float32]
+
+
+class Centres:
+    """Each voxel from the patch around it; beyond the border of the volume the nearest voxel is repeated.
+
+    Parameters
+    ----------
+    network : Network
+    shape : tuple of int
+        Of the volume.
+    given, channels : int
+        Of the input and of the answer.
+    inside : Inside
+    windowing : Windowing
+        Of this network.
+    memory : int
+        Bytes for the voxels that are read together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        shape: Three,
+        given: int,
+        channels: int,
+        inside: Inside,
+        windowing: Windowing,
+        memory: int,
+    ) -> None:
+        self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
+        self._patch, self._batch, _ = _settled(windowing)
+        self._most = max(4096, memory // (8 * given))
+        self.jump, self.first = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+
+    def needs(self, box: Span) -> Span:
+        """The box itself."""
+        return box
+
+    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+        """Parts of the box with half a patch around them."""
+        plane = math.prod(box.lengths[1:])
+        deep = max(1, self._most // plane)
+        for low in range(box.low[0], box.high[0], deep):
+            part = span([low, *box.low[1:]], [min(low + deep, box.high[0]), *box.high[1:]])
+            if self._inside.any(part):
+                before_, after = self._margins()
+                yield Step(
+                    (
+                        span(
+                            [a - m for a, m in zip(part.low, before_, strict=True)],
+                            [b + m for b, m in zip(part.high, after, strict=True)],
+                        ),
+                    ),
+                    part,
+                )
+
+    def _margins(self) -> tuple[list[int], list[int]]:
+        return [(n - 1) // 2 for n in self._patch], [n // 2 for n in self._patch]
+
+    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
+        """Parts are written as they come."""
+        return box, out
+
+    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+        """The answer's centre for each voxel of the part that is wanted."""
+        box, out = held
+        part = step.place
+        inside = self._inside.of(part)
+        windows = sliding_window_view(np.moveaxis(values[0], 0, -1), self._patch, axis=(0, 1, 2))
+        places = np.argwhere(inside)
+        z, y, x = self._margins()[0]
+        answers = np.zeros((self.channels, *part.lengths), np.float32)
+        for start in range(0, len(places), self._batch):
+            at = places[start : start + self._batch].T
+            batch = np.ascontiguousarray(windows[tuple(at)])  # (n, C, z, y, x)
+            answers[:, *at] = self._network(batch).numpy()[:, :, z, y, x].T
+        finish(part, answers, out[:, *part.slices(box.low)])
+
+    def end(self, held: Any, finish: Finish) -> None:
+        """All parts are there."""

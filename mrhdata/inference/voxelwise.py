@@ -1,0 +1,57 @@
+"""Predictions for single patches and for rows of a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mrhdata.models.spec import physical
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Floats = NDArray[np.float32]
+
+
+def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:
+    """Run a trained network on raw patches and keep the centre voxels of its answers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    patches : (n, C, z, y, x) array
+        As :meth:`mrhdata.patching.dataset.Patches.gather` gives them.
+    batch_size : int
+
+    Returns
+    -------
+    answers : (n, K) float32 array
+        In the target's units; K is 1 but for networks with several answers.
+    """
+    values = torch.from_numpy(np.asarray(patches, dtype=np.float32))
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(values), batch_size):
+            found.append(centres(physical(model, values[start : start + batch_size])))
+    return torch.cat(found).numpy()
+
+
+def centres(patches: Any) -> Any:
+    """Centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
+
+    Examples
+    --------
+    >>> centres(np.arange(9).reshape(1, 1, 3, 1, 3)).tolist()
+    [[4]]
+    """
+    z, y, x = ((n - 1) // 2 for n in patches.shape[2:])
+    return patches[:, :, z, y, x]
+
+
+def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:
+    """Run a network trained on single voxels over a table: (n, C) to (n,), in the target's units."""
+    return predict_patches(model, np.asarray(rows)[:, :, None, None, None], batch_size)[:, 0]

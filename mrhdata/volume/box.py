@@ -1,0 +1,102 @@
+"""Boxes of voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of voxels, from `start` to before `stop` along each axis.
+
+    A box may reach beyond the array that it belongs to. Axes are those of the array, usually ``z, y, x``.
+
+    Parameters
+    ----------
+    start, stop : tuple of int
+        First voxel, and the voxel after the last.
+
+    Examples
+    --------
+    >>> box = Box((2, 0), (6, 4))
+    >>> box.shape, box.slices
+    ((4, 4), (slice(2, 6, None), slice(0, 4, None)))
+    >>> box.intersect(Box((4, 1), (9, 2)))
+    Box(start=(4, 1), stop=(6, 2))
+    >>> box.grow((1, 0)).clip((5, 4))
+    Box(start=(1, 0), stop=(5, 4))
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @classmethod
+    def of(cls, start: Iterable[int], stop: Iterable[int]) -> Box:
+        """Return a box from any whole numbers, such as those of NumPy arrays."""
+        return cls(tuple(map(int, start)), tuple(map(int, stop)))
+
+    @classmethod
+    def from_slices(cls, slices: Iterable[slice]) -> Box:
+        """Return the box of slices that have a start and a stop."""
+        bounds = [(s.start, s.stop) for s in slices]
+        return cls(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.start)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return tuple([b - a for a, b in zip(self.start, self.stop, strict=True)])
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index of an array."""
+        return tuple([slice(a, b) for a, b in zip(self.start, self.stop, strict=True)])
+
+    def shift(self, offset: Sequence[int]) -> Box:
+        """Return the box moved by some voxels."""
+        return Box(
+            tuple([a + o for a, o in zip(self.start, offset, strict=True)]),
+            tuple([b + o for b, o in zip(self.stop, offset, strict=True)]),
+        )
+
+    def within(self, origin: Sequence[int]) -> tuple[slice, ...]:
+        """Return the box as an index of an array whose first voxel is `origin`."""
+        rows = zip(self.start, self.stop, origin, strict=True)
+        return tuple([slice(a - o, b - o) for a, b, o in rows])
+
+    def grow(self, margin: Sequence[int]) -> Box:
+        """Return the box with a margin on both sides of each axis."""
+        return Box(
+            tuple([a - m for a, m in zip(self.start, margin, strict=True)]),
+            tuple([b + m for b, m in zip(self.stop, margin, strict=True)]),
+        )
+
+    def clip(self, shape: Sequence[int]) -> Box:
+        """Return the part that lies in an array, or the border voxels nearest to it if none does."""
+        start = tuple([min(max(a, 0), n - 1) for a, n in zip(self.start, shape, strict=True)])
+        stop = tuple([min(max(b, a + 1), n) for a, b, n in zip(start, self.stop, shape, strict=True)])
+        return Box(start, stop)
+
+    def intersect(self, other: Box) -> Box | None:
+        """Return the voxels that both boxes hold, or None."""
+        start = tuple([max(a, b) for a, b in zip(self.start, other.start, strict=True)])
+        stop = tuple([min(a, b) for a, b in zip(self.stop, other.stop, strict=True)])
+        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+    def halve(self, axes: Sequence[int]) -> Box:
+        """Return the place of the box in an array that is half as long along `axes`."""
+        return Box(
+            tuple([a // 2 if i in axes else a for i, a in enumerate(self.start)]),
+            tuple([b // 2 if i in axes else b for i, b in enumerate(self.stop)]),
+        )

@@ -1,0 +1,181 @@
+"""The ``.mrh`` accessor of a volume: where its voxels lie in world space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from mrhdata.errors import GridError
+from mrhdata.volume.construct import SPATIAL, _frame, with_frame
+from mrhdata.volume.grid import Floats, Grid, check_affine, length
+
+#: Steps along an axis may differ by this part of a step, for coordinates that passed through text.
+_STEP_TOLERANCE = 1e-6
+
+
+#: The remedy where two grids differ.
+RESAMPLE_REMEDY = "resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line)"
+
+
+class Geometry:
+    """``volume.mrh``: where the voxels of a volume are."""
+
+    def __init__(self, volume: xr.DataArray) -> None:
+        self._volume = volume
+
+    @property
+    def affine(self) -> Floats:
+        """Axis distances (z, y, x, 1) in mm to world (X, Y, Z, 1) in mm, RAS+: (4, 4)."""
+        volume = self._volume
+        if "affine" not in volume.attrs:
+            raise GridError(
+                f"volume {volume.name!r} has no affine: it was never placed, or two volumes with different "
+                "affines were combined; use .mrh.like(other) or resample before combining"
+            )
+        affine = check_affine(volume.attrs["affine"])
+        if "frame" not in volume.coords:
+            raise GridError(
+                f"volume {volume.name!r} has lost its frame: it joins volumes of two places, or its coordinates were "
+                "dropped; use .mrh.like(other) or resample before combining, or place it with mrhdata.volume.from_array"
+            )
+        if volume.frame.size != 1:
+            raise GridError(f"volume {volume.name!r} joins volumes of the frames {np.unique(volume.frame).tolist()}")
+        if volume.frame.item() != _frame(affine, self.space):
+            raise GridError(
+                f"volume {volume.name!r} has the affine of frame {_frame(affine, self.space)} but voxels of "
+                f"{volume.frame.item()}; give it its own with mrhdata.volume.from_array"
+            )
+        return affine
+
+    @property
+    def space(self) -> str:
+        """Name of the world space."""
+        return str(self._volume.attrs.get("space", "scanner"))
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine from voxel index to world; a dropped axis has length 1.
+
+        Raises
+        ------
+        GridError
+            The affine is missing or not of these voxels, steps are unequal, or an axis was dropped
+            together with its coordinate.
+        """
+        axes = [self._axis(dim) for dim in SPATIAL]
+        shape = tuple(n for _, _, n in axes)
+        to_distance = np.eye(4)
+        to_distance[:3, 3] = [start for start, _, _ in axes]
+        to_distance[range(3), range(3)] = [step for _, step, _ in axes]
+        return Grid((shape[0], shape[1], shape[2]), self.affine @ to_distance)
+
+    @property
+    def spacing(self) -> Floats:
+        """Millimetres between voxel centres along z, y, x: (3,)."""
+        return self.grid.spacing
+
+    def world(self, index: ArrayLike) -> Floats:
+        """World points (..., 3) mm, RAS+, of voxel indices (..., 3) in z, y, x."""
+        return self.grid.world(index)
+
+    def index(self, world: ArrayLike) -> Floats:
+        """Voxel indices (..., 3) in z, y, x, not rounded, of world points (..., 3) mm, RAS+."""
+        return self.grid.index(world)
+
+    def like(self, other: xr.DataArray, tolerance_mm: float | None = None) -> xr.DataArray:
+        """Return this volume with exactly the coordinates and affine of `other`.
+
+        After it, arithmetic between the two is safe: xarray aligns by axis distance, and would drop
+        voxels whose coordinates differ in the last bit.
+
+        Parameters
+        ----------
+        other : xarray.DataArray
+        tolerance_mm : float, optional
+            How far corners may lie apart; a thousandth of the smallest spacing by default.
+
+        Raises
+        ------
+        GridError
+            The two are not on one grid of one space.
+        """
+        mine, theirs = self.grid, other.mrh.grid
+        if self.space != other.mrh.space:
+            raise GridError(f"spaces differ: {self.space!r} and {other.mrh.space!r}; register one to the other first")
+        if mine.shape != theirs.shape:
+            raise GridError(f"shapes differ along z, y, x: {mine.shape} and {theirs.shape}; {RESAMPLE_REMEDY}")
+        if not mine.same_as(theirs, tolerance_mm):
+            raise GridError(
+                f"grids of one shape {mine.shape} lie up to {mine.distance(theirs):.6g} mm apart "
+                f"({mine.orientation} and {theirs.orientation}); {RESAMPLE_REMEDY}"
+            )
+        volume = self._volume.assign_coords({d: other.coords[d] for d in SPATIAL if d in self._volume.dims})
+        return with_frame(volume, other.mrh.affine, self.space)
+
+    def in_order(self, dims: Sequence[str]) -> tuple[Any, Floats]:
+        """Data with its axes in the order of `dims`, and the affine from that index to world mm."""
+        volume, grid = self._volume, self.grid
+        missing = [d for d in dims if d not in volume.dims]
+        data = volume.expand_dims(missing).transpose(*dims).data
+        columns = [SPATIAL.index(d) for d in dims if d in SPATIAL]
+        return data, grid.affine[:, [*columns, 3]]
+
+    def _facts(self, grid: Grid) -> dict[str, str]:
+        """What a person wants to know, by name."""
+        volume, extent = self._volume, np.array(grid.shape) * grid.spacing
+        return {
+            "shape": ", ".join(f"{dim} {n}" for dim, n in volume.sizes.items()),
+            "voxel": ", ".join(f"{dim} {length(s)}" for dim, s in zip(SPATIAL, grid.spacing, strict=True)),
+            "extent": ", ".join(f"{dim} {mm:.4g} mm" for dim, mm in zip(SPATIAL, extent, strict=True)),
+            "orientation": f"{grid.orientation} (where z, y, x point)"
+            if "source_axes" in volume.attrs
+            else "none known",
+            "space": self.space,
+            "values": f"{volume.dtype}, {volume.attrs.get('kind', 'image')}, {volume.nbytes / 1e6:.4g} MB",
+        }
+
+    def __repr__(self) -> str:
+        name = self._volume.name
+        try:
+            facts = self._facts(self.grid)
+        except GridError as error:
+            return f"no true geometry: {error}"
+        width = max(map(len, facts))
+        rows = (f"  {key:{width}}  {value}" for key, value in facts.items())
+        return "\n".join(["geometry" if name is None else f"{name}: geometry", *rows])
+
+    def _repr_html_(self) -> str:
+        from mrhdata._runtime import html
+
+        volume = self._volume
+        try:
+            grid = self.grid
+        except GridError as error:
+            return html.panel(f"{volume.name}: no true geometry", str(error))
+        given = self._facts(grid) | {"index to world, mm": html.matrix(grid.affine[:3])}
+        extent = np.array(grid.shape) * grid.spacing
+        title = "geometry" if volume.name is None else f"{volume.name}: geometry"
+        box = html.solid(grid.corners(), SPATIAL, f"box of {length(extent.max())}, orientation {grid.orientation}")
+        return html.panel(title, html.facts(given), box)
+
+    def _axis(self, dim: str) -> tuple[float, float, int]:
+        """Start, step (mm, negative where reversed) and length of one axis."""
+        if dim not in self._volume.coords:
+            raise GridError(f"axis {dim!r} has no coordinate, so its place is lost; slice without drop=True")
+        coord = self._volume.coords[dim]
+        values = np.atleast_1d(np.asarray(coord, dtype=np.float64))
+        if values.size == 0:
+            raise GridError(f"axis {dim!r} is empty; the selection lies outside the volume")
+        if values.size == 1:
+            if "spacing_mm" not in coord.attrs:
+                raise GridError(f"axis {dim!r} of one voxel has no spacing_mm in its attrs; set it in mm")
+            return float(values[0]), float(coord.attrs["spacing_mm"]), 1
+        step = (values[-1] - values[0]) / (values.size - 1)
+        off = np.abs(np.diff(values) - step).max()
+        if not off <= _STEP_TOLERANCE * abs(step):
+            raise GridError(f"steps along {dim!r} are unequal: {step:.6g} mm on average, up to {off:.3g} mm off")
+        return float(values[0]), float(step), values.size
