@@ -70,7 +70,7 @@ def test_geometry_of_volume_regions_and_cells_agrees(brain):
 
 
 def test_cells_are_brighter_than_their_surroundings(brain, signal):
-    """More than 95 % of the cells stand out (a few touch a vessel or brighter cell), but under half of random points."""
+    """More than 95 % of cells stand out (a few touch a vessel or brighter cell), but under half of random points do."""
     grid = np.stack(np.meshgrid(*[np.arange(-10, 11)] * 3, indexing="ij"))
     distance = np.linalg.norm(grid, axis=0)
 
