@@ -1,33 +1,32 @@
-"""A digital mouse brain of known tissue, its MRI and its histology.
+"""A digital mouse brain with known tissue, its MRI and its histology.
 
-The tissue is given by three maps, volume fractions per voxel: **axon** (A), **myelin** (M) and cell
-bodies, **cell** (C); every signal is computed from them, so that what a method recovers can be compared
-with what is there. Shapes are drawn, not traced: ellipsoids, shells and tubes at a mouse brain's
-size, bent differently for each subject.
+Three maps define the tissue as volume fractions of each voxel: **axon** (A), **myelin** (M) and cell bodies, **cell**
+(C). Every signal is computed from them, so that the output of a method can be compared with the true tissue. Shapes
+are synthetic: ellipsoids, shells and tubes at the size of a mouse brain, bent differently for each subject.
 
-MRI signal model (symbols below; diffusivities in um^2/ms, b in ms/um^2):
+MRI signal model (diffusivities in um^2/ms, b in ms/um^2):
 
 - T2-weighted: ``S = P exp(-TE R2)``, ``R2 = (1 - W)(R2_0 + r2 M) + W R2_w``, with water ``W`` of the
   ventricles. Relaxation rates rise linearly with myelin (Stueber et al. 2014, NeuroImage 93:95).
-- Proton density ``P = 1 - p M``: myelin's own water decays before the echo.
-- Magnetisation transfer: saturation of free water at steady state, ``S_on = S_off R1 / (R1 + k F)``
-  (Henkelman et al. 1993, MRM 29:759; Helms et al. 2008, MRM 60:1396), bound pool ``F = F_0 + f M``,
+- Proton density ``P = 1 - p M``: the water of myelin decays before the echo.
+- Magnetisation transfer: steady-state saturation of free water, ``S_on = S_off R1 / (R1 + k F)``
+  (Henkelman et al. 1993, MRM 29:759; Helms et al. 2008, MRM 60:1396), with the bound pool ``F = F_0 + f M`` and
   ``R1 = R1_0 + r1 M``.
 - Diffusion, three compartments (after Zhang et al. 2012, NeuroImage 61:1000, and Palombo et al. 2020,
   NeuroImage 215:116835): axons as sticks, a share ``o`` of them orientation-averaged,
   ``(1 - o) exp(-b d (g.n)^2) + o sqrt(pi / (4 b d)) erf(sqrt(b d))`` (Kaden et al. 2016, MRM 75:1752);
-  cell bodies as slow isotropic water ``exp(-b d_c)``; the rest as a zeppelin whose radial diffusivity is
+  cell bodies as slow isotropic water ``exp(-b d_c)``; the rest as a zeppelin with the radial diffusivity
   ``d (1 - v)`` (tortuosity, Szafer et al. 1995, MRM 33:697), averaged in the same way; water ``exp(-b d_w)``.
 - Rician noise: the magnitude of the signal plus complex Gaussian noise (Gudbjartsson and Patz 1995,
   MRM 34:910).
 
-Histology on the same grid, with section-wise staining differences and camera noise: autofluorescence
+Histology is on the same grid, with section-wise staining differences and camera noise: autofluorescence
 falls with myelin and saturates; neurofilament (NF) saturates with axons, MBP with myelin and Nissl with
 cell bodies.
 
-Tissue values are of the size that microscopy and MRI of fixed mouse brain report: myelin 0.2-0.3 in
-white matter (West et al. 2018, NeuroImage 182:489), cell bodies densest in granule layers (Eroe et al.
-2018, Front. Neuroinform. 12:84), diffusivity of fixed tissue 0.6 (Dyrby et al. 2011, HBM 32:544).
+Tissue values follow microscopy and MRI of fixed mouse brain: myelin 0.2-0.3 in white matter (West et al. 2018,
+NeuroImage 182:489), cell bodies densest in granule layers (Eroe et al. 2018, Front. Neuroinform. 12:84),
+diffusivity of fixed tissue 0.6 (Dyrby et al. 2011, HBM 32:544).
 """
 
 from __future__ import annotations
@@ -51,9 +50,10 @@ Floats = NDArray[np.float64]
 
 #: Half axes of the brain along z (S), y (A), x (R), in mm.
 BRAIN_MM = (3.6, 6.2, 5.1)
+#: Margin of the grid around the brain.
 _MARGIN_MM = 0.4
 
-#: Tissue -> label, axon, myelin, cell fraction, share of axons without common direction.
+#: Tissue -> label, fractions of axon, myelin and cell bodies, and the share of axons without a common direction.
 TISSUES: dict[str, tuple[int, float, float, float, float]] = {
     "cortex": (1, 0.20, 0.05, 0.14, 0.90),
     "white matter": (2, 0.42, 0.28, 0.06, 0.15),
@@ -73,17 +73,17 @@ TISSUES: dict[str, tuple[int, float, float, float, float]] = {
 class Protocol:
     """MRI protocol and signal parameters.
 
-    The defaults are the 67 images of MRH-Net (Liang et al. 2022, eLife 11:e72331): two b0 and 30
-    directions at b = 2000 and at 5000 s/mm^2, T2-weighted, and an MT pair.
+    The defaults are the 67 images of MRH-Net (Liang et al. 2022, eLife 11:e72331): two b0 and 30 directions at each
+    of b = 2000 and 5000 s/mm^2, T2-weighted, and an MT pair.
 
     Attributes
     ----------
     shells : tuple of float
-        b-values, ms/um^2 (thousands of s/mm^2).
+        b-values in ms/um^2 (thousands of s/mm^2).
     directions, b0s : int
-        Per shell.
+        Number of directions and of b0 images per shell.
     snr, snr_b0 : float
-        Mean brain signal over the noise's standard deviation, for T2 and MT images and for b0.
+        Mean brain signal over the standard deviation of the noise, for T2 and MT images and for b0 images.
     """
 
     shells: tuple[float, ...] = (2.0, 5.0)
@@ -101,23 +101,24 @@ class Protocol:
 
 
 def mouse_brain(spacing_mm: float = 0.2, seed: int = 0, protocol: Protocol | None = None) -> dict[str, xr.DataArray]:
-    """One subject: its tissue, MRI and histology as a co-registered group.
+    """Make one subject: tissue, MRI and histology as a co-registered group.
 
     Parameters
     ----------
     spacing_mm : float
-        Of the isotropic grid; 0.2 gives (40, 66, 55) voxels.
+        Spacing of the isotropic grid; 0.2 gives (40, 66, 55) voxels.
     seed : int
-        Of this subject's shape, tissue and noise.
+        Random seed of shape, tissue and noise of the subject.
     protocol : Protocol, optional
+        MRI protocol; that of MRH-Net by default.
 
     Returns
     -------
     group : dict of str to volume
-        MRI, uint16: ``t2w``, ``mt_off``, ``mt_on``; ``dwi2000``, ``dwi5000`` with channels ``c`` (b0
-        first). Histology, float32 from 0 to about 1: ``af``, ``nf``, ``mbp``, ``nissl``. Truth:
-        ``axon``, ``myelin``, ``cell`` (fractions), ``af_clean`` (autofluorescence before staining
-        differences and noise), ``tissue`` (labels of `TISSUES`), ``mask``.
+        MRI, uint16: ``t2w``, ``mt_off``, ``mt_on``, and ``dwi2000``, ``dwi5000`` with channels ``c`` (b0 first).
+        Histology, float32 from 0 to about 1: ``af``, ``nf``, ``mbp``, ``nissl``. Ground truth: ``axon``,
+        ``myelin``, ``cell`` (fractions), ``af_clean`` (autofluorescence before staining differences and noise),
+        ``tissue`` (labels of `TISSUES`), ``mask``.
 
     Examples
     --------
@@ -131,8 +132,8 @@ def mouse_brain(spacing_mm: float = 0.2, seed: int = 0, protocol: Protocol | Non
     protocol = protocol or Protocol()
     rng = np.random.default_rng(seed)
     tissue = _Tissue(spacing_mm, rng)
-    signals = _mri(tissue, protocol, rng)
-    stains = _histology(tissue, rng)
+    signals = _simulate_mri(tissue, protocol, rng)
+    stains = _simulate_histology(tissue, rng)
     maps = {"axon": tissue.axon, "myelin": tissue.myelin, "cell": tissue.cell}
     affine = np.diag([spacing_mm] * 3 + [1.0])[[2, 1, 0, 3]]
     affine[:3, 3] = tissue.origin[::-1]
@@ -149,7 +150,7 @@ def mouse_brain(spacing_mm: float = 0.2, seed: int = 0, protocol: Protocol | Non
 
 
 def mouse_maps(brain: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
-    """Five parameter maps of a digital mouse that stand for single markers.
+    """Compute five parameter maps of a digital mouse: T2w, MTR, two diffusivities and anisotropy.
 
     Examples
     --------
@@ -176,59 +177,59 @@ class _Tissue:
         self.spacing_mm = spacing_mm
         self.shape = tuple(int(n) for n in counts)
         self._rng = rng
-        where = np.stack(np.meshgrid(*axes, indexing="ij"))
-        # Each subject's brain is bent by up to about 0.3 mm, and 2 % larger or smaller along each axis.
+        points = np.stack(np.meshgrid(*axes, indexing="ij"))
+        # Each brain is bent by up to about 0.3 mm, and scaled by 2 % (standard deviation) along each axis.
         bend = np.stack([0.12 * self.field(1.0) for _ in range(3)])
-        self.z, self.y, self.x = where * rng.normal(1.0, 0.02, 3)[:, None, None, None] + bend
+        self.z, self.y, self.x = points * rng.normal(1.0, 0.02, 3)[:, None, None, None] + bend
         self.r = self.ellipsoid((0, 0, 0), BRAIN_MM)
         self.inside = self.r < 1
-        self.axon, self.myelin, self.cell, self.stray, self.water = (np.zeros(self.shape) for _ in range(5))
+        self.axon, self.myelin, self.cell, self.dispersion, self.water = (np.zeros(self.shape) for _ in range(5))
         self.labels = np.zeros(self.shape, dtype=np.int64)
         self.direction = np.zeros((3, *self.shape))
         self.direction[1] = 1.0
         self._paint_all()
-        self._vary()
+        self._add_variation()
 
     def field(self, width_mm: float) -> Floats:
-        """A smooth random field of zero mean and unit standard deviation."""
+        """Return a smooth random field of zero mean and unit standard deviation."""
         noise = self._rng.standard_normal(self.shape)
         smooth = gaussian_filter(noise, width_mm / self.spacing_mm, mode="reflect")
         return np.asarray((smooth - smooth.mean()) / smooth.std(), dtype=np.float64)
 
     def ellipsoid(self, centre_mm: tuple[float, float, float], half_mm: tuple[float, float, float]) -> Floats:
-        """Distance from a centre (z, y, |x|) in units of the half axes: 1 on the surface. Both hemispheres."""
-        parts = zip((self.z, self.y, np.abs(self.x) if centre_mm[2] else self.x), centre_mm, half_mm, strict=True)
-        return np.asarray(np.sqrt(sum(((p - c) / h) ** 2 for p, c, h in parts)), dtype=np.float64)
+        """Return the distance from a centre (z, y, |x|) in half axes, 1 on the surface, for both hemispheres."""
+        axes = zip((self.z, self.y, np.abs(self.x) if centre_mm[2] else self.x), centre_mm, half_mm, strict=True)
+        return np.asarray(np.sqrt(sum(((p - c) / h) ** 2 for p, c, h in axes)), dtype=np.float64)
 
     def _paint(
         self, tissue: str, signed_mm: Floats, direction: tuple[float, float, float] | Floats = (0, 1, 0)
     ) -> None:
-        """Fill where `signed_mm` (distance inside a structure) is positive, with edges of about a tenth of a mm."""
-        label, axon, myelin, cell, stray = TISSUES[tissue]
+        """Paint a structure from the signed distance inside its surface, with edges 0.1 mm wide."""
+        label, axon, myelin, cell, dispersion = TISSUES[tissue]
         share = np.clip(0.5 + signed_mm / 0.1, 0, 1)
-        for name, value in (("axon", axon), ("myelin", myelin), ("cell", cell), ("stray", stray)):
-            old = getattr(self, name)
-            setattr(self, name, old + share * (value - old))
+        for name, value in (("axon", axon), ("myelin", myelin), ("cell", cell), ("dispersion", dispersion)):
+            fraction = getattr(self, name)
+            setattr(self, name, fraction + share * (value - fraction))
         self.water += share * (float(tissue == "ventricle") - self.water)
         self.labels[share >= 0.5] = label
-        towards = np.asarray(direction, dtype=np.float64)
-        towards = towards.reshape(3, 1, 1, 1) if towards.ndim == 1 else towards
-        self.direction = np.where(share >= 0.5, towards, self.direction)
+        fibres = np.asarray(direction, dtype=np.float64)
+        fibres = fibres.reshape(3, 1, 1, 1) if fibres.ndim == 1 else fibres
+        self.direction = np.where(share >= 0.5, fibres, self.direction)
 
     def _tube(self, tissue: str, z_mm: float, x_mm: float, radius_mm: float, y_mm: tuple[float, float]) -> None:
-        """A bundle along y, in both hemispheres."""
-        away = np.hypot(self.z - z_mm, np.abs(self.x) - x_mm)
-        along = np.minimum(self.y - y_mm[0], y_mm[1] - self.y)
-        self._paint(tissue, np.minimum(radius_mm - away, along))
+        """Paint a bundle along y in both hemispheres."""
+        distance = np.hypot(self.z - z_mm, np.abs(self.x) - x_mm)
+        from_ends = np.minimum(self.y - y_mm[0], y_mm[1] - self.y)
+        self._paint(tissue, np.minimum(radius_mm - distance, from_ends))
 
     def _paint_all(self) -> None:
         scale = min(BRAIN_MM)
         depth = (1 - self.r) * scale
-        dorsal = self.z + 0.8  # the cortical mantle ends below this
-        behind = -(self.y + 3.4)  # cerebellum and brainstem begin here
+        dorsal = self.z + 0.8  # Ventral end of the cortical mantle.
+        behind = -(self.y + 3.4)  # Anterior end of cerebellum and brainstem.
         self._paint("hypothalamus", depth)
         self._paint("cortex", np.minimum(depth, dorsal))
-        # Callosum and external capsule: a shell under the mantle, its fibres tangential and in the coronal plane.
+        # Callosum and external capsule: a shell under the mantle with tangential fibres in the coronal plane.
         normal = np.stack([self.z / BRAIN_MM[0] ** 2, np.zeros(self.shape), self.x / BRAIN_MM[2] ** 2])
         tangent = np.stack([-normal[2], normal[1], normal[0]])
         self._paint("white matter", np.minimum(np.minimum(depth - 1.05, dorsal), 1.40 - depth), tangent)
@@ -251,29 +252,29 @@ class _Tissue:
         self._paint("ventricle", (1 - self.ellipsoid((-0.6, -1.2, 0.0), (1.2, 1.0, 0.12))) * 0.12)
 
     def _paint_cerebellum(self, depth: Floats, behind: Floats) -> None:
-        """Folia: molecular layer outside, granule layer, and the white matter's arbor inside."""
+        """Paint the folia: molecular layer outside, then granule layer, and the arbor of white matter inside."""
         lobe = np.minimum(np.minimum(depth, behind), self.z + 0.2)
         fold = np.cos(2 * np.pi * (self.y + 0.6 * self.z) / 0.9)
         self._paint("cerebellar molecular layer", lobe)
         self._paint("cerebellar granule layer", np.minimum(lobe - 0.2, 0.12 * (fold + 0.5)))
         self._paint("white matter", np.minimum(lobe - 0.5, 0.12 * (fold - 0.75)), (1, 0, 0))
 
-    def _vary(self) -> None:
-        """Tissue varies within structures, each fraction by itself, and the cortex is layered."""
+    def _add_variation(self) -> None:
+        """Vary each fraction within structures, and layer the cell bodies of the cortex."""
         layered = np.where(self.labels == TISSUES["cortex"][0], 1 + 0.35 * np.cos(2 * np.pi * (1 - self.r) * 9), 1.0)
         self.cell = self.cell * layered
         for name, strength in (("axon", 0.15), ("myelin", 0.20), ("cell", 0.20)):
             factor = np.exp(strength * (0.7 * self.field(0.4) + 0.7 * self.field(1.5)))
             setattr(self, name, np.clip(getattr(self, name) * factor * self.inside, 0, 0.6))
-        # The three fractions share a voxel with extracellular space, of which at least a tenth is left.
-        crowded = np.maximum(1.0, (self.axon + self.myelin + self.cell) / 0.9)
-        self.axon, self.myelin, self.cell = (f / crowded for f in (self.axon, self.myelin, self.cell))
+        # At least a tenth of each voxel is extracellular space.
+        excess = np.maximum(1.0, (self.axon + self.myelin + self.cell) / 0.9)
+        self.axon, self.myelin, self.cell = (f / excess for f in (self.axon, self.myelin, self.cell))
         self.labels[~self.inside] = 0
         self.direction /= np.maximum(np.linalg.norm(self.direction, axis=0), 1e-9)
 
 
 def directions(count: int) -> Floats:
-    """Unit vectors (count, 3) in z, y, x, spread over a half sphere as a Fibonacci spiral.
+    """Return unit vectors (count, 3) in z, y, x, spread over a half sphere as a Fibonacci spiral.
 
     Examples
     --------
@@ -287,9 +288,9 @@ def directions(count: int) -> Floats:
     return np.stack([z, radius * np.sin(angle), radius * np.cos(angle)], axis=1)
 
 
-def _mri(tissue: _Tissue, p: Protocol, rng: np.random.Generator) -> dict[str, NDArray[np.uint16]]:
+def _simulate_mri(tissue: _Tissue, p: Protocol, rng: np.random.Generator) -> dict[str, NDArray[np.uint16]]:
     inside, m, w = tissue.inside, tissue.myelin, tissue.water
-    # The receive coil's sensitivity, and the transmit field's, which MT saturation follows squared.
+    # Receive sensitivity and transmit field; MT saturation is proportional to the square of the transmit field.
     receive, transmit = 1 + 0.08 * tissue.field(3.0), 1 + 0.03 * tissue.field(3.0)
     density = inside * (1 - p.myelin_density_loss * m) * receive
     r2 = (1 - w) * (p.r2_per_s[0] + p.r2_per_s[1] * m) + w * p.r2_per_s[2]
@@ -298,68 +299,69 @@ def _mri(tissue: _Tissue, p: Protocol, rng: np.random.Generator) -> dict[str, ND
     t2w = density * np.exp(-p.te_ms / 1e3 * r2)
     mt_on = density * r1 / (r1 + p.saturation_per_s * bound * transmit**2)
     images = {
-        "t2w": _magnitude(t2w, p.snr, inside, rng),
-        "mt_off": _magnitude(density, p.snr, inside, rng),
-        # One receiver gain for the pair: the noise of the second is that of the first.
-        "mt_on": _magnitude(mt_on, p.snr, inside, rng, reference=density),
+        "t2w": _rician_magnitude(t2w, p.snr, inside, rng),
+        "mt_off": _rician_magnitude(density, p.snr, inside, rng),
+        # Both images of the MT pair have the same receiver gain, so the same noise level.
+        "mt_on": _rician_magnitude(mt_on, p.snr, inside, rng, reference=density),
     }
     b0 = density * np.exp(-0.03 * r2)
     for b in p.shells:
-        shell = [b0] * p.b0s + [b0 * _attenuation(tissue, p, b, g) for g in directions(p.directions)]
-        stacked = [_magnitude(s, p.snr_b0, inside, rng, reference=b0) for s in shell]
-        images[f"dwi{round(b * 1000)}"] = np.stack(stacked)
+        signals = [b0] * p.b0s + [b0 * _attenuation(tissue, p, b, g) for g in directions(p.directions)]
+        shell = [_rician_magnitude(s, p.snr_b0, inside, rng, reference=b0) for s in signals]
+        images[f"dwi{round(b * 1000)}"] = np.stack(shell)
     return images
 
 
 def _attenuation(tissue: _Tissue, p: Protocol, b: float, gradient: Floats) -> Floats:
-    """Signal of one diffusion-weighted image relative to b0."""
+    """Return the signal of one diffusion-weighted image relative to b0."""
     d, d_cell, d_water = p.diffusivity
-    # Only water that lives to the echo counts: not the myelin's own.
+    # The water of myelin decays before the echo, so fractions are relative to the remaining water.
     visible = np.maximum(1 - tissue.myelin, 1e-6)
     axon, cell = tissue.axon / visible, tissue.cell / visible
     cosine2 = np.einsum("i,i...->...", gradient, tissue.direction) ** 2
     radial = d * (1 - axon)
-    stick = _averaged(b, d, np.zeros_like(radial), cosine2, tissue.stray)
-    zeppelin = _averaged(b, d, radial, cosine2, tissue.stray)
+    stick = _diffusion_signal(b, d, np.zeros_like(radial), cosine2, tissue.dispersion)
+    zeppelin = _diffusion_signal(b, d, radial, cosine2, tissue.dispersion)
     soma = np.exp(-b * d_cell)
-    solid = axon * stick + cell * soma + (1 - axon - cell) * zeppelin
-    return np.asarray((1 - tissue.water) * solid + tissue.water * np.exp(-b * d_water), dtype=np.float64)
+    parenchyma = axon * stick + cell * soma + (1 - axon - cell) * zeppelin
+    return np.asarray((1 - tissue.water) * parenchyma + tissue.water * np.exp(-b * d_water), dtype=np.float64)
 
 
-def _averaged(b: float, axial: float, radial: Floats, cosine2: Floats, stray: Floats) -> Floats:
-    """Axially symmetric Gaussian diffusion, a share `stray` of it averaged over all directions."""
-    along = np.exp(-b * (radial + (axial - radial) * cosine2))
+def _diffusion_signal(b: float, axial: float, radial: Floats, cosine2: Floats, dispersion: Floats) -> Floats:
+    """Return the signal of axially symmetric diffusion, a share `dispersion` of it averaged over all directions."""
+    aligned = np.exp(-b * (radial + (axial - radial) * cosine2))
     excess = np.maximum(b * (axial - radial), 1e-9)
     powder = np.exp(-b * radial) * np.sqrt(np.pi / (4 * excess)) * erf(np.sqrt(excess))
-    return np.asarray((1 - stray) * along + stray * powder, dtype=np.float64)
+    return np.asarray((1 - dispersion) * aligned + dispersion * powder, dtype=np.float64)
 
 
-def _magnitude(
+def _rician_magnitude(
     signal: Floats,
     snr: float,
     inside: NDArray[np.bool_],
     rng: np.random.Generator,
     reference: Floats | None = None,
 ) -> NDArray[np.uint16]:
-    """Rician magnitude, in counts where 4000 is full signal."""
+    """Return the magnitude of a signal with complex noise, in counts: a signal of 1 is 4000."""
     sigma = (signal if reference is None else reference)[inside].mean() / snr
     real, imaginary = signal + rng.normal(0, sigma, signal.shape), rng.normal(0, sigma, signal.shape)
     return np.asarray(np.rint(4000 * np.hypot(real, imaginary)), dtype=np.uint16)
 
 
-def _histology(tissue: _Tissue, rng: np.random.Generator) -> dict[str, Floats]:
+def _simulate_histology(tissue: _Tissue, rng: np.random.Generator) -> dict[str, Floats]:
     a, m, c = tissue.axon, tissue.myelin, tissue.cell
     clean = {
         "af": tissue.inside * (1 - tissue.water) * (0.75 - 0.50 * m / (m + 0.10) - 0.10 * a + 0.15 * c),
         "nf": 1.4 * a / (a + 0.30),
         "mbp": 1.4 * m / (m + 0.12),
-        # Last: a stain that is added draws its noise after the others', which stay as they were.
+        # Further stains go last, so that those above keep their noise for a given seed.
         "nissl": 1.4 * c / (c + 0.15),
     }
     stains = {}
     for name, stain in clean.items():
-        seen = gaussian_filter(stain, 0.05 / tissue.spacing_mm)
-        # Coronal sections are stained one by one.
+        blurred = gaussian_filter(stain, 0.05 / tissue.spacing_mm)
+        # Each coronal section is stained separately.
         sections = rng.normal(1.0, 0.02, (1, tissue.shape[1], 1))
-        stains[name] = np.maximum(seen * sections * (1 + 0.03 * tissue.field(2.0)) + rng.normal(0, 0.02, seen.shape), 0)
+        shading = 1 + 0.03 * tissue.field(2.0)
+        stains[name] = np.maximum(blurred * sections * shading + rng.normal(0, 0.02, blurred.shape), 0)
     return stains | {"af_clean": clean["af"]}
