@@ -1,4 +1,4 @@
-"""One volume on another: search for a transform, apply it lazily, measure its quality."""
+"""Registration: find a transform between two volumes, apply it lazily, and measure its quality."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Where a registration starts: the world as the headers say, centres laid on each other, axes in any order."""
+"""Initial transforms of a registration: from the headers, from aligned centres, and with permuted or flipped axes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from mrhdata.volume.grid import Floats
 
 STARTS = ("auto", "world", "geometry", "moments")
 ORIENTATIONS = {False: 1, "rotations": 24, True: 48}
-#: Voxels along the longest axis of the pictures with which starts are compared, and how many go to the second
-#: round, and at how many points that looks.
-_COARSE, _SECOND_ROUND, _SAMPLES = 24, 12, 4_000
+#: Voxels along the longest axis of the images that starts are compared on.
+_COARSE = 24
+#: Number of best starts that are refined by a rigid search, and the points that its metric samples.
+_REFINED, _SAMPLES = 12, 4_000
 _BINS = 24
 
 
 @dataclass(frozen=True)
 class Start:
-    """A place to start from.
+    """Initial transform of a registration, with its score.
 
     Attributes
     ----------
     name : str
-        ``"world"``, ``"geometry"`` or ``"moments"``, and the axes: where world R, A and S of the fixed volume
-        lie in the moving one (``"RAS"`` where nothing turns).
+        ``"world"``, ``"geometry"`` or ``"moments"``, and the directions in the moving volume of world R, A and S of
+        the fixed one (``"RAS"`` if no axis turns).
     score : float
-        Normalised mutual information of the pictures that lie so: 1 for none, higher is better.
+        Normalised mutual information of the images in this alignment: 1 for none, higher is better.
     matrix : (4, 4) array
-        Fixed to moving world.
+        Matrix from fixed to moving world.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Start:
 
 
 def turns(orientations: bool | str) -> list[Floats]:
-    """Matrices (3, 3) that permute and flip the axes: the identity first; 24 without mirror images, or 48.
+    """Return matrices (3, 3) that permute and flip the axes, the identity first: 48, or 24 without mirror images.
 
     Examples
     --------
@@ -52,66 +53,66 @@ def turns(orientations: bool | str) -> list[Floats]:
     (48, 24, 1)
     """
     if orientations not in ORIENTATIONS:
-        raise GridError(f"orientations is one of {list(ORIENTATIONS)}, not {orientations!r}")
-    signed = itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
-    found = [np.eye(3)[list(order)] * np.array(signs)[:, None] for order, signs in signed]
+        raise GridError(f"orientations must be one of {list(ORIENTATIONS)}; got {orientations!r}")
+    signed_orders = itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
+    matrices = [np.eye(3)[list(order)] * np.array(signs)[:, None] for order, signs in signed_orders]
     if orientations == "rotations":
-        found = [m for m in found if np.linalg.det(m) > 0]
-    return found if orientations else found[:1]
+        matrices = [m for m in matrices if np.linalg.det(m) > 0]
+    return matrices if orientations else matrices[:1]
 
 
 def rank(fixed: Picture, moving: Picture, start: str, orientations: bool | str, seed: int) -> list[Start]:
-    """Starts, the best first, at a coarse level: compared as they are, then the best twelve after a rigid search.
+    """Rank the starts at a coarse level, best first; the best twelve are refined by a rigid search and ranked again.
 
     A brain is nearly its own mirror image: with ``orientations=True`` the second score may be close to the
-    first, and ``"rotations"`` is the better question where the volume is known not to be mirrored.
+    first. Use ``"rotations"`` if the volume is known not to be mirrored.
     """
     if start not in STARTS:
-        raise GridError(f"start is a Transform or one of {', '.join(STARTS)}, not {start!r}")
-    fixed, moving = _coarse(fixed), _coarse(moving)
-    first = [replace(c, score=score(fixed, moving, c.matrix)) for c in _candidates(fixed, moving, start, orientations)]
-    if len(first) == 1:
-        return first
-    first.sort(key=lambda s: -s.score)
-    again = [_searched(fixed, moving, c, Search(seed, 30, _SAMPLES)) for c in first[:_SECOND_ROUND]]
-    return sorted(again, key=lambda s: -s.score) + first[_SECOND_ROUND:]
+        raise GridError(f"start must be a Transform or one of {', '.join(STARTS)}; got {start!r}")
+    fixed, moving = _coarsen(fixed), _coarsen(moving)
+    starts = [replace(c, score=score(fixed, moving, c.matrix)) for c in _candidates(fixed, moving, start, orientations)]
+    if len(starts) == 1:
+        return starts
+    starts.sort(key=lambda s: -s.score)
+    refined = [_refine(fixed, moving, s, Search(seed, 30, _SAMPLES)) for s in starts[:_REFINED]]
+    return sorted(refined, key=lambda s: -s.score) + starts[_REFINED:]
 
 
-def _coarse(picture: Picture) -> Picture:
+def _coarsen(picture: Picture) -> Picture:
     return picture.at(float((np.array(picture.grid.shape) * picture.grid.spacing).max()) / _COARSE)
 
 
 def _candidates(fixed: Picture, moving: Picture, start: str, orientations: bool | str) -> list[Start]:
-    middles = {
+    centres = {
         "world": (np.zeros(3), np.zeros(3)),
-        "geometry": (_middle(fixed), _middle(moving)),
+        "geometry": (_grid_centre(fixed), _grid_centre(moving)),
         "moments": (fixed.centre(), moving.centre()),
     }
-    found = []
-    for name in [n for n in middles if n == start] or middles:
+    starts = []
+    for name in [n for n in centres if n == start] or centres:
         for turn in turns(orientations):
-            # Axes turn about the middle of the brain; about the world's origin they would lead anywhere.
+            # Axes turn about the centre of the brain; a turn about the world's origin could move it anywhere.
             if name != "moments" and start == "auto" and not np.array_equal(turn, np.eye(3)):
                 continue
-            here, there = middles[name]
+            fixed_centre, moving_centre = centres[name]
             matrix = np.eye(4)
-            matrix[:3, :3], matrix[:3, 3] = turn, there - turn @ here
-            found.append(Start(f"{name} {letters(turn)}", 0.0, matrix))
-    return found
+            matrix[:3, :3], matrix[:3, 3] = turn, moving_centre - turn @ fixed_centre
+            starts.append(Start(f"{name} {letters(turn)}", 0.0, matrix))
+    return starts
 
 
-def _middle(picture: Picture) -> Floats:
+def _grid_centre(picture: Picture) -> Floats:
     return picture.grid.world((np.array(picture.grid.shape) - 1) / 2)
 
 
 def letters(turn: Floats) -> str:
-    """Where R, A and S go: ``"RAS"`` for the identity, ``"LAS"`` for a mirror image."""
+    """Name the directions that R, A and S turn to: ``"RAS"`` for the identity, ``"LAS"`` for a mirror image."""
     names = ("RL", "AP", "SI")
     axes = np.abs(turn).argmax(axis=0)
     return "".join(names[a][int(turn[a, i] < 0)] for i, a in enumerate(axes))
 
 
-def _searched(fixed: Picture, moving: Picture, start: Start, search: Search) -> Start:
+def _refine(fixed: Picture, moving: Picture, start: Start, search: Search) -> Start:
     try:
         matrix = fit(fixed, moving, "rigid", start.matrix, search)
     except DataError:
@@ -122,20 +123,20 @@ def _searched(fixed: Picture, moving: Picture, start: Start, search: Search) -> 
 
 
 def score(fixed: Picture, moving: Picture, matrix: Floats) -> float:
-    """Normalised mutual information over the whole fixed picture; beyond the moving one it is dark.
+    """Compute normalised mutual information over the whole fixed image, with 0 outside the moving one.
 
-    So a start cannot win by having little in common with the fixed volume (Studholme et al. 1999,
-    Pattern Recognit. 32:71).
+    The outside counts, so that a start with little overlap cannot win (Studholme et al. 1999, Pattern
+    Recognit. 32:71).
     """
-    where = np.linalg.solve(moving.grid.affine, matrix @ fixed.grid.affine)
+    index_matrix = np.linalg.solve(moving.grid.affine, matrix @ fixed.grid.affine)
     values = ndimage.affine_transform(
-        np.where(moving.inside, moving.values, 0), where[:3, :3], where[:3, 3], fixed.grid.shape, order=1
+        np.where(moving.inside, moving.values, 0), index_matrix[:3, :3], index_matrix[:3, 3], fixed.grid.shape, order=1
     )
     return normalised_information(fixed.values[fixed.inside], values[fixed.inside])
 
 
 def normalised_information(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """``(H(A) + H(B)) / H(A, B)`` of values from 0 to 1: from 1 to 2.
+    """Compute ``(H(A) + H(B)) / H(A, B)`` of values from 0 to 1; the result is between 1 and 2.
 
     Examples
     --------
@@ -146,10 +147,10 @@ def normalised_information(a: NDArray[np.floating], b: NDArray[np.floating]) -> 
     a, b = check_same_shape(a, b)
     joint, _, _ = np.histogram2d(a.ravel(), b.ravel(), bins=_BINS, range=((0, 1), (0, 1)))
     p = joint / joint.sum()
-    both = _entropy(p)
-    return float((_entropy(p.sum(axis=0)) + _entropy(p.sum(axis=1))) / both) if both > 0 else 1.0
+    joint_entropy = _entropy(p)
+    return float((_entropy(p.sum(axis=0)) + _entropy(p.sum(axis=1))) / joint_entropy) if joint_entropy > 0 else 1.0
 
 
 def _entropy(p: NDArray[np.floating]) -> float:
-    held = p[p > 0]
-    return float(-(held * np.log(held)).sum())
+    positive = p[p > 0]
+    return float(-(positive * np.log(positive)).sum())

@@ -1,7 +1,7 @@
-"""Rigid, similar and affine registration, and B-splines, through SimpleITK and Mattes' mutual information.
+"""Rigid, similarity, affine and B-spline registration with SimpleITK and Mattes' mutual information.
 
-Mattes et al. 2003, IEEE Trans. Med. Imaging 22:120. One thread and one seed, so that the same volumes give
-the same transform on every machine: sums over threads come out in another order each time.
+Mattes et al. 2003, IEEE Trans. Med. Imaging 22:120. One thread and one seed, so that the same volumes give the same
+transform on every machine: several threads would add up sums in a different order in each run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _MODELS: dict[str, Any] = {
     "affine": partial(sitk.AffineTransform, 3),
 }
 MODELS = tuple(_MODELS)
-#: Points of the fixed picture that the metric looks at; as many as there are voxels where those are fewer.
+#: Maximum number of points of the fixed image that the metric samples.
 _SAMPLES = 20_000
 _BINS = 32
-#: Distance of a B-spline's control points, as a share of the longest axis.
+#: Distance between the control points of a B-spline, as a share of the longest axis.
 _CONTROL_SHARE = 1 / 7
 
 
 @dataclass(frozen=True)
 class Search:
-    """Where a search looks and how long: points of the fixed picture, drawn by the seed, and iterations."""
+    """Settings of a search: its random seed, maximum number of iterations, and sampled points of the fixed image."""
 
     seed: int = 0
     iterations: int = 100
@@ -44,22 +44,22 @@ class Search:
 
 
 def fit(fixed: Picture, moving: Picture, model: str, start: Floats, search: Search) -> Floats:
-    """The matrix (4, 4) from fixed to moving world that fits best, near `start`; `start` itself where none fits better.
+    """Search near `start` for the best matrix (4, 4) from fixed to moving world; return `start` if none is better.
 
     Parameters
     ----------
     fixed, moving : Picture
-        At one level.
+        Images of one level.
     model : {"rigid", "similarity", "affine"}
-        What may change against `start`.
+        Degrees of freedom of the change of `start`.
     start : (4, 4) array
     search : Search
     """
     fixed, moving = fixed.thick(), moving.thick()
     change = _MODELS[model]()
     change.SetCenter(itk.points(fixed.centre()).tolist())
-    method = _method(fixed, moving, search)
-    # The change comes first and leads to where `start` begins.
+    method = _set_up(fixed, moving, search)
+    # The change is applied before `start`.
     method.SetMovingInitialTransform(itk.matrix_to_itk(start))
     method.SetInitialTransform(change, True)
     method.SetOptimizerAsConjugateGradientLineSearch(
@@ -71,41 +71,42 @@ def fit(fixed: Picture, moving: Picture, model: str, start: Floats, search: Sear
         maximumStepSizeInPhysicalUnits=float(fixed.grid.spacing.max()),
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    return start @ itk.from_itk(change).affine() if _better(method, fixed, moving) else start
+    return start @ itk.from_itk(change).affine() if _search_improves(method, fixed, moving) else start
 
 
 def fit_splines(fixed: Picture, moving: Picture, start: Transform, search: Search) -> Displacement:
-    """Cubic B-splines to go before `start`.
+    """Fit cubic B-splines to apply before `start`.
 
-    Rueckert et al. 1999, IEEE Trans. Med. Imaging 18:712; control points a seventh of the longest axis apart.
+    Rueckert et al. 1999, IEEE Trans. Med. Imaging 18:712. Control points are a seventh of the longest axis apart.
     """
     fixed, moving = fixed.thick(), moving.thick()
     extent = np.array(fixed.grid.shape) * fixed.grid.spacing
     mesh = np.maximum(1, np.rint(extent / (extent.max() * _CONTROL_SHARE))).astype(int)
-    picture = itk.image(fixed.values, fixed.grid)
-    change = sitk.BSplineTransformInitializer(picture, mesh[::-1].tolist(), 3)
-    # ITK cannot differentiate through an earlier B-spline: the moving picture goes through it beforehand.
+    image = itk.image(fixed.values, fixed.grid)
+    change = sitk.BSplineTransformInitializer(image, mesh[::-1].tolist(), 3)
+    # ITK cannot differentiate through another B-spline, so the moving image is resampled through `start` first.
     moving = pulled(moving, fixed, start)
-    method = _method(fixed, moving, search)
+    method = _set_up(fixed, moving, search)
     method.SetInitialTransform(change, True)
     method.SetOptimizerAsLBFGSB(
         gradientConvergenceTolerance=1e-5,
         numberOfIterations=search.iterations,
         maximumNumberOfFunctionEvaluations=search.iterations + 10,
     )
-    if not _better(method, fixed, moving):
+    if not _search_improves(method, fixed, moving):
         change.SetParameters([0.0] * change.GetNumberOfParameters())
     return itk.from_itk(change).steps[0]  # type: ignore[return-value]
 
 
-def _method(fixed: Picture, moving: Picture, search: Search) -> Any:
+def _set_up(fixed: Picture, moving: Picture, search: Search) -> Any:
+    """Return ITK's registration method with its metric, its sampling and the masks."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetInterpolator(sitk.sitkLinear)
-    # Points between the voxels also where there are few: at voxels, the two grids on each other would be the sharpest
-    # picture, and pull the result by up to a quarter of a voxel (Tsao 2003, IEEE Trans. Med. Imaging 22:854).
+    # Sample between voxels even if there are few: at voxels, the metric peaks when the two grids coincide, which biases
+    # the result by up to a quarter of a voxel (Tsao 2003, IEEE Trans. Med. Imaging 22:854).
     method.SetMetricSamplingStrategy(method.RANDOM)
-    # ITK takes 0 for "by the clock".
+    # ITK takes a seed of 0 from the clock.
     method.SetMetricSamplingPercentage(min(1.0, search.samples / fixed.values.size), search.seed % 2**31 + 1)
     if not fixed.inside.all():
         method.SetMetricFixedMask(itk.image(fixed.inside.astype(np.uint8), fixed.grid))
@@ -114,8 +115,8 @@ def _method(fixed: Picture, moving: Picture, search: Search) -> Any:
     return method
 
 
-def _better(method: Any, fixed: Picture, moving: Picture) -> bool:
-    """Search; whether it ended better than it began. On noise a search may run off and lose sight of the volume."""
+def _search_improves(method: Any, fixed: Picture, moving: Picture) -> bool:
+    """Run the search and return whether the metric improved; on noise a search may diverge and leave the volume."""
     pair = itk.image(fixed.values, fixed.grid), itk.image(moving.values, moving.grid)
     with _one_thread():
         try:
@@ -123,7 +124,7 @@ def _better(method: Any, fixed: Picture, moving: Picture) -> bool:
         except RuntimeError as error:
             detail = " ".join(str(error).split())[-160:]
             raise DataError(
-                f"the volumes cannot be compared where they overlap: check masks and orientation, or use "
+                "the volumes must overlap inside their masks to be compared. Check masks and orientation, or pass "
                 f"start='moments' ({detail})"
             ) from error
         try:
@@ -135,7 +136,7 @@ def _better(method: Any, fixed: Picture, moving: Picture) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """ITK's metrics take their threads from the global default alone; it is put back afterwards."""
+    """Set ITK's global number of threads, the only setting that its metrics use, to 1; restore it afterwards."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:

@@ -1,9 +1,9 @@
-"""Random misregistration: volumes moved by smooth displacement fields of known size.
+"""Simulated misregistration: volumes deformed by random smooth displacement fields of known size.
 
-As MRH-Net's authors simulated it (Liang et al. 2022, eLife 11:e72331, figure 1, supplement 1): Gaussian
-displacements at the points of a 1 mm grid in the coronal plane, B-splines between them. The two components
-are normal, so the length of a displacement follows a Rayleigh distribution; 0.65 to 0.8 voxels is the
-mismatch that they saw (70 % within one voxel, 95 % within two).
+This follows MRH-Net's authors (Liang et al. 2022, eLife 11:e72331, figure 1, supplement 1): Gaussian
+displacements at the points of a 1 mm grid in the coronal plane, interpolated by B-splines. The two components
+are normal, so the length of a displacement follows a Rayleigh distribution. The authors observed a mismatch of
+0.65 to 0.8 voxels (70 % within one voxel, 95 % within two).
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ def displacement(
     Parameters
     ----------
     volume : volume
-        Of whose grid.
+        Volume whose grid is used.
     size : float
-        Root mean square of each component in voxels: the scale of the Rayleigh distribution. The root of
-        the mean squared length is ``sqrt(2)`` times it in a plane, ``sqrt(3)`` times in space.
+        Root mean square of each component in voxels, which is the scale of the Rayleigh distribution. The root
+        mean square of the length is ``sqrt(2)`` times larger in a plane and ``sqrt(3)`` times in space.
     seed : int
+        Random seed.
     grid_mm : float
-        Between the points at which displacements are drawn.
+        Distance between the points at which displacements are drawn.
     plane : {"coronal", "axial", "sagittal"} or None
-        Voxels move within this plane, each plane by a field of its own, as sections do. None: in space.
+        Plane in which voxels move; each plane has its own field, like separate sections. None means all directions.
 
     Returns
     -------
     field : (3, z, y, x) array
-        Voxels along z, y, x from where a voxel is to where its value is taken.
+        Offset in voxels along z, y, x from each voxel to the point that its value is taken from.
 
     Raises
     ------
     DataError
-        A size below 0 or a grid finer than the voxels.
+        The size is below 0, or the grid is finer than the voxels.
     GridError
-        An unknown plane.
+        The plane is unknown.
 
     Notes
     -----
-    Fields whose size nears the distance of the grid's points fold: some voxels change places.
+    Fields fold if their size approaches the distance between grid points: the order of some voxels is reversed.
 
     Examples
     --------
@@ -62,14 +63,15 @@ def displacement(
     ((3, 4, 3, 50), False, [0.7, 0.0, 0.7])
     """
     if plane is not None and plane not in PLANES:
-        raise GridError(f"plane is one of {', '.join(PLANES)}, or None for all directions, not {plane!r}")
+        raise GridError(f"plane must be one of {', '.join(PLANES)}, or None for all directions; got {plane!r}")
     if size < 0:
-        raise DataError(f"a displacement of {size} voxels has no meaning; give 0 or more")
+        raise DataError(f"size must be 0 or more; got {size}")
     shape, steps = volume.mrh.grid.shape, grid_mm / np.asarray(volume.mrh.spacing)
     fixed = None if plane is None else PLANES[plane]
     if (steps[[axis for axis in range(3) if axis != fixed]] < 1).any():
         raise DataError(
-            f"a grid of {grid_mm} mm is finer than voxels of {volume.mrh.spacing.tolist()} mm; use a coarser one"
+            f"grid_mm must be at least the voxel size ({volume.mrh.spacing.tolist()} mm); got {grid_mm}. "
+            "Pass a coarser grid."
         )
     field, rng = np.zeros((3, *shape)), np.random.default_rng(seed)
     if not size:
@@ -78,17 +80,17 @@ def displacement(
         if fixed is None:
             field[axis] = _smooth(shape, steps, rng)
         elif axis != fixed:
-            flat, flat_steps = np.delete(shape, fixed), np.delete(steps, fixed)
-            planes = [_smooth(flat, flat_steps, rng) for _ in range(shape[fixed])]
+            plane_shape, plane_steps = np.delete(shape, fixed), np.delete(steps, fixed)
+            planes = [_smooth(plane_shape, plane_steps, rng) for _ in range(shape[fixed])]
             field[axis] = np.stack(planes, axis=fixed)
     rms = np.sqrt((field**2).mean(axis=(1, 2, 3), keepdims=True))
     return np.divide(size * field, rms, out=np.zeros_like(field), where=rms > 0)
 
 
 def _smooth(shape: NDArray[np.int64] | tuple[int, ...], steps: Floats, rng: np.random.Generator) -> Floats:
-    """Normal values at points `steps` voxels apart, and cubic B-splines between them."""
+    """Draw normal values at points `steps` voxels apart and interpolate them by cubic B-splines."""
     counts = [int(np.ceil((n - 1) / step)) + 3 for n, step in zip(shape, steps, strict=True)]
-    # One point beyond each border, and the grid begins anywhere.
+    # The grid has a random offset and one point beyond each border.
     axes = [(np.arange(n) / step) + 0.5 + rng.random() for n, step in zip(shape, steps, strict=True)]
     return np.asarray(
         map_coordinates(rng.standard_normal(counts), np.meshgrid(*axes, indexing="ij"), order=3, mode="mirror")
@@ -96,25 +98,25 @@ def _smooth(shape: NDArray[np.int64] | tuple[int, ...], steps: Floats, rng: np.r
 
 
 def displaced(volume: xr.DataArray, field: Floats) -> xr.DataArray:
-    """Move the values of a volume; where it lies stays as it is.
+    """Move the values of a volume by a displacement field; its grid does not change.
 
     Parameters
     ----------
     volume : volume
-        Images are interpolated linearly, labels and masks taken from the nearest voxel; beyond the border
-        the nearest voxel is repeated. Read into memory.
+        Volume to read into memory. Images are interpolated linearly, labels and masks by nearest neighbour; the border
+        voxels are repeated outside.
     field : (3, z, y, x) array
-        From :func:`displacement`; one field may move several volumes of a grid.
+        Field from :func:`displacement`; several volumes of one grid may share it.
 
     Returns
     -------
     volume : xarray.DataArray
-        In memory, same coordinates and attributes; images of integers are rounded.
+        Volume in memory with the same coordinates and attributes; integer images are rounded.
 
     Raises
     ------
     GridError
-        The field has another shape.
+        The shapes of field and volume differ.
 
     Examples
     --------
@@ -127,14 +129,13 @@ def displaced(volume: xr.DataArray, field: Floats) -> xr.DataArray:
     """
     shape = tuple(volume.sizes.get(dim, 1) for dim in SPATIAL)
     if field.shape != (3, *shape):
-        raise GridError(f"the field has shape {field.shape} but the volume needs {(3, *shape)}; draw one on its grid")
-    where = np.indices(shape) + field
+        raise GridError(f"field must have the shape {(3, *shape)}; got {field.shape}. Draw one on the volume's grid.")
+    index = np.indices(shape) + field
     labels = volume.attrs.get("kind") in ("labels", "mask")
     values = np.asarray(volume.data)
     moved = []
-    for part in values.reshape(-1, *shape):
-        found = map_coordinates(
-            part if labels else part.astype(np.float64), where, order=0 if labels else 1, mode="nearest"
-        )
-        moved.append(np.rint(found) if values.dtype.kind in "iu" else found)
+    for image in values.reshape(-1, *shape):
+        source = image if labels else image.astype(np.float64)
+        result = map_coordinates(source, index, order=0 if labels else 1, mode="nearest")
+        moved.append(np.rint(result) if values.dtype.kind in "iu" else result)
     return volume.copy(data=np.stack(moved).astype(values.dtype).reshape(values.shape))

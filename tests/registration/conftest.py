@@ -1,4 +1,4 @@
-"""Transforms with a known answer, and a volume that is like none of its mirror images."""
+"""Known transforms, and a volume that differs from all its mirror images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.conftest import oblique_affine
 
 
 def lattice(grid, counts=(10, 11, 12), margin=1.3):
-    """A coarse grid about the same centre as a volume's, larger than it."""
+    """Return a coarse grid with the same centre as `grid`, larger than it by `margin`."""
     centre = grid.world((np.array(grid.shape) - 1) / 2)
     steps = grid.spacing * grid.shape * margin / counts
     affine = np.eye(4)
@@ -21,7 +21,7 @@ def lattice(grid, counts=(10, 11, 12), margin=1.3):
 
 
 def bend(grid, longest_mm, order=1, seed=0, smooth=1.3):
-    """A smooth random displacement that is still at its rim."""
+    """Return a smooth random displacement that is 0 at its border."""
     rng = np.random.default_rng(seed)
     nodes = lattice(grid)
     field = np.zeros((3, *nodes.shape), np.float32)
@@ -33,15 +33,15 @@ def bend(grid, longest_mm, order=1, seed=0, smooth=1.3):
 
 
 @pytest.fixture
-def both():
-    """A displacement and an affine step, as a registration finds them."""
+def displacement_and_affine():
+    """Return a transform of a displacement and an affine step, like the result of a registration."""
     grid = Grid((40, 40, 40), np.array([[0, 0, 0.2, -4], [0, 0.2, 0, -4], [0.2, 0, 0, -4], [0, 0, 0, 1]]))
     return Transform([bend(grid, 0.5), Affine(oblique_affine((3, 4, 5), (1.1, 0.9, 1.0), origin=(0.1, 0.2, 0.3)))])
 
 
 @pytest.fixture(scope="session")
 def lopsided():
-    """A smooth brain-like blob with parts that tell every axis and direction apart, 0.5 mm, oblong."""
+    """Return a smooth brain-like blob of 0.5 mm voxels without any symmetry."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (18, 24, 21)), indexing="ij")
     blob = (z**2 / 0.5 + y**2 / 0.7 + x**2 / 0.55 < 1).astype(float)
     for centre, size, value in (

@@ -1,4 +1,4 @@
-"""Known transforms are found again, from any orientation, and what cannot be registered is refused."""
+"""Registration recovers known transforms from any orientation and refuses unsuitable volumes."""
 
 import numpy as np
 import pytest
@@ -22,249 +22,250 @@ from tests.registration.conftest import bend
 TURN = oblique_affine((8, -5, 10), (1.15, 0.9, 1.05), origin=(0.4, -0.3, 0.5))
 
 
-def error(found, truth, volume):
-    """Distances in voxels between where two transforms send the bright voxels."""
+def error(transform, truth, volume):
+    """Return the distances in voxels between the images of bright voxels under two transforms."""
     points = volume.mrh.world(np.argwhere(volume.values > 50))
-    return np.linalg.norm(found.points(points) - truth.points(points), axis=1) / volume.mrh.spacing.min()
+    return np.linalg.norm(transform.points(points) - truth.points(points), axis=1) / volume.mrh.spacing.min()
 
 
 @pytest.fixture(scope="module")
-def bent(lopsided):
-    """The blob after a known affine and deformation."""
+def deformed_and_truth(lopsided):
+    """Return the blob after a known deformation and affine transform, and that transform."""
     truth = Transform([bend(lopsided.mrh.grid, 0.9, smooth=1.6), Affine(TURN)])
     return mrhdata.resample(lopsided, lopsided, truth.inverse()).compute(), truth
 
 
 @pytest.fixture(scope="module")
-def straight(lopsided, bent):
-    """The affine transform that was found for it."""
-    return register(bent[0], lopsided, "affine")
+def affine_fit(lopsided, deformed_and_truth):
+    """Return the affine registration of the deformed blob."""
+    return register(deformed_and_truth[0], lopsided, "affine")
 
 
 @pytest.mark.full
-def test_each_step_comes_nearer(lopsided, bent, straight):
-    """Rigid, affine and local correlation; the last within half a voxel in the middle."""
-    moved, truth = bent
-    rigid, deformed = register(moved, lopsided, "rigid"), register(moved, lopsided, "deform", start=straight)
-    medians = [np.median(error(found, truth, lopsided)) for found in (Transform(), rigid, straight, deformed)]
+def test_each_step_reduces_the_error(lopsided, deformed_and_truth, affine_fit):
+    """Errors fall from rigid to affine to local correlation, whose median is below half a voxel."""
+    moved, truth = deformed_and_truth
+    rigid, deformed = register(moved, lopsided, "rigid"), register(moved, lopsided, "deform", start=affine_fit)
+    medians = [np.median(error(t, truth, lopsided)) for t in (Transform(), rigid, affine_fit, deformed)]
     assert medians[0] > 1.5
     assert medians[1] > medians[2] > medians[3]
     assert medians[3] < 0.5
 
 
 @pytest.mark.full
-def test_splines_come_nearer_than_a_matrix(lopsided, bent, straight):
-    """Mutual information alone, through ITK's B-splines."""
-    moved, truth = bent
-    splines = register(moved, lopsided, "bspline", start=straight)
-    assert np.median(error(splines, truth, lopsided)) < 0.9 * np.median(error(straight, truth, lopsided))
+def test_splines_reduce_the_error_of_an_affine_fit(lopsided, deformed_and_truth, affine_fit):
+    """ITK's B-splines with mutual information have at most 0.9 times the error."""
+    moved, truth = deformed_and_truth
+    splines = register(moved, lopsided, "bspline", start=affine_fit)
+    assert np.median(error(splines, truth, lopsided)) < 0.9 * np.median(error(affine_fit, truth, lopsided))
 
 
 @pytest.mark.full
-def test_splines_are_one_step_before_the_start(lopsided, bent, straight):
-    """Two iterations already fit better, and the step is ITK's cubic one."""
-    still, loose = (picture(v, None, 1.0, "test") for v in (lopsided, bent[0]))
-    start = Transform([Affine(straight.affine())])
-    step = fit_splines(still, loose, start, Search(iterations=2, samples=2000))
+def test_fit_splines_returns_one_cubic_step(lopsided, deformed_and_truth, affine_fit):
+    """Two iterations already give a displacement, which is an ITK cubic B-spline."""
+    fixed, moving = (picture(v, None, 1.0, "test") for v in (lopsided, deformed_and_truth[0]))
+    start = Transform([Affine(affine_fit.affine())])
+    step = fit_splines(fixed, moving, start, Search(iterations=2, samples=2000))
     assert step.order == 3
     assert 0 < np.abs(step.field).max() < 4
 
 
 @pytest.mark.parametrize("model", ["rigid", pytest.param("similarity", marks=pytest.mark.full), "affine"])
 def test_linear_transforms_are_recovered(lopsided, model):
-    """A turn of the model's own kind, within four tenths of a voxel; and it is of that kind."""
+    """A known transform of each model is recovered within 0.4 voxels, and the result has the model's form."""
     scale = {"rigid": (1, 1, 1), "similarity": (1.1, 1.1, 1.1), "affine": (1.1, 0.95, 1.0)}[model]
     truth = Transform([Affine(oblique_affine((8, -5, 10), scale, origin=(1.5, -2, 1)))])
     moved = mrhdata.resample(lopsided, lopsided, truth.inverse())
-    found = register(moved, lopsided, model)
-    assert np.median(error(found, truth, lopsided)) < 0.4
-    matrix = found.affine()[:3, :3]
+    transform = register(moved, lopsided, model)
+    assert np.median(error(transform, truth, lopsided)) < 0.4
+    matrix = transform.affine()[:3, :3]
     if model != "affine":
         np.testing.assert_allclose(matrix.T @ matrix, np.eye(3) * scale[0] ** 2, atol=0.05)
 
 
 @pytest.mark.full
-def test_contrasts_may_differ(lopsided, bent):
-    """An inverted, bent contrast on another, reversed grid is registered nearly as well as its own."""
-    moved, truth = bent
-    other = (200 - moved + 0.002 * moved**2).assign_attrs(moved.attrs)
-    coarse = mrhdata.resample(other, spacing_mm=(0.7, 0.6, 0.5)).isel(x=slice(None, None, -1))
-    own, found = (np.median(error(register(v, lopsided), truth, lopsided)) for v in (moved, coarse))
-    assert found < own + 0.4
+def test_another_contrast_is_registered_nearly_as_well(lopsided, deformed_and_truth):
+    """With an inverted, nonlinear contrast on another, reversed grid, the error rises by less than 0.4 voxels."""
+    moved, truth = deformed_and_truth
+    inverted = (200 - moved + 0.002 * moved**2).assign_attrs(moved.attrs)
+    coarse = mrhdata.resample(inverted, spacing_mm=(0.7, 0.6, 0.5)).isel(x=slice(None, None, -1))
+    same_contrast, other_contrast = (np.median(error(register(v, lopsided), truth, lopsided)) for v in (moved, coarse))
+    assert other_contrast < same_contrast + 0.4
 
 
-def test_the_same_seed_gives_the_same_transform(lopsided, bent):
-    """Bit by bit, whatever number of threads ITK and Dask would use; another seed gives another."""
-    found = []
+def test_the_same_seed_gives_the_same_transform(lopsided, deformed_and_truth):
+    """Transforms are equal bit by bit for any number of ITK threads; another seed gives another transform."""
+    transforms = []
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     for threads in (1, 2):
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-        found.append(register(bent[0], lopsided, "affine+deform", spacing_mm=1.0))
+        transforms.append(register(deformed_and_truth[0], lopsided, "affine+deform", spacing_mm=1.0))
         assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
-    np.testing.assert_array_equal(found[0].affine(), found[1].affine())
-    np.testing.assert_array_equal(found[0].steps[0].field, found[1].steps[0].field)
-    other = register(bent[0], lopsided, "affine", spacing_mm=1.0, seed=1)
-    assert not np.array_equal(other.affine(), found[0].affine())
+    np.testing.assert_array_equal(transforms[0].affine(), transforms[1].affine())
+    np.testing.assert_array_equal(transforms[0].steps[0].field, transforms[1].steps[0].field)
+    other = register(deformed_and_truth[0], lopsided, "affine", spacing_mm=1.0, seed=1)
+    assert not np.array_equal(other.affine(), transforms[0].affine())
 
 
-ALL = turns(True)
+ALL_TURNS = turns(True)
 
 
-@pytest.mark.parametrize("turn", ALL if FULL else ALL[5:6], ids=letters)
+@pytest.mark.parametrize("turn", ALL_TURNS if FULL else ALL_TURNS[5:6], ids=letters)
 def test_orientations_are_recovered(lopsided, turn):
-    """Axes in any order and direction, mirrored too, with an origin that says nothing."""
+    """Axes in any order and direction, mirrored or not, are recovered despite a wrong origin."""
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn, (30, -20, 10)
     truth = Transform([Affine(affine)])
     grid = Grid((25, 25, 25), np.array([[0, 0, 0.5, -6.0], [0, 0.5, 0, -6.0], [0.5, 0, 0, -6.0], [0, 0, 0, 1]]))
-    lost = Grid(grid.shape, affine @ grid.affine)
-    moved = mrhdata.resample(lopsided, lost, truth.inverse())
+    turned_grid = Grid(grid.shape, affine @ grid.affine)
+    moved = mrhdata.resample(lopsided, turned_grid, truth.inverse())
     best = rank_orientations(moved, lopsided)[0]
     assert best.name == f"moments {letters(turn)}"
     assert np.median(error(Transform([Affine(best.matrix)]), truth, lopsided)) < 1
     if FULL:
-        found = register(moved, lopsided, "rigid", orientations=True)
-        assert np.median(error(found, truth, lopsided)) < 0.3
+        transform = register(moved, lopsided, "rigid", orientations=True)
+        assert np.median(error(transform, truth, lopsided)) < 0.3
 
 
 @pytest.mark.full
-def test_without_mirror_images_there_are_24(lopsided):
-    """A mirrored volume is then laid on as well as turning allows, never mirrored back."""
+def test_ranking_without_mirror_images_has_24_orientations(lopsided):
+    """No start mirrors the volume, and the identity is best."""
     ranking = rank_orientations(lopsided, lopsided, mirrored=False)
     assert len(ranking) == 24
     assert all(np.linalg.det(start.matrix[:3, :3]) > 0 for start in ranking)
     assert ranking[0].name == "moments RAS"
 
 
-def test_masks_keep_lesions_out(lopsided):
-    """A bright block that only one volume has pulls the result away, unless a mask on another grid leaves it out."""
+def test_masks_exclude_lesions(lopsided):
+    """A mask on another grid excludes a bright block of one volume, which would otherwise bias the result."""
     truth = Transform([Affine(oblique_affine((4, 0, 6), (1, 1, 1), origin=(0.8, 0.4, 0)))])
     moved = mrhdata.resample(lopsided, lopsided, truth.inverse()).compute()
-    hurt = moved.copy(deep=True)
-    hurt.values[:, :9] = 400
-    mask = (hurt * 0 + 1).astype(np.uint8).assign_attrs(hurt.attrs | {"kind": "mask"})
+    with_lesion = moved.copy(deep=True)
+    with_lesion.values[:, :9] = 400
+    mask = (with_lesion * 0 + 1).astype(np.uint8).assign_attrs(with_lesion.attrs | {"kind": "mask"})
     mask.values[:, :10] = 0
-    plain = np.median(error(register(hurt, lopsided, "rigid", start="world"), truth, lopsided))
-    masked = register(hurt, lopsided, "rigid", start="world", moving_mask=mask.isel(x=slice(None, None, -1)))
-    assert np.median(error(masked, truth, lopsided)) < min(0.3, plain)
+    unmasked_error = np.median(error(register(with_lesion, lopsided, "rigid", start="world"), truth, lopsided))
+    masked = register(with_lesion, lopsided, "rigid", start="world", moving_mask=mask.isel(x=slice(None, None, -1)))
+    assert np.median(error(masked, truth, lopsided)) < min(0.3, unmasked_error)
 
 
-def test_missing_voxels_take_no_part(lopsided, bent):
-    """NaN outside a brain and within it."""
-    moved, truth = bent
-    holes = moved.where(moved > 5)
-    found = register(holes, lopsided, "affine")
-    assert np.isfinite(found.affine()).all()
-    assert np.median(error(found, truth, lopsided)) < 2
+def test_nan_voxels_are_ignored(lopsided, deformed_and_truth):
+    """NaN outside and inside a brain do not prevent a registration within 2 voxels."""
+    moved, truth = deformed_and_truth
+    with_nan = moved.where(moved > 5)
+    transform = register(with_nan, lopsided, "affine")
+    assert np.isfinite(transform.affine()).all()
+    assert np.median(error(transform, truth, lopsided)) < 2
 
 
-def test_labels_follow_through_the_transform(lopsided, bent, straight):
-    """What was found for the images carries the labels, whose Dice rises with each step."""
-    moved, truth = bent
+def test_registration_aligns_labels(lopsided, deformed_and_truth, affine_fit):
+    """Transforms of the images also align the labels, and deformation raises their Dice."""
+    moved, truth = deformed_and_truth
     labels = (lopsided > 120).astype(np.uint8).assign_attrs(lopsided.attrs | {"kind": "labels"})
-    carried = mrhdata.resample(labels, moved, truth.inverse())
+    moved_labels = mrhdata.resample(labels, moved, truth.inverse())
     dice = []
-    for found in (straight, register(moved, lopsided, "deform", start=straight)):
-        back = mrhdata.resample(carried, lopsided, found).values
+    for transform in (affine_fit, register(moved, lopsided, "deform", start=affine_fit)):
+        back = mrhdata.resample(moved_labels, lopsided, transform).values
         dice.append(2 * (back & labels.values).sum() / (back.sum() + labels.values.sum()))
     assert 0.8 < dice[1] > dice[0]
 
 
-def test_deformations_do_not_fold(lopsided, bent):
-    """Jacobians stay positive, and the inverse leads back."""
-    found = register(bent[0], lopsided, "rigid+deform", deformation=Deformation(fluid=2.0, iterations=(60,)))
-    assert jacobian(found, lopsided).min().compute() > 0
+def test_deformations_do_not_fold(lopsided, deformed_and_truth):
+    """Jacobians are positive, and the inverse returns points to their origin."""
+    settings = Deformation(fluid=2.0, iterations=(60,))
+    transform = register(deformed_and_truth[0], lopsided, "rigid+deform", deformation=settings)
+    assert jacobian(transform, lopsided).min().compute() > 0
     points = lopsided.mrh.world(np.argwhere(lopsided.values > 50))
-    away = np.linalg.norm(found.inverse().points(found.points(points)) - points, axis=1)
-    assert np.median(away) < 0.02
+    distances = np.linalg.norm(transform.inverse().points(transform.points(points)) - points, axis=1)
+    assert np.median(distances) < 0.02
 
 
-def test_spaces_are_those_of_the_volumes(lopsided):
-    """The transform says where it leads from and to, so that it cannot be used the wrong way round."""
+def test_transform_has_the_spaces_of_the_volumes(lopsided):
+    """The transform names its source and target space, so it cannot be used in the wrong direction."""
     atlas = describe(lopsided, space="CCFv3")
-    found = register(lopsided, atlas, "rigid")
-    assert (found.source, found.target) == ("CCFv3", "scanner")
-    assert mrhdata.resample(lopsided, atlas, found).mrh.space == "CCFv3"
-    with pytest.raises(GridError, match="leads to 'scanner'"):
-        mrhdata.resample(atlas, lopsided, found)
+    transform = register(lopsided, atlas, "rigid")
+    assert (transform.source, transform.target) == ("CCFv3", "scanner")
+    assert mrhdata.resample(lopsided, atlas, transform).mrh.space == "CCFv3"
+    with pytest.raises(GridError, match="got one to 'scanner'"):
+        mrhdata.resample(atlas, lopsided, transform)
 
 
 def test_slabs_of_three_slices_are_registered(lopsided):
-    """Their in-plane shift is found: ITK itself wants four voxels along every axis."""
+    """The in-plane shift of three slices is recovered, although ITK needs four voxels along every axis."""
     slab = lopsided.isel(z=slice(lopsided.sizes["z"] // 2 - 1, lopsided.sizes["z"] // 2 + 2)).compute()
     step = float(slab.mrh.spacing[2])
     moved = slab.assign_coords(x=slab.x + 2 * step)
-    found = register(moved, slab, "rigid")
-    middle = slab.mrh.world((np.array(slab.shape) - 1) / 2)
-    np.testing.assert_allclose(found.points(middle)[:2] - middle[:2], [2 * step, 0], atol=0.3 * step)
+    transform = register(moved, slab, "rigid")
+    centre = slab.mrh.world((np.array(slab.shape) - 1) / 2)
+    np.testing.assert_allclose(transform.points(centre)[:2] - centre[:2], [2 * step, 0], atol=0.3 * step)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 3, 3), (2, 9, 5)])
 def test_tiny_volumes_are_registered_or_refused(shape):
-    """A handful of voxels gives a finite transform or one of our errors, never a crash."""
+    """A few voxels give a finite transform, or a DataError or GridError."""
     small = from_array(np.random.default_rng(0).random(shape).astype(np.float32), spacing=(1, 1, 1))
     try:
-        found = register(small, small)
+        transform = register(small, small)
     except (DataError, GridError):
         return
-    assert np.isfinite(found.points(small.mrh.grid.corners())).all()
+    assert np.isfinite(transform.points(small.mrh.grid.corners())).all()
 
 
-def test_what_cannot_be_registered_is_refused(lopsided):
-    """Constant, empty, labelled, multi-channel and complex volumes, planes, and arguments that are none."""
-    flat = lopsided.copy(data=np.full(lopsided.shape, 3.0, np.float32))
-    with pytest.raises(DataError, match="moving is 3 everywhere"):
-        register(flat, lopsided)
-    with pytest.raises(DataError, match="fixed is 3 everywhere"):
-        register(lopsided, flat)
+def test_register_refuses_unsuitable_volumes_and_arguments(lopsided):
+    """Constant, empty, label, multi-channel and complex volumes, planes and unknown arguments are refused."""
+    constant = lopsided.copy(data=np.full(lopsided.shape, 3.0, np.float32))
+    with pytest.raises(DataError, match=r"moving must have contrast .* got 3 everywhere"):
+        register(constant, lopsided)
+    with pytest.raises(DataError, match=r"fixed must have contrast .* got 3 everywhere"):
+        register(lopsided, constant)
     with pytest.raises(DataError, match="no finite voxel"):
         register(lopsided * np.nan, lopsided)
-    with pytest.raises(DataError, match="labels, which have no brightness"):
+    with pytest.raises(DataError, match="must be an image; got labels"):
         register(lopsided.astype(int).assign_attrs(kind="labels"), lopsided)
-    two = from_array(np.zeros((2, 4, 4, 4)), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
+    two_channels = from_array(np.zeros((2, 4, 4, 4)), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
     with pytest.raises(DataError, match=r"isel\(c=0\)"):
-        register(two, lopsided)
+        register(two_channels, lopsided)
     with pytest.raises(DataError, match="magnitude"):
         register(lopsided * 1j, lopsided)
     with pytest.raises(GridError, match="sections"):
         register(lopsided.isel(z=5), lopsided)
-    with pytest.raises(GridError, match="not 'elastic'"):
+    with pytest.raises(GridError, match="got 'elastic'"):
         register(lopsided, lopsided, "elastic")
     with pytest.raises(GridError, match="linear steps first"):
         register(lopsided, lopsided, "deform+affine", deformation=Deformation(iterations=(1,)))
-    with pytest.raises(GridError, match="not 'centre'"):
+    with pytest.raises(GridError, match="got 'centre'"):
         register(lopsided, lopsided, start="centre")
-    with pytest.raises(GridError, match="not 'some'"):
+    with pytest.raises(GridError, match="got 'some'"):
         register(lopsided, lopsided, orientations="some")
     with pytest.raises(GridError, match="positive number"):
         register(lopsided, lopsided, spacing_mm=0)
-    with pytest.raises(GridError, match="mask of fixed lies in 'CCFv3'"):
+    with pytest.raises(GridError, match="mask of fixed must be in the space 'scanner'; got 'CCFv3'"):
         register(lopsided, lopsided, fixed_mask=describe(lopsided > 0, space="CCFv3"))
 
 
-def test_without_overlap_the_start_decides(lopsided):
-    """A metre apart: headers alone lead nowhere and say so, moments find it."""
+def test_volumes_without_overlap_need_moments(lopsided):
+    """Volumes one metre apart are refused with start='world' and registered by their moments."""
     affine = lopsided.mrh.grid.affine.copy()
     affine[:3, 3] += 1000
-    away = from_array(lopsided.values, affine=affine)
+    shifted = from_array(lopsided.values, affine=affine)
     with pytest.raises(DataError, match="start='moments'"):
-        register(away, lopsided, "affine", start="world")
+        register(shifted, lopsided, "affine", start="world")
     truth = Transform([Affine(affine @ np.linalg.inv(lopsided.mrh.grid.affine))])
-    assert np.median(error(register(away, lopsided, "rigid"), truth, lopsided)) < 0.1
+    assert np.median(error(register(shifted, lopsided, "rigid"), truth, lopsided)) < 0.1
 
 
 @pytest.mark.full
-def test_one_channel_of_many_and_integers(lopsided):
-    """A c axis of one is no obstacle, nor are counts."""
+def test_single_channel_integers_are_registered(lopsided):
+    """A volume of counts with a c axis of length 1 is registered to an image."""
     counts = lopsided.clip(min=0).astype(np.uint16).assign_attrs(lopsided.attrs).expand_dims("c")
-    found = register(counts, lopsided, "rigid")
-    assert np.median(error(found, Transform(), lopsided)) < 0.1
+    transform = register(counts, lopsided, "rigid")
+    assert np.median(error(transform, Transform(), lopsided)) < 0.1
 
 
 @pytest.mark.parametrize("plane", ["axial", pytest.param("coronal", marks=pytest.mark.full), "sagittal"])
-def test_sections_find_their_plane(lopsided, plane):
-    """An oblique cut, stored as a slide without orientation, is laid within a voxel of where it was cut."""
+def test_register_section_finds_an_oblique_plane(lopsided, plane):
+    """An oblique cut, stored as a slide without orientation, is registered within one voxel of its true plane."""
     tilt = Transform([Affine(oblique_affine((6, 4, -5), (1, 1, 1), origin=(0.3, 0.2, -0.3)))])
     axis = {"axial": "z", "coronal": "y", "sagittal": "x"}[plane]
     cut = mrhdata.resample(lopsided, lopsided, tilt).isel({axis: 11 if axis == "y" else 9})
@@ -273,22 +274,22 @@ def test_sections_find_their_plane(lopsided, plane):
     rows, columns = np.indices(values.shape)
     index = np.stack([np.zeros_like(rows), rows, columns], -1)
     bright = values > 50
-    there = np.stack([values.shape[0] - 1 - rows, columns], -1)[bright]
-    whole = np.insert(there, "zyx".index(axis), 11 if axis == "y" else 9, axis=1)
-    truth = tilt.points(lopsided.mrh.world(whole))
-    found = register_section(slide, lopsided, plane, "rigid")
-    away = np.linalg.norm(found.points(slide.mrh.world(index[bright])) - truth, axis=1) / 0.5
-    assert (found.source, found.target) == ("slide", "scanner")
-    assert np.median(away) < 1
-    matched = mrhdata.resample(lopsided, slide.expand_dims("z"), found).values[0]
+    plane_index = np.stack([values.shape[0] - 1 - rows, columns], -1)[bright]
+    volume_index = np.insert(plane_index, "zyx".index(axis), 11 if axis == "y" else 9, axis=1)
+    truth = tilt.points(lopsided.mrh.world(volume_index))
+    transform = register_section(slide, lopsided, plane, "rigid")
+    errors = np.linalg.norm(transform.points(slide.mrh.world(index[bright])) - truth, axis=1) / 0.5
+    assert (transform.source, transform.target) == ("slide", "scanner")
+    assert np.median(errors) < 1
+    matched = mrhdata.resample(lopsided, slide.expand_dims("z"), transform).values[0]
     assert np.corrcoef(matched[bright], values[bright])[0, 1] > 0.85
 
 
-def test_sections_are_checked(lopsided):
-    """Planes and models by name; a section has one plane."""
-    with pytest.raises(GridError, match="not 'frontal'"):
+def test_register_section_refuses_unknown_arguments(lopsided):
+    """Unknown planes and models, and sections of several planes, are refused."""
+    with pytest.raises(GridError, match="got 'frontal'"):
         register_section(lopsided.isel(y=3), lopsided, "frontal")
-    with pytest.raises(GridError, match="not 'deform'"):
+    with pytest.raises(GridError, match="got 'deform'"):
         register_section(lopsided.isel(y=3), lopsided, kind="deform")
     with pytest.raises(GridError, match="one voxel thick"):
         register_section(lopsided, lopsided)
