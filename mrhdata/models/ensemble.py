@@ -161,7 +161,7 @@ class Ensemble(nn.Module):
         error = np.abs(np.asarray(answers[:, MEAN], dtype=np.float64) - truth)
         spread = np.asarray(answers[:, UNCERTAINTY], dtype=np.float64)
         if not np.median(spread) > 0:
-            raise DataError("the members give equal results, so there is no spread; train them with different seeds")
+            raise DataError("the members give equal results, so their spread is 0; train them with different seeds")
         floors = np.median(spread) * np.logspace(-1.5, 1.5, 31)
         floor = min(floors, key=lambda floor: _negative_log_likelihood(error, np.hypot(spread, floor)))
         self._set("floor", [floor])

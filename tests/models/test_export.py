@@ -1,4 +1,4 @@
-"""Networks for other programs: the same answers there, and packages that their validator takes."""
+"""Export: ONNX files give the results of the network, and BioImage.IO packages pass the official validator."""
 
 import json
 import logging
@@ -28,41 +28,41 @@ NETWORKS = {
 }
 
 
-def trained(name):
-    """Random weights that say what they were trained on."""
-    config, told, shape, answers = NETWORKS[name]
+def network_with_scales(name):
+    """Return a network with random weights and the specification of a trained one, and the shape of its input."""
+    config, changes, shape, answers = NETWORKS[name]
     model = models.create(name, seed=1, **config).eval()
     scale = Scale((100.0,) * shape[1], (30.0,) * shape[1])
     target = Scale((2.0,) * answers, (0.5,) * answers)
     names = tuple(f"channel {i}" for i in range(shape[1]))
-    model.spec = replace(model.spec, channels=names, inputs=scale, target=target, spacing_mm=(0.3, 0.1, 0.2), **told)
+    model.spec = replace(model.spec, channels=names, inputs=scale, target=target, spacing_mm=(0.3, 0.1, 0.2), **changes)
     return model, shape
 
 
 @pytest.mark.parametrize("name", NETWORKS if FULL else ("mrhnet",))
-def test_onnx_answers_as_the_network_does(tmp_path, name):
-    """Raw voxels in, units of training out, at sizes other than those of the export."""
-    model, shape = trained(name)
+def test_onnx_file_gives_the_results_of_the_network(tmp_path, name):
+    """It takes raw voxels and returns the units of training, at sizes other than those of the export."""
+    model, shape = network_with_scales(name)
     export_onnx(model, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     raw = np.random.default_rng(0).normal(100, 30, shape).astype(np.float32)
     (answer,) = session.run(["answer"], {"raw": raw})
     spec = model.spec
-    given = torch.from_numpy(raw)
+    x = torch.from_numpy(raw)
     with torch.inference_mode():
-        # Through the way that volumes take, with the axis of planes.
+        # `physical` takes patches of a volume, so a 2D network gets the axis perpendicular to its planes.
         axis = 2 + (spec.axis or 0)
-        expected = physical(model, given) if model.ndim == 3 else physical(model, given.unsqueeze(axis)).squeeze(axis)
+        expected = physical(model, x) if model.ndim == 3 else physical(model, x.unsqueeze(axis)).squeeze(axis)
     np.testing.assert_allclose(answer, expected.numpy(), atol=2e-4)
-    held = json.loads(session.get_modelmeta().custom_metadata_map["mrhdata"])
-    assert held["channels"] == list(spec.channels)
+    stored_spec = json.loads(session.get_modelmeta().custom_metadata_map["mrhdata"])
+    assert stored_spec["channels"] == list(spec.channels)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", NETWORKS)
 def test_packages_pass_the_validator(tmp_path, name):
-    """BioImage.IO's own: the description, and the test input's answer at several sizes and batches."""
-    model, _ = trained(name)
+    """The validator of BioImage.IO checks the description, and the test output at several sizes and batches."""
+    model, _ = network_with_scales(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from bioimageio.core import test_model
@@ -72,8 +72,8 @@ def test_packages_pass_the_validator(tmp_path, name):
     assert summary.status == "passed", summary.errors
 
 
-def test_what_cannot_be_exported(tmp_path):
-    """Without scales there are no units; the file that was there is left."""
+def test_untrained_networks_cannot_be_exported(tmp_path):
+    """An existing file stays as it is."""
     out = tmp_path / "net.onnx"
     out.write_text("older")
     with pytest.raises(ModelError, match="only a trained network"):
@@ -82,9 +82,9 @@ def test_what_cannot_be_exported(tmp_path):
 
 
 @pytest.mark.full
-def test_a_package_has_a_title(tmp_path):
-    """Without one there is none, and PyTorch's messages are as loud as before."""
-    model, _ = trained("mrhnet")
+def test_package_without_a_title_is_refused(tmp_path):
+    """No file is written, and the log level of PyTorch is restored."""
+    model, _ = network_with_scales("mrhnet")
     with pytest.raises(ModelError, match="does not accept the description"):
         export_bioimage(model, tmp_path / "net.zip", title="", author="A. Name")
     assert not (tmp_path / "net.zip").exists()

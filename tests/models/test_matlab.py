@@ -1,4 +1,4 @@
-"""Published networks: weights by name, wiring, and the forward pass in the authors' own axes."""
+"""The MATLAB reader: weights by name, connections, and the forward pass in the axes of the authors."""
 
 import io
 import subprocess
@@ -21,22 +21,22 @@ PUBLISHED = [
 
 
 def names_in_order(blocks):
-    """Layers with weights, in the order of the published table."""
+    """Return the layers with weights in the order of the published table."""
     loops = [f"Conv_loop{i}{k}" for k in range(1, blocks + 1) for i in (1, 2)]
     return ["Conv1", "Conv2", "Conv3", "Conv3_1", *loops, "Conv4", "Conv5"]
 
 
 def numpy_forward(weights, patch, blocks):
-    """The published graph in MATLAB's layout: patch (h, w, in), kernels (h, w, in, out), zeros around."""
+    """Return the published forward pass in MATLAB's layout: patch (h, w, in), kernels (h, w, in, out)."""
 
     def conv(name, x):
         kernel, bias = weights[name]
         kernel = kernel.reshape(3, 3, x.shape[2], -1)
-        around = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
         out = np.zeros((*x.shape[:2], kernel.shape[3]))
         for i in range(x.shape[0]):
             for j in range(x.shape[1]):
-                out[i, j] = np.tensordot(around[i : i + 3, j : j + 3], kernel, 3) + bias.ravel()
+                out[i, j] = np.tensordot(padded[i : i + 3, j : j + 3], kernel, 3) + bias.ravel()
         return out
 
     relu2 = np.maximum(conv("Conv2", np.maximum(conv("Conv1", patch), 0)), 0)
@@ -48,7 +48,7 @@ def numpy_forward(weights, patch, blocks):
 
 
 def floats_in(value):
-    """All single-precision arrays of a MATLAB object, depth first."""
+    """Return all single-precision arrays of a MATLAB object, depth first."""
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
         return [value]
     if isinstance(value, np.ndarray) and value.dtype.names:
@@ -59,7 +59,7 @@ def floats_in(value):
 
 
 def weights_by_scipy(path, blocks):
-    """Weights and biases from the bytes of the object store, without mat-io: they lie there in layer order."""
+    """Read weights and biases from the bytes of the object store without mat-io; they are in layer order."""
     from scipy.io import loadmat
     from scipy.io.matlab._mio5 import MatFile5Reader
 
@@ -68,38 +68,38 @@ def weights_by_scipy(path, blocks):
     reader.initialize_read()
     reader.mat_stream.seek(128)
     header, _ = reader.read_var_header()
-    found = floats_in(reader.read_var_array(header, process=False))
-    assert len(found) == 2 * len(names_in_order(blocks))
-    return dict(zip(names_in_order(blocks), zip(found[::2], found[1::2], strict=True), strict=True))
+    arrays = floats_in(reader.read_var_array(header, process=False))
+    assert len(arrays) == 2 * len(names_in_order(blocks))
+    return dict(zip(names_in_order(blocks), zip(arrays[::2], arrays[1::2], strict=True), strict=True))
 
 
 def difference(model, weights, blocks, channels, seed=0):
-    """Largest difference to the NumPy pass over eight patches, relative to the largest answer."""
+    """Return the largest difference to the NumPy pass over eight patches, relative to the largest output."""
     patches = np.random.default_rng(seed).random((8, 3, 3, channels)).astype(np.float32)
     expected = np.stack([numpy_forward(weights, patch, blocks)[..., 0] for patch in patches])
     with torch.inference_mode():
-        # The authors' h is our x, their w our z.
-        got = model(torch.from_numpy(patches.transpose(0, 3, 2, 1).copy()))[:, 0].numpy().transpose(0, 2, 1)
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+        # The authors' h is x of mrhdata, their w is z.
+        output = model(torch.from_numpy(patches.transpose(0, 3, 2, 1).copy()))[:, 0].numpy().transpose(0, 2, 1)
+    return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "blocks", "count"), PUBLISHED)
-def test_published_networks(shared, name, blocks, count):
-    """Every layer by name, the published counts, and the forward pass of an independent reader and network."""
+def test_published_networks_agree_with_an_independent_reader(shared, name, blocks, count):
+    """Parameter counts are as published, and the forward pass equals that of NumPy."""
     model = mrhdata.models.load_matlab(shared / "mrhnet" / name)
     weights = weights_by_scipy(shared / "mrhnet" / name, blocks)
     assert sum(p.numel() for p in model.parameters()) == count
     assert sum(w.size + b.size for w, b in weights.values()) == count
     np.testing.assert_array_equal(model.conv1.weight[:, :, 2, 0].detach(), weights["Conv1"][0][0, 2].T)
-    off = difference(model, weights, blocks, 67)
-    print(f"{name}: {count:,} parameters, largest relative difference to NumPy {off:.2g}")  # noqa: T201
-    assert off < 1e-4
+    error = difference(model, weights, blocks, 67)
+    print(f"{name}: {count:,} parameters, largest relative difference to NumPy {error:.2g}")  # noqa: T201
+    assert error < 1e-4
     assert model.spec.channels == CHANNELS
     assert model.spec.config == {"in_channels": 67, "blocks": blocks}
 
 
-def test_the_protocol_has_67_channels():
-    """Two shells of 2 b0 and 30 directions, then T2 and the MT pair, each name once."""
+def test_published_protocol_has_67_channels():
+    """Two shells of 2 b0 and 30 directions, then T2 and the MT pair, have unique names."""
     assert len(set(CHANNELS)) == 67
     assert CHANNELS[0] == "b2000_b0_1"
     assert CHANNELS[31:35] == ("b2000_d30", "b5000_b0_1", "b5000_b0_2", "b5000_d01")
@@ -107,7 +107,7 @@ def test_the_protocol_has_67_channels():
 
 
 def struct(**values):
-    """A MATLAB struct of 1 x 1."""
+    """Return a 1 x 1 MATLAB struct."""
     record = np.empty((1, 1), dtype=[(key, object) for key in values])
     for key, value in values.items():
         record[0, 0][key] = value
@@ -115,14 +115,14 @@ def struct(**values):
 
 
 def column(values):
-    """A MATLAB cell array of n x 1."""
-    cells = np.empty((len(values), 1), dtype=object)
-    cells[:, 0] = values
-    return cells
+    """Return an n x 1 MATLAB cell array."""
+    array = np.empty((len(values), 1), dtype=object)
+    array[:, 0] = values
+    return array
 
 
-def wiring(blocks):
-    """Pairs of layers as the authors' files list them, inputs of additions numbered."""
+def connections(blocks):
+    """Return pairs of connected layers as in the authors' files, with numbered inputs of additions."""
     pairs = [("InputLayer", "Conv1"), ("Conv1", "ReLU1"), ("ReLU1", "Conv2"), ("Conv2", "ReLU2")]
     pairs += [("ReLU2", "Conv3"), ("ReLU2", "add11/in2"), ("Conv3", "ReLU3"), ("ReLU3", "Conv3_1")]
     pairs += [("Conv3_1", "add11/in1")]
@@ -137,19 +137,19 @@ def wiring(blocks):
 
 
 def random_weights(blocks, channels, seed=0):
-    """Weights of all layers, of the scale that keeps signals alive."""
+    """Return random weights of all layers, scaled so that signals neither vanish nor explode."""
     rng = np.random.default_rng(seed)
-    found = {}
+    weights = {}
     for name in names_in_order(blocks):
         into, out = (channels if name == "Conv1" else 64), (1 if name == "Conv5" else 64)
         kernel = (rng.normal(size=(3, 3, into, out)) / np.sqrt(9 * into)).astype(np.float32)
         # MATLAB drops last axes of length 1.
-        found[name] = (kernel[..., 0] if out == 1 else kernel, rng.normal(size=(1, 1, out)).astype(np.float32))
-    return found
+        weights[name] = (kernel[..., 0] if out == 1 else kernel, rng.normal(size=(1, 1, out)).astype(np.float32))
+    return weights
 
 
 def write_network(path, weights, pairs, stride=1.0, normalization=""):
-    """A DAGNetwork in a MATLAB v7 file, laid out as the authors' are."""
+    """Write a DAGNetwork to a MATLAB v7 file with the layout of the authors' files."""
     from matio import save_to_mat
     from matio.utils.matclass import MatlabOpaque
 
@@ -175,55 +175,56 @@ def write_network(path, weights, pairs, stride=1.0, normalization=""):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A small network in a MATLAB file, with its weights."""
+def small_network(tmp_path_factory):
+    """Write a small network to a MATLAB file and return its path and its weights."""
     path, weights = tmp_path_factory.mktemp("matlab") / "net.mat", random_weights(2, 3)
-    write_network(path, weights, wiring(2))
+    write_network(path, weights, connections(2))
     return path, weights
 
 
-def test_weights_reach_their_layers(written):
-    """Kernels are transposed to our axes, and the forward pass is the published one."""
-    path, weights = written
+def test_weights_are_assigned_to_their_layers(small_network):
+    """Kernels are transposed to the axes of mrhdata, and the forward pass is the published one."""
+    path, weights = small_network
     model = mrhdata.models.load_matlab(path)
     for name, (kernel, bias) in weights.items():
-        ours = f"conv_{name[5:10]}.{int(name[10:]) - 1}" if "loop" in name else name.lower()
+        module_name = f"conv_{name[5:10]}.{int(name[10:]) - 1}" if "loop" in name else name.lower()
         state = model.state_dict()
         kernel = kernel.reshape(3, 3, kernel.shape[2], -1)
         for h, w in [(0, 2), (1, 0)]:
-            np.testing.assert_array_equal(state[f"{ours}.weight"][:, :, w, h], kernel[h, w].T)
-        np.testing.assert_array_equal(state[f"{ours}.bias"], bias.ravel())
+            np.testing.assert_array_equal(state[f"{module_name}.weight"][:, :, w, h], kernel[h, w].T)
+        np.testing.assert_array_equal(state[f"{module_name}.bias"], bias.ravel())
+    assert len(weights) == 10
     assert difference(model, weights, 2, 3) < 1e-5
     assert model.spec.channels == ("c1", "c2", "c3")
 
 
-def test_predictions_are_those_of_the_authors_patches(written, tmp_path):
-    """Values are divided by the one maximum, each voxel is the centre of its patch, rows run along x."""
-    path, weights = written
+def test_prediction_equals_that_of_the_authors_patches(small_network, tmp_path):
+    """Values are divided by one maximum, each voxel is the centre of its patch, and rows run along x."""
+    path, weights = small_network
     values = np.random.default_rng(1).random((3, 5, 2, 6)).astype(np.float32) * 80  # (c, z, y, x)
     volume = mrhdata.volume.from_array(values, spacing=(1, 1, 1)).assign_coords(c=["c1", "c2", "c3"])
     model = mrhdata.models.load_matlab(path, maximum=80, target_maximum=200)
-    found = mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False).squeeze()
+    mapped = mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False).squeeze()
     z, y, x = 2, 1, 3
     patch = values[:, z - 1 : z + 2, y, x - 1 : x + 2].transpose(2, 1, 0) / 80
     expected = 200 * numpy_forward(weights, patch, 2)[1, 1, 0]
-    np.testing.assert_allclose(found.values[z, y, x], expected, rtol=1e-4)
+    np.testing.assert_allclose(mapped.values[z, y, x], expected, rtol=1e-4)
     with pytest.raises(ModelError, match=r"was trained on .*'c1', 'c2', 'c3'.* but is given .*'t2'"):
         mrhdata.predict(model, volume.assign_coords(c=["t2", "c2", "c3"]), tmp_path / "q.zarr", progress=False)
 
 
-def test_saved_networks_stay_what_they_were(written, tmp_path):
-    """A network from MATLAB is stored and read back like any other."""
-    model = mrhdata.models.load_matlab(written[0], maximum=7)
+def test_matlab_network_is_saved_and_loaded_unchanged(small_network, tmp_path):
+    """Specification and weights are restored."""
+    model = mrhdata.models.load_matlab(small_network[0], maximum=7)
     mrhdata.models.save(model, tmp_path / "net")
-    back = mrhdata.models.load(tmp_path / "net")
-    assert back.spec == model.spec
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    loaded = mrhdata.models.load(tmp_path / "net")
+    assert loaded.spec == model.spec
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def test_without_a_maximum_there_is_no_prediction(written, tmp_path):
-    """The published scale is in no file, so that it must be given; what is no scale is refused."""
-    model = mrhdata.models.load_matlab(written[0])
+def test_prediction_needs_a_maximum(small_network, tmp_path):
+    """The published files lack the intensity scale, so the user must pass it as a positive number."""
+    model = mrhdata.models.load_matlab(small_network[0])
     volume = mrhdata.volume.from_array(np.ones((3, 3, 1, 3)), spacing=(1, 1, 1)).assign_coords(c=["c1", "c2", "c3"])
     with pytest.raises(ModelError, match=r"(give|pass) maximum= to mrhdata"):
         mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False)
@@ -231,13 +232,13 @@ def test_without_a_maximum_there_is_no_prediction(written, tmp_path):
         mrhdata.models.spec.physical(model, torch.zeros(1, 3, 3, 1, 3))
     for scale in ({"maximum": 0}, {"maximum": float("nan")}, {"target_maximum": -1.0}):
         with pytest.raises(ModelError, match="must be a positive number"):
-            mrhdata.models.load_matlab(written[0], **scale)
+            mrhdata.models.load_matlab(small_network[0], **scale)
 
 
-def test_other_networks_are_refused(written, tmp_path):
-    """Skips before the ReLU, another stride, a normalisation, missing and misshapen weights, no numbers."""
-    _, weights = written
-    path, pairs = tmp_path / "net.mat", wiring(2)
+def test_other_networks_are_refused(small_network, tmp_path):
+    """Skips start before the ReLU, the stride is 2, inputs are normalised, or weights are missing, misshapen or NaN."""
+    _, weights = small_network
+    path, pairs = tmp_path / "net.mat", connections(2)
     before = [("add11", b) if a == "ReLU_L11" and b.startswith("add") else (a, b) for a, b in pairs]
     write_network(path, weights, before)
     with pytest.raises(
@@ -260,11 +261,11 @@ def test_other_networks_are_refused(written, tmp_path):
             mrhdata.models.load_matlab(path)
 
 
-def test_damaged_files_are_refused(written, tmp_path):
-    """Cut off, not MATLAB, another variable, and files that are not there."""
+def test_damaged_files_are_refused(small_network, tmp_path):
+    """Files are cut, not MATLAB files, have another kind of variable, or are missing."""
     import scipy.io
 
-    good = written[0].read_bytes()
+    good = small_network[0].read_bytes()
     scipy.io.savemat(tmp_path / "other.mat", {"net": np.ones((3, 3))})
     for name, content in [("cut.mat", good[: len(good) // 2]), ("text.mat", b"net" * 200), ("empty.mat", b"")]:
         (tmp_path / name).write_bytes(content)
@@ -275,14 +276,14 @@ def test_damaged_files_are_refused(written, tmp_path):
         mrhdata.models.load_matlab(tmp_path / "none.mat")
 
 
-def test_a_missing_library_is_named(written):
-    """One sentence with the line that installs it."""
+def test_missing_mat_io_raises_an_error_with_the_install_command(small_network):
+    """The message is one sentence."""
     code = f"""
 import sys
 sys.modules["matio"] = None
 import mrhdata
 try:
-    mrhdata.models.load_matlab({str(written[0])!r})
+    mrhdata.models.load_matlab({str(small_network[0])!r})
 except mrhdata.errors.ModelError as error:
     print(error)
 """

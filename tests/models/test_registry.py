@@ -1,4 +1,4 @@
-"""Networks: layers, counts, storage."""
+"""Registry and storage of networks, and the layers of MRH-Net."""
 
 import json
 
@@ -13,13 +13,13 @@ from mrhdata.errors import ModelError
 
 @pytest.mark.parametrize(("blocks", "count"), [(4, 482_369), (9, 851_649), (29, 2_328_769), (30, 2_402_625)])
 def test_mrhnet_has_the_published_parameters(blocks, count):
-    """67 channels; 4 and 9 loop blocks as saved by the authors, 29 by their naming, 30 by their code."""
+    """The authors' files have 4 and 9 loop blocks, their file names imply 29, and their code builds 30."""
     model = mrhdata.models.create("mrhnet", in_channels=67, blocks=blocks)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
 def numpy_mrhnet(state, x, blocks):
-    """The forward pass written out from the published table, in NumPy alone; x is (C, h, w)."""
+    """Return the forward pass of the published table for x (C, h, w), in NumPy only."""
 
     def conv(name, x):
         weight, bias = state[f"{name}.weight"].numpy(), state[f"{name}.bias"].numpy()
@@ -38,18 +38,18 @@ def numpy_mrhnet(state, x, blocks):
 
 
 def test_mrhnet_forward_is_the_published_graph():
-    """Skips after the ReLU, zero padding, no normalisation: equal to an independent forward pass."""
+    """Skip connections after the ReLU, zero padding and no normalisation agree with an independent forward pass."""
     model = mrhdata.models.create("mrhnet", in_channels=3, blocks=2, seed=1)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     x = np.random.default_rng(0).random((3, 5, 4), dtype=np.float32)
     with torch.inference_mode():
-        got = model(torch.from_numpy(x[None])).numpy()[0]
-    np.testing.assert_allclose(got, numpy_mrhnet(model.state_dict(), x, 2), rtol=1e-4, atol=1e-5)
+        output = model(torch.from_numpy(x[None])).numpy()[0]
+    np.testing.assert_allclose(output, numpy_mrhnet(model.state_dict(), x, 2), rtol=1e-4, atol=1e-5)
 
 
-def test_receptive_field_is_what_gradients_reach():
-    """A dense output depends on exactly the stated square."""
+def test_receptive_field_of_mrhnet_equals_the_extent_of_gradients():
+    """One output voxel depends on exactly the stated square."""
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
     for p in model.parameters():
         torch.nn.init.constant_(p, 0.01)
@@ -59,8 +59,8 @@ def test_receptive_field_is_what_gradients_reach():
     assert reached[-1] - reached[0] + 1 == model.receptive_field == 17
 
 
-def test_same_seed_same_weights():
-    """Creation draws from its own generator and leaves the global one alone."""
+def test_equal_seeds_create_equal_weights():
+    """The global random state does not change."""
     before = torch.random.get_rng_state()
     a, b, c = (mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=s) for s in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -68,22 +68,22 @@ def test_same_seed_same_weights():
     assert not torch.equal(a.conv1.weight, c.conv1.weight)
 
 
-def test_save_and_load_return_the_same_function(trained, tmp_path):
-    """Weights, channels and intensity scales come back; nothing else lies in the folder."""
+def test_saved_and_loaded_network_predicts_the_same(trained, tmp_path):
+    """Weights, channels and intensity scales are restored, and the folder has no other files."""
     model, _, inputs, _ = trained
     mrhdata.models.save(model, tmp_path / "net")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net"]
     assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["config.json", "model.safetensors"]
-    back = mrhdata.models.load(tmp_path / "net")
-    assert back.spec == model.spec
+    loaded = mrhdata.models.load(tmp_path / "net")
+    assert loaded.spec == model.spec
     x = torch.from_numpy(mrhdata.patches(inputs, shape=3, plane="coronal").gather(np.arange(20))[0])
     physical = mrhdata.models.spec.physical
-    assert torch.equal(physical(model, x), physical(back, x))
+    assert torch.equal(physical(model, x), physical(loaded, x))
     mrhdata.models.save(model, tmp_path / "net")
 
 
-def test_a_folder_with_a_network_within_is_pointed_to(tmp_path):
-    """Training on labels writes its network into a folder of its own, so one level too high is easily given."""
+def test_load_suggests_a_network_in_a_subfolder(tmp_path):
+    """Training on labels writes its network into a subfolder, so users often pass the parent folder."""
     mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=1, blocks=1), tmp_path / "lab" / "network")
     inner = (tmp_path / "lab" / "network").as_posix()
     with pytest.raises(ModelError, match=rf"is not a model folder: .* is missing; did you mean {inner}\?$"):
@@ -93,7 +93,7 @@ def test_a_folder_with_a_network_within_is_pointed_to(tmp_path):
 
 
 def test_damaged_folders_are_refused(tmp_path):
-    """Missing files, broken JSON, unknown keys, unknown networks, weights of another network."""
+    """Files may be missing or cut, JSON broken, keys or the network unknown, and weights those of another network."""
     with pytest.raises(ModelError, match="is missing"):
         mrhdata.models.load(tmp_path)
     mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=2, blocks=1), tmp_path / "net")
@@ -116,17 +116,17 @@ def test_damaged_folders_are_refused(tmp_path):
         mrhdata.models.load(tmp_path / "net")
 
 
-def test_unknown_networks():
-    """The ones that exist are named."""
+def test_unknown_network_names_are_refused():
+    """The message lists the existing names, all of which can be created."""
     with pytest.raises(ModelError, match=r"one of mrhnet, .*; got 'resnet'"):
         mrhdata.models.create("resnet")
     for name in mrhdata.models.networks():
-        if name != "ensemble":  # made of members
+        if name != "ensemble":  # an ensemble needs members
             assert mrhdata.models.create(name).spec.name == name
 
 
-def test_untrained_networks_have_no_units():
-    """Without intensity scales a prediction would mean nothing."""
+def test_prediction_needs_intensity_scales():
+    """The output of an untrained network has no units."""
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
     with pytest.raises(ModelError, match="no intensity scales"):
         mrhdata.models.spec.physical(model, torch.zeros(1, 1, 3, 1, 3))

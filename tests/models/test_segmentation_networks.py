@@ -1,4 +1,4 @@
-"""Networks that tell labels apart: published counts, and that whole volumes are labelled as patches are."""
+"""Segmentation networks: published parameter counts, and equal labels for patches and whole volumes."""
 
 import numpy as np
 import pytest
@@ -13,15 +13,15 @@ COUNTS = {"0_0": 71_987, "1_0": 192_211, "2_0": 199_219, "3_0": 21_043, "4_0": 5
 
 
 def parameters(model, kinds=nn.Module):
-    """Numbers of all layers of a kind."""
+    """Return the number of parameters of all layers of some kinds."""
     return sum(
         p.numel() for m in model.modules() if isinstance(m, kinds) for p in m.parameters(recurse=kinds is nn.Module)
     )
 
 
 @pytest.mark.parametrize("variant", COUNTS)
-def test_counts_of_the_slides(variant):
-    """Three classes; the published names are aliases."""
+def test_tissue_networks_have_the_published_parameters(variant):
+    """Counts are those of the slides for three classes; the published names are aliases."""
     model = models.create(f"model_{variant}", classes=3)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[variant]
     assert model.spec.name == f"tissue2d_{variant}"
@@ -30,24 +30,24 @@ def test_counts_of_the_slides(variant):
 @pytest.mark.parametrize(
     ("name", "convolutions", "field"), [("fcn3d", 781_036, (19, 19, 19)), ("fcn3d_aniso", 912_436, (7, 19, 19))]
 )
-def test_counts_of_deep_grey_networks(name, convolutions, field):
-    """Eleven classes; per-channel slopes, so only the convolutions are as published."""
+def test_deep_grey_networks_have_the_published_convolutions(name, convolutions, field):
+    """Counts are those of eleven classes; PReLU slopes are per channel here, so their count differs."""
     model = models.create(name).eval()
-    found = sum(p.numel() for m in model.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
-    assert found == convolutions
+    count = sum(p.numel() for m in model.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
+    assert count == convolutions
     assert field_of(model, model.in_channels).lengths == field
 
 
 @pytest.mark.parametrize(("name", "patch"), [("fcn3d", (21, 27, 27)), ("fcn3d_aniso", (9, 27, 27))])
-def test_the_published_patch_gives_the_published_core(name, patch):
-    """(3, 9, 9) of both."""
+def test_published_patch_has_the_published_output_shape(name, patch):
+    """The output of both networks is (3, 9, 9)."""
     model = models.create(name).eval()
     assert model(torch.zeros(1, model.in_channels, *patch)).shape == (1, 11, 3, 9, 9)
 
 
 @pytest.mark.parametrize("name", ["fcn3d", "fcn3d_aniso"])
-def test_a_larger_box_answers_as_its_patches_do(name):
-    """Training on larger boxes is the same function of the same voxels."""
+def test_larger_box_gives_the_same_output_as_its_patches(name):
+    """Training on larger boxes optimises the same function."""
     model = models.create(name, seed=1).eval()
     z, y, x = model.margin
     box = torch.randn(1, model.in_channels, 2 * z + 4, 2 * y + 3, 2 * x + 5)
@@ -57,8 +57,8 @@ def test_a_larger_box_answers_as_its_patches_do(name):
     torch.testing.assert_close(whole[:, :, 1:4, 1:2, 2:4], part, rtol=1e-4, atol=1e-4)
 
 
-def test_borders_are_covered():
-    """With its edge repeated a volume has an answer everywhere, and inside the same one."""
+def test_replicated_border_gives_an_output_for_every_voxel():
+    """Away from the border the output is that of valid convolutions."""
     valid = models.create("fcn3d", seed=2).eval()
     whole = models.create("fcn3d", border="replicate").eval()
     whole.load_state_dict(valid.state_dict())
@@ -69,8 +69,8 @@ def test_borders_are_covered():
     torch.testing.assert_close(full[:, :, 9:-9, 9:-9, 9:-9], inner, rtol=1e-4, atol=1e-4)
 
 
-def test_supervision_answers_at_every_level_while_training():
-    """Finest first; one answer when it is used."""
+def test_deep_supervision_returns_several_levels_during_training():
+    """The finest level is first; in evaluation mode there is one output."""
     model = models.create("unet3d", widths=(4, 8, 12, 16), supervision=True, classes=3)
     x = torch.randn(2, 1, 16, 16, 16)
     levels = model(x)
@@ -88,14 +88,14 @@ def test_supervision_answers_at_every_level_while_training():
         ("fcn3d", {"border": "zeros"}),
     ],
 )
-def test_settings_that_make_no_network(name, config):
-    """One sentence."""
+def test_invalid_settings_raise_a_model_error(name, config):
+    """Kernels are even, lengths differ, or names are unknown."""
     with pytest.raises(ModelError):
         models.create(name, **config)
 
 
-def test_any_widths_kernel_dilation_dropout_and_activation():
-    """The receptive field says that dilations arrive."""
+def test_tissue_network_with_other_widths_kernel_dilation_dropout_and_activation():
+    """The receptive field shows that the dilations are used."""
     model = models.create(
         "tissue2d", widths=(3, 5), kernel=5, dilations=(1, 2), dropout=0.1, activation="elu", classes=4
     )
