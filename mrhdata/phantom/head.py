@@ -1,18 +1,17 @@
-"""A digital human head: deep nuclei and what surrounds them, in millimetres.
+"""A digital human head: deep nuclei and their surroundings, in millimetres.
 
-Shapes are ellipsoids and tubes in a reference space whose axes and origin are those of MNI152 (RAS+, the
-anterior commissure near the origin). Centres, half axes and directions of the nuclei are measured from the
-PD25 atlas (Xiao et al. 2017, Data in Brief 12:370); ventricles, vessels and calcifications are placed by
-textbook anatomy. A subject is the reference head bent by smooth random fields, with nuclei that are moved,
-turned, scaled and uneven each for itself. Everything is a function of continuous coordinates: one seed is
-one anatomy, whatever grid it is sampled on.
+Shapes are ellipsoids and tubes in a reference space with the axes and origin of MNI152 (RAS+, the anterior commissure
+near the origin). Centres, half axes and directions of the nuclei are measured from the PD25 atlas (Xiao et al. 2017,
+Data in Brief 12:370); ventricles, vessels and calcifications follow textbook anatomy. A subject is the reference head
+bent by smooth random fields; each nucleus is also moved, rotated, scaled and made uneven. Everything is a function of
+continuous coordinates: one seed gives the same anatomy on every grid.
 
-Susceptibility (ppm, relative to fluid). The nuclei's means lie in the ranges read from an in vivo COSMOS
-map with atlas labels: globus pallidus 0.13-0.16, substantia nigra 0.07-0.09 (0.10 at 7 T, Schaefer et al.
-2012, HBM 33:2831, from which also the subthalamic nucleus's 0.06), red nucleus 0.04-0.05, putamen
-0.03-0.04, caudate 0.01, thalamus 0.007. Their order is that of iron after death (Hallgren and Sourander
-1958, J. Neurochem. 3:41). White matter -0.03 and cortex 0.02 are those of Marques et al. 2021, MRM 86:526.
-Veins of 0.2-0.4, calcifications and bleedings are drawn so that a threshold finds more than nuclei.
+Susceptibility (ppm, relative to fluid): the means of the nuclei lie in ranges from an in vivo COSMOS map with atlas
+labels: globus pallidus 0.13-0.16, substantia nigra 0.07-0.09 (0.10 at 7 T, Schaefer et al. 2012, HBM 33:2831, also
+the source of 0.06 for the subthalamic nucleus), red nucleus 0.04-0.05, putamen 0.03-0.04, caudate 0.01, thalamus
+0.007. Their order is that of post-mortem iron (Hallgren and Sourander 1958, J. Neurochem. 3:41). White matter (-0.03)
+and cortex (0.02) follow Marques et al. 2021, MRM 86:526. Veins of 0.2-0.4, calcifications and bleedings are included,
+so that a threshold does not suffice to find the nuclei.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ from mrhdata.preprocessing.spline_fields import basis, contract
 
 Floats = NDArray[np.floating[Any]]
 
-#: What is sampled, world X, Y, Z in mm: first and last edge.
+#: Field of view along world X, Y, Z: first and last edge in mm.
 VIEW_MM = ((-78.0, 78.0), (-113.0, 79.0), (-67.0, 77.0))
 
-#: Width of the rim over which a structure gives way to its surroundings.
+#: Width of the transition between a structure and its surroundings.
 _EDGE_MM = 1.0
-#: Standard deviation of a tensor of cubic B-splines with independent coefficients of deviation 1.
+#: Standard deviation of a 3D cubic B-spline with independent coefficients of deviation 1.
 _SPLINE_SD = (151 / 315) ** 1.5
-_MEMORY = np.float32
+_DTYPE = np.float32
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """What the scanner sees, and what it is.
+    """MRI properties and class of a tissue.
 
     Attributes
     ----------
     chi : float
-        Susceptibility, ppm.
+        Susceptibility in ppm.
     r2star : float
-        Without it, 1/s.
+        R2* without the effect of susceptibility, in 1/s.
     t1w : float
-        T1-weighted signal, parts of 1.
+        T1-weighted signal, relative to white matter.
     grey, white : float
-        Whether it is grey or white matter, 1 or 0.
+        1 for grey or white matter, else 0.
     """
 
     chi: float
@@ -69,18 +68,21 @@ CORTEX = Tissue(0.020, 14.0, 0.62, grey=1.0)
 
 
 def grey(chi: float) -> Tissue:
-    """Deep grey matter: iron also raises the T1-weighted signal."""
+    """Return deep grey matter, whose iron also raises the T1-weighted signal."""
     return Tissue(chi, 15.0, 0.72 + 1.2 * chi, grey=1.0)
 
 
 def blood(chi: float) -> Tissue:
-    """Venous blood."""
+    """Return venous blood."""
     return Tissue(chi, 20.0, 0.55)
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """Centre, half axes and their directions (rows), X, Y, Z in mm; `bend` bows the third axis along the first."""
+    """Ellipsoid by centre, half axes and their directions (rows), X, Y, Z in mm.
+
+    `bend` is a displacement along the third axis that grows with the square of the coordinate along the first, in mm.
+    """
 
     centre: Sequence[float]
     half: Sequence[float]
@@ -88,52 +90,52 @@ class Ellipsoid:
     bend: float = 0.0
 
     def box(self) -> tuple[Floats, Floats]:
-        """Middle and half size of a box that holds it."""
-        turned = _orthonormal(self.directions)
-        reach = np.sqrt(((turned * np.asarray(self.half)[:, None]) ** 2).sum(axis=0))
+        """Return the centre and half size of the bounding box."""
+        axes = _orthonormal(self.directions)
+        reach = np.sqrt(((axes * np.asarray(self.half)[:, None]) ** 2).sum(axis=0))
         return np.asarray(self.centre, dtype=np.float64), reach + abs(self.bend)
 
     def depth(self, points: Floats) -> Floats:
-        """Millimetres inside of points (3, n), negative outside; exact on the surface only."""
-        along = _orthonormal(self.directions) @ (points - np.asarray(self.centre)[:, None])
+        """Return the distance of points (3, n) inside the surface in mm, negative outside; exact on the surface."""
+        local = _orthonormal(self.directions) @ (points - np.asarray(self.centre)[:, None])
         half = np.asarray(self.half)[:, None]
-        along[2] += self.bend * ((along[0] / half[0]) ** 2 - 0.3)
-        radius = np.linalg.norm(along / half, axis=0)
-        slope = np.linalg.norm(along / half**2, axis=0)
+        local[2] += self.bend * ((local[0] / half[0]) ** 2 - 0.3)
+        radius = np.linalg.norm(local / half, axis=0)
+        slope = np.linalg.norm(local / half**2, axis=0)
         return np.asarray((1 - radius) * np.maximum(radius, 1e-3) / np.maximum(slope, 1e-6))
 
 
 @dataclass(frozen=True)
 class Tube:
-    """Points (X, Y, Z, radius) in mm along a centre line; `flat` is its width along X in parts of its radius."""
+    """Tube by points (X, Y, Z, radius) of its centre line in mm; `flat` scales its radius along X."""
 
     line: ArrayLike
     flat: float = 1.0
 
     def box(self) -> tuple[Floats, Floats]:
-        """Middle and half size of a box that holds it."""
+        """Return the centre and half size of the bounding box."""
         line = np.asarray(self.line, dtype=np.float64)
         low, high = line[:, :3].min(axis=0), line[:, :3].max(axis=0)
         return (low + high) / 2, (high - low) / 2 + line[:, 3].max()
 
     def depth(self, points: Floats) -> Floats:
-        """Millimetres inside of points (3, n), negative outside; far outside minus infinity."""
+        """Return the distance of points (3, n) inside the surface in mm, negative outside, far outside -inf."""
         line = np.asarray(self.line, dtype=np.float64)
         lengths = np.r_[0, np.cumsum(np.linalg.norm(np.diff(line[:, :3], axis=0), axis=1))]
-        at = np.linspace(0, lengths[-1], 2 + int(lengths[-1] / (0.4 * line[:, 3].min())))
-        balls = np.stack([np.interp(at, lengths, column) for column in line.T])
+        positions = np.linspace(0, lengths[-1], 2 + int(lengths[-1] / (0.4 * line[:, 3].min())))
+        balls = np.stack([np.interp(positions, lengths, column) for column in line.T])
         width = np.array([self.flat, 1.0, 1.0])
-        far = balls[3].max() + 3 * _EDGE_MM
-        away, nearest = cKDTree(balls[:3].T / width).query(points.T / width, distance_upper_bound=far)
-        return np.asarray(np.r_[balls[3], 0.0][nearest] - away)
+        max_distance = balls[3].max() + 3 * _EDGE_MM
+        distance, nearest = cKDTree(balls[:3].T / width).query(points.T / width, distance_upper_bound=max_distance)
+        return np.asarray(np.r_[balls[3], 0.0][nearest] - distance)
 
 
 @dataclass(frozen=True)
 class Nucleus:
-    """A scored nucleus of the right side: shape, mean susceptibility, and its change per half length of its box.
+    """Scored nucleus of the right side: shape, mean susceptibility, and susceptibility gradient.
 
-    `slope` is relative to the mean, along X, Y, Z: pallidum and nigra have two parts of unequal iron, and the
-    putamen has more behind.
+    `slope` is the relative change per half length of the bounding box along X, Y, Z: pallidum and nigra have two parts
+    of unequal iron, and the putamen has more iron posteriorly.
     """
 
     shape: Ellipsoid | Tube
@@ -141,7 +143,7 @@ class Nucleus:
     slope: tuple[float, float, float]
 
 
-#: In the order they are painted.
+#: Nuclei in the order of painting.
 NUCLEI: dict[str, Nucleus] = {
     "CN": Nucleus(
         Tube(
@@ -204,7 +206,7 @@ _VENTRICLE = Tube(
     ],
     flat=0.75,
 )
-#: Paired grey and white matter that is not scored.
+#: Structures of both sides that are not scored.
 _PAIRED: list[tuple[Ellipsoid, Tissue]] = [
     (Ellipsoid((30, -52, 8), (5, 28, 11)), Tissue(-0.045, 17.0, 1.02, white=1.0)),  # optic radiation
     (Ellipsoid((43, 2, 2), (6.5, 24, 15)), CORTEX),  # insula and opercula
@@ -228,7 +230,7 @@ _MIDLINE = [
     Ellipsoid((0, -41, -3), (9, 5, 6)),
     Ellipsoid((0, 5, -18), (10, 10, 5)),
 ]
-#: Veins of the right side, and those of the midline.
+#: Veins of the right side (mirrored to the left), and veins of the midline.
 _VEINS = [
     [(2.5, 2, 13, 0.9), (2, -16, 13, 1.1), (1.5, -35, 8, 1.2)],  # internal cerebral
     [(2.5, 2, 13, 0.8), (9, 1, 17, 0.9), (14, -6, 19, 0.9), (16, -16, 20, 0.7)],  # thalamostriate
@@ -247,7 +249,7 @@ _MIDLINE_VEINS = [
 
 
 def _orthonormal(directions: ArrayLike) -> Floats:
-    """The nearest rotation (or reflection): measured directions are rounded."""
+    """Return the nearest orthogonal matrix, because measured directions are rounded."""
     left, _, right = np.linalg.svd(np.asarray(directions, dtype=np.float64))
     return np.asarray(left @ right)
 
@@ -258,34 +260,34 @@ class Head:
     Parameters
     ----------
     axes_mm : three arrays
-        World Z, Y and X of the points along the axes of the arrays.
+        World Z, Y and X of the points along the axes of the arrays, in mm.
     seed : int
-        Of the anatomy.
+        Random seed of the anatomy.
 
     Attributes
     ----------
     chi, r2star, t1w, grey, white : (z, y, x) float32 arrays
-        See `Tissue`; outside the brain 0.
+        Properties of `Tissue`; 0 outside the brain.
     shares : (5, z, y, x) float32 array
-        How much of a point each of `NUCLEI` is, both sides together.
+        Share of each point that belongs to each of `NUCLEI`, both sides together.
     brain, fluid : (z, y, x) float32 arrays
-        Likewise for the brain within its outer surface, and for the lateral ventricles.
+        Share of each point inside the surface of the brain, and inside the lateral ventricles.
     right : (z, y, x) bool array
-        Which points lie right of the midplane.
+        True for points to the right of the midplane.
     """
 
     def __init__(self, axes_mm: Sequence[NDArray[np.float64]], seed: int) -> None:
         self._rng = np.random.default_rng([seed, 0])
         self._axes = axes_mm
         self._shape = tuple(len(axis) for axis in axes_mm)
-        self._points = self._bent()
+        self._points = self._reference_points()
         self.right = (self._points[0] > 0).reshape(self._shape)
-        self._maps = np.zeros((5, self._points.shape[1]), dtype=_MEMORY)  # as in Tissue
-        self._shares = np.zeros((len(NUCLEI), self._points.shape[1]), dtype=_MEMORY)
-        self._all = np.arange(self._points.shape[1])
-        #: Large ventricles, much iron: both come with age.
+        self._maps = np.zeros((5, self._points.shape[1]), dtype=_DTYPE)  # Rows as in Tissue.
+        self._shares = np.zeros((len(NUCLEI), self._points.shape[1]), dtype=_DTYPE)
+        self._all_points = np.arange(self._points.shape[1])
+        # Ventricles and iron both grow with age.
         self._age = self._rng.uniform(-1, 1)
-        self._ventricle = float(np.exp(0.25 * self._age + self._rng.normal(0, 0.15)))
+        self._ventricle_size = float(np.exp(0.25 * self._age + self._rng.normal(0, 0.15)))
         self._paint_brain()
         self._paint_deep()
         self._paint_vessels()
@@ -293,136 +295,140 @@ class Head:
         self._maps *= self._inside
         self.chi, self.r2star, self.t1w, self.grey, self.white = self._maps.reshape(-1, *self._shape)
         self.shares = self._shares.reshape(-1, *self._shape)
-        self.brain, self.fluid = self._inside.reshape(self._shape), self._wet.reshape(self._shape)
+        self.brain, self.fluid = self._inside.reshape(self._shape), self._ventricles.reshape(self._shape)
 
     def _field(self, width_mm: float, sd: float) -> Floats:
-        """A smooth random field on all points, (n,): cubic B-splines on a lattice of `width_mm`."""
-        spans = [int(np.ceil((high - low) / width_mm)) for low, high in VIEW_MM[::-1]]
-        lattice = self._rng.normal(0, sd / _SPLINE_SD, [n + 3 for n in spans])
-        places = [(axis - v[0]) / (v[1] - v[0]) for axis, v in zip(self._axes, VIEW_MM[::-1], strict=True)]
-        matrices = [basis(place, n) for place, n in zip(places, spans, strict=True)]
-        return contract(lattice, matrices).ravel().astype(_MEMORY)
+        """Return a smooth random field on all points, (n,): cubic B-splines on a lattice of `width_mm`."""
+        intervals = [int(np.ceil((high - low) / width_mm)) for low, high in VIEW_MM[::-1]]
+        lattice = self._rng.normal(0, sd / _SPLINE_SD, [n + 3 for n in intervals])
+        positions = [(axis - v[0]) / (v[1] - v[0]) for axis, v in zip(self._axes, VIEW_MM[::-1], strict=True)]
+        matrices = [basis(position, n) for position, n in zip(positions, intervals, strict=True)]
+        return contract(lattice, matrices).ravel().astype(_DTYPE)
 
-    def _bent(self) -> Floats:
-        """Reference X, Y, Z of every point, (3, n): larger or smaller along each axis, and bent."""
-        size = 1 / self._rng.normal(1.0, 0.04, 3)
-        world = np.meshgrid(*[a.astype(_MEMORY) for a in self._axes], indexing="ij")[::-1]
-        middle = np.array([0, -17, 5])
+    def _reference_points(self) -> Floats:
+        """Return reference X, Y, Z of every point, (3, n): the grid scaled along each axis, and bent."""
+        scale = 1 / self._rng.normal(1.0, 0.04, 3)
+        world = np.meshgrid(*[a.astype(_DTYPE) for a in self._axes], indexing="ij")[::-1]
+        centre = np.array([0, -17, 5])
         return np.stack(
             [
-                (w.ravel() - m) * s + m + self._field(45, 0.8) + self._field(16, 0.5)
-                for w, m, s in zip(world, middle, size.astype(_MEMORY), strict=True)
+                (w.ravel() - c) * s + c + self._field(45, 0.8) + self._field(16, 0.5)
+                for w, c, s in zip(world, centre, scale.astype(_DTYPE), strict=True)
             ]
-        ).astype(_MEMORY)
+        ).astype(_DTYPE)
 
-    def _mix(self, where: NDArray[np.int64], depth: Floats, tissue: Tissue, chi: Floats | None = None) -> Floats:
-        """Let `tissue` take the place of what was there; its share, (n,)."""
-        share = np.clip(0.5 + depth / _EDGE_MM, 0, 1).astype(_MEMORY)
+    def _blend(self, index: NDArray[np.int64], depth: Floats, tissue: Tissue, chi: Floats | None = None) -> Floats:
+        """Blend `tissue` into the maps at some points; return its share, (n,)."""
+        share = np.clip(0.5 + depth / _EDGE_MM, 0, 1).astype(_DTYPE)
         values = (tissue.chi if chi is None else chi, tissue.r2star, tissue.t1w, tissue.grey, tissue.white)
         for row, value in enumerate(values):
-            self._maps[row, where] += share * (value - self._maps[row, where])
+            self._maps[row, index] += share * (value - self._maps[row, index])
         return share
 
-    def _solid(self, where: NDArray[np.int64], depth: Floats, tissue: Tissue, chi: Floats | None = None) -> Floats:
-        """Mix, and take the place of nuclei too: vessels and calcium stay part of the nucleus they lie in."""
-        share = self._mix(where, depth, tissue, chi)
-        self._shares[:, where] *= 1 - share
+    def _replace(self, index: NDArray[np.int64], depth: Floats, tissue: Tissue, chi: Floats | None = None) -> Floats:
+        """Blend and also reduce the shares of nuclei, unlike vessels and calcium, which belong to their nucleus."""
+        share = self._blend(index, depth, tissue, chi)
+        self._shares[:, index] *= 1 - share
         return share
 
-    def _near(self, shape: Ellipsoid | Tube, side: int, slack_mm: float = _EDGE_MM) -> NDArray[np.int64]:
-        """Points in the box of a shape; `side` -1 mirrors it to the left."""
-        middle, reach = shape.box()
-        low, high = middle - reach - slack_mm, middle + reach + slack_mm
+    def _points_near(self, shape: Ellipsoid | Tube, side: int, slack_mm: float = _EDGE_MM) -> NDArray[np.int64]:
+        """Return the points in the bounding box of a shape; `side` -1 mirrors the shape to the left."""
+        centre, reach = shape.box()
+        low, high = centre - reach - slack_mm, centre + reach + slack_mm
         if side < 0:
             low[0], high[0] = -high[0], -low[0]
-        found = self._points[2] > low[2]
-        found &= self._points[2] < high[2]
-        where = np.flatnonzero(found)
+        inside = self._points[2] > low[2]
+        inside &= self._points[2] < high[2]
+        index = np.flatnonzero(inside)
         for row in (0, 1):
-            here = self._points[row, where]
-            where = where[(here > low[row]) & (here < high[row])]
-        return where
+            values = self._points[row, index]
+            index = index[(values > low[row]) & (values < high[row])]
+        return index
 
-    def _mirrored(self, where: NDArray[np.int64], side: int) -> Floats:
-        points = self._points[:, where].astype(np.float64)
+    def _reflected_points(self, index: NDArray[np.int64], side: int) -> Floats:
+        points = self._points[:, index].astype(np.float64)
         points[0] *= side
         return points
 
     def _paint_brain(self) -> None:
-        """Hull, cortex along it and down its folds, white matter, cerebellum, brainstem."""
+        """Paint fluid, cortex at the surface and in its folds, white matter, cerebellum and brainstem."""
         x, y, z = self._points
         radius = (np.abs(x / 67) ** 2.4 + np.abs((y + 17) / 86) ** 2.4 + np.abs((z - 9) / 64) ** 2.4) ** (1 / 2.4)
         depth = (1 - radius) * 66
-        self._solid(self._all, depth, FLUID)
+        self._replace(self._all_points, depth, FLUID)
         fold = self._field(11, 1.0)
-        cover = depth - 20 * np.clip(1 - np.abs(fold) / 0.6, 0, 1)
-        # Between the hemispheres, above and around the corpus callosum.
-        across = np.abs(x + 0.6 * fold) + 1.5 * np.clip(Ellipsoid((0, -8, 6), (67, 44, 25)).depth(self._points), 0, 30)
-        cover = np.minimum(cover, across)
-        self._solid(self._all, np.minimum(depth - 1.2, np.minimum(cover + 3.5, across - 1.0)), CORTEX)
-        values = (WHITE.chi + self._field(22, 0.006) + self._field(7, 0.005)).astype(_MEMORY)
-        self._solid(self._all, np.minimum(depth - 4, cover - 3.2), WHITE, values)
-        hull = np.maximum(depth, self._paint_behind(values))
-        self._inside = np.clip(0.5 + hull / _EDGE_MM, 0, 1).astype(_MEMORY)
+        below_surface = depth - 20 * np.clip(1 - np.abs(fold) / 0.6, 0, 1)
+        # Distance from the fissure between the hemispheres, which ends around the corpus callosum.
+        callosum = Ellipsoid((0, -8, 6), (67, 44, 25)).depth(self._points)
+        from_fissure = np.abs(x + 0.6 * fold) + 1.5 * np.clip(callosum, 0, 30)
+        below_surface = np.minimum(below_surface, from_fissure)
+        cortex = np.minimum(depth - 1.2, np.minimum(below_surface + 3.5, from_fissure - 1.0))
+        self._replace(self._all_points, cortex, CORTEX)
+        values = (WHITE.chi + self._field(22, 0.006) + self._field(7, 0.005)).astype(_DTYPE)
+        self._replace(self._all_points, np.minimum(depth - 4, below_surface - 3.2), WHITE, values)
+        hull = np.maximum(depth, self._paint_hindbrain(values))
+        self._inside = np.clip(0.5 + hull / _EDGE_MM, 0, 1).astype(_DTYPE)
 
-    def _paint_behind(self, white: Floats) -> Floats:
-        """Cerebellum and brainstem; their depth."""
-        cerebellum = Ellipsoid((0, -60, -37), (51, 34, 25)).depth(self._points).astype(_MEMORY)
+    def _paint_hindbrain(self, white: Floats) -> Floats:
+        """Paint cerebellum and brainstem; return their depth."""
+        cerebellum = Ellipsoid((0, -60, -37), (51, 34, 25)).depth(self._points).astype(_DTYPE)
         fold = np.abs(self._field(7, 1.0))
-        self._solid(self._all, cerebellum, FLUID)
-        self._solid(self._all, cerebellum - 2, CORTEX)
-        self._solid(self._all, np.minimum(cerebellum - 6, 3 * (fold - 0.5) + 0.25 * (cerebellum - 8)), WHITE, white)
+        self._replace(self._all_points, cerebellum, FLUID)
+        self._replace(self._all_points, cerebellum - 2, CORTEX)
+        self._replace(
+            self._all_points, np.minimum(cerebellum - 6, 3 * (fold - 0.5) + 0.25 * (cerebellum - 8)), WHITE, white
+        )
         stem = Tube([(0, -24, -4, 15), (0, -26, -14, 14), (0, -30, -28, 14), (0, -40, -66, 8)])
-        depth = np.full(len(self._all), -np.inf, dtype=_MEMORY)
-        where = self._near(stem, 1)
-        depth[where] = stem.depth(self._mirrored(where, 1))
-        self._solid(where, depth[where], WHITE, white[where])
+        depth = np.full(len(self._all_points), -np.inf, dtype=_DTYPE)
+        index = self._points_near(stem, 1)
+        depth[index] = stem.depth(self._reflected_points(index, 1))
+        self._replace(index, depth[index], WHITE, white[index])
         return np.maximum(cerebellum, depth)
 
     def _paint_deep(self) -> None:
-        """Structures that are not scored, ventricles, then the nuclei."""
+        """Paint structures that are not scored, then the nuclei, then the lateral ventricles."""
         for shape, tissue in _PAIRED:
             wobble = self._field(12, 0.5)
             for side in (-1, 1):
-                where = self._near(shape, side)
-                self._solid(where, shape.depth(self._mirrored(where, side)) + wobble[where], tissue)
+                index = self._points_near(shape, side)
+                self._replace(index, shape.depth(self._reflected_points(index, side)) + wobble[index], tissue)
         for cistern in _MIDLINE:
-            where = self._near(cistern, 1)
-            self._solid(where, cistern.depth(self._mirrored(where, 1)), FLUID)
+            index = self._points_near(cistern, 1)
+            self._replace(index, cistern.depth(self._reflected_points(index, 1)), FLUID)
         for row, (name, nucleus) in enumerate(NUCLEI.items()):
             self._paint_nucleus(row, name, nucleus)
-        # Last: a large ventricle thins the caudate.
-        line = np.asarray(_VENTRICLE.line) * [1, 1, 1, self._ventricle]
+        # Ventricles are painted last, so that a large ventricle thins the caudate.
+        line = np.asarray(_VENTRICLE.line) * [1, 1, 1, self._ventricle_size]
         ventricle, wobble = Tube(line, _VENTRICLE.flat), self._field(16, 0.6)
-        self._wet = np.zeros(len(self._all), dtype=_MEMORY)
+        self._ventricles = np.zeros(len(self._all_points), dtype=_DTYPE)
         for side in (-1, 1):
-            where = self._near(ventricle, side, 3)
-            depth = ventricle.depth(self._mirrored(where, side)) + wobble[where]
-            self._wet[where] += self._solid(where, depth, FLUID)
+            index = self._points_near(ventricle, side, 3)
+            depth = ventricle.depth(self._reflected_points(index, side)) + wobble[index]
+            self._ventricles[index] += self._replace(index, depth, FLUID)
 
     def _paint_nucleus(self, row: int, name: str, nucleus: Nucleus) -> None:
-        """Both sides: alike, but not the same."""
+        """Paint a nucleus on both sides, with small differences between the sides."""
         ageing = {"CN": 0.25, "PU": 0.30}.get(name, 0.08) * self._age
         iron = np.exp(ageing + self._rng.normal(0, 0.12))
-        shift, turn, size = self._rng.normal(0, 0.35, 3), self._rng.normal(0, 4, 3), self._rng.normal(0, 0.07, 3)
+        shift, angles, size = self._rng.normal(0, 0.35, 3), self._rng.normal(0, 4, 3), self._rng.normal(0, 0.07, 3)
         wobble, texture = self._field(9, 0.45), np.exp(self._field(6, 0.12))
-        middle, reach = nucleus.shape.box()
+        centre, reach = nucleus.shape.box()
         for side in (-1, 1):
-            moved = shift + self._rng.normal(0, 0.25, 3)
-            if name == "CN":  # A large ventricle pushes it aside.
-                moved[0] += 2 * (self._ventricle - 1)
-            turned = Rotation.from_euler("xyz", turn + self._rng.normal(0, 3, 3), degrees=True).as_matrix()
-            pose = turned / np.exp(size + self._rng.normal(0, 0.03, 3))
+            offset = shift + self._rng.normal(0, 0.25, 3)
+            if name == "CN":  # A large ventricle displaces it laterally.
+                offset[0] += 2 * (self._ventricle_size - 1)
+            rotation = Rotation.from_euler("xyz", angles + self._rng.normal(0, 3, 3), degrees=True).as_matrix()
+            pose = rotation / np.exp(size + self._rng.normal(0, 0.03, 3))
             value = nucleus.chi * iron * np.exp(self._rng.normal(0, 0.04))
-            where = self._near(nucleus.shape, side, 8.0)
-            points = pose @ (self._mirrored(where, side) - (middle + moved)[:, None])
+            index = self._points_near(nucleus.shape, side, 8.0)
+            points = pose @ (self._reflected_points(index, side) - (centre + offset)[:, None])
             slope = np.clip(1 + np.asarray(nucleus.slope) @ (points / reach[:, None]), 0.3, 1.8)
-            chi = (value * slope * texture[where]).astype(_MEMORY)
-            depth = nucleus.shape.depth(points + middle[:, None]) + wobble[where]
-            self._shares[row, where] += self._solid(where, depth, grey(value), chi)
+            chi = (value * slope * texture[index]).astype(_DTYPE)
+            depth = nucleus.shape.depth(points + centre[:, None]) + wobble[index]
+            self._shares[row, index] += self._replace(index, depth, grey(value), chi)
 
     def _paint_vessels(self) -> None:
-        """Named veins, veins of the white matter and of the cortex."""
+        """Paint named veins, and random veins of the white matter and of the cortex."""
         lines = [(np.array(v, dtype=np.float64), side) for v in _VEINS for side in (-1, 1)]
         lines += [(np.array(v, dtype=np.float64), 1) for v in _MIDLINE_VEINS]
         for _ in range(24):
@@ -430,20 +436,19 @@ class Head:
             end = start + self._rng.uniform((8, -8, 8), (22, 8, 24))
             lines.append((np.c_[[start, (start + end) / 2, end], np.full(3, 0.55)], int(self._rng.choice((-1, 1)))))
         for _ in range(20):
-            turn = self._rng.uniform(0.3, 2.6) + np.linspace(0, self._rng.uniform(0.2, 0.5), 5)
-            rise = self._rng.uniform(0.2, 1.2)
-            surface = np.stack([np.cos(rise) * np.ones(5), np.sin(rise) * np.cos(turn), np.sin(rise) * np.sin(turn)])
-            radius = (np.abs(surface / np.array([[67], [86], [64]])) ** 2.4).sum(axis=0) ** (-1 / 2.4)
-            places = (surface * (radius - 2.5)).T + np.array([0, -17, 9])
-            line = np.c_[places, np.full(5, 1.1)]
-            lines.append((line, int(self._rng.choice((-1, 1)))))
+            angle = self._rng.uniform(0.3, 2.6) + np.linspace(0, self._rng.uniform(0.2, 0.5), 5)
+            tilt = self._rng.uniform(0.2, 1.2)
+            normal = np.stack([np.cos(tilt) * np.ones(5), np.sin(tilt) * np.cos(angle), np.sin(tilt) * np.sin(angle)])
+            radius = (np.abs(normal / np.array([[67], [86], [64]])) ** 2.4).sum(axis=0) ** (-1 / 2.4)
+            points = (normal * (radius - 2.5)).T + np.array([0, -17, 9])
+            lines.append((np.c_[points, np.full(5, 1.1)], int(self._rng.choice((-1, 1)))))
         for line, side in lines:
             line[:, :3] += self._rng.normal(0, 1.0, (len(line), 3)) * (line[:, 3:] < 1.5)
             line[:, 3] *= self._rng.uniform(0.8, 1.2)
-            self._tube(line, side, blood(self._rng.uniform(0.2, 0.4)))
+            self._paint_tube(line, side, blood(self._rng.uniform(0.2, 0.4)))
 
     def _paint_calcium(self) -> None:
-        """Pineal gland, choroid plexus, pallidum, falx; and bleedings, which are as bright as veins."""
+        """Paint calcifications of pineal gland, falx, choroid plexus and pallidum, and bleedings as bright as veins."""
         rng = self._rng
         spots: list[tuple[int, ArrayLike, float, float]] = [(1, (0, -32, 2), rng.uniform(1.5, 3.0), -0.30)]
         spots.append((1, (0, 10, 52), rng.uniform(-3, 2.5), -0.25))
@@ -452,13 +457,13 @@ class Head:
             spots += [(side, (19, -2, -1), rng.uniform(0.8, 1.8), -0.30) for side in (-1, 1)]
         for _ in range(rng.poisson(2)):
             spots.append((1, rng.uniform((-45, -60, -25), (45, 40, 45)), rng.uniform(0.8, 1.8), 0.50))
-        for side, place, radius, chi in spots:
-            centre = np.asarray(place) + rng.normal(0, 1.5, 3)
-            value = chi * rng.uniform(0.6, 1.4)
+        for side, point_mm, radius, chi in spots:
+            centre = np.asarray(point_mm) + rng.normal(0, 1.5, 3)
+            tissue = Tissue(chi * rng.uniform(0.6, 1.4), 25, 0.5)
             if radius > 0:
-                self._tube([(*centre, radius), (*(centre + rng.normal(0, 1, 3)), radius)], side, Tissue(value, 25, 0.5))
+                self._paint_tube([(*centre, radius), (*(centre + rng.normal(0, 1, 3)), radius)], side, tissue)
 
-    def _tube(self, line: ArrayLike, side: int, tissue: Tissue) -> None:
+    def _paint_tube(self, line: ArrayLike, side: int, tissue: Tissue) -> None:
         shape = Tube(line)
-        where = self._near(shape, side)
-        self._mix(where, shape.depth(self._mirrored(where, side)), tissue)
+        index = self._points_near(shape, side)
+        self._blend(index, shape.depth(self._reflected_points(index, side)), tissue)
