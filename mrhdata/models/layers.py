@@ -23,7 +23,7 @@ class Greatest(nn.MaxPool3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
+        """Pool the input."""
         with torch.autocast("cpu", enabled=False):
             return super().forward(input)
 
@@ -67,7 +67,7 @@ class PooledConv(nn.Conv3d):
         self.pool = Greatest(2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve and pool."""
+        """Convolve and pool the input."""
         if torch.is_grad_enabled() or input.device.type != "cpu":
             return self.pool(super().forward(input))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype

@@ -153,7 +153,7 @@ class Attention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, width, h, w) to the same."""
+        """Map (B, width, h, w) to the same shape."""
         flat = x.flatten(2)
         # The attention operator of ONNX requires an axis of heads, here of length 1.
         query, key, value = (layer(flat).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value))

@@ -60,7 +60,7 @@ class Field:
         return tuple(math.floor(h) - math.ceil(b) + 1 for b, h in zip(self.low, self.high, strict=True))
 
     def moved(self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None) -> Field:
-        """Return the field after a layer whose output ``q`` depends on inputs ``jump * q + low`` to ``+ high``."""
+        """Return the field after a layer whose output ``q`` depends on ``jump * q + low`` to ``jump * q + high``."""
         jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
         rows = zip(self.least, self.jump, self.low, self.high, low, high, strict=True)
         return replace(
@@ -69,7 +69,8 @@ class Field:
             low=tuple(b + j * Fraction(n) for b, j, n in zip(self.low, self.jump, low, strict=True)),
             high=tuple(h + j * Fraction(n) for h, j, n in zip(self.high, self.jump, high, strict=True)),
             align=tuple(math.lcm(a, j.numerator) for a, j in zip(self.align, jumps, strict=True)),
-            least=tuple(max(n, math.ceil(j * (e - a + 1) + t - b)) for n, j, b, t, a, e in rows),
+            # The layer needs last - first + 1 voxels of its own input for one output voxel.
+            least=tuple(max(n, math.ceil(j * (last - first + 1) + h - b)) for n, j, b, h, first, last in rows),
             channels=self.channels if channels is None else channels,
         )
 
