@@ -127,7 +127,7 @@ def joined(tables: Sequence[Gradients]) -> Gradients:
 
 
 def read_fsl(bvals: str | os.PathLike[str], bvecs: str | os.PathLike[str], volume: xr.DataArray) -> Gradients:
-    """Read a pair of FSL files.
+    """Read a gradient table from a pair of FSL files.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def read_mrtrix(path: str | os.PathLike[str]) -> Gradients:
 
 
 def read_bruker(path: str | os.PathLike[str], volume: xr.DataArray) -> Gradients:
-    """Read the b-matrices of a ParaVision ``method`` file.
+    """Read a gradient table from the b-matrices of a ParaVision ``method`` file.
 
     Parameters
     ----------

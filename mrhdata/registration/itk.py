@@ -205,7 +205,7 @@ def _steps_from_itk(transform: Any) -> list[Step]:
         values = np.stack([sitk.GetArrayFromImage(c) for c in coefficients])
         return [_displacement(values, grid(coefficients[0]), 3)]
     if not transform.IsLinear():
-        raise FormatError(f"transforms of kind {kind} are not supported; convert it to a displacement field first")
+        raise FormatError(f"a transform of kind {kind} is not supported; convert it to a displacement field first")
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     matrix = np.eye(4)
     matrix[:3, 3] = origin

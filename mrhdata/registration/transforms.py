@@ -220,11 +220,11 @@ class Transform:
     Examples
     --------
     >>> shift = Affine([[1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    >>> there = Transform([shift], source="CCFv3", target="scanner")
-    >>> there.points([0, 0, 0]).tolist()
+    >>> to_scanner = Transform([shift], source="CCFv3", target="scanner")
+    >>> to_scanner.points([0, 0, 0]).tolist()
     [5.0, 0.0, 0.0]
-    >>> back = there.inverse()
-    >>> back.source, back.then(there).points([1, 2, 3]).tolist()
+    >>> to_atlas = to_scanner.inverse()
+    >>> to_atlas.source, to_atlas.then(to_scanner).points([1, 2, 3]).tolist()
     ('scanner', [1.0, 2.0, 3.0])
     """
 

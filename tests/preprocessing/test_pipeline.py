@@ -52,11 +52,11 @@ def test_resampling_back_undoes_a_fitted_grid(shape):
     """Voxels that were not cropped return to their position."""
     source = volume(np.random.default_rng(1).random((4, 5, 6), dtype=np.float32))
     fitted = resample(source, regrid.fitted(source.mrh.grid, shape))
-    back = resample(fitted, source, fill=np.nan)
-    inside = np.isfinite(back.values)
+    restored = resample(fitted, source, fill=np.nan)
+    inside = np.isfinite(restored.values)
     assert fitted.shape == shape
     assert inside.sum() == np.prod(np.minimum(shape, (4, 5, 6)))
-    np.testing.assert_allclose(back.values[inside], source.values[inside], atol=1e-6)
+    np.testing.assert_allclose(restored.values[inside], source.values[inside], atol=1e-6)
 
 
 def test_in_ppm_converts_units_and_zeroes_excluded_voxels():

@@ -40,7 +40,7 @@ def displacement_and_affine():
 
 
 @pytest.fixture(scope="session")
-def lopsided():
+def asymmetric_blob():
     """Return a smooth brain-like blob of 0.5 mm voxels without any symmetry."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (18, 24, 21)), indexing="ij")
     blob = (z**2 / 0.5 + y**2 / 0.7 + x**2 / 0.55 < 1).astype(float)
@@ -53,4 +53,4 @@ def lopsided():
         blob += value * (sum((a - c) ** 2 for a, c in zip((z, y, x), centre, strict=True)) < size**2)
     values = 100 * gaussian_filter(blob, 0.7) + np.random.default_rng(0).normal(0, 1, blob.shape)
     affine = np.array([[0, 0, 0.5, -5], [0, 0.5, 0, -6], [0.5, 0, 0, -4], [0, 0, 0, 1]])
-    return from_array(values.astype(np.float32), affine=affine, name="lopsided")
+    return from_array(values.astype(np.float32), affine=affine, name="asymmetric_blob")

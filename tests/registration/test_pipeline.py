@@ -29,41 +29,46 @@ def error(transform, truth, volume):
 
 
 @pytest.fixture(scope="module")
-def deformed_and_truth(lopsided):
+def deformed_and_truth(asymmetric_blob):
     """Return the blob after a known deformation and affine transform, and that transform."""
-    truth = Transform([bend(lopsided.mrh.grid, 0.9, smooth=1.6), Affine(TURN)])
-    return mrhdata.resample(lopsided, lopsided, truth.inverse()).compute(), truth
+    truth = Transform([bend(asymmetric_blob.mrh.grid, 0.9, smooth=1.6), Affine(TURN)])
+    return mrhdata.resample(asymmetric_blob, asymmetric_blob, truth.inverse()).compute(), truth
 
 
 @pytest.fixture(scope="module")
-def affine_fit(lopsided, deformed_and_truth):
+def affine_fit(asymmetric_blob, deformed_and_truth):
     """Return the affine registration of the deformed blob."""
-    return register(deformed_and_truth[0], lopsided, "affine")
+    return register(deformed_and_truth[0], asymmetric_blob, "affine")
 
 
 @pytest.mark.full
-def test_each_step_reduces_the_error(lopsided, deformed_and_truth, affine_fit):
+def test_each_step_reduces_the_error(asymmetric_blob, deformed_and_truth, affine_fit):
     """Errors fall from rigid to affine to local correlation, whose median is below half a voxel."""
     moved, truth = deformed_and_truth
-    rigid, deformed = register(moved, lopsided, "rigid"), register(moved, lopsided, "deform", start=affine_fit)
-    medians = [np.median(error(t, truth, lopsided)) for t in (Transform(), rigid, affine_fit, deformed)]
+    rigid, deformed = (
+        register(moved, asymmetric_blob, "rigid"),
+        register(moved, asymmetric_blob, "deform", start=affine_fit),
+    )
+    medians = [np.median(error(t, truth, asymmetric_blob)) for t in (Transform(), rigid, affine_fit, deformed)]
     assert medians[0] > 1.5
     assert medians[1] > medians[2] > medians[3]
     assert medians[3] < 0.5
 
 
 @pytest.mark.full
-def test_splines_reduce_the_error_of_an_affine_fit(lopsided, deformed_and_truth, affine_fit):
+def test_splines_reduce_the_error_of_an_affine_fit(asymmetric_blob, deformed_and_truth, affine_fit):
     """ITK's B-splines with mutual information have at most 0.9 times the error."""
     moved, truth = deformed_and_truth
-    splines = register(moved, lopsided, "bspline", start=affine_fit)
-    assert np.median(error(splines, truth, lopsided)) < 0.9 * np.median(error(affine_fit, truth, lopsided))
+    splines = register(moved, asymmetric_blob, "bspline", start=affine_fit)
+    assert np.median(error(splines, truth, asymmetric_blob)) < 0.9 * np.median(
+        error(affine_fit, truth, asymmetric_blob)
+    )
 
 
 @pytest.mark.full
-def test_fit_splines_returns_one_cubic_step(lopsided, deformed_and_truth, affine_fit):
+def test_fit_splines_returns_one_cubic_step(asymmetric_blob, deformed_and_truth, affine_fit):
     """Two iterations already give a displacement, which is an ITK cubic B-spline."""
-    fixed, moving = (picture(v, None, 1.0, "test") for v in (lopsided, deformed_and_truth[0]))
+    fixed, moving = (picture(v, None, 1.0, "test") for v in (asymmetric_blob, deformed_and_truth[0]))
     start = Transform([Affine(affine_fit.affine())])
     step = fit_splines(fixed, moving, start, Search(iterations=2, samples=2000))
     assert step.order == 3
@@ -71,40 +76,42 @@ def test_fit_splines_returns_one_cubic_step(lopsided, deformed_and_truth, affine
 
 
 @pytest.mark.parametrize("model", ["rigid", pytest.param("similarity", marks=pytest.mark.full), "affine"])
-def test_linear_transforms_are_recovered(lopsided, model):
+def test_linear_transforms_are_recovered(asymmetric_blob, model):
     """A known transform of each model is recovered within 0.4 voxels, and the result has the model's form."""
     scale = {"rigid": (1, 1, 1), "similarity": (1.1, 1.1, 1.1), "affine": (1.1, 0.95, 1.0)}[model]
     truth = Transform([Affine(oblique_affine((8, -5, 10), scale, origin=(1.5, -2, 1)))])
-    moved = mrhdata.resample(lopsided, lopsided, truth.inverse())
-    transform = register(moved, lopsided, model)
-    assert np.median(error(transform, truth, lopsided)) < 0.4
+    moved = mrhdata.resample(asymmetric_blob, asymmetric_blob, truth.inverse())
+    transform = register(moved, asymmetric_blob, model)
+    assert np.median(error(transform, truth, asymmetric_blob)) < 0.4
     matrix = transform.affine()[:3, :3]
     if model != "affine":
         np.testing.assert_allclose(matrix.T @ matrix, np.eye(3) * scale[0] ** 2, atol=0.05)
 
 
 @pytest.mark.full
-def test_another_contrast_is_registered_nearly_as_well(lopsided, deformed_and_truth):
+def test_another_contrast_is_registered_nearly_as_well(asymmetric_blob, deformed_and_truth):
     """With an inverted, nonlinear contrast on another, reversed grid, the error rises by less than 0.4 voxels."""
     moved, truth = deformed_and_truth
     inverted = (200 - moved + 0.002 * moved**2).assign_attrs(moved.attrs)
     coarse = mrhdata.resample(inverted, spacing_mm=(0.7, 0.6, 0.5)).isel(x=slice(None, None, -1))
-    same_contrast, other_contrast = (np.median(error(register(v, lopsided), truth, lopsided)) for v in (moved, coarse))
+    same_contrast, other_contrast = (
+        np.median(error(register(v, asymmetric_blob), truth, asymmetric_blob)) for v in (moved, coarse)
+    )
     assert other_contrast < same_contrast + 0.4
 
 
-def test_the_same_seed_gives_the_same_transform(lopsided, deformed_and_truth):
+def test_the_same_seed_gives_the_same_transform(asymmetric_blob, deformed_and_truth):
     """Transforms are equal bit by bit for any number of ITK threads; another seed gives another transform."""
     transforms = []
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     for threads in (1, 2):
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-        transforms.append(register(deformed_and_truth[0], lopsided, "affine+deform", spacing_mm=1.0))
+        transforms.append(register(deformed_and_truth[0], asymmetric_blob, "affine+deform", spacing_mm=1.0))
         assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
     np.testing.assert_array_equal(transforms[0].affine(), transforms[1].affine())
     np.testing.assert_array_equal(transforms[0].steps[0].field, transforms[1].steps[0].field)
-    other = register(deformed_and_truth[0], lopsided, "affine", spacing_mm=1.0, seed=1)
+    other = register(deformed_and_truth[0], asymmetric_blob, "affine", spacing_mm=1.0, seed=1)
     assert not np.array_equal(other.affine(), transforms[0].affine())
 
 
@@ -112,88 +119,94 @@ ALL_TURNS = turns(True)
 
 
 @pytest.mark.parametrize("turn", ALL_TURNS if FULL else ALL_TURNS[5:6], ids=letters)
-def test_orientations_are_recovered(lopsided, turn):
+def test_orientations_are_recovered(asymmetric_blob, turn):
     """Axes in any order and direction, mirrored or not, are recovered despite a wrong origin."""
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn, (30, -20, 10)
     truth = Transform([Affine(affine)])
     grid = Grid((25, 25, 25), np.array([[0, 0, 0.5, -6.0], [0, 0.5, 0, -6.0], [0.5, 0, 0, -6.0], [0, 0, 0, 1]]))
     turned_grid = Grid(grid.shape, affine @ grid.affine)
-    moved = mrhdata.resample(lopsided, turned_grid, truth.inverse())
-    best = rank_orientations(moved, lopsided)[0]
+    moved = mrhdata.resample(asymmetric_blob, turned_grid, truth.inverse())
+    best = rank_orientations(moved, asymmetric_blob)[0]
     assert best.name == f"moments {letters(turn)}"
-    assert np.median(error(Transform([Affine(best.matrix)]), truth, lopsided)) < 1
+    assert np.median(error(Transform([Affine(best.matrix)]), truth, asymmetric_blob)) < 1
     if FULL:
-        transform = register(moved, lopsided, "rigid", orientations=True)
-        assert np.median(error(transform, truth, lopsided)) < 0.3
+        transform = register(moved, asymmetric_blob, "rigid", orientations=True)
+        assert np.median(error(transform, truth, asymmetric_blob)) < 0.3
 
 
 @pytest.mark.full
-def test_ranking_without_mirror_images_has_24_orientations(lopsided):
+def test_ranking_without_mirror_images_has_24_orientations(asymmetric_blob):
     """No start mirrors the volume, and the identity is best."""
-    ranking = rank_orientations(lopsided, lopsided, mirrored=False)
+    ranking = rank_orientations(asymmetric_blob, asymmetric_blob, mirrored=False)
     assert len(ranking) == 24
     assert all(np.linalg.det(start.matrix[:3, :3]) > 0 for start in ranking)
     assert ranking[0].name == "moments RAS"
 
 
-def test_masks_exclude_lesions(lopsided):
+def test_masks_exclude_lesions(asymmetric_blob):
     """A mask on another grid excludes a bright block of one volume, which would otherwise bias the result."""
     truth = Transform([Affine(oblique_affine((4, 0, 6), (1, 1, 1), origin=(0.8, 0.4, 0)))])
-    moved = mrhdata.resample(lopsided, lopsided, truth.inverse()).compute()
+    moved = mrhdata.resample(asymmetric_blob, asymmetric_blob, truth.inverse()).compute()
     with_lesion = moved.copy(deep=True)
     with_lesion.values[:, :9] = 400
     mask = (with_lesion * 0 + 1).astype(np.uint8).assign_attrs(with_lesion.attrs | {"kind": "mask"})
     mask.values[:, :10] = 0
-    unmasked_error = np.median(error(register(with_lesion, lopsided, "rigid", start="world"), truth, lopsided))
-    masked = register(with_lesion, lopsided, "rigid", start="world", moving_mask=mask.isel(x=slice(None, None, -1)))
-    assert np.median(error(masked, truth, lopsided)) < min(0.3, unmasked_error)
+    unmasked_error = np.median(
+        error(register(with_lesion, asymmetric_blob, "rigid", start="world"), truth, asymmetric_blob)
+    )
+    masked = register(
+        with_lesion, asymmetric_blob, "rigid", start="world", moving_mask=mask.isel(x=slice(None, None, -1))
+    )
+    assert np.median(error(masked, truth, asymmetric_blob)) < min(0.3, unmasked_error)
 
 
-def test_nan_voxels_are_ignored(lopsided, deformed_and_truth):
+def test_nan_voxels_are_ignored(asymmetric_blob, deformed_and_truth):
     """NaN outside and inside a brain do not prevent a registration within 2 voxels."""
     moved, truth = deformed_and_truth
     with_nan = moved.where(moved > 5)
-    transform = register(with_nan, lopsided, "affine")
+    transform = register(with_nan, asymmetric_blob, "affine")
     assert np.isfinite(transform.affine()).all()
-    assert np.median(error(transform, truth, lopsided)) < 2
+    assert np.median(error(transform, truth, asymmetric_blob)) < 2
 
 
-def test_registration_aligns_labels(lopsided, deformed_and_truth, affine_fit):
+def test_registration_aligns_labels(asymmetric_blob, deformed_and_truth, affine_fit):
     """Transforms of the images also align the labels, and deformation raises their Dice."""
     moved, truth = deformed_and_truth
-    labels = (lopsided > 120).astype(np.uint8).assign_attrs(lopsided.attrs | {"kind": "labels"})
+    labels = (asymmetric_blob > 120).astype(np.uint8).assign_attrs(asymmetric_blob.attrs | {"kind": "labels"})
     moved_labels = mrhdata.resample(labels, moved, truth.inverse())
     dice = []
-    for transform in (affine_fit, register(moved, lopsided, "deform", start=affine_fit)):
-        back = mrhdata.resample(moved_labels, lopsided, transform).values
-        dice.append(2 * (back & labels.values).sum() / (back.sum() + labels.values.sum()))
+    for transform in (affine_fit, register(moved, asymmetric_blob, "deform", start=affine_fit)):
+        aligned = mrhdata.resample(moved_labels, asymmetric_blob, transform).values
+        dice.append(2 * (aligned & labels.values).sum() / (aligned.sum() + labels.values.sum()))
     assert 0.8 < dice[1] > dice[0]
 
 
-def test_deformations_do_not_fold(lopsided, deformed_and_truth):
+def test_deformations_do_not_fold(asymmetric_blob, deformed_and_truth):
     """Jacobians are positive, and the inverse returns points to their origin."""
     settings = Deformation(fluid=2.0, iterations=(60,))
-    transform = register(deformed_and_truth[0], lopsided, "rigid+deform", deformation=settings)
-    assert jacobian(transform, lopsided).min().compute() > 0
-    points = lopsided.mrh.world(np.argwhere(lopsided.values > 50))
+    transform = register(deformed_and_truth[0], asymmetric_blob, "rigid+deform", deformation=settings)
+    assert jacobian(transform, asymmetric_blob).min().compute() > 0
+    points = asymmetric_blob.mrh.world(np.argwhere(asymmetric_blob.values > 50))
     distances = np.linalg.norm(transform.inverse().points(transform.points(points)) - points, axis=1)
     assert np.median(distances) < 0.02
 
 
-def test_transform_has_the_spaces_of_the_volumes(lopsided):
+def test_transform_has_the_spaces_of_the_volumes(asymmetric_blob):
     """The transform names its source and target space, so it cannot be used in the wrong direction."""
-    atlas = describe(lopsided, space="CCFv3")
-    transform = register(lopsided, atlas, "rigid")
+    atlas = describe(asymmetric_blob, space="CCFv3")
+    transform = register(asymmetric_blob, atlas, "rigid")
     assert (transform.source, transform.target) == ("CCFv3", "scanner")
-    assert mrhdata.resample(lopsided, atlas, transform).mrh.space == "CCFv3"
+    assert mrhdata.resample(asymmetric_blob, atlas, transform).mrh.space == "CCFv3"
     with pytest.raises(GridError, match="got one to 'scanner'"):
-        mrhdata.resample(atlas, lopsided, transform)
+        mrhdata.resample(atlas, asymmetric_blob, transform)
 
 
-def test_slabs_of_three_slices_are_registered(lopsided):
+def test_slabs_of_three_slices_are_registered(asymmetric_blob):
     """The in-plane shift of three slices is recovered, although ITK needs four voxels along every axis."""
-    slab = lopsided.isel(z=slice(lopsided.sizes["z"] // 2 - 1, lopsided.sizes["z"] // 2 + 2)).compute()
+    slab = asymmetric_blob.isel(
+        z=slice(asymmetric_blob.sizes["z"] // 2 - 1, asymmetric_blob.sizes["z"] // 2 + 2)
+    ).compute()
     step = float(slab.mrh.spacing[2])
     moved = slab.assign_coords(x=slab.x + 2 * step)
     transform = register(moved, slab, "rigid")
@@ -212,63 +225,63 @@ def test_tiny_volumes_are_registered_or_refused(shape):
     assert np.isfinite(transform.points(small.mrh.grid.corners())).all()
 
 
-def test_register_refuses_unsuitable_volumes_and_arguments(lopsided):
+def test_register_refuses_unsuitable_volumes_and_arguments(asymmetric_blob):
     """Constant, empty, label, multi-channel and complex volumes, planes and unknown arguments are refused."""
-    constant = lopsided.copy(data=np.full(lopsided.shape, 3.0, np.float32))
+    constant = asymmetric_blob.copy(data=np.full(asymmetric_blob.shape, 3.0, np.float32))
     with pytest.raises(DataError, match=r"moving must have contrast .* got 3 everywhere"):
-        register(constant, lopsided)
+        register(constant, asymmetric_blob)
     with pytest.raises(DataError, match=r"fixed must have contrast .* got 3 everywhere"):
-        register(lopsided, constant)
+        register(asymmetric_blob, constant)
     with pytest.raises(DataError, match="no finite voxel"):
-        register(lopsided * np.nan, lopsided)
+        register(asymmetric_blob * np.nan, asymmetric_blob)
     with pytest.raises(DataError, match="must be an image; got labels"):
-        register(lopsided.astype(int).assign_attrs(kind="labels"), lopsided)
+        register(asymmetric_blob.astype(int).assign_attrs(kind="labels"), asymmetric_blob)
     two_channels = from_array(np.zeros((2, 4, 4, 4)), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
     with pytest.raises(DataError, match=r"isel\(c=0\)"):
-        register(two_channels, lopsided)
+        register(two_channels, asymmetric_blob)
     with pytest.raises(DataError, match="magnitude"):
-        register(lopsided * 1j, lopsided)
+        register(asymmetric_blob * 1j, asymmetric_blob)
     with pytest.raises(GridError, match="sections"):
-        register(lopsided.isel(z=5), lopsided)
+        register(asymmetric_blob.isel(z=5), asymmetric_blob)
     with pytest.raises(GridError, match="got 'elastic'"):
-        register(lopsided, lopsided, "elastic")
+        register(asymmetric_blob, asymmetric_blob, "elastic")
     with pytest.raises(GridError, match="linear steps first"):
-        register(lopsided, lopsided, "deform+affine", deformation=Deformation(iterations=(1,)))
+        register(asymmetric_blob, asymmetric_blob, "deform+affine", deformation=Deformation(iterations=(1,)))
     with pytest.raises(GridError, match="got 'centre'"):
-        register(lopsided, lopsided, start="centre")
+        register(asymmetric_blob, asymmetric_blob, start="centre")
     with pytest.raises(GridError, match="got 'some'"):
-        register(lopsided, lopsided, orientations="some")
+        register(asymmetric_blob, asymmetric_blob, orientations="some")
     with pytest.raises(GridError, match="positive number"):
-        register(lopsided, lopsided, spacing_mm=0)
+        register(asymmetric_blob, asymmetric_blob, spacing_mm=0)
     with pytest.raises(GridError, match="mask of fixed must be in the space 'scanner'; got 'CCFv3'"):
-        register(lopsided, lopsided, fixed_mask=describe(lopsided > 0, space="CCFv3"))
+        register(asymmetric_blob, asymmetric_blob, fixed_mask=describe(asymmetric_blob > 0, space="CCFv3"))
 
 
-def test_volumes_without_overlap_need_moments(lopsided):
+def test_volumes_without_overlap_need_moments(asymmetric_blob):
     """Volumes one metre apart are refused with start='world' and registered by their moments."""
-    affine = lopsided.mrh.grid.affine.copy()
+    affine = asymmetric_blob.mrh.grid.affine.copy()
     affine[:3, 3] += 1000
-    shifted = from_array(lopsided.values, affine=affine)
+    shifted = from_array(asymmetric_blob.values, affine=affine)
     with pytest.raises(DataError, match="start='moments'"):
-        register(shifted, lopsided, "affine", start="world")
-    truth = Transform([Affine(affine @ np.linalg.inv(lopsided.mrh.grid.affine))])
-    assert np.median(error(register(shifted, lopsided, "rigid"), truth, lopsided)) < 0.1
+        register(shifted, asymmetric_blob, "affine", start="world")
+    truth = Transform([Affine(affine @ np.linalg.inv(asymmetric_blob.mrh.grid.affine))])
+    assert np.median(error(register(shifted, asymmetric_blob, "rigid"), truth, asymmetric_blob)) < 0.1
 
 
 @pytest.mark.full
-def test_single_channel_integers_are_registered(lopsided):
+def test_single_channel_integers_are_registered(asymmetric_blob):
     """A volume of counts with a c axis of length 1 is registered to an image."""
-    counts = lopsided.clip(min=0).astype(np.uint16).assign_attrs(lopsided.attrs).expand_dims("c")
-    transform = register(counts, lopsided, "rigid")
-    assert np.median(error(transform, Transform(), lopsided)) < 0.1
+    counts = asymmetric_blob.clip(min=0).astype(np.uint16).assign_attrs(asymmetric_blob.attrs).expand_dims("c")
+    transform = register(counts, asymmetric_blob, "rigid")
+    assert np.median(error(transform, Transform(), asymmetric_blob)) < 0.1
 
 
 @pytest.mark.parametrize("plane", ["axial", pytest.param("coronal", marks=pytest.mark.full), "sagittal"])
-def test_register_section_finds_an_oblique_plane(lopsided, plane):
+def test_register_section_finds_an_oblique_plane(asymmetric_blob, plane):
     """An oblique cut, stored as a slide without orientation, is registered within one voxel of its true plane."""
     tilt = Transform([Affine(oblique_affine((6, 4, -5), (1, 1, 1), origin=(0.3, 0.2, -0.3)))])
     axis = {"axial": "z", "coronal": "y", "sagittal": "x"}[plane]
-    cut = mrhdata.resample(lopsided, lopsided, tilt).isel({axis: 11 if axis == "y" else 9})
+    cut = mrhdata.resample(asymmetric_blob, asymmetric_blob, tilt).isel({axis: 11 if axis == "y" else 9})
     values = np.asarray(cut)[::-1]
     slide = from_array(values, spacing=(0.5, 0.5), space="slide")
     rows, columns = np.indices(values.shape)
@@ -276,20 +289,20 @@ def test_register_section_finds_an_oblique_plane(lopsided, plane):
     bright = values > 50
     plane_index = np.stack([values.shape[0] - 1 - rows, columns], -1)[bright]
     volume_index = np.insert(plane_index, "zyx".index(axis), 11 if axis == "y" else 9, axis=1)
-    truth = tilt.points(lopsided.mrh.world(volume_index))
-    transform = register_section(slide, lopsided, plane, "rigid")
+    truth = tilt.points(asymmetric_blob.mrh.world(volume_index))
+    transform = register_section(slide, asymmetric_blob, plane, "rigid")
     errors = np.linalg.norm(transform.points(slide.mrh.world(index[bright])) - truth, axis=1) / 0.5
     assert (transform.source, transform.target) == ("slide", "scanner")
     assert np.median(errors) < 1
-    matched = mrhdata.resample(lopsided, slide.expand_dims("z"), transform).values[0]
+    matched = mrhdata.resample(asymmetric_blob, slide.expand_dims("z"), transform).values[0]
     assert np.corrcoef(matched[bright], values[bright])[0, 1] > 0.85
 
 
-def test_register_section_refuses_unknown_arguments(lopsided):
+def test_register_section_refuses_unknown_arguments(asymmetric_blob):
     """Unknown planes and models, and sections of several planes, are refused."""
     with pytest.raises(GridError, match="got 'frontal'"):
-        register_section(lopsided.isel(y=3), lopsided, "frontal")
+        register_section(asymmetric_blob.isel(y=3), asymmetric_blob, "frontal")
     with pytest.raises(GridError, match="got 'deform'"):
-        register_section(lopsided.isel(y=3), lopsided, kind="deform")
+        register_section(asymmetric_blob.isel(y=3), asymmetric_blob, kind="deform")
     with pytest.raises(GridError, match="one voxel thick"):
-        register_section(lopsided, lopsided)
+        register_section(asymmetric_blob, asymmetric_blob)
