@@ -34,7 +34,7 @@ def best_by_brute_force(truth, found, radius):
 @settings(max_examples=1000 if FULL else 150)
 @given(POINTS, POINTS, st.sampled_from([0.5, 1.0, 1.5, 2.0, 9.0]))
 def test_match_is_optimal_against_brute_force(truth, found, radius):
-    """Points of a small lattice have many ties and coincide."""
+    """Points on a small lattice have many ties and may coincide."""
     pairs = match(truth, found, radius)
     count, total = best_by_brute_force(truth, found, radius)
     assert len(pairs.truth) == count
