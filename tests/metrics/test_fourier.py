@@ -51,7 +51,7 @@ def test_ssim_agrees_with_its_definition(gaussian):
 
 
 def test_ms_ssim_agrees_with_its_definition():
-    """The product has contrast and structure of four scales and the full SSIM of the fifth, with published exponents."""
+    """The product has contrast and structure of four scales and the SSIM of the fifth, with published exponents."""
     rng = np.random.default_rng(1)
     x = gaussian_filter(rng.random((200, 180)), 2)
     y = gaussian_filter(x, 1) + rng.normal(0, 0.01, x.shape)
