@@ -184,17 +184,18 @@ def detector(folder, planes):
 
 def _boxes(folder, net):
     """What the detector's map reads, box by box."""
-    from mrhdata.inference.box_reader import Inside, span
+    from mrhdata.inference.box_reader import Inside
     from mrhdata.inference.strategies.dense import Dense
     from mrhdata.models.receptive_field import field_of
     from mrhdata.patching import sources
+    from mrhdata.volume.box import Box
 
     volume = mrhdata.read(folder / "part.zarr")
     read = sources.one_grid(volume, (1, 1, 1), None, False)
     memory = int(mrhdata.prediction._TENSORS * 1e9)
     dense = Dense(Network(net, "cpu", "float32"), field_of(net, 1), PART, 1, Inside(None, volume, read), memory)
-    steps = dense.steps(span((0, 0, 0), dense.shape), None)
-    return [box.slices() for step in steps for box in step.boxes]
+    steps = dense.steps(Box.of((0, 0, 0), dense.shape), None)
+    return [box.within() for step in steps for box in step.boxes]
 
 
 def sparse(folder, planes):

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.io.cell_tables import CELL, WORLD
-from mrhdata.io.omezarr.write_blocks import Box, pieces
 from mrhdata.registration.transforms import Transform
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -218,11 +218,11 @@ def _labels(regions: xr.DataArray) -> xr.DataArray:
 def _boxes(labels: xr.DataArray) -> Iterator[Box]:
     """Parts of whole chunks, within what is read at once."""
     chunks = labels.data.chunksize if labels.chunks is not None else (1, 1, 1)
-    return pieces(tuple(slice(0, n) for n in labels.shape), chunks, _READ)
+    return Box((0,) * labels.ndim, labels.shape).pieces(chunks, _READ)
 
 
 def _read(labels: xr.DataArray, box: Box) -> NDArray[Any]:
-    part = np.asarray(labels[box].data)
+    part = np.asarray(labels[box.slices].data)
     if part.dtype.kind == "f":
         odd = part[part != np.rint(part)]
         if odd.size:
@@ -231,14 +231,13 @@ def _read(labels: xr.DataArray, box: Box) -> NDArray[Any]:
 
 
 def _inside(where: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
-    low, high = [s.start for s in box], [s.stop for s in box]
-    return np.asarray(((where >= low) & (where < high)).all(axis=1))
+    return np.asarray(((where >= box.start) & (where < box.stop)).all(axis=1))
 
 
 def _look_up(found: Ints, where: NDArray[np.float64], part: NDArray[Any], box: Box) -> None:
     """Write the labels of the points within a box."""
     here = _inside(where, box)
-    z, y, x = (where[here] - [s.start for s in box]).astype(np.int64).T
+    z, y, x = (where[here] - box.start).astype(np.int64).T
     found[here] = part[z, y, x]
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError
-from mrhdata.io.omezarr.write_blocks import Box, pieces
 from mrhdata.metrics.autocorrelation import cubes
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.groups import nonzero, on_grid_of, stack
 
@@ -76,12 +76,12 @@ def voxel_table(
     step = _step(stacked, inside, most)
     places, rows = [], []
     for box in _boxes(stacked, step):
-        cut = {d: slice(s.start, s.stop, step) for d, s in zip(SPATIAL, box, strict=True)}
+        cut = {d: slice(a, b, step) for d, a, b in zip(SPATIAL, box.start, box.stop, strict=True)}
         part = stacked.isel(cut)
         kept = np.ones(part.shape[1:], dtype=bool) if inside is None else nonzero(inside.isel(cut).data)
         if kept.any():
             rows.append(np.asarray(part.data)[:, kept].astype(np.float64))
-            places.append(np.argwhere(kept) * step + [s.start for s in box])
+            places.append(np.argwhere(kept) * step + box.start)
     if not rows:
         raise DataError("the mask is empty; give one that covers part of the volumes")
     at = np.concatenate(places)
@@ -107,8 +107,8 @@ def _boxes(stacked: xr.DataArray, step: int) -> list[Box]:
     chunks = stacked.data.chunksize[1:] if stacked.chunks is not None else stacked.shape[1:]
     # A part begins at a chunk and on the lattice.
     common = [int(np.lcm(c, step)) for c in chunks]
-    whole = tuple(slice(0, n) for n in stacked.shape[1:])
-    return list(pieces(whole, common, _READ // stacked.sizes["c"]))
+    whole = Box((0,) * len(common), stacked.shape[1:])
+    return list(whole.pieces(common, _READ // stacked.sizes["c"]))
 
 
 def _step(stacked: xr.DataArray, inside: xr.DataArray | None, most: int) -> int:

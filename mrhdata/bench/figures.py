@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,18 @@ from matplotlib.figure import Figure
 
 from mrhdata.bench.api import Subject
 from mrhdata.bench.manifest import in_box, part_of, scored_grid, voxels_of
+from mrhdata.volume.box import Box
 
 #: Cells that are drawn lie within so many planes of the one that is shown.
 _REACH = 4
 
 
-def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
+def of_block(subject: Subject, answer: Any, box: Box) -> Figure:
     """A plane of a block: first input, truth, answer; cells as circles over the input.
 
     It is the middle plane, or that of the middle one of the cells: the block's own may have none.
     """
-    like, plane = scored_grid(subject), (box[0] + box[3]) // 2
+    like, plane = scored_grid(subject), (box.start[0] + box.stop[0]) // 2
     marks: list[Any] = [None] * 3
     if isinstance(answer, pd.DataFrame):
         voxels = [voxels_of(t[["X", "Y", "Z"]].to_numpy(), like) for t in (subject.truth, answer)]
@@ -32,23 +32,23 @@ def of_block(subject: Subject, answer: Any, box: Sequence[int]) -> Figure:
         seen = _plane(subject.first, like, box, plane)
         shown = [(seen, "input"), (seen, "cells"), (seen, "found")]
     else:
-        held = [np.asarray(part_of(v, box).data)[plane - box[0]] for v in (subject.truth, answer)]
+        held = [np.asarray(part_of(v, box).data)[plane - box.start[0]] for v in (subject.truth, answer)]
         shown = [(_plane(subject.first, like, box, plane), "input"), (held[0], "truth"), (held[1], "answer")]
     limits = [np.percentile(shown[i][0], (1, 99)) for i in (0, 1, 1)]
     figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
     for ax, (image, title), (low, high), points in zip(figure.subplots(1, 3), shown, limits, marks, strict=True):
         ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", interpolation="nearest")
         if points is not None and len(points):
-            ax.plot(points[:, 2] - box[2], points[:, 1] - box[1], "o", mfc="none", mec="tab:orange", ms=8)
+            ax.plot(points[:, 2] - box.start[2], points[:, 1] - box.start[1], "o", mfc="none", mec="tab:orange", ms=8)
         ax.set_title(title, fontsize=9)
         ax.set_axis_off()
     return figure
 
 
-def _plane(volume: Any, like: Any, box: Sequence[int], plane: int) -> Any:
+def _plane(volume: Any, like: Any, box: Box, plane: int) -> Any:
     """The same plane of an input, which may have larger pixels."""
     ratio = np.array(like.shape) / np.array(volume.shape)
-    low, high = (np.floor(np.array(part) / ratio).astype(int) for part in (box[:3], box[3:]))
+    low, high = (np.floor(np.array(part) / ratio).astype(int) for part in (box.start, box.stop))
     z = int(plane / ratio[0])
     high = np.maximum(high, low + 1)
     return np.asarray(volume.data[z, low[1] : high[1], low[2] : high[2]])

@@ -25,6 +25,7 @@ from mrhdata.bench.tasks import PARTS, Task
 from mrhdata.errors import DataError
 from mrhdata.io import fingerprint
 from mrhdata.patching.create import patches
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 
 #: How far means and deviations of phantoms that were made elsewhere may lie apart, as a part.
@@ -57,6 +58,11 @@ class Manifest:
     volumes: dict[str, dict[str, dict[str, Any]]]
     threshold: float | None = None
     asked: str = ""
+
+    @property
+    def boxes(self) -> list[tuple[int, Box]]:
+        """Number of the test subject, and the box that is scored, of each block."""
+        return [(who, Box(tuple(ends[:3]), tuple(ends[3:]))) for who, *ends in self.blocks]
 
     @property
     def digest(self) -> str:
@@ -220,9 +226,9 @@ def _boxes(subject: Subject, guard_mm: float) -> Any:
     return patches({"voxels": like}, shape=shape, at=[start], padding="edge")
 
 
-def part_of(volume: xr.DataArray, box: Sequence[int]) -> xr.DataArray:
+def part_of(volume: xr.DataArray, box: Box) -> xr.DataArray:
     """A block of a volume."""
-    return volume.isel({d: slice(a, b) for d, a, b in zip(SPATIAL, box[:3], box[3:], strict=True)})
+    return volume.isel(dict(zip(SPATIAL, box.slices, strict=True)))
 
 
 def voxels_of(points: NDArray[np.float64], like: xr.DataArray) -> NDArray[np.float64]:
@@ -230,6 +236,6 @@ def voxels_of(points: NDArray[np.float64], like: xr.DataArray) -> NDArray[np.flo
     return np.clip(np.rint(like.mrh.grid.index(points)), 0, np.array(like.shape) - 1) if len(points) else points
 
 
-def in_box(voxels: NDArray[np.float64], box: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+def in_box(voxels: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
     """Which of them (n, 3) lie in a block."""
-    return np.asarray(((voxels >= box[:3]) & (voxels < box[3:])).all(axis=1))
+    return np.asarray(((voxels >= box.start) & (voxels < box.stop)).all(axis=1))

@@ -305,7 +305,7 @@ def _worst(
     scored = [(value, i) for i, value in enumerate(blocks) if value is not None]
     if not scored:
         return None
-    who, *box = manifest.blocks[min(scored)[1]]
+    who, box = manifest.boxes[min(scored)[1]]
     figure = of_block(subjects[who], answers[who], box)
     path = place / "worst.png"
     with appearing(path) as draft:

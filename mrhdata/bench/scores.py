@@ -23,8 +23,11 @@ from mrhdata.errors import DataError
 from mrhdata.metrics.bootstrap import Bootstrap, draw_blocks, error_replicates, roc_replicates
 from mrhdata.metrics.image import restoration
 from mrhdata.metrics.matching import match
+from mrhdata.volume.box import Box
 
 Floats = NDArray[np.float64]
+#: Number of the test subject and the box, for each block.
+Blocks = list[tuple[int, Box]]
 #: Weights of blocks (rows, blocks) to the value of each score in each row.
 Scores = Callable[[Floats], dict[str, Floats]]
 
@@ -68,7 +71,7 @@ def judged(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], mani
     """
     for subject, answer in zip(subjects, answers, strict=True):
         _check(task, subject, answer)
-    blocks = np.array(manifest.blocks)
+    blocks = manifest.boxes
     scores = _JUDGES[task.kind](task, subjects, answers, blocks, manifest.threshold)
     count = len(blocks)
     weights = np.concatenate([np.ones((1, count)), draw_blocks(count, BOOTSTRAP), np.eye(count)])
@@ -97,12 +100,12 @@ def _check(task: Task, subject: Subject, answer: Any) -> None:
 
 
 def _histology(
-    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: NDArray[np.int64], threshold: float | None
+    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, threshold: float | None
 ) -> Scores:
     """AUC, sensitivity at a specificity of 0.9 and R2 of the voxels of the mask."""
     assert threshold is not None
     truth, given, block = [], [], []
-    for number, (who, *box) in enumerate(blocks.tolist()):
+    for number, (who, box) in enumerate(blocks):
         mask = subjects[who].mask
         inside = slice(None) if mask is None else values(part_of(mask, box)) > 0
         truth.append(values(part_of(subjects[who].truth, box))[inside].ravel().astype(np.float64))
@@ -118,13 +121,11 @@ def _histology(
     return scores
 
 
-def _labels(
-    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: NDArray[np.int64], _: float | None
-) -> Scores:
+def _labels(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None) -> Scores:
     """Dice of each label, and their mean."""
     names = {int(value): name for name, value in task.settings["labels"].items()}
     both, either = (np.zeros((len(blocks), len(names))) for _ in range(2))
-    for number, (who, *box) in enumerate(blocks.tolist()):
+    for number, (who, box) in enumerate(blocks):
         t, p = (values(part_of(v, box)) for v in (subjects[who].truth, answers[who]))
         for column, label in enumerate(names):
             both[number, column] = ((t == label) & (p == label)).sum()
@@ -142,11 +143,11 @@ def _labels(
 
 
 def _restoration(
-    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: NDArray[np.int64], _: float | None
+    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None
 ) -> Scores:
     """PSNR and SSIM of planes, as published; means over planes."""
     planes, sums = np.zeros(len(blocks)), np.zeros((len(blocks), 2))
-    for number, (who, *box) in enumerate(blocks.tolist()):
+    for number, (who, box) in enumerate(blocks):
         t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[who].truth, answers[who]))
         white = np.iinfo(subjects[who].truth.dtype).max
         found = restoration(t / white, p / white)
@@ -159,17 +160,16 @@ def _restoration(
     return scores
 
 
-def _cells(
-    task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: NDArray[np.int64], _: float | None
-) -> Scores:
+def _cells(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None) -> Scores:
     """Cells matched one to one over whole subjects; each pair, miss and false one counts in the block it lies in."""
     counts = np.zeros((len(blocks), 3))
     for who, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
         truth, found = (table[["X", "Y", "Z"]].to_numpy() for table in (subject.truth, answer))
         pairs = match(truth, found, float(task.settings["radius_mm"]))
-        mine = blocks[:, 0] == who
+        mine = np.flatnonzero([number == who for number, _ in blocks])
+        boxes = [blocks[i][1] for i in mine]
         for column, points in enumerate((truth[pairs.truth], truth, found)):
-            counts[mine, column] = _in_blocks(points, subject.first, blocks[mine, 1:])
+            counts[mine, column] = _in_blocks(points, subject.first, boxes)
 
     def scores(weights: Floats) -> dict[str, Floats]:
         paired, true, found = (weights @ counts).T
@@ -183,7 +183,7 @@ def _cells(
     return scores
 
 
-def _in_blocks(points: Floats, like: xr.DataArray, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _in_blocks(points: Floats, like: xr.DataArray, boxes: Sequence[Box]) -> NDArray[np.int64]:
     """How many world points lie in each box of voxels."""
     voxels = voxels_of(points, like)
     return np.array([in_box(voxels, box).sum() for box in boxes], dtype=np.int64)

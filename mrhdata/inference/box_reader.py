@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from mrhdata.patching.plan import longest
 from mrhdata.patching.prefetch import Loads, ReadAhead, Rooms, decoders
 from mrhdata.patching.sources import one_grid
 from mrhdata.patching.tiles import Stream
+from mrhdata.volume.box import Box
 from mrhdata.volume.groups import stack
 
 if TYPE_CHECKING:
@@ -24,37 +24,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Voxels from `low` to before `high` along z, y, x; may reach beyond the volume."""
-
-    low: tuple[int, int, int]
-    high: tuple[int, int, int]
-
-    @property
-    def lengths(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
-        z, y, x = (b - a for a, b in zip(self.low, self.high, strict=True))
-        return (z, y, x)
-
-    def within(self, shape: Sequence[int]) -> Span:
-        """The nearest part of a volume: what lies in it, or the border voxels where nothing does."""
-        low = [min(max(a, 0), n - 1) for a, n in zip(self.low, shape, strict=True)]
-        high = [min(max(b, a + 1), n) for a, b, n in zip(low, self.high, shape, strict=True)]
-        return span(low, high)
-
-    def slices(self, base: Sequence[int] = (0, 0, 0)) -> tuple[slice, slice, slice]:
-        """As slices of an array that begins at `base`."""
-        z, y, x = (slice(a - b, e - b) for a, e, b in zip(self.low, self.high, base, strict=True))
-        return (z, y, x)
-
-
-def span(low: Sequence[Any], high: Sequence[Any]) -> Span:
-    """Span of any whole numbers."""
-    (z, y, x), (d, h, w) = map(int, low), map(int, high)
-    return Span((z, y, x), (d, h, w))
 
 
 class Sweep:
@@ -83,7 +52,7 @@ class Sweep:
             file.write(reason + "\n")
         return True
 
-    def read(self, batches: Sequence[Sequence[Span]]) -> Iterator[Floats]:
+    def read(self, batches: Sequence[Sequence[Box]]) -> Iterator[Floats]:
         """Voxels (n, C, z, y, x) of the boxes of each batch, which are of one size.
 
         Voxels beyond the volume are those at its border. The array is used up before the next one.
@@ -93,7 +62,7 @@ class Sweep:
         with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, decoders(), self._rooms) as ahead:
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)
-                shape = (len(batch), len(self.stream.channels), *batch[0].lengths)
+                shape = (len(batch), len(self.stream.channels), *batch[0].shape)
                 if buffer.size < np.prod(shape):
                     buffer = np.empty(int(np.prod(shape)), np.float32)
                 values = buffer[: int(np.prod(shape))].reshape(shape)
@@ -102,7 +71,7 @@ class Sweep:
                 ahead.done_with(number)
                 yield values
 
-    def _loads(self, group: Sequence[Sequence[Span]]) -> Loads:
+    def _loads(self, group: Sequence[Sequence[Box]]) -> Loads:
         """Which tiles are read when; one that is needed again soon is kept as long as the budget allows."""
         stream = self.stream
         used, when = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -119,9 +88,9 @@ class Sweep:
 
         return longest(kept_for, len(group), self._memory)
 
-    def _tiles_of(self, box: Span) -> Ints:
-        inside = box.within(self.stream.grid.shape)
-        rows = zip(inside.low, inside.high, self.stream.tile, strict=True)
+    def _tiles_of(self, box: Box) -> Ints:
+        inside = box.clip(self.stream.grid.shape)
+        rows = zip(inside.start, inside.stop, self.stream.tile, strict=True)
         numbers = np.meshgrid(*(np.arange(a // t, (b - 1) // t + 1) for a, b, t in rows), indexing="ij")
         return np.asarray(np.ravel_multi_index([n.ravel() for n in numbers], self.stream.tiles), dtype=np.int64)
 
@@ -138,24 +107,22 @@ class Sweep:
             shape = (*lengths, channels) if self.stream.small else (channels, *lengths)
             return np.zeros(shape, self.stream.dtype)
 
-    def _assemble(self, out: Floats, box: Span, tiles: dict[int, np.ndarray]) -> None:
+    def _assemble(self, out: Floats, box: Box, tiles: dict[int, np.ndarray]) -> None:
         """A box from the tiles that it touches, in the cast to float32."""
         stream = self.stream
-        inside = box.within(stream.grid.shape)
-        before = [a - b for a, b in zip(inside.low, box.low, strict=True)]
-        target = out[:, *(slice(p, p + n) for p, n in zip(before, inside.lengths, strict=True))]
-        rows = zip(inside.low, inside.high, stream.tile, strict=True)
+        inside = box.clip(stream.grid.shape)
+        before = [a - b for a, b in zip(inside.start, box.start, strict=True)]
+        target = out[:, *(slice(p, p + n) for p, n in zip(before, inside.shape, strict=True))]
+        rows = zip(inside.start, inside.stop, stream.tile, strict=True)
         for place in itertools.product(*(range(a // t, (b - 1) // t + 1) for a, b, t in rows)):
             tile = tiles[int(np.ravel_multi_index(place, stream.tiles))]
             voxels = np.moveaxis(tile, -1, 0) if stream.small else tile
             begin = [i * t for i, t in zip(place, stream.tile, strict=True)]
-            part = span(
-                [max(a, b) for a, b in zip(inside.low, begin, strict=True)],
-                [min(a, b + n) for a, b, n in zip(inside.high, begin, voxels.shape[1:], strict=True)],
-            )
-            target[:, *part.slices(inside.low)] = voxels[:, *part.slices(begin)]
+            part = inside.intersect(Box.of(begin, (a + n for a, n in zip(begin, voxels.shape[1:], strict=True))))
+            assert part is not None
+            target[:, *part.within(inside.start)] = voxels[:, *part.within(begin)]
         if inside != box:
-            after = [n - p - m for n, p, m in zip(out.shape[1:], before, inside.lengths, strict=True)]
+            after = [n - p - m for n, p, m in zip(out.shape[1:], before, inside.shape, strict=True)]
             out[...] = np.pad(target.copy(), [(0, 0), *zip(before, after, strict=True)], mode="edge")
 
 
@@ -194,45 +161,45 @@ class Inside:
         assert mask is not None
         for place in np.ndindex(*mask.tiles):
             low = [i * t for i, t in zip(place, mask.tile, strict=True)]
-            tile = span(low, [b + t for b, t in zip(low, mask.tile, strict=True)])
-            if self.of(tile.within(mask.grid.shape)).any():
+            tile = Box.of(low, [b + t for b, t in zip(low, mask.tile, strict=True)])
+            if self.of(tile.clip(mask.grid.shape)).any():
                 return
         raise DataError("the mask is empty; give one that covers part of the volumes")
 
-    def any(self, box: Span) -> bool:
+    def any(self, box: Box) -> bool:
         """Whether some of a box is wanted."""
-        inside = box.within(self._shape)
+        inside = box.clip(self._shape)
         if self._stored is not None:
-            return self._stored(inside.low, inside.high)
+            return self._stored(inside)
         if self._mask is None:
             return True
         if self._coarse is not None and not self._near(inside):
             return False
         return bool(self.of(inside).any())
 
-    def of(self, box: Span) -> NDArray[np.bool_]:
+    def of(self, box: Box) -> NDArray[np.bool_]:
         """Which voxels of a box within the volume are wanted: (z, y, x)."""
         if self._mask is None:
-            return np.ones(box.lengths, dtype=bool)
-        values = self._mask.voxels(np.array(box.low), np.array(box.high))[0]
+            return np.ones(box.shape, dtype=bool)
+        values = self._mask.voxels(box)[0]
         if values.dtype.kind == "f" and np.isnan(values).any():
-            raise DataError(f"{np.isnan(values).sum()} mask voxels from {box.low} on are NaN; set them to 0")
+            raise DataError(f"{np.isnan(values).sum()} mask voxels from {box.start} on are NaN; set them to 0")
         return np.asarray(values != 0)
 
-    def outside(self, box: Span, jump: Sequence[float], first: Sequence[float]) -> NDArray[np.bool_] | None:
+    def outside(self, box: Box, jump: Sequence[float], first: Sequence[float]) -> NDArray[np.bool_] | None:
         """Which voxels of a box of another grid are not wanted: those whose nearest voxel is not; None for none."""
         if self._mask is None:
             return None
-        rows = zip(box.low, box.high, jump, first, self._shape, strict=True)
+        rows = zip(box.start, box.stop, jump, first, self._shape, strict=True)
         near = [np.clip(np.floor(np.arange(a, b) * j + f + 0.5).astype(int), 0, n - 1) for a, b, j, f, n in rows]
         low = [int(axis[0]) for axis in near]
-        wanted = self.of(span(low, [int(axis[-1]) + 1 for axis in near]))
+        wanted = self.of(Box.of(low, [int(axis[-1]) + 1 for axis in near]))
         return ~wanted[np.ix_(*(axis - b for axis, b in zip(near, low, strict=True)))]
 
-    def _near(self, box: Span) -> bool:
+    def _near(self, box: Box) -> bool:
         """Whether a mask of another grid has voxels about a box."""
         assert self._coarse is not None
-        ends = np.array(list(itertools.product(*zip(box.low, [h - 1 for h in box.high], strict=True))))
+        ends = np.array(list(itertools.product(*zip(box.start, [h - 1 for h in box.stop], strict=True))))
         places = ends @ self._turn[:3, :3].T + self._turn[:3, 3]
         low = np.maximum(np.floor(places.min(axis=0)).astype(int) - 1, 0)
         high = np.ceil(places.max(axis=0)).astype(int) + 2

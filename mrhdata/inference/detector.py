@@ -27,12 +27,13 @@ from mrhdata._runtime.atomic import appearing, check_target, remove
 from mrhdata._runtime.memory import in_bytes
 from mrhdata._runtime.progress import Progress, steps
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.box_reader import Span, Sweep, span
+from mrhdata.inference.box_reader import Sweep
 from mrhdata.inference.output import Output
 from mrhdata.inference.peaks import Found, Peaks, find_peaks
 from mrhdata.inference.predictor import predict
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.dtypes import white_of
 from mrhdata.volume.grid import Grid
@@ -222,20 +223,20 @@ def cells_of(
     beside = [_Image(name, volume, peaks.radius_mm / 2) for name, volume in images.items()]
     grid = next(iter(images.values())).mrh.grid if images else scores.mrh.grid
     boxes = list(_boxes(stream, beside, int(_BLOCK * budget)))
-    head = {"digest": _digest(scores, images, peaks), "box": list(boxes[0].lengths)}
+    head = {"digest": _digest(scores, images, peaks), "box": list(boxes[0].shape)}
     if path.exists() and not overwrite and _made_from(path) == head["digest"]:
         return pd.read_parquet(path)
     check_target(path, overwrite)
     parts = _parts(path, head)
     search = _Search(stream, scores, peaks, white_of(scores.dtype), int(_TILES * budget))
     left = [i for i in range(len(boxes)) if not _part(parts, i).exists()]
-    total = sum(int(np.prod(b.lengths)) for b in boxes)
-    done = total - sum(int(np.prod(boxes[i].lengths)) for i in left)
+    total = sum(b.size for b in boxes)
+    done = total - sum(boxes[i].size for i in left)
     with steps(progress, total, done, ("finding cells", 1, "voxel")) as step:
         for i, found in zip(left, search.of([boxes[i] for i in left]), strict=True):
             with appearing(_part(parts, i)) as draft:
                 _rows(found, boxes[i], scores.mrh.grid, beside).to_parquet(draft, index=False)
-            step(int(np.prod(boxes[i].lengths)))
+            step(boxes[i].size)
     rows = pd.concat([pd.read_parquet(_part(parts, i)) for i in range(len(boxes))], ignore_index=True)
     made = _table(rows, scores.mrh.grid, grid)
     made.attrs["digest"] = head["digest"]
@@ -252,23 +253,20 @@ class _Search:
         self._sweep, self._peaks, self._white = Sweep(stream, memory), peaks, white
         self._shape, self._spacing = scores.shape, scores.mrh.spacing.tolist()
 
-    def of(self, boxes: Sequence[Span]) -> Iterator[Found]:
+    def of(self, boxes: Sequence[Box]) -> Iterator[Found]:
         """One by one."""
         halo = self._peaks.halo(self._spacing)
-        wide = [
-            span([a - h for a, h in zip(b.low, halo, strict=True)], [e + h for e, h in zip(b.high, halo, strict=True)])
-            for b in boxes
-        ]
+        wide = [b.grow(halo) for b in boxes]
         for box, values in zip(wide, self._sweep.read([[box] for box in wide]), strict=True):
             values /= self._white
             yield find_peaks(values[0, 0], self._spacing, self._peaks, halo=True, outside=self._outside(box))
 
-    def _outside(self, box: Span) -> NDArray[np.bool_] | None:
+    def _outside(self, box: Box) -> NDArray[np.bool_] | None:
         """Where a box reaches beyond the volume."""
-        if box == box.within(self._shape):
+        if box == box.clip(self._shape):
             return None
-        beyond = np.ones(box.lengths, bool)
-        beyond[box.within(self._shape).slices(box.low)] = False
+        beyond = np.ones(box.shape, bool)
+        beyond[box.clip(self._shape).within(box.start)] = False
         return beyond
 
 
@@ -295,11 +293,11 @@ class _Image:
         nearest = np.floor(self.grid.index(world) + 0.5 + 1e-6).astype(np.int64)
         voxels = np.clip(nearest[:, None] + self._ball, 0, top)
         low, high = voxels.min(axis=(0, 1)), voxels.max(axis=(0, 1)) + 1
-        values = self.stream.voxels(low, high)[0]
+        values = self.stream.voxels(Box.of(low, high))[0]
         return np.asarray(values[tuple((voxels - low).transpose(2, 0, 1))].mean(axis=1, dtype=np.float64))
 
 
-def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Span]:
+def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Box]:
     """Parts of the score volume of whole tiles, as large as the memory allows."""
     shape, spacing = stream.grid.shape, stream.grid.spacing
     each = _SEARCHED + sum(image.bytes_per(float(np.prod(spacing))) for image in images)
@@ -309,12 +307,12 @@ def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Sp
         longer = min((a for a in range(3) if lengths[a] < shape[a]), key=lambda a: (lengths[a], -a))
         lengths[longer] = min(2 * lengths[longer], shape[longer])
     for low in itertools.product(*(range(0, n, s) for n, s in zip(shape, lengths, strict=True))):
-        yield span(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
+        yield Box.of(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
 
 
-def _rows(found: Found, box: Span, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:
+def _rows(found: Found, box: Box, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:
     """What one block adds to the table."""
-    voxel = found.voxel + box.low
+    voxel = found.voxel + box.start
     columns: dict[str, Any] = dict(zip(_VOXEL, voxel.T, strict=True)) | dict(zip(_SHIFT, found.shift.T, strict=True))
     columns |= {"score": found.score, "size_mm3": found.size * float(np.prod(grid.spacing))}
     world = grid.world(voxel + found.shift)

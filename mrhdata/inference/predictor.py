@@ -28,7 +28,7 @@ from mrhdata._runtime.memory import in_bytes
 from mrhdata._runtime.progress import Progress
 from mrhdata._runtime.threads import in_thread
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.box_reader import Inside, Span, Sweep, span
+from mrhdata.inference.box_reader import Inside, Sweep
 from mrhdata.inference.output import Output
 from mrhdata.inference.strategies.base import Method, Step
 from mrhdata.inference.strategies.dense import Dense
@@ -41,13 +41,13 @@ from mrhdata.io.omezarr.write_blocks import InTurn
 from mrhdata.models.receptive_field import field_of
 from mrhdata.models.spec import Spec
 from mrhdata.patching import sources
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, place
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from mrhdata.io.omezarr.write_blocks import Box
     from mrhdata.patching.tiles import Stream
 
 Floats = NDArray[np.float32]
@@ -308,10 +308,10 @@ class _Map:
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
         """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
         left = Event()
-        spans = [span([s.start for s in box[-3:]], [s.stop for s in box[-3:]]) for box in boxes]
-        return in_thread(self._made(spans, left), 1, left.set)
+        spatial = [Box(box.start[-3:], box.stop[-3:]) for box in boxes]
+        return in_thread(self._made(spatial, left), 1, left.set)
 
-    def _made(self, boxes: Sequence[Span], left: Event) -> Iterator[np.ndarray | None]:
+    def _made(self, boxes: Sequence[Box], left: Event) -> Iterator[np.ndarray | None]:
         buffers = InTurn(self.dtype)
         for group in self._groups(boxes):
             values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
@@ -319,7 +319,7 @@ class _Map:
                 if steps is None:
                     yield None
                     continue
-                out = buffers.take((self._output.channels(self._method.channels), *box.lengths))
+                out = buffers.take((self._output.channels(self._method.channels), *box.shape))
                 out.fill(0)
                 held = self._method.begin(box, above, out)
                 for step in steps:
@@ -331,13 +331,13 @@ class _Map:
             # Threads that read ahead end with the group.
             next(values, None)
 
-    def _groups(self, boxes: Sequence[Span]) -> Iterator[list[tuple[Span, Span | None, list[Step] | None]]]:
+    def _groups(self, boxes: Sequence[Box]) -> Iterator[list[tuple[Box, Box | None, list[Step] | None]]]:
         """Boxes, each with the one that was made just before and its steps (None where nothing is wanted).
 
         A group is as many as are planned together.
         """
-        group: list[tuple[Span, Span | None, list[Step] | None]] = []
-        before: Span | None = None
+        group: list[tuple[Box, Box | None, list[Step] | None]] = []
+        before: Box | None = None
         planned = 0
         for box in boxes:
             wanted = self._inside.any(self._method.needs(box))
@@ -351,18 +351,18 @@ class _Map:
         if group:
             yield group
 
-    def _written(self, box: Span, answers: Floats, out: np.ndarray) -> None:
+    def _written(self, box: Box, answers: Floats, out: np.ndarray) -> None:
         """Put what is stored of a box into `out`: 0 where nothing is wanted."""
         outside = self._inside.outside(box, self._method.jump, self._method.first)
         # So few planes at a time stay in the cache.
         deep = max(1, _CACHED // answers[:, 0].nbytes)
-        for low in range(0, box.lengths[0], deep):
+        for low in range(0, box.shape[0], deep):
             planes = slice(low, low + deep)
             part = np.ascontiguousarray(answers[:, planes])
             hidden = None if outside is None else outside[planes]
             # A sum is finite where all its terms are, and quicker to look at.
             if not np.isfinite(part.sum()):
-                hidden = self._not_finite(part, hidden, (box.low[0] + low, *box.low[1:]))
+                hidden = self._not_finite(part, hidden, (box.start[0] + low, *box.start[1:]))
             found = self._output.of(part)
             if hidden is not None:
                 found[:, hidden] = 0

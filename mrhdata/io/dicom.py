@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from mrhdata.errors import FormatError
 from mrhdata.io.itk import pixel_dtype, world
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
 from mrhdata.volume.file_arrays import Slices, lazy, reading
 
@@ -91,13 +92,13 @@ class _Files:
     def __init__(self, names: list[str]) -> None:
         self._names = names
 
-    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, box: Box) -> np.ndarray:
         if len(self._names) == 1:
             values = sitk.GetArrayFromImage(sitk.ReadImage(self._names[0], imageIO="GDCMImageIO"))
-            volume = values if values.ndim >= len(box) else values[None]
-            return volume[box]
+            volume = values if values.ndim >= box.ndim else values[None]
+            return volume[box.slices]
         planes = []
-        for name in self._names[box[0]]:
+        for name in self._names[box.slices[0]]:
             values = sitk.GetArrayFromImage(sitk.ReadImage(name, imageIO="GDCMImageIO"))
-            planes.append((values[0] if values.ndim == len(box) else values)[box[1:]])
+            planes.append((values[0] if values.ndim == box.ndim else values)[box.slices[1:]])
         return np.stack(planes)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, UNORIENTED, from_array, place
 from mrhdata.volume.file_arrays import Slices, lazy, reading
 
@@ -52,10 +53,10 @@ class Part:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
 
-    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, box: Box) -> np.ndarray:
         """Values of a box."""
         with h5py.File(self._path, "r") as file:
-            values = file[self._name][box]
+            values = file[self._name][box.slices]
         return values if values.dtype.fields is None else values["real"] + 1j * values["imag"]
 
 

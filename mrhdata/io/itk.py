@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
 from mrhdata.volume.file_arrays import Raw, Slices, check_length, lazy, reading
 
@@ -69,17 +70,17 @@ class _Part:
     def __init__(self, path: Path, ndim: int) -> None:
         self._path, self._ndim = path, ndim
 
-    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, box: Box) -> np.ndarray:
         reader = _reader(self._path)
         if self._ndim == 2:
-            return sitk.GetArrayFromImage(reader.Execute())[None][box]
+            return sitk.GetArrayFromImage(reader.Execute())[None][box.slices]
         reader.ReadImageInformation()
-        first, last = box[0].start, box[0].stop
+        first, last = box.start[0], box.stop[0]
         if self._ndim != 3 or last - first == reader.GetSize()[2]:
-            return sitk.GetArrayFromImage(reader.Execute())[box]
+            return sitk.GetArrayFromImage(reader.Execute())[box.slices]
         reader.SetExtractIndex([0, 0, first])
         reader.SetExtractSize([*reader.GetSize()[:2], last - first])
-        return sitk.GetArrayFromImage(reader.Execute())[(slice(None), *box[1:])]
+        return sitk.GetArrayFromImage(reader.Execute())[(slice(None), *box.slices[1:])]
 
 
 def _compressed(path: Path) -> bool:

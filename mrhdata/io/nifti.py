@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
 from mrhdata.volume.file_arrays import Slices, check_length, lazy, reading
 
@@ -140,15 +141,16 @@ class _Stored:
         compressed = str(getattr(proxy, "file_like", "")).endswith((".gz", ".bz2", ".zst", ".mgz"))
         self.slowest = None if compressed else 0 if minc else len(shape) - 1
 
-    def __call__(self, box: Any) -> Any:
-        spatial = box[: len(self._spatial)]
+    def __call__(self, box: Box) -> Any:
+        selection = box.slices
+        spatial = selection[: len(self._spatial)]
         if self._spatial == tuple(self._proxy.shape):
             values = np.asanyarray(self._proxy[spatial])
         else:
             values = np.asanyarray(self._proxy).reshape(self._spatial)[spatial]
         if self.channels is None:
             return values
-        return np.stack([values[name] for name in self.channels], axis=-1)[..., box[-1]]
+        return np.stack([values[name] for name in self.channels], axis=-1)[..., selection[-1]]
 
 
 def _check_length(image: Any, path: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import tifffile
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, from_array, place
 from mrhdata.volume.file_arrays import Raw, Slices, check_length, lazy, reading
 from mrhdata.volume.overrides import TO_MM, UNITS
@@ -124,13 +125,13 @@ class _Striles:
         # tifffile's store cannot be pickled: each process opens its own.
         return _Striles, (self._path,)
 
-    def __call__(self, box: tuple[slice, ...]) -> Any:
+    def __call__(self, box: Box) -> Any:
         if self._array is None:
             import zarr
 
             self._file = tifffile.TiffFile(self._path)
             self._array = zarr.open(self._file.series[0].aszarr(), mode="r")
-        return self._array[box]
+        return self._array[box.slices]
 
     def __del__(self) -> None:
         if self._file is not None:
@@ -146,23 +147,24 @@ class _Planes:
         self._begin: dict[int, Raw | None] = {}
         self._pattern: _Pattern | None = None
 
-    def __call__(self, box: tuple[slice, ...]) -> np.ndarray:
-        out = np.empty([s.stop - s.start for s in box], dtype=self._dtype)
+    def __call__(self, box: Box) -> np.ndarray:
+        out = np.empty(box.shape, dtype=self._dtype)
         self.into(out, box)
         return out
 
-    def into(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+    def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape."""
-        for target, i in zip(out, range(box[0].start, box[0].stop), strict=True):
+        plane = Box(box.start[1:], box.stop[1:])
+        for target, i in zip(out, range(box.start[0], box.stop[0]), strict=True):
             with reading(self._paths[i]):
-                self._read(i, box[1:], target)
+                self._read(i, plane, target)
 
-    def _read(self, i: int, box: tuple[slice, ...], out: np.ndarray) -> None:
+    def _read(self, i: int, box: Box, out: np.ndarray) -> None:
         if i not in self._begin:
             self._begin[i] = self._look(self._paths[i])
         raw = self._begin[i]
         if raw is None:
-            out[...] = _plane(self._paths[i], (self._shape, self._dtype))[box]
+            out[...] = _plane(self._paths[i], (self._shape, self._dtype))[box.slices]
         else:
             raw.into(out, box)
 

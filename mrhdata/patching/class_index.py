@@ -19,6 +19,7 @@ from mrhdata._runtime.atomic import appearing
 from mrhdata.errors import DataError
 from mrhdata.io.fingerprint import digest, state_of
 from mrhdata.patching.tiles import Stream
+from mrhdata.volume.box import Box
 
 log = logging.getLogger("mrhdata")
 
@@ -129,7 +130,7 @@ def _each(stream: Stream) -> Iterator[np.ndarray]:
 
 def _tile(stream: Stream, number: int) -> tuple[Ints, np.ndarray]:
     low = np.array(np.unravel_index(number, stream.tiles)) * stream.tile
-    return low, stream.voxels(low, np.minimum(low + stream.tile, stream.grid.shape))[0]
+    return low, stream.voxels(Box.of(low, np.minimum(low + stream.tile, stream.grid.shape)))[0]
 
 
 def _read(kept: Path, mark: str | None, tiles: int) -> tuple[list[int], Floats] | None:

@@ -21,6 +21,7 @@ from mrhdata.errors import GridError
 from mrhdata.patching.plan import Plan
 from mrhdata.patching.positions import Ints, reach
 from mrhdata.patching.tiles import Stream
+from mrhdata.volume.box import Box
 
 Floats = NDArray[np.float32]
 
@@ -102,29 +103,30 @@ class Cutter:
         if (cell, i) in self._joined:
             self._joined.move_to_end((cell, i))
             return self._joined[cell, i], low
-        joined = np.moveaxis(self._box(subject, i, low, high - 1), 0, -1)
+        joined = np.moveaxis(self._box(subject, i, Box.of(low, high)), 0, -1)
         self._joined[cell, i] = joined
         while len(self._joined) > 1 and sum(b.nbytes for b in self._joined.values()) > self._kept:
             self._joined.popitem(last=False)
         return joined, low
 
-    def _box(self, subject: int, i: int, low: Ints, high: Ints) -> np.ndarray:
-        """Voxels (C, z, y, x) from a first to a last one; what lies in tiles that are not there is anything."""
+    def _box(self, subject: int, i: int, box: Box) -> np.ndarray:
+        """Return the voxels (C, z, y, x) of a box; those of tiles that are not in memory have any value."""
         stream = self._plan.streams[subject][i]
-        lengths = high - low + 1
-        last = np.empty((*lengths, len(stream.channels)), stream.dtype)
+        channels_last = np.empty((*box.shape, len(stream.channels)), stream.dtype)
         offset = self._plan.offset(subject, i)
-        tiles = (range(int(a), int(b) + 1) for a, b in zip(low // stream.tile, high // stream.tile, strict=True))
+        rows = zip(box.start, box.stop, stream.tile, strict=True)
+        tiles = (range(a // t, (b - 1) // t + 1) for a, b, t in rows)
         for number in itertools.product(*tiles):
             tile = self._tiles.get(offset + int(np.ravel_multi_index(number, stream.tiles)))
             if tile is None:
                 continue
             voxels = tile if stream.small else np.moveaxis(tile, 0, -1)
-            begin = np.array(number) * stream.tile
-            first, end = np.maximum(low, begin), np.minimum(high + 1, begin + voxels.shape[:3])
-            source = tuple(slice(int(a), int(b)) for a, b in zip(first - begin, end - begin, strict=True))
-            last[tuple(slice(int(a), int(b)) for a, b in zip(first - low, end - low, strict=True))] = voxels[source]
-        return np.moveaxis(last, -1, 0)
+            origin = tuple([n * t for n, t in zip(number, stream.tile, strict=True)])
+            end = tuple([a + n for a, n in zip(origin, voxels.shape, strict=False)])
+            common = box.intersect(Box(origin, end))
+            if common is not None:
+                channels_last[common.within(box.start)] = voxels[common.within(origin)]
+        return np.moveaxis(channels_last, -1, 0)
 
 
 def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
@@ -143,7 +145,7 @@ def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
     """
     low, high = reach(starts, stream.shape, stream.grid.shape, padding)
     corner = low.min(axis=0)
-    box = stream.voxels(corner, high.max(axis=0) + 1)
+    box = stream.voxels(Box.of(corner, high.max(axis=0)))
     if padding is None:
         if stream.small:
             found = gathered(np.moveaxis(box, 0, -1), starts - corner, stream.shape)
@@ -152,9 +154,8 @@ def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
         piecewise(lambda z, y, x: box, box.shape[1:], starts - corner, out, np.arange(len(starts)))
         return out
 
-    def within(first: Ints, last: Ints) -> np.ndarray:
-        key = (slice(int(a), int(b) + 1) for a, b in zip(first - corner, last - corner, strict=True))
-        return np.asarray(box[:, *key])
+    def within(part: Box) -> np.ndarray:
+        return np.asarray(box[:, *part.within(corner.tolist())])
 
     cut = [padded(within, stream.grid.shape, start, stream.shape, padding) for start in starts]
     return np.stack(cut).astype(np.float32, copy=False)
@@ -246,14 +247,14 @@ def gathered(block: np.ndarray, starts: Ints, shape: Sequence[int]) -> np.ndarra
 
 
 def padded(
-    box: Callable[[Ints, Ints], np.ndarray], grid: Sequence[int], start: Ints, shape: Sequence[int], padding: str
+    box: Callable[[Box], np.ndarray], grid: Sequence[int], start: Ints, shape: Sequence[int], padding: str
 ) -> np.ndarray:
     """One patch that leaves the volume, (C, z, y, x): what lies outside is made from what lies inside.
 
     Parameters
     ----------
     box : callable
-        Voxels (C, z, y, x) from a first to a last voxel of the volume.
+        Voxels (C, z, y, x) of a box within the volume.
     grid, start, shape : sequences of int
         Of the volume, and the patch's first voxel and lengths.
     padding : {"constant", "edge", "reflect"}
@@ -266,7 +267,7 @@ def padded(
         wanted = [t - np.abs(t - w % (2 * t)) if t else w * 0 for w, t in zip(wanted, tops, strict=True)]
     places = [np.clip(w, 0, t) for w, t in zip(wanted, tops, strict=True)]
     low = np.array([p.min() for p in places])
-    values = box(low, np.array([p.max() for p in places]))
+    values = box(Box.of(low, (p.max() + 1 for p in places)))
     out = values[:, *np.ix_(*(p - b for p, b in zip(places, low, strict=True)))]
     if padding == "constant":
         inside = [p == w for p, w in zip(places, wanted, strict=True)]

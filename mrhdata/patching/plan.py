@@ -168,9 +168,9 @@ class Plan:
         high = np.zeros((len(self.table), 3), dtype=np.int64)
         for number, streams in enumerate(self.streams):
             rows = np.flatnonzero(self.subject == number)
-            first, last = self._reach(streams[stream], rows)
+            first, end = self._reach(streams[stream], rows)
             np.minimum.at(low, self.cell[rows], first)
-            np.maximum.at(high, self.cell[rows], last + 1)
+            np.maximum.at(high, self.cell[rows], end)
         return low, high
 
     def _copied(self) -> Ints:
@@ -188,7 +188,7 @@ class Plan:
         """Tiles that rows of a subject touch: which of the rows, and the tile."""
         stream = self.streams[subject][i]
         low, high = self._reach(stream, rows)
-        owner, numbers = _expanded(low // stream.tile, high // stream.tile)
+        owner, numbers = _expanded(low // stream.tile, (high - 1) // stream.tile)
         return owner, self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
 
     def _reach(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:

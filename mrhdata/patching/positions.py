@@ -189,21 +189,21 @@ def centre_voxels(positions: Ints, patch: Sequence[int]) -> Ints:
 
 
 def reach(starts: Ints, shape: Sequence[int], grid: Sequence[int], padding: str | None) -> tuple[Ints, Ints]:
-    """First and last voxel of the volume that each patch is made of, (n, 3) each.
+    """Return the first voxel of the volume that each patch is made of, and the one after the last, (n, 3) each.
 
     Examples
     --------
     >>> low, high = reach(np.array([[-3, 2, 8]]), (5, 5, 5), (10, 10, 10), "reflect")
     >>> low.tolist(), high.tolist()
-    ([[0, 2, 6]], [[3, 6, 9]])
+    ([[0, 2, 6]], [[4, 7, 10]])
     """
     low, high = starts, starts + (np.array(shape) - 1)
     if padding is None:
-        return low, high
+        return low, high + 1
     top = np.array(grid) - 1
     if padding == "reflect":
         low, high = np.minimum(low, np.where(high > top, 2 * top - high, low)), np.maximum(high, -low)
-    return np.clip(low, 0, top), np.clip(high, 0, top)
+    return np.clip(low, 0, top), np.clip(high, 0, top) + 1
 
 
 def fraction_inside(mask: NDArray[np.bool_], positions: Ints, patch: Sequence[int]) -> NDArray[np.float64]:

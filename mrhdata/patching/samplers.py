@@ -22,6 +22,7 @@ from mrhdata.patching.class_index import Index, index_labels, index_weights
 from mrhdata.patching.positions import Ints, about, centre_voxels, fraction_inside, shares, shell, strided, uniform
 from mrhdata.patching.sources import one_grid
 from mrhdata.patching.tiles import Stream
+from mrhdata.volume.box import Box
 from mrhdata.volume.file_arrays import source_of
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ class Field:
         first, last = low.min(axis=0), high.max(axis=0)
         begin, end = np.clip(first, 0, None), np.minimum(last, self.grid.shape)
         inside = np.zeros(last - first, dtype=bool)
-        values = mask.voxels(begin, end)[0]
+        box = Box.of(begin, end)
+        values = mask.voxels(box)[0]
         if values.dtype.kind == "f" and np.isnan(values).any():
             raise DataError(
                 f"{np.isnan(values).sum()} of {values.size} mask voxels are NaN between {begin.tolist()} and "
                 f"{end.tolist()}; set them to 0"
             )
-        inside[tuple(slice(int(a), int(b)) for a, b in zip(begin - first, end - first, strict=True))] = values != 0
+        inside[box.within(first.tolist())] = values != 0
         if self._share is None:
             return np.asarray(inside[tuple((low - first).T)])
         return np.asarray(fraction_inside(inside, low - first, self.shape) >= self._share)

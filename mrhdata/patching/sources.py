@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from mrhdata.errors import GridError
 from mrhdata.io import omezarr
-from mrhdata.patching.tiles import Box, Part, Readable, Stream
+from mrhdata.patching.tiles import Part, Readable, Stream
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import PLANES
 from mrhdata.volume.grid import Grid
 from mrhdata.volume.groups import group, on_grid_of, stack
@@ -282,11 +283,10 @@ class Resampled:
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Resample into an array (C, z, y, x)."""
-        low = np.array([s.start for s in box], dtype=np.float64)
-        lengths = np.array([s.stop - s.start for s in box])
+        low, lengths = np.array(box.start, dtype=np.float64), np.array(box.shape)
         source, ends = self._needed(box)
-        first = np.array([s.start for s in source])
-        voxels = np.empty((self.channels, *(s.stop - s.start for s in source)), self._part.dtype)
+        first = np.array(source.start)
+        voxels = np.empty((self.channels, *source.shape), self._part.dtype)
         self._part.into(voxels, source)
         shift = self._shift + self._matrix @ low - first
         inside = self._inside(low, lengths, ends)
@@ -300,13 +300,12 @@ class Resampled:
 
     def _needed(self, box: Box) -> tuple[Box, np.ndarray]:
         """The box of the volume that a box of the new grid needs, and its corners in the volume."""
-        low = np.array([s.start for s in box], dtype=np.float64)
-        ends = (low + _CORNERS * (np.array([s.stop - s.start for s in box]) - 1)) @ self._matrix.T + self._shift
+        low = np.array(box.start, dtype=np.float64)
+        ends = (low + _CORNERS * (np.array(box.shape) - 1)) @ self._matrix.T + self._shift
         top = np.array(self._part.shape) - 1
         first = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, top)
         last = np.clip(np.ceil(ends.max(axis=0)).astype(int), 0, top)
-        z, y, x = (slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
-        return (z, y, x), ends
+        return Box.of(first, last + 1), ends
 
     def _inside(self, low: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> NDArray[np.bool_] | None:
         """Which voxels of the box lie over the volume; None for all."""

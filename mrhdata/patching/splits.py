@@ -25,8 +25,8 @@ from mrhdata.volume.grid import Grid
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Low and high ends.
-Box = tuple[NDArray[np.float64], NDArray[np.float64]]
+#: First and last faces of many boxes, (n, 3) each.
+Faces = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 log = logging.getLogger("mrhdata")
 
@@ -138,14 +138,14 @@ def _between(patches: PatchSet, axis: int, guard: int | None, low: float, high: 
     return np.flatnonzero(keep)
 
 
-def _extent(streams: Sequence[Stream], positions: Ints, axis: int) -> Box:
+def _extent(streams: Sequence[Stream], positions: Ints, axis: int) -> Faces:
     """First voxel of each patch along an axis and the one after its last, over all streams, in voxels of the first."""
-    boxes = [_box(stream, positions, streams[0].grid) for stream in streams]
+    boxes = [_faces(stream, positions, streams[0].grid) for stream in streams]
     low, high = np.array(boxes)[..., axis].transpose(1, 0, 2)
     return low.min(axis=0), high.max(axis=0)
 
 
-def _box(stream: Stream, positions: Ints, grid: Grid) -> Box:
+def _faces(stream: Stream, positions: Ints, grid: Grid) -> Faces:
     """Outer faces of patches of a stream, low and high (n, 3), in voxels of a grid whose first voxel is 0 to 1."""
     starts = stream.starts(positions)
     # All corners: the axes of the streams may be turned.
@@ -167,11 +167,11 @@ def shared_with(mine: PatchSet, other: PatchSet) -> NDArray[np.bool_]:
             for s, t in itertools.product(streams, others):
                 if len(rows) and len(theirs) and s.sources & t.sources:
                     grid = streams[0].grid
-                    shared[rows] |= _overlapping(_box(s, mine.positions[rows], grid), _box(t, theirs, grid))
+                    shared[rows] |= _overlapping(_faces(s, mine.positions[rows], grid), _faces(t, theirs, grid))
     return shared
 
 
-def _overlapping(mine: Box, other: Box) -> NDArray[np.bool_]:
+def _overlapping(mine: Faces, other: Faces) -> NDArray[np.bool_]:
     """Which boxes overlap any of the others: all of one list have one size, so the nearest centre decides."""
     centres = [(low + high) / 2 for low, high in (mine, other)]
     reach = (mine[1][0] - mine[0][0] + other[1][0] - other[0][0]) / 2

@@ -11,6 +11,7 @@ from mrhdata._runtime import html
 from mrhdata.patching.order import LANES
 from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.plan import Plan
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import length
 
@@ -237,7 +238,7 @@ def plotted(patches: PatchSet, subject: int, n: int, seed: int) -> Figure:
         plane, crossing = _crossed(patches, subject, fixed)
         low, high = np.zeros(3, dtype=np.int64), shape.copy()
         low[fixed], high[fixed] = plane, plane + 1
-        image = stream.voxels(low, high)[0].take(0, axis=fixed)
+        image = stream.voxels(Box.of(low, high))[0].take(0, axis=fixed)
         window = np.percentile(image, [1, 99])
         up, across = (a for a in range(3) if a != fixed)
         ax.imshow(image, cmap="gray", origin="lower", vmin=window[0], vmax=window[1], interpolation="nearest")
@@ -302,7 +303,7 @@ def _over_plane(patches: PatchSet) -> tuple[str, str]:
     # Whole chunks are decoded; of what is not read chunk by chunk, perhaps everything.
     touched = np.array(stream.grid.shape) if stream.slow else -(-high // stream.chunk) * stream.chunk - low
     readable = int(np.prod(touched)) * stream.voxel_bytes <= _SHOWN_BYTES
-    image = stream.voxels(low, high)[0].take(0, axis=fixed) if readable else None
+    image = stream.voxels(Box.of(low, high))[0].take(0, axis=fixed) if readable else None
     starts = patches.positions[crossing] - low
     within = ((starts >= 0) & (starts + patches.shape <= high - low))[:, [up, across]].all(axis=1)
     chosen = np.random.default_rng(0).permutation(np.flatnonzero(within))[:_SHOWN_BOXES]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import DataError, GridError
 from mrhdata.io.omezarr.chunks import Chunks, Stored
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.file_arrays import Slices, reading, source_of
 from mrhdata.volume.grid import Grid
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Ints = NDArray[np.int64]
-Box = tuple[slice, slice, slice]
 
 #: Voxels along an axis of a tile of an array in memory: it is a view, so the size costs nothing.
 _VIEW = 64
@@ -142,13 +142,13 @@ class Part:
         chunks = self.chunks
         if self._source is None or chunks is None or len(chunks.shape) != 3 or any(self._flips):
             return None
-        for s, c, n in zip(box, chunks.chunk, chunks.shape, strict=True):
-            if s.start % c or s.stop != min(s.start + c, n):
+        for a, b, c, n in zip(box.start, box.stop, chunks.chunk, chunks.shape, strict=True):
+            if a % c or b != min(a + c, n):
                 return None
         out = None if room is None else _shaped(room, chunks.chunk, chunks.dtype)
         with reading(self._source.path):
-            values = chunks.read([s.start // c for s, c in zip(box, chunks.chunk, strict=True)], out)
-        return values[tuple(slice(0, s.stop - s.start) for s in box)]
+            values = chunks.read([a // c for a, c in zip(box.start, chunks.chunk, strict=True)], out)
+        return values[box.within(box.start)]
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array (C, z, y, x)."""
@@ -158,22 +158,24 @@ class Part:
         if self._source is not None:
             self._source.into(target, key)
         elif isinstance(self._data, da.Array):
-            target[...] = self._data[key].compute(scheduler="synchronous")
+            target[...] = self._data[key.slices].compute(scheduler="synchronous")
         else:
-            target[...] = self._data[key]
+            target[...] = self._data[key.slices]
 
     def _flipped(self, box: Box) -> tuple[Box, list[int]]:
         """Where a box lies in an array that is read backwards, and which axes of (C, z, y, x) that turns."""
-        found = list(box)
-        for axis, flip in enumerate(self._flips):
-            if flip:
-                n, s = self.shape[axis], box[axis]
-                found[axis] = slice(n - s.stop, n - s.start)
-        return (found[0], found[1], found[2]), [axis + 1 for axis, flip in enumerate(self._flips) if flip]
+        flipped = [axis for axis, flip in enumerate(self._flips) if flip]
+        start, stop = list(box.start), list(box.stop)
+        for axis in flipped:
+            n = self.shape[axis]
+            start[axis], stop[axis] = n - stop[axis], n - start[axis]
+        return Box(tuple(start), tuple(stop)), [axis + 1 for axis in flipped]
 
-    def _key(self, box: Box) -> tuple[slice, ...]:
-        """A box as slices of the axes that there are."""
-        return tuple(s for s, p in zip((slice(0, self.channels), *box), self._present, strict=True) if p != 0)
+    def _key(self, box: Box) -> Box:
+        """Return the box in the axes that the volume has, channels first."""
+        rows = zip((0, *box.start), (self.channels, *box.stop), self._present, strict=True)
+        bounds = [(a, b) for a, b, present in rows if present != 0]
+        return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
 
 
 class Stream:
@@ -244,10 +246,9 @@ class Stream:
         """Why reading chunk by chunk is slow, None where it is not."""
         return next((part.slow for part in self._parts if part.slow is not None), None)
 
-    def stored(self, low: Sequence[int], high: Sequence[int]) -> bool:
-        """Whether some voxels of a box were ever written."""
-        z, y, x = (slice(a, b) for a, b in zip(low, high, strict=True))
-        return any(part.stored((z, y, x)) for part in self._parts)
+    def stored(self, box: Box) -> bool:
+        """Return whether some voxels of a box were ever written."""
+        return any(part.stored(box) for part in self._parts)
 
     @property
     def sources(self) -> set[str]:
@@ -287,10 +288,11 @@ class Stream:
 
     def read(self, tile: Sequence[int], room: np.ndarray | None = None) -> np.ndarray:
         """One tile, (C, z, y, x), or (z, y, x, C) where patches are small; within `room` if that is given."""
-        low = [i * t for i, t in zip(tile, self.tile, strict=True)]
-        return self.box(low, [min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)], room)
+        low = tuple([i * t for i, t in zip(tile, self.tile, strict=True)])
+        high = tuple([min(n, b + t) for n, b, t in zip(self.grid.shape, low, self.tile, strict=True)])
+        return self.box(Box(low, high), room)
 
-    def box(self, low: Ints | Sequence[int], high: Ints | Sequence[int], room: np.ndarray | None = None) -> np.ndarray:
+    def box(self, box: Box, room: np.ndarray | None = None) -> np.ndarray:
         """Voxels of a box within the grid, in the axes of a tile.
 
         Raises
@@ -298,7 +300,7 @@ class Stream:
         DataError
             Labels that float32 patches cannot tell apart.
         """
-        found = self._box(low, high, room)
+        found = self._box(box, room)
         if self._names and found.size and max(int(found.max()), -int(found.min())) > _MOST_LABELS:
             raise DataError(
                 f"the labels of {', '.join(self.channels)} go up to {int(found.max())}, and patches tell labels apart "
@@ -306,15 +308,14 @@ class Stream:
             )
         return found
 
-    def _box(self, low: Ints | Sequence[int], high: Ints | Sequence[int], room: np.ndarray | None) -> np.ndarray:
-        box: Any = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    def _box(self, box: Box, room: np.ndarray | None) -> np.ndarray:
         if self._view is not None:
-            return self._view[(slice(None), *box)]
+            return self._view[(slice(None), *box.slices)]
         single = len(self._parts) == 1 and self._parts[0].dtype == self.dtype
         whole = self._parts[0].whole_chunk(box, room) if single else None
         if whole is not None:
             return whole[..., None] if self.small else whole[None]
-        lengths = tuple(s.stop - s.start for s in box)
+        lengths = box.shape
         if self.small:
             out = _shaped(room, (*lengths, len(self.channels)), self.dtype)
             first = np.moveaxis(out, -1, 0)
@@ -324,10 +325,10 @@ class Stream:
             part.into(target, box)
         return out
 
-    def voxels(self, low: Ints, high: Ints) -> np.ndarray:
-        """Voxels of a box within the grid, (C, z, y, x)."""
-        box = self.box(low, high)
-        return np.moveaxis(box, -1, 0) if self.small else box
+    def voxels(self, box: Box) -> np.ndarray:
+        """Return the voxels of a box within the grid, (C, z, y, x)."""
+        values = self.box(box)
+        return np.moveaxis(values, -1, 0) if self.small else values
 
     def _targets(self, out: np.ndarray) -> Iterator[tuple[Readable, np.ndarray]]:
         at = 0

@@ -25,10 +25,11 @@ from mrhdata._runtime.atomic import appearing, check_target
 from mrhdata._runtime.memory import in_bytes
 from mrhdata.analysis.review import KINDS, VERDICTS
 from mrhdata.errors import DataError, FormatError
-from mrhdata.inference.box_reader import Span, Sweep, span
+from mrhdata.inference.box_reader import Sweep
 from mrhdata.io.cell_tables import WORLD
 from mrhdata.patching.sources import one_grid
 from mrhdata.viz.plots import round_length
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length as length_of
 
@@ -155,13 +156,13 @@ def _cut(volume: xr.DataArray, index: Ints, memory: int) -> Iterator[list[Floats
     if not len(index):
         return
     middle = index.shape[2] // 2
-    boxes: list[list[Span]] = []
+    boxes: list[list[Box]] = []
     for place in index:
         low, high = place.min(axis=1), place.max(axis=1) + 1
         for fixed, *_ in _AXES:
             a, b = low.copy(), high.copy()
             a[fixed], b[fixed] = place[fixed, middle], place[fixed, middle] + 1
-            boxes.append([span(a, b)])
+            boxes.append([Box.of(a, b)])
     sweep = Sweep(one_grid({str(volume.name): volume}, (1, 1, 1), None, False), memory)
     found: list[Floats] = []
     for number, values in enumerate(sweep.read(boxes)):

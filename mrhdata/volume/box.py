@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -75,11 +75,12 @@ class Box:
         rows = zip(self.start, self.stop, origin, strict=True)
         return tuple([slice(a - o, b - o) for a, b, o in rows])
 
-    def grow(self, margin: Sequence[int]) -> Box:
-        """Return the box with a margin on both sides of each axis."""
+    def grow(self, before: Sequence[int], after: Sequence[int] | None = None) -> Box:
+        """Return the box with margins before and after it along each axis, equal ones by default."""
+        after = before if after is None else after
         return Box(
-            tuple([a - m for a, m in zip(self.start, margin, strict=True)]),
-            tuple([b + m for b, m in zip(self.stop, margin, strict=True)]),
+            tuple([a - m for a, m in zip(self.start, before, strict=True)]),
+            tuple([b + m for b, m in zip(self.stop, after, strict=True)]),
         )
 
     def clip(self, shape: Sequence[int]) -> Box:
@@ -100,3 +101,29 @@ class Box:
             tuple([a // 2 if i in axes else a for i, a in enumerate(self.start)]),
             tuple([b // 2 if i in axes else b for i, b in enumerate(self.stop)]),
         )
+
+    def pieces(self, chunks: Sequence[int], most: int) -> Iterator[Box]:
+        """Cut the box along its first axes into parts of whole chunks, each of at most `most` voxels or one chunk.
+
+        Parameters
+        ----------
+        chunks : sequence of int
+            Voxels of a chunk along each axis; chunks begin at 0.
+        most : int
+            Voxels of a part.
+
+        Examples
+        --------
+        >>> [*Box((2, 0), (6, 4)).pieces((2, 2), most=8)]
+        [Box(start=(2, 0), stop=(4, 4)), Box(start=(4, 0), stop=(6, 4))]
+        """
+        if not self.ndim:
+            yield self
+            return
+        first, last = self.start[0], self.stop[0]
+        rest = Box(self.start[1:], self.stop[1:])
+        step = max(1, most // rest.size // chunks[0]) * chunks[0]
+        for low in range(first // step * step, last, step):
+            a, b = max(low, first), min(low + step, last)
+            for part in rest.pieces(chunks[1:], max(1, most // (b - a))):
+                yield Box((a, *part.start), (b, *part.stop))

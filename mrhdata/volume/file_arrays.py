@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 
 from mrhdata.errors import DataError, FormatError
+from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,8 +25,6 @@ SLAB_BYTES = 8_000_000
 #: those of zlib, struct, expat and NumPy.
 DAMAGE = Exception
 
-Box = tuple[slice, ...]
-
 
 class Slices:
     """An array-like whose parts are read from a file when asked for.
@@ -35,7 +34,7 @@ class Slices:
     shape, dtype
         Of the values that `part` returns.
     part : callable
-        Takes a box, one slice of step 1 within the shape for each axis, and returns its values.
+        Takes a :class:`~mrhdata.volume.box.Box` within the shape, and returns its values.
     path : path
         Named in the error when the file turns out to be damaged.
     name : str
@@ -74,13 +73,13 @@ class Slices:
             with reading(self.path):
                 direct(out, box)
         else:
-            out[...] = self[box]
+            with reading(self.path):
+                out[...] = self._read(box)
 
     def _read(self, box: Box) -> np.ndarray:
         values = np.asarray(self.part(box), dtype=self.dtype)
-        expected = tuple(s.stop - s.start for s in box)
-        if values.shape != expected:
-            raise ValueError(f"values of shape {values.shape} where {expected} were expected")
+        if values.shape != box.shape:
+            raise ValueError(f"values of shape {values.shape} where {box.shape} were expected")
         return values
 
 
@@ -88,19 +87,19 @@ def _box(key: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
     """Smallest box that holds what `key` asks for, and the key within it."""
     keys = key if isinstance(key, tuple) else (key,)
     keys = (*keys, *(slice(None),) * (len(shape) - len(keys)))
-    box: list[slice] = []
+    bounds: list[tuple[int, int]] = []
     inside: list[Any] = []
     for wanted, n in zip(keys, shape, strict=True):
         if not isinstance(wanted, slice):
             index = int(wanted) % n
-            box.append(slice(index, index + 1))
+            bounds.append((index, index + 1))
             inside.append(0)
             continue
         indices = range(*wanted.indices(n))
         low, high = (min(indices[0], indices[-1]), max(indices[0], indices[-1]) + 1) if indices else (0, 0)
-        box.append(slice(low, high))
+        bounds.append((low, high))
         inside.append(slice(None, None, wanted.step))
-    return tuple(box), tuple(inside)
+    return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds)), tuple(inside)
 
 
 class Raw:
@@ -121,13 +120,13 @@ class Raw:
 
     def __call__(self, box: Box) -> np.ndarray:
         """The values of a box."""
-        out = np.empty([s.stop - s.start for s in box], dtype=self._dtype)
+        out = np.empty(box.shape, dtype=self._dtype)
         self.into(out, box)
         return out
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape."""
-        shape, places = (*self._shape, 1), (*box, slice(0, 1))
+        shape, places = (*self._shape, 1), (*box.slices, slice(0, 1))
         row = int(np.prod(shape[2:])) * self._dtype.itemsize
         planes, rows = places[0], places[1]
         # As much as lies in one piece is read at once: all planes, or the rows of one.

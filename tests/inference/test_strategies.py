@@ -11,7 +11,7 @@ from torch.nn import functional as f
 
 from mrhdata import models
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside, Sweep, span
+from mrhdata.inference.box_reader import Inside, Sweep
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.strategies.dense import Dense
 from mrhdata.inference.strategies.network import Network
@@ -19,6 +19,7 @@ from mrhdata.inference.strategies.sliding_window import Windowing, Windows
 from mrhdata.models.receptive_field import field_of
 from mrhdata.models.spec import Spec
 from mrhdata.patching import sources
+from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL
 
@@ -104,7 +105,7 @@ def dense(model, values, most):
 
 def run(method, sweep, box, before=None):
     """One output box, made step by step."""
-    steps, out = list(method.steps(box, before)), np.zeros((method.channels, *box.lengths), np.float32)
+    steps, out = list(method.steps(box, before)), np.zeros((method.channels, *box.shape), np.float32)
     held = method.begin(box, before, out)
     for step, values in zip(steps, sweep.read([s.boxes for s in steps]), strict=True):
         method.add(held, step, values, lambda box, answers, into: np.copyto(into, answers))
@@ -127,10 +128,8 @@ def test_dense_boxes_equal_one_pass(model, shape, most, data):
     assert method.shape == whole.shape[1:]
     low = [data.draw(st.integers(0, n - 1)) // u * u for n, u in zip(method.shape, method._unit, strict=True)]
     high = [data.draw(st.integers(a + 1, n)) for a, n in zip(low, method.shape, strict=True)]
-    box = span(low, high)
-    np.testing.assert_allclose(
-        run(method, sweep, box), whole[:, *box.slices()], atol=1e-5 * max(1, np.abs(whole).max())
-    )
+    box = Box.of(low, high)
+    np.testing.assert_allclose(run(method, sweep, box), whole[:, *box.slices], atol=1e-5 * max(1, np.abs(whole).max()))
 
 
 @pytest.mark.parametrize("model", [Skipping(), Pooled()])
@@ -143,8 +142,8 @@ def test_networks_that_join_branches(model):
     given = np.pad(values, [(0, 3), (0, 0), (0, 2)], mode="edge") if divisible else values
     whole = network(given[None, None])[0].numpy()[:, :29, :44, :38]
     assert method.shape == values.shape
-    assert len(method._pieces(span((0, 0, 0), method.shape), 1)) >= 4
-    np.testing.assert_allclose(run(method, sweep, span((0, 0, 0), method.shape)), whole, atol=1e-5)
+    assert len(method._pieces(Box.of((0, 0, 0), method.shape), 1)) >= 4
+    np.testing.assert_allclose(run(method, sweep, Box.of((0, 0, 0), method.shape)), whole, atol=1e-5)
 
 
 def test_a_field_is_what_a_gradient_sees():
@@ -231,7 +230,7 @@ def test_identity_windows_give_back_the_volume(blend, overlap):
     method = Windows(network, values.shape, 1, Inside(None, volume, stream), own)
     sweep, before, windows = Sweep(stream, 10_000_000), None, []
     for low, high in [(0, 5), (5, 6), (6, 30), (30, 37)]:
-        box = span((low, 0, 0), (high, 9, 21))
+        box = Box.of((low, 0, 0), (high, 9, 21))
         windows += [w for step in method.steps(box, before) for w in step.place]
         np.testing.assert_allclose(run(method, sweep, box, before)[0], values[low:high], rtol=1e-6)
         alone = Windows(network, values.shape, 1, Inside(None, volume, stream), own)
@@ -273,7 +272,7 @@ def test_where_no_piece_fits_work_stays_bounded():
     model = nn.Conv3d(1, 1, 15, padding=7).eval().requires_grad_(False)
     values = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
     _, method, sweep = dense(model, values, most=100)
-    box = span((0, 0, 0), values.shape)
+    box = Box.of((0, 0, 0), values.shape)
     found = run(method, sweep, box)
     whole = model(torch.from_numpy(values)[None, None])[0].numpy()
     np.testing.assert_allclose(found, whole, atol=1e-5)

@@ -55,7 +55,7 @@ def test_only_what_is_asked_for_is_read(matlab, monkeypatch):
 
     boxes = []
     whole = Part.__call__
-    monkeypatch.setattr(Part, "__call__", lambda self, box: boxes.append(box[0]) or whole(self, box))
+    monkeypatch.setattr(Part, "__call__", lambda self, box: boxes.append(box.slices[0]) or whole(self, box))
     # Two patches of 4 channels, 3 x 3 doubles.
     monkeypatch.setattr(file_arrays, "SLAB_BYTES", 2 * 4 * 9 * 8)
     found = read_patches(matlab[0])["data"]

@@ -131,10 +131,10 @@ def test_reach_is_what_numpy_pads_with(n, patch, data, padding):
     mode = "reflect" if padding == "reflect" else "edge"
     numbers = np.pad(np.arange(n), 30, mode=mode)[30 + start : 30 + start + patch]
     low, high = reach(np.array([[start]]), (patch,), (n,), padding)
-    assert (low.item(), high.item()) == (numbers.min(), numbers.max())
+    assert (low.item(), high.item()) == (numbers.min(), numbers.max() + 1)
 
 
 def test_without_padding_patches_reach_over_themselves():
     """First voxel, and first plus length less one."""
     low, high = reach(np.array([[2, 0]]), (3, 1), (9, 9), None)
-    assert (low.tolist(), high.tolist()) == ([[2, 0]], [[4, 0]])
+    assert (low.tolist(), high.tolist()) == ([[2, 0]], [[5, 1]])

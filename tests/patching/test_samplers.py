@@ -210,9 +210,9 @@ class TestIndex:
         boxes = []
         plain = Stream.voxels
 
-        def counted(stream, low, high):
-            boxes.append((tuple(low), tuple(high)))
-            return plain(stream, low, high)
+        def counted(stream, box):
+            boxes.append(box)
+            return plain(stream, box)
 
         monkeypatch.setattr(Stream, "voxels", counted)
         return boxes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata.inference.box_reader import Span
+from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
     pass
@@ -24,12 +24,12 @@ Three = tuple[int, int, int]
 class Step:
     """Boxes of one size that are read and run together, and what is known of where they go."""
 
-    boxes: tuple[Span, ...]
+    boxes: tuple[Box, ...]
     place: Any = None
 
 
 #: Puts what is written for the answers of a box (C, z, y, x), which are used up, where it is told.
-Finish = Callable[[Span, Floats, np.ndarray], None]
+Finish = Callable[[Box, Floats, np.ndarray], None]
 
 
 class Method(Protocol):
@@ -40,13 +40,13 @@ class Method(Protocol):
     jump: tuple[float, float, float]
     first: tuple[float, float, float]
 
-    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
         """What is read for an output box, given the one that was made just before."""
 
-    def needs(self, box: Span) -> Span:
+    def needs(self, box: Box) -> Box:
         """The input voxels that an output box is about."""
 
-    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> Any:
+    def begin(self, box: Box, before: Box | None, out: np.ndarray) -> Any:
         """What answers are put into, for what is written of a box: zeros, (C, z, y, x)."""
 
     def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:

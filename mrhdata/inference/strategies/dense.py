@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside, Span, span
+from mrhdata.inference.box_reader import Inside
 from mrhdata.inference.strategies.base import Finish, Step, Three, three
 from mrhdata.inference.strategies.network import Network
 from mrhdata.models.receptive_field import Field
+from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
     pass
@@ -100,18 +101,18 @@ class Dense:
             return tried, found[1], three(n if t == s else min(n, math.ceil(s / j)) for n, t, s, j in sizes)
         raise ModelError(f"{self._network.spec.name} does not take a volume of {shape} voxels: {problem}")
 
-    def needs(self, box: Span) -> Span:
+    def needs(self, box: Box) -> Box:
         """Input voxels from the first to the last one that outputs stand for."""
-        rows = list(zip(box.low, box.high, self.jump, self.first, strict=True))
+        rows = list(zip(box.start, box.stop, self.jump, self.first, strict=True))
         low = [math.floor(p * j + f) for p, _, j, f in rows]
-        return span(
+        return Box.of(
             low, [max(b + 1, math.ceil((p - 1) * j + f) + 1) for b, (_, p, j, f) in zip(low, rows, strict=True)]
         )
 
-    def _reads(self, box: Span, least: Three = (1, 1, 1)) -> Span:
+    def _reads(self, box: Box, least: Three = (1, 1, 1)) -> Box:
         """An input box whose answer holds an output box exactly, no shorter than `least` where the volume allows it."""
         field, low, high = self._field, [], []
-        for axis, (p, q) in enumerate(zip(box.low, box.high, strict=True)):
+        for axis, (p, q) in enumerate(zip(box.start, box.stop, strict=True)):
             jump, align, length = field.jump[axis], field.align[axis], self._padded[axis]
             first = math.floor(jump * p + field.low[axis])
             last = math.floor(jump * (q - 1) + field.high[axis]) + 1
@@ -125,30 +126,30 @@ class Dense:
             first = max(0, min(first, length - long) // align * align)
             low.append(first)
             high.append(min(length, -(-max(last, first + long) // align) * align))
-        return span(low, high)
+        return Box.of(low, high)
 
-    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
         """Pieces of the box that hold something wanted, two of one size at a time where that costs little more."""
         pieces, batch = self._pieces(box, 1), 1
         halves = self._pieces(box, 2)
         if self._cost(halves) <= _DEARER * self._cost(pieces):
             pieces, batch = halves, 2
-        sizes = np.array([self._reads(piece).lengths for piece in pieces]).max(axis=0)
-        groups: dict[Three, list[tuple[Span, Span]]] = {}
+        sizes = np.array([self._reads(piece).shape for piece in pieces]).max(axis=0)
+        groups: dict[tuple[int, ...], list[tuple[Box, Box]]] = {}
         self._warn(pieces)
         for piece in pieces:
             if self._inside.any(self.needs(piece)):
                 reads = self._reads(piece, three(sizes))
-                groups.setdefault(reads.lengths, []).append((reads, piece))
+                groups.setdefault(reads.shape, []).append((reads, piece))
         for group in groups.values():
             for i in range(0, len(group), batch):
                 reads_of, parts = zip(*group[i : i + batch], strict=True)
                 yield Step(reads_of, parts)
 
-    def _warn(self, pieces: Sequence[Span]) -> None:
+    def _warn(self, pieces: Sequence[Box]) -> None:
         """Say once where most of the work is for margins."""
         share = self._cost(pieces) / sum(
-            math.prod(n * j for n, j in zip(p.lengths, self.jump, strict=True)) for p in pieces
+            math.prod(n * j for n, j in zip(p.shape, self.jump, strict=True)) for p in pieces
         )
         if share > _WASTEFUL and not self._warned:
             self._warned = True
@@ -160,13 +161,13 @@ class Dense:
                 share,
             )
 
-    def _pieces(self, box: Span, batch: int) -> list[Span]:
+    def _pieces(self, box: Box, batch: int) -> list[Box]:
         """Parts of one size that fit the memory and whose margins are the least work.
 
         Along an axis without margins, as planes of a 2D network are stacked, cutting costs nothing.
         """
         ladders, longest, work = [], [], []
-        for axis, (n, unit) in enumerate(zip(box.lengths, self._unit, strict=True)):
+        for axis, (n, unit) in enumerate(zip(box.shape, self._unit, strict=True)):
             units = -(-n // unit)
             ladder = sorted({max(1, int(units * _LADDER**i)) for i in range(_RUNGS)} | {1}, reverse=True)
             found = [self._reach(axis, self._parts(box, axis, rung)) for rung in ladder]
@@ -178,11 +179,11 @@ class Dense:
         most = max(self._most / batch, _LARGER * float(size.min()))
         chosen = np.unravel_index(np.argmin(np.where(size <= most, cost, np.inf)), size.shape)
         parts = [self._parts(box, axis, ladders[axis][i]) for axis, i in enumerate(chosen)]
-        return [span(*zip(*piece, strict=True)) for piece in itertools.product(*parts)]
+        return [Box.of(*zip(*piece, strict=True)) for piece in itertools.product(*parts)]
 
-    def _parts(self, box: Span, axis: int, units: int) -> list[tuple[int, int]]:
+    def _parts(self, box: Box, axis: int, units: int) -> list[tuple[int, int]]:
         """An axis of the box in parts of so many units, but the last."""
-        return _cut(box.low[axis], box.high[axis], units * self._unit[axis], self._unit[axis])
+        return _cut(box.start[axis], box.stop[axis], units * self._unit[axis], self._unit[axis])
 
     def _reach(self, axis: int, parts: Sequence[tuple[int, int]]) -> tuple[float, float]:
         """Input voxels along an axis of the longest part with its margins, and of all parts together."""
@@ -194,14 +195,14 @@ class Dense:
         field = self._field
         return min(float(field.jump[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1), self._input[axis])
 
-    def _cost(self, pieces: Sequence[Span]) -> float:
-        return sum(self._voxels(piece.lengths) for piece in pieces)
+    def _cost(self, pieces: Sequence[Box]) -> float:
+        return sum(self._voxels(piece.shape) for piece in pieces)
 
     def _voxels(self, lengths: Sequence[int]) -> float:
         """Input voxels that a piece reads, margins included."""
         return math.prod(self._read(axis, n) for axis, n in enumerate(lengths))
 
-    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
+    def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, np.ndarray]:
         """Pieces are written as they come."""
         return box, out
 
@@ -209,9 +210,9 @@ class Dense:
         """Each piece out of the answer for its box."""
         box, out = held
         for reads, piece, answer in zip(step.boxes, step.place, self._network(values).numpy(), strict=True):
-            rows = zip(reads.low, self._field.jump, piece.low, strict=True)
+            rows = zip(reads.start, self._field.jump, piece.start, strict=True)
             base = [p if axis == self._network.axis else int(a / j) for axis, (a, j, p) in enumerate(rows)]
-            finish(piece, answer[:, *piece.slices(base)], out[:, *piece.slices(box.low)])
+            finish(piece, answer[:, *piece.within(base)], out[:, *piece.within(box.start)])
 
     def end(self, held: Any, finish: Finish) -> None:
         """All pieces are there."""

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mrhdata.inference.box_reader import Inside, Span, span
+from mrhdata.inference.box_reader import Inside
 from mrhdata.inference.strategies.base import Finish, Step, Three
 from mrhdata.inference.strategies.network import Network
 from mrhdata.inference.strategies.sliding_window import Windowing, _settled
+from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
     pass
@@ -53,32 +54,23 @@ class Centres:
         self._most = max(4096, memory // (8 * given))
         self.jump, self.first = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 
-    def needs(self, box: Span) -> Span:
+    def needs(self, box: Box) -> Box:
         """The box itself."""
         return box
 
-    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
         """Parts of the box with half a patch around them."""
-        plane = math.prod(box.lengths[1:])
+        plane = math.prod(box.shape[1:])
         deep = max(1, self._most // plane)
-        for low in range(box.low[0], box.high[0], deep):
-            part = span([low, *box.low[1:]], [min(low + deep, box.high[0]), *box.high[1:]])
+        for low in range(box.start[0], box.stop[0], deep):
+            part = Box.of([low, *box.start[1:]], [min(low + deep, box.stop[0]), *box.stop[1:]])
             if self._inside.any(part):
-                before_, after = self._margins()
-                yield Step(
-                    (
-                        span(
-                            [a - m for a, m in zip(part.low, before_, strict=True)],
-                            [b + m for b, m in zip(part.high, after, strict=True)],
-                        ),
-                    ),
-                    part,
-                )
+                yield Step((part.grow(*self._margins()),), part)
 
     def _margins(self) -> tuple[list[int], list[int]]:
         return [(n - 1) // 2 for n in self._patch], [n // 2 for n in self._patch]
 
-    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, np.ndarray]:
+    def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, np.ndarray]:
         """Parts are written as they come."""
         return box, out
 
@@ -90,12 +82,12 @@ class Centres:
         windows = sliding_window_view(np.moveaxis(values[0], 0, -1), self._patch, axis=(0, 1, 2))
         places = np.argwhere(inside)
         z, y, x = self._margins()[0]
-        answers = np.zeros((self.channels, *part.lengths), np.float32)
+        answers = np.zeros((self.channels, *part.shape), np.float32)
         for start in range(0, len(places), self._batch):
             at = places[start : start + self._batch].T
             batch = np.ascontiguousarray(windows[tuple(at)])  # (n, C, z, y, x)
             answers[:, *at] = self._network(batch).numpy()[:, :, z, y, x].T
-        finish(part, answers, out[:, *part.slices(box.low)])
+        finish(part, answers, out[:, *part.within(box.start)])
 
     def end(self, held: Any, finish: Finish) -> None:
         """All parts are there."""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside, Span, span
+from mrhdata.inference.box_reader import Inside
 from mrhdata.inference.strategies.base import Finish, Step, Three, three
 from mrhdata.inference.strategies.network import _BATCH_VOXELS, Network
 from mrhdata.patching.positions import strided
+from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
     pass
@@ -116,44 +117,43 @@ class Windows:
         self._shares = [_shares(*rows, blend) for rows in zip(self._starts, self._window, grown, strict=True)]
         self._carried: Floats | None = None
 
-    def needs(self, box: Span) -> Span:
+    def needs(self, box: Box) -> Box:
         """The box itself."""
         return box
 
-    def steps(self, box: Span, before: Span | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
         """Windows that reach into the box and were not run for the box above it."""
-        begun = before.high[0] if before is not None and _follows(before, box) else None
+        begun = before.stop[0] if before is not None and _follows(before, box) else None
         found = [
             [i for i, s in enumerate(starts) if s < b and s + w > a]
-            for starts, w, a, b in zip(self._starts, self._window, box.low, box.high, strict=True)
+            for starts, w, a, b in zip(self._starts, self._window, box.start, box.stop, strict=True)
         ]
         if begun is not None:
             found[0] = [i for i in found[0] if self._starts[0][i] >= begun]
         places: list[Three] = []
         for place in itertools.product(*found):
-            low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
-            if self._inside.any(self._covered(span(low, [a + w for a, w in zip(low, self._window, strict=True)]))):
+            if self._inside.any(self._covered(self._window_at(three(place)))):
                 places.append(three(place))
         for i in range(0, len(places), self._batch):
             several = tuple(places[i : i + self._batch])
             yield Step(tuple(self._box(place) for place in several), several)
 
-    def _box(self, place: Three) -> Span:
-        low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
+    def _box(self, place: Three) -> Box:
         margin = [self._network.spec.neighbours if a == self._network.axis else 0 for a in range(3)]
-        return span(
-            [a - m for a, m in zip(low, margin, strict=True)],
-            [a + w + m for a, w, m in zip(low, self._window, margin, strict=True)],
-        )
+        return self._window_at(place).grow(margin)
 
-    def _covered(self, box: Span) -> Span:
-        return box.within(self.shape)
+    def _window_at(self, place: Three) -> Box:
+        low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
+        return Box.of(low, (a + w for a, w in zip(low, self._window, strict=True)))
 
-    def begin(self, box: Span, before: Span | None, out: np.ndarray) -> tuple[Span, Span, Floats, np.ndarray]:
+    def _covered(self, box: Box) -> Box:
+        return box.clip(self.shape)
+
+    def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, Box, Floats, np.ndarray]:
         """Sums as deep as windows that begin in the box reach, with what those of the box above left."""
-        deep = max(box.high[0], min(box.high[0] - 1 + self._window[0], max(self.shape[0], self._window[0])))
-        reach = span(box.low, [deep, *box.high[1:]])
-        sums = np.zeros((self.channels, *reach.lengths), np.float32)
+        deep = max(box.stop[0], min(box.stop[0] - 1 + self._window[0], max(self.shape[0], self._window[0])))
+        reach = Box.of(box.start, [deep, *box.stop[1:]])
+        sums = np.zeros((self.channels, *reach.shape), np.float32)
         if before is not None and _follows(before, box) and self._carried is not None:
             sums[:, : self._carried.shape[1]] = self._carried[:, : sums.shape[1]]
         return box, reach, sums, out
@@ -163,19 +163,17 @@ class Windows:
         _, reach, sums, _ = held
         # In NumPy: on a busy machine PyTorch's threads wait for each other longer than this takes.
         for place, answer in zip(step.place, self._network(values).numpy(), strict=True):
-            low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
-            both = span(
-                [max(a, b) for a, b in zip(low, reach.low, strict=True)],
-                [min(a + w, b) for a, w, b in zip(low, self._window, reach.high, strict=True)],
-            )
-            within, target = both.slices(low), both.slices(reach.low)
+            window = self._window_at(place)
+            both = window.intersect(reach)
+            assert both is not None
+            within, target = both.within(window.start), both.within(reach.start)
             z, y, x = (shares[i][w] for shares, i, w in zip(self._shares, place, within, strict=True))
             sums[:, *target] += answer[:, *within] * (z[:, None, None] * (y[:, None] * x))
 
     def end(self, held: Any, finish: Finish) -> None:
         """The box is written; what lies below it is kept for the next one."""
         box, _, sums, out = held
-        deep = box.lengths[0]
+        deep = box.shape[0]
         self._carried = sums[:, deep:].copy()
         finish(box, sums[:, :deep], out)
 
@@ -188,9 +186,9 @@ def _settled(windowing: Windowing) -> tuple[Three, int, str]:
     return three(shape), batch, blend
 
 
-def _follows(before: Span, box: Span) -> bool:
+def _follows(before: Box, box: Box) -> bool:
     """Whether a box lies right below another one."""
-    return (before.low[1:], before.high[1:], before.high[0]) == (box.low[1:], box.high[1:], box.low[0])
+    return (before.start[1:], before.stop[1:], before.stop[0]) == (box.start[1:], box.stop[1:], box.start[0])
 
 
 def _shares(starts: NDArray[np.int64], window: int, length: int, blend: str) -> Floats:

@@ -21,6 +21,8 @@ import zarr
 from zarr.core.metadata.v2 import ArrayV2Metadata
 from zarr.storage import LocalStore
 
+from mrhdata.volume.box import Box
+
 Decoder = Callable[[Any], Any]
 
 #: Offset and length of a chunk that a shard does not hold.
@@ -42,18 +44,18 @@ class Stored:
         self.array, self.place = array, place
         self.chunks = chunks_of(array)
 
-    def __call__(self, box: tuple[slice, ...]) -> Any:
+    def __call__(self, box: Box) -> Any:
         """Values of a box."""
         if self.chunks is None:
-            return self.array[box]
-        out = np.empty([s.stop - s.start for s in box], self.chunks.dtype)
+            return self.array[box.slices]
+        out = np.empty(box.shape, self.chunks.dtype)
         self.chunks.into(out, box)
         return out
 
-    def into(self, out: np.ndarray, box: tuple[slice, ...]) -> None:
+    def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape."""
         if self.chunks is None:
-            out[...] = self.array[box]
+            out[...] = self.array[box.slices]
         else:
             self.chunks.into(out, box)
 
@@ -122,23 +124,23 @@ class Chunks:
         out[...] = values
         return out
 
-    def stored(self, box: Sequence[slice]) -> bool:
+    def stored(self, box: Box) -> bool:
         """Whether a file holds some chunk of a box; of a shard, whether there is the shard."""
         files = self.chunk if self._shard is None else self._shard.shape(self.chunk)
         return any(
             os.path.exists(f"{self._root}/{self._key(place)}") for place in itertools.product(*_numbers(box, files))
         )
 
-    def into(self, out: np.ndarray, box: Sequence[slice]) -> None:
+    def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box of the array into an array of its shape."""
         numbers = _numbers(box, self.chunk)
         for index in np.ndindex(*map(len, numbers)):
             at = [r[i] for r, i in zip(numbers, index, strict=True)]
             starts = [n * c for n, c in zip(at, self.chunk, strict=True)]
-            low = [max(s.start, b) for s, b in zip(box, starts, strict=True)]
-            high = [min(s.stop, b + c) for s, b, c in zip(box, starts, self.chunk, strict=True)]
-            target = tuple(slice(a - s.start, z - s.start) for a, z, s in zip(low, high, box, strict=True))
-            out[target] = self.read(at)[tuple(slice(a - b, z - b) for a, z, b in zip(low, high, starts, strict=True))]
+            low = tuple([max(a, b) for a, b in zip(box.start, starts, strict=True)])
+            high = tuple([min(z, b + c) for z, b, c in zip(box.stop, starts, self.chunk, strict=True)])
+            common = Box(low, high)
+            out[common.within(box.start)] = self.read(at)[common.within(starts)]
 
     def _file(self, index: Sequence[int]) -> bytes | None:
         try:
@@ -151,10 +153,10 @@ class Chunks:
             os.close(file)
 
 
-def _numbers(box: Sequence[slice], chunk: Sequence[int]) -> list[range]:
+def _numbers(box: Box, chunk: Sequence[int]) -> list[range]:
     """Numbers of the chunks along each axis that a box reaches into."""
     return [
-        range(s.start // c, -(-s.stop // c)) if s.stop > s.start else range(0) for s, c in zip(box, chunk, strict=True)
+        range(a // c, -(-z // c)) if z > a else range(0) for a, z, c in zip(box.start, box.stop, chunk, strict=True)
     ]
 
 

@@ -13,12 +13,11 @@ import dask.array as da
 import numpy as np
 
 from mrhdata.io.omezarr.pyramid import Level
+from mrhdata.volume.box import Box
 from mrhdata.volume.file_arrays import source_of
 
 if TYPE_CHECKING:
     import xarray as xr
-
-Box = tuple[slice, ...]
 
 
 class Blocks(Sequence[Box]):
@@ -31,8 +30,8 @@ class Blocks(Sequence[Box]):
     --------
     >>> level = Level(("z", "y"), (5, 6), (2, 4), (2, 4), (1, 1, 1), (0, 0, 0))
     >>> blocks = Blocks(level, itemsize=1, limit=8)
-    >>> len(blocks), blocks[1], blocks.over((slice(1, 3), slice(0, 5)))
-    (6, (slice(2, 4, None), slice(0, 4, None)), [0, 1, 3, 4])
+    >>> len(blocks), blocks[1], blocks.over(Box((1, 0), (3, 5)))
+    (6, Box(start=(2, 0), stop=(4, 4)), [0, 1, 3, 4])
     """
 
     def __init__(self, level: Level, itemsize: int, limit: int) -> None:
@@ -59,14 +58,13 @@ class Blocks(Sequence[Box]):
         place = [0] * len(self.size)
         for axis in reversed(self._axes):
             index, place[axis] = divmod(index, self._counts[axis])
-        rows = zip(place, self.size, self.shape, strict=True)
-        return tuple(slice(i * s, min((i + 1) * s, n)) for i, s, n in rows)
+        rows = list(zip(place, self.size, self.shape, strict=True))
+        return Box(tuple(i * s for i, s, _ in rows), tuple(min((i + 1) * s, n) for i, s, n in rows))
 
     def over(self, box: Box) -> list[int]:
         """Numbers of the blocks that a box reaches into, in order."""
-        ranges = [
-            range(s.start // n, min(-(-s.stop // n), c)) for s, n, c in zip(box, self.size, self._counts, strict=True)
-        ]
+        rows = zip(box.start, box.stop, self.size, self._counts, strict=True)
+        ranges = [range(a // n, min(-(-b // n), count)) for a, b, n, count in rows]
         found = []
         for place in itertools.product(*(ranges[axis] for axis in self._axes)):
             index = 0
@@ -142,7 +140,7 @@ class VolumeBlocks:
         with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
 
             def read(box: Box) -> np.ndarray:
-                block = buffers.take([s.stop - s.start for s in box])
+                block = buffers.take(box.shape)
                 self._fill(block, box, threads)
                 return block
 
@@ -159,48 +157,14 @@ class VolumeBlocks:
         source = source_of(self.data)
         if source is None:
             target: Any = block
-            da.store([self.data[box]], [target], lock=False, scheduler="threads")
+            da.store([self.data[box.slices]], [target], lock=False, scheduler="threads")
             return
-        deep = self.data.chunksize[0]
+        deep, start, stop = self.data.chunksize[0], box.start[0], box.stop[0]
 
         def read(first: int) -> None:
-            last = min(first - first % deep + deep, box[0].stop)
-            source.into(block[first - box[0].start : last - box[0].start], (slice(first, last), *box[1:]))
+            last = min(first - first % deep + deep, stop)
+            slab = Box((first, *box.start[1:]), (last, *box.stop[1:]))
+            source.into(block[first - start : last - start], slab)
 
-        starts = [box[0].start, *range(box[0].start - box[0].start % deep + deep, box[0].stop, deep)]
+        starts = [start, *range(start - start % deep + deep, stop, deep)]
         list(threads.map(read, starts))
-
-
-def pieces(box: Box, chunks: Sequence[int], most: int) -> Iterator[Box]:
-    """Parts of a box of whole chunks, each of at most so many voxels where one chunk is; cut along the first axes.
-
-    Examples
-    --------
-    >>> [*pieces((slice(2, 6), slice(0, 4)), (2, 2), most=8)]
-    [(slice(2, 4, None), slice(0, 4, None)), (slice(4, 6, None), slice(0, 4, None))]
-    """
-    if not box:
-        yield ()
-        return
-    first, rest = box[0], math.prod(s.stop - s.start for s in box[1:])
-    step = max(1, most // rest // chunks[0]) * chunks[0]
-    for low in range(first.start // step * step, first.stop, step):
-        high = slice(max(low, first.start), min(low + step, first.stop))
-        for others in pieces(box[1:], chunks[1:], max(1, most // (high.stop - high.start))):
-            yield (high, *others)
-
-
-def overlap(a: Box, b: Box) -> Box | None:
-    """What lies in both; None for nothing."""
-    common = tuple(slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-    return common if all(s.start < s.stop for s in common) else None
-
-
-def halved(box: Box, axes: Sequence[int]) -> Box:
-    """Where a box lies in a level that is half as long along `axes`."""
-    return tuple(slice(s.start // 2, s.stop // 2) if i in axes else s for i, s in enumerate(box))
-
-
-def within(box: Box, outer: Box) -> Box:
-    """A box as slices of the one around it."""
-    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))

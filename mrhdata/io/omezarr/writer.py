@@ -23,7 +23,8 @@ import numpy as np
 import zarr
 
 from mrhdata.io.omezarr.pyramid import Level, halve
-from mrhdata.io.omezarr.write_blocks import Blocks, Box, Chosen, Finest, halved, overlap, pieces, within
+from mrhdata.io.omezarr.write_blocks import Blocks, Chosen, Finest
+from mrhdata.volume.box import Box
 
 #: Share of the budget for one block: there is the block, the next one, its parts before they are
 #: joined, the encoded shards and the halves.
@@ -84,7 +85,7 @@ class Writer:
 
     def bytes_of(self, level: int, index: int) -> int:
         """Bytes of one block."""
-        return math.prod(s.stop - s.start for s in self.blocks[level][index]) * self._itemsize
+        return self.blocks[level][index].size * self._itemsize
 
     def total_bytes(self) -> int:
         """Bytes of all blocks of all levels."""
@@ -157,19 +158,18 @@ class Writer:
         box, shards = self.blocks[level][index], self.levels[level].shards
         # A shard at the array's edge is read before it is written, and a torn one cannot be.
         for place in itertools.product(
-            *(range(s.start // n, -(-s.stop // n)) for s, n in zip(box, shards, strict=True))
+            *(range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, shards, strict=True))
         ):
             self.paths[level].joinpath("c", *map(str, place)).unlink(missing_ok=True)
         with _returning():
-            array[box] = block
+            array[box.slices] = block
 
     def _source(self, level: int, index: int) -> Box:
         """What a block stands for in the finer level."""
-        here = self.levels[level]
-        return tuple(
-            slice(2 * s.start, 2 * s.stop) if d in here.halved else s
-            for d, s in zip(here.dims, self.blocks[level][index], strict=True)
-        )
+        here, box = self.levels[level], self.blocks[level][index]
+        factors = [2 if d in here.halved else 1 for d in here.dims]
+        ends = ([n * f for n, f in zip(end, factors, strict=True)] for end in (box.start, box.stop))
+        return Box.of(*ends)
 
     def _sources(self, level: int, index: int) -> list[int]:
         """Blocks of the finer level that a block is made from."""
@@ -177,21 +177,21 @@ class Writer:
 
     def _from_finer(self, level: int, index: int, finer: Any, threads: ThreadPoolExecutor | None) -> np.ndarray:
         here, target = self.levels[level], self.blocks[level][index]
-        out = np.empty([s.stop - s.start for s in target], dtype=self.finest.dtype)
+        out = np.empty(target.shape, dtype=self.finest.dtype)
         axes = [here.dims.index(d) for d in here.halved]
         source = self._source(level, index)
         for i in self._sources(level, index):
             box = self.blocks[level - 1][i]
             # Blocks begin at whole shards, which are even, so halves meet without a gap.
-            common = overlap(box, source)
+            common = box.intersect(source)
             assert common is not None
             kept = self._halves.get((level - 1, i))
             if kept is not None:
-                _put_half(out, target, kept, halved(box, axes))
+                _put_half(out, target, kept, box.halve(axes))
                 continue
-            for piece in pieces(common, self.levels[level - 1].chunks, _PIECE // self.finest.dtype.itemsize):
-                half = halve(np.asarray(finer[piece]), axes, self.kind, threads)
-                _put_half(out, target, half, halved(piece, axes))
+            for piece in common.pieces(self.levels[level - 1].chunks, _PIECE // self.finest.dtype.itemsize):
+                half = halve(np.asarray(finer[piece.slices]), axes, self.kind, threads)
+                _put_half(out, target, half, piece.halve(axes))
         return out
 
     def _keep_half(self, level: int, index: int, block: np.ndarray, threads: ThreadPoolExecutor) -> None:
@@ -215,14 +215,16 @@ class Writer:
         """Where a block of the finer level lies in this one; an odd last voxel lies nowhere."""
         here = self.levels[level]
         axes = [here.dims.index(d) for d in here.halved]
-        return tuple(slice(s.start, min(s.stop, n)) for s, n in zip(halved(box, axes), here.shape, strict=True))
+        half = box.halve(axes)
+        return Box(half.start, tuple(min(b, n) for b, n in zip(half.stop, here.shape, strict=True)))
 
 
 def _put_half(out: np.ndarray, target: Box, half: np.ndarray, base: Box) -> None:
     """Copy what of a half, which begins where `base` does, lies in the target."""
-    inside = overlap(tuple(slice(b.start, b.start + n) for b, n in zip(base, half.shape, strict=True)), target)
+    begin = base.start
+    inside = Box(begin, tuple(b + n for b, n in zip(begin, half.shape, strict=True))).intersect(target)
     if inside is not None:
-        out[within(inside, target)] = half[within(inside, base)]
+        out[inside.within(target.start)] = half[inside.within(begin)]
 
 
 def give_back() -> None:

@@ -14,6 +14,7 @@ from zarr.storage import MemoryStore
 import mrhdata
 from mrhdata.errors import FormatError
 from mrhdata.io.omezarr.chunks import Stored, chunks_of
+from mrhdata.volume.box import Box
 from mrhdata.volume.file_arrays import Slices
 from tests.conftest import FULL
 from tests.patching.test_dataset import volume
@@ -93,7 +94,7 @@ def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
     assert chunks.dtype.isnative
     for box in (data.draw(boxes(shape)), tuple(slice(0, n) for n in shape)):
         out = np.empty([s.stop - s.start for s in box], chunks.dtype)
-        chunks.into(out, box)
+        chunks.into(out, Box.from_slices(box))
         np.testing.assert_array_equal(out, expected[box])
     for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
         read = chunks.read(index)
@@ -112,7 +113,7 @@ def test_chunks_that_are_missing_hold_the_fill_value(tmp_path, version, fill):
     expected = np.full((5, 4), 0 if fill is None else fill)
     expected[2:4, 0:3] = 7
     out = np.empty((5, 4), np.float32)
-    chunks_of(array).into(out, (slice(0, 5), slice(0, 4)))
+    chunks_of(array).into(out, Box((0, 0), (5, 4)))
     np.testing.assert_array_equal(out, expected)
 
 
@@ -167,11 +168,11 @@ def test_other_layouts_are_left_to_zarr(tmp_path, name):
     """No chunks of ours, and the right values."""
     array, values = unsupported(name, tmp_path)
     assert chunks_of(array) is None
-    stored, box = Stored(array), (slice(1, 6), slice(0, 3), slice(2, 4))
+    stored, box = Stored(array), Box((1, 0, 2), (6, 3, 4))
     out = np.empty((5, 3, 2), values.dtype)
     stored.into(out, box)
-    np.testing.assert_array_equal(out, values[box])
-    np.testing.assert_array_equal(stored(box), values[box])
+    np.testing.assert_array_equal(out, values[box.slices])
+    np.testing.assert_array_equal(stored(box), values[box.slices])
 
 
 @pytest.mark.parametrize("options", [{"order": "F"}, {"filters": [numcodecs.Delta("u2")]}, {"dtype": ">u2"}])
@@ -245,7 +246,7 @@ def test_chunks_cut_short_are_errors(tmp_path, version, codec):
     (file,) = [f for f in tmp_path.rglob("*") if f.is_file() and f.name in ("0.0", "0")]
     content = file.read_bytes()
     slices = Slices(array.shape, array.dtype, Stored(array), tmp_path / "a")
-    out, box = np.empty((16, 16), np.int32), (slice(0, 16), slice(0, 16))
+    out, box = np.empty((16, 16), np.int32), Box((0, 0), (16, 16))
     slices.into(out, box)
     np.testing.assert_array_equal(out, values)
     for length in (len(content) - 1, len(content) // 2, 0):
