@@ -83,7 +83,7 @@ def oblique():
 def trained():
     """A small trained MRH-Net, its history, its inputs (two contrasts) and its target, on one oblique grid."""
     import mrhdata
-    from mrhdata.training.settings import Training
+    from mrhdata.training.settings import TrainingConfig
 
     rng = np.random.default_rng(0)
     affine = oblique_affine()[:, [2, 1, 0, 3]]
@@ -101,7 +101,9 @@ def trained():
         {k: v.isel(y=slice(7, 10)) for k, v in inputs.items()}, target.isel(y=slice(7, 10)), shape=3, plane="coronal"
     )
     model = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)
-    history = mrhdata.fit(model, train, held, Training(epochs=6, batch_size=32, learning_rate=3e-3), progress=False)
+    history = mrhdata.fit(
+        model, train, held, TrainingConfig(epochs=6, batch_size=32, learning_rate=3e-3), progress=False
+    )
     return model, history, inputs, target
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from cellfinder.core.detect.detect import main as cellfinder
 
-from mrhdata.bench.api import Answer, Given, Subject, method
+from mrhdata.bench.api import Answer, Subject, TrainingData, method
 from mrhdata.metrics.detection import detection
 
 #: What its manual says to change, its default first; one after the other, each with the best of those before.
@@ -52,7 +52,7 @@ def part(subject: Subject) -> Subject:
 
 
 @method("cellfinder, detection alone", "cells", baseline=True)
-def detected(given: Given) -> Answer:
+def detected(given: TrainingData) -> Answer:
     """Filters of cellfinder 1.10 with the settings of the best F1 on a part of the first training subject."""
     sample, radius = part(given.training[0]), float(given.settings["radius_mm"])
     truth = sample.truth[["X", "Y", "Z"]]

@@ -5,7 +5,7 @@ import torch
 
 import mrhdata
 from mrhdata import phantom
-from mrhdata.models.spec import physical
+from mrhdata.models.spec import predict_raw
 from mrhdata.preprocessing.diffusion import tensor_maps
 from mrhdata.preprocessing.gradients import Gradients
 from mrhdata.recipes import mrhnet
@@ -52,7 +52,7 @@ def answers(model, patches, change=None):
     with torch.inference_mode():
         for rows, (x, y) in patches.stream(512, shuffle=False):
             given = torch.from_numpy(x if change is None else change(x, rows))
-            truth[rows], answer[rows] = y.reshape(-1, 9), physical(model, given).numpy().reshape(-1, 9)
+            truth[rows], answer[rows] = y.reshape(-1, 9), predict_raw(model, given).numpy().reshape(-1, 9)
     return truth.astype(np.float64), answer.astype(np.float64)
 
 

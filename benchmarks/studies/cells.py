@@ -29,7 +29,7 @@ from mrhdata import models
 from mrhdata.analysis import region_counts
 from mrhdata.inference.detector import stored_peaks
 from mrhdata.io.cell_tables import read_points
-from mrhdata.metrics.bootstrap import wilson
+from mrhdata.metrics.bootstrap import wilson_interval
 from mrhdata.metrics.detection import detection, recall_only
 from mrhdata.metrics.matching import match
 from mrhdata.metrics.roc import auc, average_precision
@@ -135,7 +135,7 @@ def patched(model: Any, work: Path, case: Brain) -> dict[str, float]:
     }
 
 
-CORRECTED, PUBLISHED = (replace(f(VOXEL_MM), each=BOXES) for f in (cells.corrected, cells.published))
+CORRECTED, PUBLISHED = (replace(f(VOXEL_MM), each=BOXES) for f in (cells.recommended_recipe, cells.published_recipe))
 RECIPES = {
     "corrected": (CORRECTED, True),
     "published": (PUBLISHED, True),
@@ -276,7 +276,7 @@ def real(data: Path, work: Path, fold: int = 0) -> dict[str, Any]:
         shown.append((places, table, chosen, box))
     picture(planes, marks, shown)
     found, given, detections = (sum(r[k] for r in rows[-2:]) for k in ("found", "marks", "detections"))
-    return {"rows": rows, "recall": str(wilson(found, given)), "detections": detections}
+    return {"rows": rows, "recall": str(wilson_interval(found, given)), "detections": detections}
 
 
 def as_trained(planes: Any, marks: Any, step: float, work: Path) -> tuple[Any, np.ndarray]:

@@ -30,7 +30,7 @@ from tables import markdown, written
 import mrhdata
 from mrhdata import models
 from mrhdata.inference.detector import detect, scoring
-from mrhdata.inference.strategies.network import Network
+from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.metrics.detection import detection
 
 SHAPE, COPIES, VOXEL_MM = (256, 512, 512), (4, 4), 0.002
@@ -103,7 +103,7 @@ def detected(network: Path, work: Path, memory: str, threads: int) -> dict[str, 
 def alone(network: Path, threads: int) -> float:
     """Voxels per second of the network by itself, on boxes that are in memory."""
     torch.set_num_threads(threads)
-    run = Network(scoring(models.load(network)), "cpu", "bfloat16")
+    run = InferenceModel(scoring(models.load(network)), "cpu", "bfloat16")
     values = np.full(BOX, 300, np.float32)
     run(values)
     start, times = time.perf_counter(), 8

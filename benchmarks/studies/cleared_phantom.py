@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 from tables import markdown, written
 
-from mrhdata.phantom import Cleared, cleared
+from mrhdata.phantom import ClearedSettings, cleared
 
 RADIUS, FINE = 6.0, 3.0
 CROP = (96, 192, 192)
@@ -57,7 +57,7 @@ def f1(paired, cells, found):
 
 def raw(volume):
     """Counts over the camera's offset."""
-    return volume.astype(np.float32) - Cleared().offset
+    return volume.astype(np.float32) - ClearedSettings().offset
 
 
 def levelled(volume):
@@ -108,7 +108,7 @@ def scale_candidates(answers, chosen, size):
 
 def laplacians(light, which):
     """Of the widths that are asked for."""
-    settings = Cleared()
+    settings = ClearedSettings()
     across, along = settings.psf_um[2] / settings.spacing_um, settings.psf_um[0] / settings.spacing_um
     return {k: laplacian(light, WIDTHS[k], np.sqrt(along**2 - across**2)) for k in which}
 
@@ -246,7 +246,7 @@ def seen(brains):
     """The oracle on each brain, and what its making took."""
     rows = []
     for seed, (volume, cells, seconds) in brains.items():
-        share = float(visible(volume, cells, Cleared()).mean())
+        share = float(visible(volume, cells, ClearedSettings()).mean())
         rows.append(
             {
                 "seed": seed,

@@ -20,8 +20,8 @@ import torch
 from tables import committed, markdown, merged, written
 
 from mrhdata import models, phantom
-from mrhdata.inference.segmenter import Case, scored, segment
-from mrhdata.metrics.overlap import agreement, pooled, roi_table
+from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.metrics.overlap import agreement, pool_over_subjects, roi_table
 from mrhdata.recipes import dgm, segmentation
 
 TRAINING, STOPPING, TEST = range(13), range(13, 15), range(15, 20)
@@ -64,13 +64,13 @@ def tested(method: str, work: Path) -> tuple[list[dict[str, Any]], dict[str, Any
         tables = []
         for case in cases:
             found = segment(network, case.inputs)
-            tables.append(scored(case, found, LABELS))
+            tables.append(score_labels(case, found, LABELS))
             if place == rounds[-1]:
                 regions.append(_regions(case, found).assign(subject=case.subject))
         table = pd.concat(tables)
         row: dict[str, Any] = {
             "method": f"{method}, {place.name}",
-            "mean Dice": str(pooled(table, "dice", by=None)["all"]),
+            "mean Dice": str(pool_over_subjects(table, "dice", by=None)["all"]),
         }
         for score in ("dice", "precision", "hd95_mm", "volume_error"):
             for label, name in dgm.LABELS.items():

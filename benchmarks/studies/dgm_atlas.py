@@ -21,7 +21,7 @@ from tables import markdown, written
 
 import mrhdata
 from mrhdata import models
-from mrhdata.inference.segmenter import Case, scored, segment
+from mrhdata.inference.segmenter import Case, score_labels, segment
 from mrhdata.recipes import segmentation, tissue2d
 
 NAMES = {
@@ -90,7 +90,7 @@ def main() -> None:
             models.save(trained.model, place / "network")
         network = models.load(place / "network")
         for where in (case, other):
-            table = scored(where, segment(network, where.inputs), (0, *NAMES))
+            table = score_labels(where, segment(network, where.inputs), (0, *NAMES))
             rows.append(
                 {
                     "trained on": case.subject,

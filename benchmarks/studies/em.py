@@ -29,9 +29,9 @@ from mrhdata import models
 from mrhdata.degrade import Clip, Degradation, IntensityGaussian, Zoom, fit_degradation
 from mrhdata.metrics.consistency import residuals
 from mrhdata.metrics.fourier import fourier_correlation
-from mrhdata.metrics.image import restoration as psnr_and_ssim
+from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
 from mrhdata.recipes import restoration
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 #: Planes of cube-a that are trained on, and those that say when to stop, with a gap of more than five between.
 TRAINING, STOPPING = slice(0, 215), slice(222, 250)
@@ -46,7 +46,7 @@ class Task:
     frames: int
     epochs: int
     network: str = "restorer"
-    settings: Training = restoration.EFFICIENT
+    settings: TrainingConfig = restoration.EFFICIENT
     config: dict[str, Any] = field(default_factory=lambda: {"width": 48, "blocks": 3})
 
 
@@ -118,7 +118,7 @@ def measured(task: str, data: Path, work: Path) -> dict[str, Any]:
     degradation = TASKS[task].degradation
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
     history = json.loads((work / slug(task) / "history.json").read_text())
-    low = restoration.degraded(stack, degradation, seed=5)
+    low = restoration.degrade_stack(stack, degradation, seed=5)
     image, seconds = restored(model, low, stack)
     return {
         "task": task,
@@ -135,7 +135,7 @@ def trust(task: str, data: Path, work: Path) -> dict[str, Any]:
     degradation = TASKS[task].degradation
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=TRUSTED)
     truth = stack.values / 255.0
-    lows = [restoration.degraded(stack, degradation, seed=s) for s in (1, 2)]
+    lows = [restoration.degrade_stack(stack, degradation, seed=s) for s in (1, 2)]
     first, second = (restored(model, low, stack)[0] for low in lows)
     found: dict[str, Any] = {"task": task}
     if "noisy" in task:
@@ -154,7 +154,7 @@ def shifted(task: str, data: Path, work: Path) -> list[dict[str, Any]]:
     rows = []
     for level in LEVELS:
         noisy = Degradation((IntensityGaussian(level, width=3), Clip(), Zoom(FACTOR)))
-        low = restoration.degraded(stack, noisy, seed=7)
+        low = restoration.degrade_stack(stack, noisy, seed=7)
         fitted = fit_degradation(low.values[100:105] / 255.0, stack.values[100:105] / 255.0)
         rows.append(
             {
@@ -168,7 +168,7 @@ def shifted(task: str, data: Path, work: Path) -> list[dict[str, Any]]:
             }
         )
     thick = stack.coarsen(z=4, boundary="trim").mean().astype(np.uint8).assign_attrs(stack.attrs)
-    low = restoration.degraded(thick, TASKS[task].degradation, seed=7)
+    low = restoration.degrade_stack(thick, TASKS[task].degradation, seed=7)
     rows.append(
         {
             "trained on": task,
@@ -191,7 +191,7 @@ def thousand_multiplications(model: Any) -> float:
 def seams(task: str, data: Path, work: Path) -> dict[str, Any]:
     """In grey values of 255: what parts change, and how steep it is near the borders of tiles."""
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=slice(0, 24))
-    low = restoration.degraded(stack, TASKS[task].degradation, seed=5)
+    low = restoration.degrade_stack(stack, TASKS[task].degradation, seed=5)
     whole, parts = (restored(model, low, stack, memory=memory)[0] for memory in ("4 GB", "24 MB"))
     found: dict[str, Any] = {"task": task, "largest difference": float(np.abs(whole - parts).max() * 255)}
     if TASKS[task].network == "pssr":

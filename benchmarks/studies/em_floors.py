@@ -3,7 +3,7 @@
     python benchmarks/studies/em_floors.py ../shared/data/em-fibsem
 
 Methods are tuned on runs of planes of cube-a, once for PSNR and once for SSIM, and scored on all planes of
-cube-b as published (`mrhdata.metrics.image.restoration`). Writes benchmarks/results/em_floors.json and .md.
+cube-b as published (`mrhdata.metrics.image.restoration_scores`). Writes benchmarks/results/em_floors.json and .md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import mrhdata
 from mrhdata.degrade import PUBLISHED, Area, Clip, Degradation, IntensityGaussian, Zoom
 from mrhdata.metrics.consistency import residuals
 from mrhdata.metrics.fourier import fourier_correlation
-from mrhdata.metrics.image import restoration
+from mrhdata.metrics.image import restoration_scores
 
 RESULTS = Path(__file__).parents[1] / "results"
 FACTOR, SIDE, SPACING_NM, SEED = 4, 248, 10.0, 0
@@ -111,7 +111,7 @@ def area_methods():
 
 def scores(truth, restored):
     """Mean PSNR and SSIM over planes."""
-    return [round(float(s.mean()), 4) for s in restoration(truth, restored)]
+    return [round(float(s.mean()), 4) for s in restoration_scores(truth, restored)]
 
 
 def tuned(method, grid, runs, scan):

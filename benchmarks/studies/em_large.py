@@ -35,7 +35,7 @@ SOME, INNER = slice(200, 240), slice(4, -4)
 
 def mosaic(data: Path) -> Any:
     """The low-resolution stack."""
-    low = restoration.degraded(cube(data, "cube-b"), TASKS[TASK].degradation, seed=5)
+    low = restoration.degrade_stack(cube(data, "cube-b"), TASKS[TASK].degradation, seed=5)
     many = np.pad(low.values, [(0, (n - 1) * size) for n, size in zip(COPIES, low.shape, strict=True)], "symmetric")
     return mrhdata.volume.from_array(many, spacing=low.mrh.spacing)
 

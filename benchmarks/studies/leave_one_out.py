@@ -20,13 +20,13 @@ from brains import BLOCK, THREADS, VALIDATION, blocks, centres, planned, subject
 import mrhdata
 from mrhdata import models
 from mrhdata.analysis.contrasts import sensitivity
-from mrhdata.recipes.mrhnet import CORRECTED
+from mrhdata.recipes.mrhnet import RECOMMENDED
 
 RESULTS = Path(__file__).parents[1] / "results"
 #: Stain -> side of the threshold that is positive, and the percentile of the training brains that it is.
 STAINS = {"af": ("below", 20), "nf": ("above", 80), "mbp": ("above", 80), "nissl": ("above", 80)}
 SUBJECTS, STRIDE = 4, 5
-SETTINGS = replace(CORRECTED, epochs=8)
+SETTINGS = replace(RECOMMENDED, epochs=8)
 
 
 def held_out(brains, test, stain):

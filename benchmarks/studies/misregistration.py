@@ -34,7 +34,7 @@ from scipy.ndimage import binary_erosion
 
 from mrhdata.analysis.robustness import held_out
 from mrhdata.inference.voxelwise import predict_patches
-from mrhdata.registration.simulate import displaced, displacement
+from mrhdata.registration.simulate import displace, displacement
 
 RESULTS = Path(__file__).parents[1] / "results"
 #: Root of the mean squared displacement in voxels of 0.2 mm.
@@ -58,7 +58,7 @@ def moved(subject, rms, seed):
     """A subject with ``af_moved``: its histology, displaced; and the ``core`` of its mask."""
     field = displacement(subject["af"], rms / np.sqrt(2), seed=seed)
     core = binary_erosion(subject["mask"].values > 0, iterations=EDGE).astype(np.uint8)
-    return subject | {"af_moved": displaced(subject["af"], field), "core": subject["mask"].copy(data=core)}
+    return subject | {"af_moved": displace(subject["af"], field), "core": subject["mask"].copy(data=core)}
 
 
 def main():

@@ -21,7 +21,7 @@ from brains import INPUTS, THREADS, VALIDATION, anisotropy, answers, blocks, cen
 import mrhdata
 from mrhdata import models
 from mrhdata.analysis.contrasts import sensitivity
-from mrhdata.recipes.mrhnet import CORRECTED, PUBLISHED, published_positions
+from mrhdata.recipes.mrhnet import PUBLISHED, RECOMMENDED, published_positions
 from mrhdata.volume.groups import stack
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -74,7 +74,7 @@ def anew_per_slice(model, patches, brain):
 def experiments(brains, seed):
     """Name -> what is trained: parts and settings."""
     train, validation = planned(brains[:2], STAIN), planned(brains[2:3], STAIN, VALIDATION)
-    ours = replace(CORRECTED, seed=seed)
+    ours = replace(RECOMMENDED, seed=seed)
     published = [published_positions(b[STAIN], anisotropy(b), b["mask"], white=1.0) for b in brains[:2]]
     sampled = planned(brains[:2], STAIN, at=published)
     chosen = np.random.default_rng(seed).permutation(len(train))[: len(sampled)]
@@ -206,7 +206,7 @@ def main(seed):
     }
     order = sorted(brain.table["contrast"], key=lambda n: (not n.startswith("corrected"), n))
     found = {
-        "settings": f"Networks of 4 blocks, seed {seed}, {CORRECTED.epochs} epochs at most, {THREADS} thread.",
+        "settings": f"Networks of 4 blocks, seed {seed}, {RECOMMENDED.epochs} epochs at most, {THREADS} thread.",
         "threshold": brain.threshold,
         "blocks": brain.blocks,
         "brain": rows(brain, facts, [(name, others.get(name, OURS)) for name in order]),

@@ -14,7 +14,7 @@ import torch
 from patch_readers import BATCH, BUDGET, PATCH, Peak, consume, mrhdata_imports
 
 import mrhdata
-from mrhdata.patching.samplers import Balanced, Uniform
+from mrhdata.patching.samplers import ClassBalanced, Uniform
 
 #: Batches of small patches, and the budget that holds their volume.
 SMALL_BATCH, SMALL_BUDGET = 128, 1_000_000_000
@@ -118,7 +118,7 @@ def balanced(folder, n):
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
-        p = mrhdata.patches(volume, shape=PATCH, at=Balanced(n, volume), memory=BUDGET)
+        p = mrhdata.patches(volume, shape=PATCH, at=ClassBalanced(n, volume), memory=BUDGET)
         seconds.append(round(time.perf_counter() - begun, 2))
     chosen_mb = peak.megabytes()
     found = delivered(p.loader(BATCH, seed=0))

@@ -17,7 +17,7 @@ PERCENTILE = 20
 #: Seeds of the subjects.
 TRAIN, VALIDATION, TEST = (0, 1), 2, 3
 STRIDE = (4, 1, 4)
-SETTINGS = replace(mrhnet.CORRECTED, epochs=8)
+SETTINGS = replace(mrhnet.RECOMMENDED, epochs=8)
 
 torch.set_num_threads(THREADS)
 

@@ -249,7 +249,7 @@ def main():
     print(held.channels[62:], flush=True)
     members = [trained(training, validation, seed)[0] for seed in range(MEMBERS)]
     answers = [predict_patches(member, held.inputs)[:, 0] for member in members]
-    ensemble = robustness.calibrated(members, training, validation)
+    ensemble = robustness.calibrated_ensemble(members, training, validation)
     found = {
         "members": [held.row(answer) for answer in answers],
         "ensemble": held.row(predict_patches(ensemble, held.inputs)[:, 0]),

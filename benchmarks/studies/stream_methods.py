@@ -94,7 +94,7 @@ def ours(mode):
 
     def method(folder, net):
         import mrhdata
-        from mrhdata.inference.strategies.sliding_window import Windowing
+        from mrhdata.inference.strategies.sliding_window import SlidingWindow
 
         volume = mrhdata.read(folder / "volume.zarr")
         # Imports are not counted, of any method: among these is what PyTorch imports when it is asked for shapes.
@@ -105,7 +105,7 @@ def ours(mode):
         from mrhdata.io.omezarr import writer  # noqa: F401
 
         yield
-        windows = Windowing(shape=(WINDOW,) * 3, overlap=OVERLAP, blend="gaussian")
+        windows = SlidingWindow(shape=(WINDOW,) * 3, overlap=OVERLAP, blend="gaussian")
         out = folder / f"ours-{mode}-{os.getpid()}.zarr"
         found = mrhdata.predict(
             net, volume, out, mode=mode, windows=windows, memory=BUDGET, device="cpu", progress=False

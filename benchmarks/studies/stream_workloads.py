@@ -22,7 +22,7 @@ import mrhdata
 import mrhdata.inference.predictor
 from mrhdata._runtime.atomic import remove
 from mrhdata.inference.output import Output
-from mrhdata.inference.strategies.network import Network
+from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.io import omezarr
 from mrhdata.io.omezarr.writer import Writer, open_array
 from mrhdata.volume.construct import place
@@ -82,7 +82,7 @@ def depth(folder, planes):
     found = {}
     for mode in ("dense", "patch"):
         peak, start = Peak(children=False), time.perf_counter()
-        windows = mrhdata.inference.strategies.sliding_window.Windowing(shape=(64, 64, 64))
+        windows = mrhdata.inference.strategies.sliding_window.SlidingWindow(shape=(64, 64, 64))
         out = folder / f"depth-{mode}.zarr"
         mrhdata.predict(net, volume, out, mode=mode, windows=windows, memory=MEMORY, progress=False)
         found[mode] = {"peak_mb": peak.megabytes(), "seconds": round(time.perf_counter() - start, 1)}
@@ -153,7 +153,7 @@ def detector(folder, planes):
     net = detector_network()
     out, part = folder / "detector.zarr", mrhdata.read(folder / "part.zarr")
     values = np.asarray(part.values, np.float32)
-    network, boxes = Network(net, "cpu", "float32"), _boxes(folder, net)
+    network, boxes = InferenceModel(net, "cpu", "float32"), _boxes(folder, net)
     whole, alone, own = [], [], []
     peak = Peak(children=False)
     for _ in range(3):
@@ -184,16 +184,23 @@ def detector(folder, planes):
 
 def _boxes(folder, net):
     """What the detector's map reads, box by box."""
-    from mrhdata.inference.box_reader import Inside
-    from mrhdata.inference.strategies.dense import Dense
-    from mrhdata.models.receptive_field import field_of
+    from mrhdata.inference.box_reader import RegionOfInterest
+    from mrhdata.inference.strategies.dense import DenseStrategy
+    from mrhdata.models.receptive_field import receptive_field_of
     from mrhdata.patching import sources
     from mrhdata.volume.box import Box
 
     volume = mrhdata.read(folder / "part.zarr")
     read = sources.one_grid(volume, (1, 1, 1), None, False)
     memory = int(mrhdata.prediction._TENSORS * 1e9)
-    dense = Dense(Network(net, "cpu", "float32"), field_of(net, 1), PART, 1, Inside(None, volume, read), memory)
+    dense = DenseStrategy(
+        InferenceModel(net, "cpu", "float32"),
+        receptive_field_of(net, 1),
+        PART,
+        1,
+        RegionOfInterest(None, volume, read),
+        memory,
+    )
     steps = dense.steps(Box.of((0, 0, 0), dense.shape), None)
     return [box.within() for step in steps for box in step.boxes]
 

@@ -24,7 +24,7 @@ from tables import committed, markdown, merged, written
 import mrhdata
 from mrhdata import models
 from mrhdata.inference.segmenter import Case, segment
-from mrhdata.metrics.overlap import accuracy, overlap, pooled
+from mrhdata.metrics.overlap import accuracy, overlap, pool_over_subjects
 from mrhdata.recipes import segmentation, tissue2d
 from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.cross_validation import cross_validate
@@ -86,9 +86,9 @@ def row(network: str, scores: pd.DataFrame, work: Path) -> dict[str, Any]:
         "accuracy": float(per_subject.accuracy.mean()),
         "accuracy_inside": float(per_subject.accuracy_inside.mean()),
     }
-    for label, held in pooled(scores, "dice").items():
+    for label, held in pool_over_subjects(scores, "dice").items():
         found[CLASSES[int(label)]] = str(held)
-    for label, held in pooled(scores, "precision").items():
+    for label, held in pool_over_subjects(scores, "precision").items():
         found[f"{CLASSES[int(label)]} precision"] = str(held)
     return found
 
@@ -212,7 +212,7 @@ def main() -> None:
     only = None if given.folds is None else [i - 1 for i in given.folds]
     for network in given.networks:
         scores = validate(network, cases, given.work, only)
-        print(network, {CLASSES[int(k)]: str(v) for k, v in pooled(scores, "dice").items()}, flush=True)
+        print(network, {CLASSES[int(k)]: str(v) for k, v in pool_over_subjects(scores, "dice").items()}, flush=True)
     report(given.data, given.work, cases, given.threads)
 
 

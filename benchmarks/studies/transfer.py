@@ -25,7 +25,7 @@ from mrhdata import models
 from mrhdata.metrics.image import r2
 from mrhdata.metrics.roc import auc
 from mrhdata.patching.samplers import Uniform
-from mrhdata.recipes.mrhnet import CORRECTED, TRANSFER, frozen, transfer
+from mrhdata.recipes.mrhnet import RECOMMENDED, TRANSFER, frozen, transfer
 
 RESULTS = Path(__file__).parents[1] / "results"
 SIZES, SCORES, PLACES = (500, 2000), ("r2", "auc"), ("same brain", "another brain")
@@ -41,7 +41,7 @@ BLOCKS_OF_NETWORK, STAIN, PERCENTILE = 4, "mbp", 80
 
 def ways(pretrained, seed, size):
     """Name -> network and settings, with the same budget; of the fewest patches scratch with four times as much too."""
-    tuned, plain = replace(TRANSFER, seed=seed, **BUDGET), replace(CORRECTED, seed=seed, **BUDGET)
+    tuned, plain = replace(TRANSFER, seed=seed, **BUDGET), replace(RECOMMENDED, seed=seed, **BUDGET)
     found = {
         "scratch": (fresh(seed), plain),
         "transfer": (transfer(pretrained, seed), tuned),
@@ -69,7 +69,7 @@ def run(seeds):
     brains = subjects(range(10, 15))
     pretrained = fresh(0)
     history = mrhdata.fit(
-        pretrained, planned(brains[:2], "af"), planned(brains[2:3], "af", VALIDATION), CORRECTED, progress=False
+        pretrained, planned(brains[:2], "af"), planned(brains[2:3], "af", VALIDATION), RECOMMENDED, progress=False
     )
     print(f"autofluorescence: validation RMSE {min(history.rmse):.4f}, {history.seconds:.0f} s", flush=True)
     parts = {role: [cut(brains[3], *planes) for planes in blocks] for role, blocks in BLOCKS.items()}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tables import markdown
 
 from mrhdata import models
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.bench import read_task, standings
 from mrhdata.bench.manifest import read_manifest
 from mrhdata.bench.runner import Run, read_results
@@ -53,7 +53,7 @@ def shipped(name: str, work: Path) -> Card:
     model: Any = models.load(source)
     table = standings(records)
     ours, best = table[table["method"] == method].iloc[0], table[table["baseline"]].iloc[0]
-    with appearing(WEIGHTS / name) as draft:
+    with atomic_write(WEIGHTS / name) as draft:
         shutil.copytree(source, draft)
         size = (draft / "model.safetensors").stat().st_size
         if size > MOST_BYTES:

@@ -18,7 +18,7 @@ from mrhdata.errors import FormatError
 
 
 @contextmanager
-def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a draft path in the folder of `target`; rename it to `target` on success, remove it on an exception.
 
     Parameters
@@ -37,7 +37,7 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     --------
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-    >>> with appearing(target) as draft:
+    >>> with atomic_write(target) as draft:
     ...     _ = draft.write_text("whole")
     ...     target.exists()
     False
@@ -51,13 +51,13 @@ def appearing(target: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     draft = target.with_name(f".partial-{_draft_owner(os.getpid())}-{uuid.uuid4().hex[:8]}.{target.name}")
     try:
         yield draft
-        put(draft, target)
+        publish(draft, target)
     finally:
         remove(draft)
 
 
 @contextmanager
-def resuming(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
+def resumable_folder(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
     """Yield a hidden folder for the state of a long run; remove it when the run succeeds.
 
     Parameters
@@ -72,12 +72,12 @@ def resuming(target: str | os.PathLike[str], identity: str) -> Iterator[Path]:
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "net"
     >>> try:
-    ...     with resuming(target, "seed 1") as state:
+    ...     with resumable_folder(target, "seed 1") as state:
     ...         _ = (state / "epoch").write_text("3")
     ...         raise KeyboardInterrupt
     ... except KeyboardInterrupt:
     ...     pass
-    >>> with resuming(target, "seed 1") as state:
+    >>> with resumable_folder(target, "seed 1") as state:
     ...     (state / "epoch").read_text()
     '3'
     >>> list(target.parent.iterdir())
@@ -108,7 +108,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FormatError(f"the folder {target.absolute().parent} does not exist; create it first")
 
 
-def put(draft: Path, target: Path) -> None:
+def publish(draft: Path, target: Path) -> None:
     """Rename a finished draft to `target`, replacing an existing one."""
     if not target.is_dir():
         os.replace(draft, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mrhdata.errors import ParameterError
 
 
-def in_bytes(memory: int | str, least: int = 10_000_000) -> int:
+def parse_memory(memory: int | str, least: int = 10_000_000) -> int:
     """Return a memory budget such as ``"512 MB"`` in bytes.
 
     Parameters
@@ -22,7 +22,7 @@ def in_bytes(memory: int | str, least: int = 10_000_000) -> int:
 
     Examples
     --------
-    >>> in_bytes("1.5 GB")
+    >>> parse_memory("1.5 GB")
     1500000000
     """
     from dask.utils import parse_bytes

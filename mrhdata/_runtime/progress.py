@@ -11,7 +11,9 @@ Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
-def steps(progress: Progress, total: int, already: int, label: tuple[str, int, str]) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    progress: Progress, total: int, already: int, label: tuple[str, int, str]
+) -> Iterator[Callable[[int], None]]:
     """Yield a function that reports finished bytes.
 
     Parameters

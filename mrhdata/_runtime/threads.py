@@ -10,7 +10,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def in_thread(items: Iterable[Item], ahead: int, on_close: Callable[[], None] | None = None) -> Iterator[Item]:
+def run_ahead(items: Iterable[Item], ahead: int, on_close: Callable[[], None] | None = None) -> Iterator[Item]:
     """Yield items that a thread computes in advance.
 
     Closing the iterator waits for the item in progress.
@@ -25,7 +25,7 @@ def in_thread(items: Iterable[Item], ahead: int, on_close: Callable[[], None] | 
 
     Examples
     --------
-    >>> list(in_thread(range(3), ahead=2))
+    >>> list(run_ahead(range(3), ahead=2))
     [0, 1, 2]
     """
     iterator, end = iter(items), object()

@@ -10,12 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError
-from mrhdata.metrics.bootstrap import (
-    Interval,
-    chance,
-    holm,
-    interval,
-)
+from mrhdata.metrics.bootstrap import Interval, holm_adjust, interval, p_value
 
 if TYPE_CHECKING:
     pass
@@ -144,10 +139,10 @@ class Sensitivity:
                 continue
             estimate, replicates = self._paired(chosen, other, score)
             found = interval(estimate, replicates, self.level)
-            p = chance(replicates)
+            p = p_value(replicates)
             rows.append({"contrast": other, "difference": estimate, "low": found.low, "high": found.high, "p": p})
         table = pd.DataFrame(rows, columns=["contrast", "difference", "low", "high", "p"])
-        return table.assign(p_adjusted=holm(table["p"]))
+        return table.assign(p_adjusted=holm_adjust(table["p"]))
 
     def _paired(self, first: str, second: str, score: str) -> tuple[float, Floats]:
         for name in (first, second):

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from mrhdata.errors import DataError, FormatError
 from mrhdata.io.cell_tables import CELL, NO_CELL, VOXEL, WORLD, read_points
-from mrhdata.metrics.bootstrap import Interval, wilson
+from mrhdata.metrics.bootstrap import Interval, wilson_interval
 from mrhdata.metrics.detection import Detection, match
 
 Floats = NDArray[np.float64]
@@ -72,7 +72,7 @@ def examples(
         At most so many places.
     drawn : {"highest", "random"}
         Detections without a mark that score highest teach most; those drawn at random say something about the
-        ones that are not shown (see :func:`adjusted`). At random also where a score is not known.
+        ones that are not shown (see :func:`adjusted_count`). At random also where a score is not known.
     seed : int
 
     Returns
@@ -178,7 +178,7 @@ def _shown(rows: pd.DataFrame, count: int, drawn: str) -> pd.DataFrame:
     return shown
 
 
-def read_verdicts(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_decisions(path: str | os.PathLike[str]) -> pd.DataFrame:
     r"""Read what a person judged, as the page saved it.
 
     Parameters
@@ -200,7 +200,7 @@ def read_verdicts(path: str | os.PathLike[str]) -> pd.DataFrame:
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "verdicts.csv"
     >>> _ = path.write_text("id,X,Y,Z,kind,score,drawn,verdict\nX0Y0Z0,0,0,0,miss,,all,no cell\n")
-    >>> read_verdicts(path)[["id", "kind", "verdict"]].values.tolist()
+    >>> read_decisions(path)[["id", "kind", "verdict"]].values.tolist()
     [['X0Y0Z0', 'miss', 'no cell']]
     """
     table = read_points(path)
@@ -218,7 +218,7 @@ def read_verdicts(path: str | os.PathLike[str]) -> pd.DataFrame:
     return table[_COLUMNS]
 
 
-def judged(marks: pd.DataFrame | None, verdicts: pd.DataFrame, radius_mm: float) -> pd.DataFrame:
+def apply_review(marks: pd.DataFrame | None, verdicts: pd.DataFrame, radius_mm: float) -> pd.DataFrame:
     """Marks for the next round: those there were, with detections judged cells, less marks judged none.
 
     What a person is unsure of changes nothing: neither a mark nor its absence would be known. A double changes
@@ -229,7 +229,7 @@ def judged(marks: pd.DataFrame | None, verdicts: pd.DataFrame, radius_mm: float)
     marks : DataFrame or None
         That the review was made with; rows whose ``type`` says that they are no cell are left out.
     verdicts : DataFrame
-        Of :func:`read_verdicts`.
+        Of :func:`read_decisions`.
     radius_mm : float
         A detection becomes no mark where another mark is so near: it is the same cell. Of two such detections the
         one that scores higher is taken.
@@ -249,7 +249,7 @@ def judged(marks: pd.DataFrame | None, verdicts: pd.DataFrame, radius_mm: float)
     >>> marks = pd.DataFrame({"X": [0.0, 1.0], "Y": 0.0, "Z": 0.0})
     >>> verdicts = pd.DataFrame({"X": [1.0, 2.0], "Y": 0.0, "Z": 0.0, "score": [np.nan, 0.9],
     ...     "kind": ["miss", "false positive"], "verdict": ["no cell", "cell"]})
-    >>> judged(marks, verdicts, radius_mm=0.1)["X"].tolist()
+    >>> apply_review(marks, verdicts, radius_mm=0.1)["X"].tolist()
     [0.0, 2.0]
     """
     given = pd.DataFrame(columns=WORLD, dtype=np.float64) if marks is None else cells_of(marks)
@@ -274,7 +274,7 @@ def judged(marks: pd.DataFrame | None, verdicts: pd.DataFrame, radius_mm: float)
 
 
 @dataclass(frozen=True)
-class Adjusted:
+class AdjustedCount:
     """False positives after a person looked at them again.
 
     Attributes
@@ -307,7 +307,7 @@ class Adjusted:
         if self.judged == self.false_positives:
             share = self.cells / self.judged
             return Interval(share, share, share)
-        return wilson(self.cells, self.judged)
+        return wilson_interval(self.cells, self.judged)
 
     def __str__(self) -> str:
         text = f"{self.remaining} of {self.false_positives} false positives remain: {self.cells} of {self.judged} "
@@ -322,7 +322,7 @@ class Adjusted:
         return f"{text} ({self.share}); {left} others count as false. The judged were {why}"
 
 
-def adjusted(detection: Detection | int, verdicts: pd.DataFrame) -> Adjusted:
+def adjusted_count(detection: Detection | int, verdicts: pd.DataFrame) -> AdjustedCount:
     """Count the false positives that remain when a person has looked at them again.
 
     Only what was judged a cell is taken away: nothing is extrapolated. A double is a second detection of a marked
@@ -333,7 +333,7 @@ def adjusted(detection: Detection | int, verdicts: pd.DataFrame) -> Adjusted:
     detection : Detection or int
         What was scored with the marks before, or its false positives.
     verdicts : DataFrame
-        Of :func:`read_verdicts`.
+        Of :func:`read_decisions`.
 
     Returns
     -------
@@ -354,7 +354,7 @@ def adjusted(detection: Detection | int, verdicts: pd.DataFrame) -> Adjusted:
     The report's 19 false positives, of which 14 were cells:
 
     >>> verdicts = pd.DataFrame({"kind": "false positive", "drawn": "all", "verdict": ["cell"] * 14 + ["no cell"] * 5})
-    >>> print(adjusted(19, verdicts))
+    >>> print(adjusted_count(19, verdicts))
     5 of 19 false positives remain: 14 of 19 judged were cells
     """
     false = detection.false_positives if isinstance(detection, Detection) else detection
@@ -364,4 +364,4 @@ def adjusted(detection: Detection | int, verdicts: pd.DataFrame) -> Adjusted:
     sure = about[about["verdict"] != "unsure"]
     cells = int(((sure["verdict"] == "cell") & (sure["kind"] == "false positive")).sum())
     drawn = about["drawn"].iloc[0] if about["drawn"].nunique() == 1 else "mixed"
-    return Adjusted(false, len(sure), cells, len(about) - len(sure), str(drawn))
+    return AdjustedCount(false, len(sure), cells, len(about) - len(sure), str(drawn))

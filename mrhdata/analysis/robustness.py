@@ -292,7 +292,9 @@ def _ordered(table: pd.DataFrame, by: str) -> pd.DataFrame:
 # --- doubt ----------------------------------------------------------------------------------------------
 
 
-def calibrated(members: Sequence[nn.Module], training: Patches, validation: Patches, *, most: int = 20_000) -> Ensemble:
+def calibrated_ensemble(
+    members: Sequence[nn.Module], training: Patches, validation: Patches, *, most: int = 20_000
+) -> Ensemble:
     """Make an ensemble that says how sure it is and how strange its inputs are.
 
     Parameters
@@ -320,8 +322,8 @@ def calibrated(members: Sequence[nn.Module], training: Patches, validation: Patc
     >>> p = mrhdata.patches(mri, target=mri, shape=3, stride=1, plane="axial")
     >>> members = [mrhdata.models.create("mrhnet", in_channels=1, blocks=1, seed=s) for s in range(2)]
     >>> for member in members:
-    ...     _ = mrhdata.fit(member, p, p, mrhdata.training.Training(epochs=1), progress=False)
-    >>> predict_patches(calibrated(members, p, p), p.gather(np.arange(5))[0]).shape
+    ...     _ = mrhdata.fit(member, p, p, mrhdata.training.TrainingConfig(epochs=1), progress=False)
+    >>> predict_patches(calibrated_ensemble(members, p, p), p.gather(np.arange(5))[0]).shape
     (5, 3)
     """
     made = Ensemble.of(members)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mrhdata.analysis.voxel_table import PLACE, voxel_table
 from mrhdata.errors import DataError, GridError
-from mrhdata.metrics.autocorrelation import cubes, likeness
+from mrhdata.metrics.autocorrelation import autocorrelation, cubic_blocks
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def blocks_of(
     widening : float
         How much wider intervals are for what is alike across the faces of blocks.
     """
-    alike = likeness(truth, place)
+    alike = autocorrelation(truth, place)
     edge = _edge(place[testing], alike.range) if edge is None else edge
-    block, lengths = cubes(place, edge)
+    block, lengths = cubic_blocks(place, edge)
     return block, edge, alike.widening(lengths)
 
 
@@ -161,7 +161,7 @@ def _edge(place: NDArray[np.int64], far: float) -> int:
     edge = max(1, int(np.ceil(_LENGTHS * far)))
     if not len(place):
         return edge
-    while edge > 1 and int(cubes(place, edge)[0].max()) + 1 < _FEWEST:
+    while edge > 1 and int(cubic_blocks(place, edge)[0].max()) + 1 < _FEWEST:
         edge -= 1
     return edge
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError
-from mrhdata.metrics.autocorrelation import cubes
+from mrhdata.metrics.autocorrelation import cubic_blocks
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.groups import nonzero, on_grid_of, stack
@@ -87,7 +87,7 @@ def voxel_table(
     at = np.concatenate(places)
     at = at[order := np.lexsort(at.T[::-1])]
     table = pd.DataFrame(dict(zip(names, np.concatenate(rows, axis=1)[:, order], strict=True)))
-    table["block"] = cubes(at, block_voxels)[0]
+    table["block"] = cubic_blocks(at, block_voxels)[0]
     return table.assign(**{d: at[:, i] for i, d in enumerate(SPATIAL)})
 
 

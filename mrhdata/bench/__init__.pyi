@@ -9,26 +9,26 @@ from . import (
     subjects,
     tasks,
 )
-from .api import METHODS, Fitted, Given, Subject, method
+from .api import METHODS, FittedMethod, Subject, TrainingData, method
 from .leaderboard import sections, standings
-from .runner import Bench, bench
+from .runner import Bench, run_bench
 from .tasks import Task, read_task
 
 __all__ = [
     "METHODS",
     "Bench",
-    "Fitted",
-    "Given",
+    "FittedMethod",
     "Subject",
     "Task",
+    "TrainingData",
     "api",
-    "bench",
     "figures",
     "leaderboard",
     "manifest",
     "method",
     "methods",
     "read_task",
+    "run_bench",
     "runner",
     "scores",
     "sections",

@@ -73,7 +73,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainingData:
     """What a method learns from.
 
     Attributes
@@ -119,7 +119,7 @@ Answer = Callable[[Subject], Any]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedMethod:
     """A fitted method: what answers, and the network behind it where there is one."""
 
     answer: Answer
@@ -136,7 +136,7 @@ class Method:
     kinds : tuple of str
         Of tasks that it fits.
     fit : callable
-        Takes `Given`, returns `Fitted` or a bare answering function.
+        Takes `TrainingData`, returns `FittedDegradation` or a bare answering function.
     baseline : bool
         Whether it is one of those to be beaten.
     quick : bool
@@ -145,7 +145,7 @@ class Method:
 
     name: str
     kinds: tuple[str, ...]
-    fit: Callable[[Given], Fitted | Answer]
+    fit: Callable[[TrainingData], FittedMethod | Answer]
     baseline: bool = False
     quick: bool = True
 
@@ -183,7 +183,7 @@ def method(name: str, *kinds: str, baseline: bool = False, quick: bool = True) -
     ('histology',)
     """
 
-    def enter(fit: Callable[[Given], Fitted | Answer]) -> Callable[[Given], Fitted | Answer]:
+    def enter(fit: Callable[[TrainingData], FittedMethod | Answer]) -> Callable[[TrainingData], FittedMethod | Answer]:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
             raise DataError(f"{name}: a method is for one or more of {', '.join(KINDS)}, not {list(kinds)}")

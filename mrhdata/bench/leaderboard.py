@@ -14,7 +14,7 @@ from mrhdata.bench.figures import ranking
 from mrhdata.bench.runner import Bench
 from mrhdata.bench.scores import BOOTSTRAP
 from mrhdata.bench.tasks import Task
-from mrhdata.metrics.bootstrap import chance, holm, interval
+from mrhdata.metrics.bootstrap import holm_adjust, interval, p_value
 from mrhdata.viz.report import Picture, Section
 
 
@@ -37,7 +37,7 @@ def standings(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame([_line(r, score, best) for r in rows])
     if "p" in table:
         others = table["p"].notna()
-        table.loc[others, "p"] = holm(table.loc[others, "p"])
+        table.loc[others, "p"] = holm_adjust(table.loc[others, "p"])
     return table
 
 
@@ -53,7 +53,7 @@ def _line(record: Mapping[str, Any], score: str, best: Mapping[str, Any] | None)
     if best is not None and best is not record:
         apart = drawn - np.array(best["replicates"][score], dtype=np.float64)
         difference = interval(estimate - best["estimates"][score], apart)
-        line |= {"difference": difference.estimate, "difference_low": difference.low, "p": chance(apart)}
+        line |= {"difference": difference.estimate, "difference_low": difference.low, "p": p_value(apart)}
         line |= {"difference_high": difference.high}
     return line
 

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.bench.api import Subject
 from mrhdata.bench.subjects import values
 from mrhdata.bench.tasks import PARTS, Task
@@ -96,7 +96,7 @@ def manifest_of(task: Task, parts: Mapping[str, Sequence[Subject]], folder: Path
         return found
     made = _made(task, parts, held)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(asdict(made), separators=(",", ":")) + "\n", encoding="utf-8")
     return made
 

@@ -23,14 +23,14 @@ from typing import Any
 import xarray as xr
 
 from mrhdata import models
-from mrhdata._runtime.atomic import appearing
-from mrhdata._runtime.progress import Progress, steps
+from mrhdata._runtime.atomic import atomic_write
+from mrhdata._runtime.progress import Progress, progress_bar
 from mrhdata.bench import api
-from mrhdata.bench.api import METHODS, Fitted, Given, Method
+from mrhdata.bench.api import METHODS, FittedMethod, Method, TrainingData
 from mrhdata.bench.figures import of_block
 from mrhdata.bench.manifest import Manifest, manifest_of, read_manifest, scored_grid
 from mrhdata.bench.methods import enter
-from mrhdata.bench.scores import SHOWN, judged
+from mrhdata.bench.scores import SHOWN, score_answers
 from mrhdata.bench.subjects import parts_of
 from mrhdata.bench.tasks import Task, slug_of, tasks_of
 from mrhdata.errors import DataError
@@ -83,7 +83,7 @@ class Bench:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def bench(
+def run_bench(
     benchmarks: str | Path,
     work: str | Path,
     *,
@@ -153,7 +153,7 @@ def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: Progr
     keys = [run.key(made.manifests[run.task]) for run in runs]
     left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
     results.parent.mkdir(parents=True, exist_ok=True)
-    with steps(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
+    with progress_bar(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
         for key, record in _made(left, jobs):
             held[key] = {"key": key, **record}
             # A line is whole or not there: a reader leaves out one that was cut off.
@@ -234,15 +234,17 @@ def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -
     """Everything that was measured."""
     place = run.place(manifest)
     place.mkdir(parents=True, exist_ok=True)
-    given = Given(parts["training"], parts["stopping"], task.settings, manifest.points(), run.quick, run.seed, place)
+    given = TrainingData(
+        parts["training"], parts["stopping"], task.settings, manifest.points(), run.quick, run.seed, place
+    )
     start = time.perf_counter()
     fitted = how.fit(given)
-    fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
+    fitted = fitted if isinstance(fitted, FittedMethod) else FittedMethod(fitted)
     learned = time.perf_counter()
     with multiplications() as counted:
         answers = [_in_memory(fitted.answer(subject.blind())) for subject in parts["test"]]
     answered = time.perf_counter()
-    scores = judged(task, parts["test"], answers, manifest)
+    scores = score_answers(task, parts["test"], answers, manifest)
     voxels = sum(scored_grid(s).size for s in parts["test"])
     model = fitted.model
     if model is not None and hasattr(model, "spec"):
@@ -308,7 +310,7 @@ def _worst(
     who, box = manifest.boxes[min(scored)[1]]
     figure = of_block(subjects[who], answers[who], box)
     path = place / "worst.png"
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, format="png", dpi=100)
     return path.relative_to(work).as_posix()
 

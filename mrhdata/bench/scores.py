@@ -21,7 +21,7 @@ from mrhdata.bench.subjects import values
 from mrhdata.bench.tasks import Task
 from mrhdata.errors import DataError
 from mrhdata.metrics.bootstrap import Bootstrap, draw_blocks, error_replicates, roc_replicates
-from mrhdata.metrics.image import restoration
+from mrhdata.metrics.image import restoration_scores
 from mrhdata.metrics.matching import match
 from mrhdata.volume.box import Box
 
@@ -44,7 +44,7 @@ BOOTSTRAP = Bootstrap(replicates=400, seed=0)
 
 
 @dataclass(frozen=True)
-class Judged:
+class MethodScores:
     """Scores of one method on one task.
 
     Attributes
@@ -61,7 +61,7 @@ class Judged:
     blocks: list[float | None]
 
 
-def judged(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], manifest: Manifest) -> Judged:
+def score_answers(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], manifest: Manifest) -> MethodScores:
     """Score the answers to the test subjects.
 
     Raises
@@ -78,7 +78,7 @@ def judged(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], mani
     found = scores(weights)
     drawn = slice(1, 1 + BOOTSTRAP.replicates)
     alone = found[SHOWN[task.kind][0]][drawn.stop :]
-    return Judged(
+    return MethodScores(
         {name: float(v[0]) for name, v in found.items()},
         {name: found[name][drawn].tolist() for name in SHOWN[task.kind]},
         [float(v) if np.isfinite(v) else None for v in alone],
@@ -150,7 +150,7 @@ def _restoration(
     for number, (who, box) in enumerate(blocks):
         t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[who].truth, answers[who]))
         white = np.iinfo(subjects[who].truth.dtype).max
-        found = restoration(t / white, p / white)
+        found = restoration_scores(t / white, p / white)
         planes[number], sums[number] = len(t), [part.sum() for part in found]
 
     def scores(weights: Floats) -> dict[str, Floats]:

@@ -12,14 +12,14 @@ import pandas as pd
 import xarray as xr
 
 from mrhdata import phantom
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.bench.api import Subject
 from mrhdata.bench.tasks import PARTS, Task
 from mrhdata.datasets import catalog
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.errors import DataError
 from mrhdata.io import fingerprint, formats
-from mrhdata.recipes.restoration import degraded
+from mrhdata.recipes.restoration import degrade_stack
 from mrhdata.volume.construct import SPATIAL
 
 #: Volumes by name; a table of cells is called so.
@@ -60,7 +60,7 @@ def _scanned(subject: Subject, task: Task, who: Any) -> Subject:
     if name not in PUBLISHED:
         raise DataError(f"{task.name}: degradation is one of {sorted(PUBLISHED)}, not {name!r}")
     seed = int.from_bytes(fingerprint.digest([str(who), task.name]).encode()[:4], "little")
-    low = {n: degraded(v.compute(), PUBLISHED[name], seed).rename(n) for n, v in subject.inputs.items()}
+    low = {n: degrade_stack(v.compute(), PUBLISHED[name], seed).rename(n) for n, v in subject.inputs.items()}
     return replace(subject, inputs=low)
 
 
@@ -76,7 +76,7 @@ def _phantom(task: Task, seed: int, work: Path) -> Volumes:
     place = work / "phantoms" / f"{kind}-{fingerprint.digest([kind, settings])[:8]}" / str(seed)
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(place) as draft:
+        with atomic_write(place) as draft:
             draft.mkdir()
             for name, made in PHANTOMS[kind](seed, settings).items():
                 if isinstance(made, pd.DataFrame):

@@ -1,6 +1,6 @@
-"""The command line, a file per kind of command. Each loads what it needs when it runs, so that help is quick.
+"""The command line, one file per kind of command. Each command imports libraries when it runs, so that help is quick.
 
-Exit codes: 0; 1 where ``diff`` finds a difference; 2 for what the user can put right; 130 after Ctrl-C.
+Exit codes: 0; 1 if ``diff`` finds a difference; 2 for user errors; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import sys
 
 import typer
 
-from mrhdata.cli import (  # noqa: F401  (their commands)
+from mrhdata.cli import (  # noqa: F401  (importing registers the commands)
     analysis,
     bench,
     cells,
     datasets,
-    detection,
+    demo,
     histology,
     models,
     restoration,
-    reviewing,
     segmentation,
-    studies,
     volumes,
 )
 from mrhdata.cli.app import app
@@ -31,20 +29,20 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; mistakes that the user can put right end with one sentence and exit code 2."""
-    # Nothing that ends a command is logged: mistakes are raised.
+    """Run the command line; a user error ends with one sentence and exit code 2."""
+    # Warnings only: an error that ends a command is raised, not logged.
     logging.basicConfig(format="mrhdata: warning: %(message)s", level=logging.WARNING)
-    # What Ctrl-C leaves unfinished is none of the user's concern.
+    # After Ctrl-C asyncio logs tasks that did not finish, which the user cannot act on.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         app()
     except MrhdataError as error:
-        _end(str(error))
+        _exit(str(error))
     except OSError as error:
-        # Such as a folder where a file was expected, or no permission.
-        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        # For example a folder where a file was expected, or no permission.
+        _exit(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def _end(sentence: str) -> None:
+def _exit(sentence: str) -> None:
     typer.echo(f"mrhdata: {' '.join(sentence.split())}", err=True)
     sys.exit(2)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mrhdata.analysis.result import Sensitivity
-    from mrhdata.models.spec import Spec
+    from mrhdata.models.spec import ModelSpec
 
 
 @command(
@@ -183,7 +183,7 @@ class _Given:
         from mrhdata.patching.create import patches
 
         model = models.load(folder)
-        spec: Spec = model.spec  # type: ignore[assignment]
+        spec: ModelSpec = model.spec  # type: ignore[assignment]
         where = self.where if self.train is None else self._within(self.train == 0)
         planned = patches(self.contrasts, truth, shape=spec.patch or 1, where=where)
         if tuple(planned.channels) != spec.channels:

@@ -30,7 +30,7 @@ def count_(
     as_json: options.Json = False,
 ) -> None:
     """Count cells in the regions of a label volume; --axes to --space put that volume's header right."""
-    from mrhdata._runtime.atomic import appearing, check_target
+    from mrhdata._runtime.atomic import atomic_write, check_target
     from mrhdata.analysis import region_counts
     from mrhdata.io import formats
     from mrhdata.io.cell_tables import CELL, read_points
@@ -43,7 +43,7 @@ def count_(
     ontology = None if names is None else region_counts.read_ontology(names)
     through = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
     found = region_counts.count(table, labels, ontology, through)
-    with appearing(out, overwrite=overwrite) as draft:
+    with atomic_write(out, overwrite=overwrite) as draft:
         found.to_csv(draft, index=False)
     real = int((table["type"] == CELL).sum()) if "type" in table else len(table)
     said = {"written": str(out), "cells": real, "of other types": len(table) - real}

@@ -41,7 +41,7 @@ def train_cells(
     from dataclasses import replace
 
     from mrhdata import models
-    from mrhdata.io.fingerprint import contents
+    from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import cells
     from mrhdata.recipes.cross_validation import claim
 
@@ -49,7 +49,7 @@ def train_cells(
     if not 0 < validation < len(given):
         raise DataError(f"--validation {validation} of {len(given)} brains; leave some to train on and some to watch")
     voxel = float(min(next(iter(given[0].inputs.values())).mrh.spacing))
-    known = {"corrected": cells.corrected, "published": cells.published}
+    known = {"corrected": cells.recommended_recipe, "published": cells.published_recipe}
     if recipe not in known:
         raise ModelError(f"there is no recipe called {recipe!r}; there are {', '.join(known)}")
     made = known[recipe](voxel)
@@ -58,7 +58,7 @@ def train_cells(
     made = replace(made, **options.options(rounds=rounds, each=boxes))
     radius = 6 * voxel if radius_um is None else radius_um * 1e-3
     about = {"brains": brains, "validation": validation, "recipe": repr(made), "seed": seed}
-    claim(out / "plan.json", about | {"volumes": contents(given)})
+    claim(out / "plan.json", about | {"volumes": fingerprint_cases(given)})
     parts = given[:-validation], given[-validation:]
     with resumable():
         trained = cells.train(made, *parts, radius_mm=radius, seed=seed, folder=out, progress=options.shown(progress))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mrhdata.patching.dataset import Patches
     from mrhdata.training.history import History
-    from mrhdata.training.settings import Training
+    from mrhdata.training.settings import TrainingConfig
 
 
 @command("mrhdata train virtual-af/ af.zarr t2w=t2w.zarr mt=mt.zarr --where brain.mha")
@@ -50,7 +50,7 @@ def train(
     from dataclasses import asdict, replace
 
     from mrhdata import models
-    from mrhdata._runtime.atomic import appearing, resuming
+    from mrhdata._runtime.atomic import atomic_write, resumable_folder
     from mrhdata.analysis import robustness
     from mrhdata.io import fingerprint, formats
     from mrhdata.patching import splits
@@ -66,14 +66,16 @@ def train(
     truth, mask = formats.read(target), options.optional(where, "mask")
     planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask, align=align)
     parts = planned.split(options.shares(shares), by=along)
-    settings = replace(mrhnet.CORRECTED, seed=seed, **options.options(epochs=epochs))
-    volumes = [fingerprint.told(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))]
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.options(epochs=epochs))
+    volumes = [
+        fingerprint.fingerprint(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))
+    ]
     identity = fingerprint.digest([volumes, list(given), align, along, shares, stride, blocks, repr(settings)])
     shown = options.shown(progress)
-    with resumable(), resuming(out, identity) as state:
+    with resumable(), resumable_folder(out, identity) as state:
         networks, histories = _fitted(parts, settings, blocks, [state / f"{n}.pt" for n in range(members)], shown)
-        model = networks[0] if members == 1 else robustness.calibrated(networks, parts[0], parts[1])
-        with appearing(out, overwrite=overwrite) as draft:
+        model = networks[0] if members == 1 else robustness.calibrated_ensemble(networks, parts[0], parts[1])
+        with atomic_write(out, overwrite=overwrite) as draft:
             models.save(model, draft)
             (draft / "history.json").write_text(json.dumps(asdict(histories[0])) + "\n", encoding="utf-8")
             formats.write(splits.labelled(parts, along, next(iter(given.values()))), draft / "parts.zarr")
@@ -84,7 +86,7 @@ def train(
 
 
 def _fitted(
-    parts: Sequence[Patches], settings: Training, blocks: int, checkpoints: Sequence[Path], progress: bool
+    parts: Sequence[Patches], settings: TrainingConfig, blocks: int, checkpoints: Sequence[Path], progress: bool
 ) -> tuple[list[nn.Module], list[History]]:
     """A network for each checkpoint; weights and order of each have a seed of their own."""
     from dataclasses import replace
@@ -130,7 +132,7 @@ def predict(
     from mrhdata import models
     from mrhdata.inference import predictor
     from mrhdata.inference.output import Output
-    from mrhdata.inference.strategies.sliding_window import Windowing
+    from mrhdata.inference.strategies.sliding_window import SlidingWindow
     from mrhdata.io import formats
 
     network, given = models.load(model), {name: formats.read(file) for name, file in options.channels(inputs).items()}
@@ -142,7 +144,7 @@ def predict(
             out,
             where=options.stored(where),
             mode=mode,
-            windows=Windowing(window or None, overlap, blend),
+            windows=SlidingWindow(window or None, overlap, blend),
             align=align,
             output=Output(activation, _decision(decide)),
             memory=memory,

@@ -1,4 +1,4 @@
-"""Commands about networks that are there: those that are shipped, and those that leave for other programs."""
+"""Commands on trained networks: those that are shipped, and the export to other programs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Annotated
 
 import typer
 
-from mrhdata._runtime.atomic import check_target
 from mrhdata.cli import options
 from mrhdata.cli.app import command
 from mrhdata.errors import ModelError
 
 
-@command("mrhdata networks", "mrhdata networks --task cells --json")
-def networks(
-    task: Annotated[str | None, typer.Option(help="histology, tissue, nuclei, restoration or cells.")] = None,
+@command("mrhdata models list", "mrhdata models list --task cells --json")
+def models_list(
+    task: Annotated[
+        str | None, typer.Option(help="Task of the networks: histology, tissue, nuclei, restoration or cells.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the networks that are shipped; their names stand wherever a network's folder is asked for.
+    """List the shipped networks with their scores.
 
-    Each is small and was trained on phantoms: to try a command with, and to start from.
+    Commands take their names instead of a model folder. All are small and were trained on phantoms: use them to try a
+    command and to start a training from.
     """
     import json
     from dataclasses import asdict
@@ -32,31 +34,35 @@ def networks(
 
 
 @command(
-    "mrhdata export-network virtual-af/ virtual-af.onnx",
-    "mrhdata export-network phantom-cells cells.zip --title 'Cells of cleared tissue' --author 'A. Name'",
+    "mrhdata models export virtual-af/ -o virtual-af.onnx",
+    "mrhdata models export phantom-cells -o cells.zip --title 'Cells of cleared tissue' --author 'A. Name'",
 )
-def export_network(
-    network: Annotated[Path, typer.Argument(help="Folder of a trained network, or the name of a shipped one.")],
-    out: Annotated[Path, typer.Argument(help="NAME.onnx, or NAME.zip for a package of BioImage.IO.")],
-    title: Annotated[str | None, typer.Option(help="Of the package; that of the card by default.")] = None,
-    author: Annotated[str, typer.Option(help="Of the package.")] = "unknown",
-    licence: Annotated[str, typer.Option(help="Of the package, as SPDX names it.")] = "MIT",
+def models_export(
+    model: options.Model,
+    out: Annotated[Path, options.output("NAME.onnx, or NAME.zip for a package of BioImage.IO.")],
+    title: Annotated[str | None, typer.Option(help="Title of the package; that of the card by default.")] = None,
+    author: Annotated[str, typer.Option(help="Author of the package.")] = "unknown",
+    licence: Annotated[str, typer.Option(help="Licence of the package, as SPDX names it.")] = "MIT",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a trained network for other programs: raw voxels in, answers in the units of training out."""
+    """Export a trained network as ONNX or for BioImage.IO.
+
+    It takes raw voxels and answers in the units of training.
+    """
     from mrhdata import models
+    from mrhdata._runtime.atomic import check_target
     from mrhdata.models import cards
     from mrhdata.models.export import export_bioimage, export_onnx
 
     if out.suffix not in (".onnx", ".zip"):
-        raise ModelError(f"{out} is neither .onnx nor .zip (a package of BioImage.IO); name it so")
+        raise ModelError(f"--out must end in .onnx, or in .zip for a package of BioImage.IO; got {out}")
     check_target(out, overwrite)
-    model = models.load(network)
+    network = models.load(model)
     if out.suffix == ".onnx":
-        export_onnx(model, out)
+        export_onnx(network, out)
     else:
-        card = cards.card_of(cards.folder_of(str(network)))
-        named = title or (card.title if card else f"{model.spec.name} of mrhdata")  # type: ignore[union-attr]
-        export_bioimage(model, out, title=named, author=author, card=card, licence=licence)
+        card = cards.card_of(cards.folder_of(str(model)))
+        name = title or (card.title if card else f"{network.spec.name} of mrhdata")  # type: ignore[union-attr]
+        export_bioimage(network, out, title=name, author=author, card=card, licence=licence)
     options.answer({"written": str(out), "bytes": out.stat().st_size}, as_json)

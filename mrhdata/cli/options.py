@@ -1,118 +1,265 @@
-"""Options that commands share, and how answers are printed."""
+"""Options that commands share, the words that they parse, and how answers are printed."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrhdata.errors import DataError, FormatError
+from mrhdata.errors import DataError, FormatError, ModelError, ParameterError
 
-Axes = Annotated[str | None, typer.Option(help="Where the file's axes point, such as PIR, if its header lies.")]
-Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um, nm.")]
-Spacing = Annotated[list[float] | None, typer.Option(help="Voxel size; once for all axes, or once for each.")]
-Origin = Annotated[list[float] | None, typer.Option(help="World X, Y, Z of the first voxel, given three times.")]
-Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
-Kind = Annotated[str | None, typer.Option(help="image, labels or mask.")]
-Dataset = Annotated[str | None, typer.Option(help="Which array of an HDF5 or MATLAB file, or series of DICOM.")]
-SpacingMm = Annotated[list[float] | None, typer.Option(help="Voxel size in mm; once for all axes, or once for each.")]
-Where = Annotated[str | None, typer.Option(help="Mask of the voxels to use.")]
-Stored = Annotated[str | None, typer.Option(help="Mask of any grid, or 'stored' for what is not empty.")]
-Align = Annotated[str, typer.Option(help="same grid, or first: resampled to that of the first.")]
-Memory = Annotated[str, typer.Option(help="What is held at once, such as '500 MB'.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one by default.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Those of the recipe by default.")]
-Inputs = Annotated[
-    list[str],
-    typer.Option("--input", help="Part of file names, or a pattern with *, as CHANNEL=PATTERN; once for each channel."),
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Parts of a split, in the order of shares without names.
+PARTS = ("train", "validation", "test")
+#: Where an origin lies -> where its axis points to.
+_OPPOSITE = dict(zip("asrpil", "PILASR", strict=True))
+
+
+def argument(metavar: str, description: str) -> Any:
+    """Return a positional argument, which the help shows as `metavar`."""
+    return typer.Argument(metavar=metavar, help=description)
+
+
+def output(description: str) -> Any:
+    """Return the option of the output, ``-o`` in every command."""
+    return typer.Option("--out", "-o", metavar="PATH", help=description)
+
+
+Model = Annotated[
+    Path, argument("MODEL", "Folder of a trained network, or name of a shipped one (mrhdata models list).")
 ]
-Shares = Annotated[str, typer.Option(help="Of training, validation and test.")]
+Orientation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LETTERS",
+        help="Directions of the file's axes if its header is wrong: PIR points to posterior, inferior, right. BrainGlobe "
+        "names origins, the opposite ends: bg:asr is PIL.",
+    ),
+]
+Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um or nm.")]
+Spacing = Annotated[
+    str | None, typer.Option(metavar="NUMBERS", help="Voxel size along the file's axes: 2,1.8,1.8, or one number.")
+]
+Origin = Annotated[
+    str | None, typer.Option(metavar="X,Y,Z", help="World position of the first voxel's centre, such as -5,0,2.5.")
+]
+Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
+Kind = Annotated[str | None, typer.Option(help="Kind of the values: image, labels or mask.")]
+Dataset = Annotated[str | None, typer.Option(help="Array of an HDF5 or MATLAB file, or series of a DICOM folder.")]
+SpacingMm = Annotated[
+    str | None, typer.Option(metavar="NUMBERS", help="Voxel size in mm along z, y, x: 2,1.8,1.8, or one number.")
+]
+Mask = Annotated[str | None, typer.Option(help="Mask of the voxels to use.")]
+MaskOrStored = Annotated[
+    str | None, typer.Option(help="Mask of the voxels to use, on any grid; 'stored' leaves out empty chunks.")
+]
+Grids = Annotated[
+    str,
+    typer.Option(help="Grids of the inputs: same refuses different ones, resample carries all to that of the first."),
+]
+Memory = Annotated[str, typer.Option(help="Memory budget, such as '500 MB'.")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu or cuda; cuda by default if a GPU is available.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; that of the recipe by default.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="CHANNEL=PATTERN",
+        help="Channel and its files: part of their names, or a pattern with *; once per channel.",
+    ),
+]
+Split = Annotated[
+    str, typer.Option(metavar="SHARES", help="Shares of train, validation and test: 0.6,0.2,0.2, or with names.")
+]
 Stride = Annotated[int, typer.Option(min=1, help="Voxels from one patch to the next.")]
-Blocks = Annotated[int, typer.Option(min=0, help="Loop blocks of MRH-Net.")]
-SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count what cannot be read as 0, and list it.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+LoopBlocks = Annotated[int, typer.Option(min=0, help="Loop blocks of MRH-Net.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count unreadable chunks as 0, and list them.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Progress = Annotated[bool | None, typer.Option(help="Show bars; by default where stderr is a terminal.")]
+Progress = Annotated[bool | None, typer.Option(help="Show progress bars; by default if stderr is a terminal.")]
 
 
-def options(**given: Any) -> Any:
-    """Options of the command line as those of mrhdata.read; the ones not given are left out."""
-    found = {key: value for key, value in given.items() if value is not None}
-    for key in ("spacing", "origin"):
-        numbers = found.get(key)
-        if numbers is not None:
-            found[key] = numbers[0] if key == "spacing" and len(numbers) == 1 else numbers
-    return found
+def set_options(**values: Any) -> dict[str, Any]:
+    """Return the options that were passed."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def named(files: list[str]) -> dict[str, str]:
-    """Files by their names; those of one name are told apart by a number."""
-    found: dict[str, str] = {}
+def read_options(
+    *, orientation: str | None = None, spacing: str | None = None, origin: str | None = None, **values: Any
+) -> Any:
+    """Return options of the command line as those of :func:`mrhdata.read`."""
+    return set_options(
+        axes=None if orientation is None else directions(orientation),
+        spacing=None if spacing is None else spacing_of("--spacing", spacing),
+        origin=None if origin is None else numbers("--origin", origin),
+        **values,
+    )
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Parse three numbers with commas.
+
+    Examples
+    --------
+    >>> numbers("--at", "-1,0,2.5")
+    [-1.0, 0.0, 2.5]
+    """
+    values = _floats(text)
+    if len(values) != 3:
+        raise ParameterError(f"{option} must be three numbers with commas, such as 2,1.8,1.8; got {text!r}")
+    return values
+
+
+def spacing_of(option: str, text: str) -> float | list[float]:
+    """Parse one voxel size for all axes, or three with commas.
+
+    Examples
+    --------
+    >>> spacing_of("--spacing", "2"), spacing_of("--spacing", "2,1.8,1.8")
+    (2.0, [2.0, 1.8, 1.8])
+    """
+    values = _floats(text)
+    if len(values) not in (1, 3):
+        raise ParameterError(f"{option} must be one number, or three with commas such as 2,1.8,1.8; got {text!r}")
+    return values[0] if len(values) == 1 else values
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+def directions(text: str) -> str:
+    """Return the directions of axes; letters after ``bg:`` are BrainGlobe's, which name where the origin lies.
+
+    Examples
+    --------
+    >>> directions("PIR"), directions("bg:asr")
+    ('PIR', 'PIL')
+    """
+    prefix, _, letters = text.rpartition(":")
+    axes = "".join(_OPPOSITE.get(letter, letter) for letter in letters.lower()) if prefix == "bg" else letters.upper()
+    if (
+        prefix not in ("", "bg")
+        or len(axes) != 3
+        or any(len(set(axes) & set(pair)) != 1 for pair in ("RL", "AP", "SI"))
+    ):
+        raise ParameterError(
+            f"--orientation must be three letters, one each of R or L, A or P, S or I, such as PIR or bg:asr; got {text!r}"
+        )
+    return axes
+
+
+def split_shares(text: str) -> dict[str, float]:
+    """Parse the shares of a split: three numbers for train, validation and test, or shares with names.
+
+    Examples
+    --------
+    >>> split_shares("0.6,0.2,0.2"), split_shares("train=0.8,test=0.2")
+    ({'train': 0.6, 'validation': 0.2, 'test': 0.2}, {'train': 0.8, 'test': 0.2})
+    """
+    names, _, values = zip(*(part.strip().rpartition("=") for part in text.split(",")), strict=True)
+    shares = _floats(",".join(values))
+    named = dict(zip(names if any(names) else PARTS, shares, strict=False))
+    if "" in named or not len(named) == len(names) == len(shares) or min(shares) <= 0:
+        raise ParameterError(
+            f"--split must be shares of train, validation and test such as 0.6,0.2,0.2, or shares with names such as "
+            f"train=0.8,test=0.2; got {text!r}"
+        )
+    return named
+
+
+def three_shares(text: str) -> list[float]:
+    """Parse the shares of train, validation and test."""
+    shares = split_shares(text)
+    if set(shares) != set(PARTS):
+        raise ParameterError(f"--split must have shares of train, validation and test; got {text!r}")
+    return [shares[part] for part in PARTS]
+
+
+def files_by_name(files: Sequence[str]) -> dict[str, str]:
+    """Return files by their names without endings; files of one name get numbers."""
+    by_name: dict[str, str] = {}
     for file in files:
         stem = Path(file).name.split(".")[0] or "volume"
         name, n = stem, 1
-        while name in found:
+        while name in by_name:
             n += 1
             name = f"{stem}-{n}"
-        found[name] = file
-    return found
+        by_name[name] = file
+    return by_name
 
 
-def channels(given: list[str]) -> dict[str, str]:
-    """Files by the names that they were given, or by their own."""
-    found: dict[str, str] = {}
-    for word in given:
+def channels(words: Sequence[str]) -> dict[str, str]:
+    """Return files by channel: FILE, whose name is that of the channel, or CHANNEL=FILE."""
+    by_channel: dict[str, str] = {}
+    for word in words:
         name, equals, file = word.partition("=")
-        found |= {name: file} if equals else named([word])
-    if len(found) < len(given):
-        raise DataError(f"two inputs have one name among {given}; write them as CHANNEL=FILE")
-    return found
+        by_channel |= {name: file} if equals else files_by_name([word])
+    if len(by_channel) < len(words):
+        raise DataError(f"two inputs have one name among {list(words)}; write them as CHANNEL=FILE")
+    return by_channel
 
 
-def shares(text: str) -> list[float]:
-    """Those of training, validation and test."""
-    try:
-        sizes = [float(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) != 3 or min(sizes) <= 0:
-        raise DataError(f"--shares {text}: write three shares as 0.6,0.2,0.2")
-    return sizes
+def case_files(inputs: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of each case if the inputs are one folder of several volumes, else an empty dict."""
+    from mrhdata.datasets.nnunet import cases_in
+
+    folder = Path(inputs[0])
+    return cases_in(folder) if len(inputs) == 1 and folder.is_dir() else {}
 
 
-def answer(found: dict[str, Any], as_json: bool) -> None:
-    """Print what was found."""
+def case_channels(spec: Any, case: str, files: Sequence[Path]) -> dict[str, str]:
+    """Return the files of a case by the channels of a network, in the order of their suffix."""
+    # A network of several slices has a channel for each slice of an input.
+    names = spec.channels[spec.neighbours :: 2 * spec.neighbours + 1]
+    if len(files) > len(names):
+        raise ModelError(f"case {case} has {len(files)} files; the network takes the channels {names}")
+    return dict(zip(names, map(str, files), strict=False))
+
+
+def answer(values: dict[str, Any], as_json: bool) -> None:
+    """Print the answer of a command."""
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(values))
         return
-    width = max(map(len, found))
-    for key, value in found.items():
-        typer.echo(f"{key:{width}}  {_shown(value)}")
+    width = max(map(len, values))
+    for key, value in values.items():
+        typer.echo(f"{key:{width}}  {_format_value(value)}")
 
 
-def check_unfinished(out: Path, overwrite: bool) -> None:
-    """Raise `FormatError` where a run may not write its network, and say so where it is there already."""
+def table(rows: pd.DataFrame) -> None:
+    """Print a table, with its index as the first column."""
+    typer.echo(rows.reset_index().to_string(index=False))
+
+
+def check_training_target(out: Path, overwrite: bool) -> None:
+    """Raise `FormatError` if a training may not write its network; say so if it is finished already."""
     from mrhdata._runtime.atomic import check_target
 
     if (out / "config.json").is_file() and not overwrite:
         raise FormatError(
-            f"{out} holds the network of a training that is finished, so there is nothing to go on with; train it anew "
-            "with --overwrite, or choose another name"
+            f"{out} holds a network that is already trained; pass --overwrite to train it again, or another --out"
         )
     check_target(out, overwrite)
 
 
-def shown(progress: bool | None) -> bool:
-    """Whether there are bars."""
+def bars(progress: bool | None) -> bool:
+    """Return whether progress bars are shown."""
     return sys.stderr.isatty() if progress is None else progress
 
 
 def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
-    """Say what of the inputs is unlike what a network was trained on."""
+    """Warn if inputs differ from the training data of a network."""
     from mrhdata.inference.input_check import unfamiliar
 
     for reason in unfamiliar(model.spec, inputs):
@@ -120,25 +267,25 @@ def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
 
 
 def warn(sentence: str) -> None:
-    """Say what does not end the command, as the log does."""
+    """Print a warning as the log does."""
     typer.echo(f"mrhdata: warning: {sentence}", err=True)
 
 
-def stored(where: str | None) -> Any:
-    """Where there is something to do: the word "stored", or a mask where a file was given."""
-    return where if where == "stored" else optional(where, "mask")
+def mask_or_stored(mask: str | None) -> Any:
+    """Return the word "stored", or the mask of a file."""
+    return mask if mask == "stored" else read_optional(mask, "mask")
 
 
-def optional(volume: Path | str | None, kind: str) -> Any:
-    """A volume of a kind where a file was given."""
+def read_optional(path: Path | str | None, kind: str) -> Any:
+    """Read a volume of a kind; None without a path."""
     from mrhdata.io import formats
 
-    return None if volume is None else formats.read(volume, kind=kind)
+    return None if path is None else formats.read(path, kind=kind)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_format_value(v)}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return "; ".join(value)
     return "nothing" if isinstance(value, list) and not value else str(value)

@@ -45,7 +45,7 @@ def train_restoration(
     from dataclasses import replace
 
     from mrhdata import models
-    from mrhdata._runtime.atomic import resuming
+    from mrhdata._runtime.atomic import resumable_folder
     from mrhdata.degrade import PUBLISHED
     from mrhdata.io import fingerprint, formats
     from mrhdata.recipes import restoration
@@ -56,9 +56,9 @@ def train_restoration(
     good = [formats.read(stack, **options.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
     parts = _parted(good, frames, held)
     settings = replace(restoration.EFFICIENT, seed=seed, **options.options(epochs=epochs, patience=epochs))
-    told = [fingerprint.told(stack) for stack in good]
+    told = [fingerprint.fingerprint(stack) for stack in good]
     identity = fingerprint.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
-    with resumable(), resuming(out, identity) as state:
+    with resumable(), resumable_folder(out, identity) as state:
         model, history = restoration.train(
             *parts,
             PUBLISHED[crappifier],

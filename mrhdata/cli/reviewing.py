@@ -73,7 +73,7 @@ def judge(
     as_json: options.Json = False,
 ) -> None:
     """Make marks for the next round of what a person judged, and count the false positives that remain."""
-    from mrhdata.analysis.review import adjusted, judged, read_verdicts
+    from mrhdata.analysis.review import adjusted_count, apply_review, read_decisions
     from mrhdata.errors import DataError
     from mrhdata.io.cell_tables import WORLD, write_points
     from mrhdata.metrics.detection import detection
@@ -81,13 +81,13 @@ def judge(
     if cells is not None and marks is None:
         raise DataError(f"{cells} has no false positives without marks; give --marks too")
     image, radius = _read(volume, spacing, unit, radius_um)
-    found = read_verdicts(verdicts)
+    found = read_decisions(verdicts)
     before = None if marks is None else _points(marks, image)
-    after = judged(before, found, radius)
+    after = apply_review(before, found, radius)
     told: dict[str, Any] = {"written": str(out), "judged": len(found)}
     told |= {"marks_before": 0 if before is None else len(before), "marks": len(after)}
     if cells is not None and before is not None:
-        made = adjusted(detection(before[WORLD], _points(cells, image)[WORLD], radius), found)
+        made = adjusted_count(detection(before[WORLD], _points(cells, image)[WORLD], radius), found)
         told |= {"false_positives": made.false_positives, "remaining": made.remaining, "adjusted": str(made)}
         told |= {"share": [made.share.estimate, made.share.low, made.share.high]} if made.share else {}
     write_points(after, out, image, overwrite=overwrite)

@@ -46,9 +46,9 @@ def train_labels(
     from dataclasses import asdict
 
     from mrhdata import models
-    from mrhdata.io.fingerprint import contents
+    from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import segmentation
-    from mrhdata.recipes.cases import find_cases, shared_out
+    from mrhdata.recipes.cases import find_cases, split_subjects
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
     cases = find_cases(folder, options.channels(inputs), labels)
@@ -61,14 +61,20 @@ def train_labels(
         _written(place / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing_mm, "labels": values, "volumes": contents(cases)}
+    about = {
+        "recipe": recipe,
+        "epochs": epochs,
+        "spacing_mm": spacing_mm,
+        "labels": values,
+        "volumes": fingerprint_cases(cases),
+    }
     found: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
         with resumable():
             table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
         options.answer(found | _summary(table), as_json)
         return
-    parts = shared_out(cases, options.shares(shares), seed)
+    parts = split_subjects(cases, options.shares(shares), seed)
     claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
     with resumable():
         model = train(parts["training"], parts["validation"], out)
@@ -110,21 +116,21 @@ def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:
     """Labels of each case in its own format, a montage, and all scores."""
     import pandas as pd
 
-    from mrhdata._runtime.atomic import appearing
+    from mrhdata._runtime.atomic import atomic_write
     from mrhdata.recipes.cross_validation import tested
 
     table = pd.concat([tested(model, case, out) for case in cases], ignore_index=True)
-    with appearing(out / "scores.csv", overwrite=True) as draft:
+    with atomic_write(out / "scores.csv", overwrite=True) as draft:
         table.to_csv(draft, index=False)
     return table
 
 
 def _summary(table: Any) -> dict[str, Any]:
-    from mrhdata.metrics.overlap import pooled
+    from mrhdata.metrics.overlap import pool_over_subjects
 
     subjects = table.drop_duplicates("subject")
     return {
-        "dice": {str(label): str(held) for label, held in pooled(table, "dice").items()},
+        "dice": {str(label): str(held) for label, held in pool_over_subjects(table, "dice").items()},
         "accuracy": round(float(subjects.accuracy.mean()), 4),
         "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
         "accuracy of background alone": round(float(subjects.accuracy_background.mean()), 4),
@@ -134,9 +140,9 @@ def _summary(table: Any) -> dict[str, Any]:
 def _written(path: Path, content: Any) -> None:
     import json
 
-    from mrhdata._runtime.atomic import appearing
+    from mrhdata._runtime.atomic import atomic_write
 
-    with appearing(path, overwrite=True) as draft:
+    with atomic_write(path, overwrite=True) as draft:
         draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
@@ -157,7 +163,7 @@ def segment_(
     """Label a volume on its own grid, in any format that is written: NIfTI, MINC2, NRRD, OME-Zarr."""
     from mrhdata import models
     from mrhdata._runtime.atomic import check_target
-    from mrhdata.inference.segmenter import Case, scored, segment
+    from mrhdata.inference.segmenter import Case, score_labels, segment
     from mrhdata.io import formats
     from mrhdata.viz import plots
     from mrhdata.volume.groups import on_grid_of
@@ -180,7 +186,7 @@ def segment_(
         plots.montage(first, known, found, montage, names=_names(spec.labels))
     answer: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in spec.labels]}
     if known is not None:
-        table = scored(Case("1", {}, known), found, spec.labels)
+        table = score_labels(Case("1", {}, known), found, spec.labels)
         answer["dice"] = dict(zip(table.label.astype(str), table.dice.round(4).tolist(), strict=True))
         answer["accuracy"] = round(float(table.accuracy[0]), 4)
     if values is not None:
@@ -199,10 +205,10 @@ def _values(volume: Any, labels: Any, known: Sequence[int], path: Path) -> None:
     """Mean, standard deviation, median and volume of each label, for comparing reconstructions."""
     import numpy as np
 
-    from mrhdata._runtime.atomic import appearing
+    from mrhdata._runtime.atomic import atomic_write
     from mrhdata.metrics.overlap import roi_table
 
     names = {int(v): _names(known).get(int(v), str(v)) for v in known[1:]}
     table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
-    with appearing(path, overwrite=True) as draft:
+    with atomic_write(path, overwrite=True) as draft:
         table.to_csv(draft, index=False)

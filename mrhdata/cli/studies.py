@@ -39,18 +39,18 @@ def train_maps(
     import pandas as pd
 
     from mrhdata import models
-    from mrhdata._runtime.atomic import appearing
-    from mrhdata.io.fingerprint import contents
+    from mrhdata._runtime.atomic import atomic_write
+    from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import mrhnet, virtual_histology
-    from mrhdata.recipes.cases import shared_out
+    from mrhdata.recipes.cases import split_subjects
     from mrhdata.recipes.cross_validation import claim
 
     found = virtual_histology.find_brains(folder, options.channels(inputs), histology, where)
-    parts = shared_out(found, options.shares(shares), seed)
-    settings = replace(mrhnet.CORRECTED, seed=seed, **options.options(epochs=epochs))
+    parts = split_subjects(found, options.shares(shares), seed)
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.options(epochs=epochs))
     subjects = {part: [brain.subject for brain in held] for part, held in parts.items()}
     about = {"inputs": inputs, "histology": histology, "where": where, "stride": stride, "blocks": blocks}
-    claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": contents(found)})
+    claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": fingerprint_cases(found)})
     bars = options.shown(progress)
     with resumable():
         model, history = virtual_histology.train(
@@ -59,12 +59,11 @@ def train_maps(
         )  # fmt: skip
         models.save(model, out / "network")
         scores = {
-            brain.subject: virtual_histology.mapped_and_scored(model, brain, out, progress=bars)
-            for brain in parts["test"]
+            brain.subject: virtual_histology.map_and_score(model, brain, out, progress=bars) for brain in parts["test"]
         }
-    with appearing(out / "network" / "history.json", overwrite=True) as draft:
+    with atomic_write(out / "network" / "history.json", overwrite=True) as draft:
         draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
-    with appearing(out / "scores.csv", overwrite=True) as draft:
+    with atomic_write(out / "scores.csv", overwrite=True) as draft:
         pd.DataFrame.from_dict(scores, orient="index").to_csv(draft, index_label="subject")
     told = {"written": str(out), "subjects": len(found), **{part: ", ".join(held) for part, held in subjects.items()}}
     r2 = {subject: round(held["R2"], 4) for subject, held in scores.items()}

@@ -1,4 +1,4 @@
-"""Commands on volumes."""
+"""Commands on single volumes: describe, compare, convert, view, register and resample them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import typer
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 
+Volume = Annotated[str, options.argument("VOLUME", "File, OME-Zarr, folder of planes, or DICOM folder.")]
+
 
 @command(
     "mrhdata info brain.zarr",
-    "mrhdata info annotation_100.nrrd --axes PIR --unit um",
+    "mrhdata info annotation_100.nrrd --orientation PIR --unit um",
 )
 def info(
-    file: str,
-    axes: options.Axes = None,
+    volume: Volume,
+    orientation: options.Orientation = None,
     unit: options.Unit = None,
     spacing: options.Spacing = None,
     origin: options.Origin = None,
@@ -27,110 +29,121 @@ def info(
     dataset: options.Dataset = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print what a volume is, where it lies, and what is suspicious about it."""
+    """Describe a volume: geometry, values, suspicious findings."""
     from mrhdata.io import inspection
 
-    given = options.options(
-        axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset
+    read_options = options.read_options(
+        orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset
     )
-    options.answer(inspection.inspect(file, **given), as_json)
+    options.answer(inspection.inspect(volume, **read_options), as_json)
 
 
 @command("mrhdata diff brain.nii.gz brain.zarr")
-def diff(first: str, second: str, as_json: options.Json = False) -> None:
-    """Compare two volumes in world space; exit code 1 where they differ."""
+def diff(
+    first: Annotated[str, options.argument("FIRST", "Volume to compare.")],
+    second: Annotated[str, options.argument("SECOND", "Volume to compare it with.")],
+    as_json: options.Json = False,
+) -> None:
+    """Compare two volumes in world space.
+
+    The exit code is 1 if they differ.
+    """
     from mrhdata.io import formats, inspection
 
-    found = inspection.difference(formats.read(first), formats.read(second))
-    options.answer(found, as_json)
-    if not found["same"]:
+    difference = inspection.difference(formats.read(first), formats.read(second))
+    options.answer(difference, as_json)
+    if not difference["same"]:
         raise typer.Exit(1)
 
 
 @command(
-    "mrhdata convert brain.nii.gz brain.zarr",
-    "mrhdata convert planes/ brain.zarr --spacing 2 --spacing 1.8 --spacing 1.8 --unit um",
+    "mrhdata convert brain.nii.gz -o brain.zarr",
+    "mrhdata convert planes/ -o brain.zarr --spacing 2,1.8,1.8 --unit um",
+    "mrhdata convert signal.tif -o brain.zarr --spacing 5,2,2 --unit um --orientation bg:asr",
 )
 def convert(
-    source: Annotated[str, typer.Argument(help="File, folder of planes, pattern, or URL of an OME-Zarr.")],
-    out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write: its ending says the format.")],
-    axes: options.Axes = None,
+    source: Annotated[str, options.argument("SOURCE", "File, folder of planes, pattern, or URL of an OME-Zarr.")],
+    out: Annotated[Path, options.output("OME-Zarr or file; its ending sets the format.")],
+    orientation: options.Orientation = None,
     unit: options.Unit = None,
     spacing: options.Spacing = None,
     origin: options.Origin = None,
     space: options.Space = None,
     kind: options.Kind = None,
     units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
-    modality: Annotated[str | None, typer.Option(help="Such as mri or histology.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality, such as mri or histology.")] = None,
     dataset: options.Dataset = None,
-    time: Annotated[int | None, typer.Option(min=0, help="Of a series of volumes take one, counted from 0.")] = None,
+    time: Annotated[int | None, typer.Option(min=0, help="Number of one volume of a time series, from 0.")] = None,
     memory: options.Memory = "1 GB",
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert a file, a folder of planes or a URL to OME-Zarr, or an OME-Zarr to a file.
+    """Convert volumes of any format and size to OME-Zarr, or back.
 
-    Killed and run again, a conversion to OME-Zarr goes on where it was.
+    An interrupted conversion to OME-Zarr resumes when you run the command again.
     """
     from mrhdata.io import conversion, formats, omezarr
 
-    geometry = {"axes": axes, "unit": unit, "spacing": spacing, "origin": origin}
-    given = options.options(
+    geometry = {"orientation": orientation, "unit": unit, "spacing": spacing, "origin": origin}
+    read_options = options.read_options(
         **geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset, time=time
     )
-    if out.name.lower().endswith(".zarr"):
-        shown = options.shown(progress)
+    to_zarr = out.name.lower().endswith(".zarr")
+    if to_zarr:
+        bars = options.bars(progress)
         with resumable():
-            volume = conversion.convert(source, out, overwrite=overwrite, memory=memory, progress=shown, **given)
+            volume = conversion.convert(source, out, overwrite=overwrite, memory=memory, progress=bars, **read_options)
     else:
-        volume = formats.read(source, **given)
+        volume = formats.read(source, **read_options)
         formats.write(volume, out, overwrite=overwrite)
-    found: dict[str, Any] = {"written": str(out), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
-    if out.name.lower().endswith(".zarr"):
+    values: dict[str, Any] = {"written": str(out), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
+    if to_zarr:
         levels, _ = omezarr.plan(volume)
-        found |= {"chunks": list(levels[0].chunks), "shards": list(levels[0].shards), "levels": len(levels)}
-    options.answer(found, as_json)
+        values |= {"chunks": list(levels[0].chunks), "shards": list(levels[0].shards), "levels": len(levels)}
+    options.answer(values, as_json)
 
 
 @command(
-    "mrhdata view t2w.nii.gz af.nrrd --out slices.png",
+    "mrhdata view t2w.nii.gz af.nrrd -o slices.png",
+    "mrhdata view brain.zarr --at -1.5,0,2",
     "mrhdata view brain.zarr --serve",
 )
 def view(
-    files: list[str],
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("view.png"),
-    at: Annotated[list[float] | None, typer.Option(help="World X, Y, Z in mm, given three times.")] = None,
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="Show the later ones over the first, not beside it.")
-    ] = False,
+    volumes: Annotated[list[str], options.argument("VOLUMES", "Volumes in one world space.")],
+    out: Annotated[Path, options.output("PNG of the slices.")] = Path("view.png"),
+    at: Annotated[
+        str | None, typer.Option(metavar="X,Y,Z", help="World point of the slices in mm; the middle by default.")
+    ] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Draw the other volumes over the first one.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve OME-Zarr stores to neuroglancer instead.")] = False,
-    port: Annotated[int, typer.Option(help="Of the server; 0 for any.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the server; 0 for any free one.")] = 0,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a picture of orthogonal slices, or serve stores to a viewer in the browser."""
+    """Draw orthogonal slices, or serve stores to a browser."""
     if serve:
-        _serve(files, port)
+        _serve(volumes, port)
         return
     from mrhdata._runtime.atomic import check_target
     from mrhdata.io import formats
     from mrhdata.viz import plots
 
+    point = None if at is None else options.numbers("--at", at)
     check_target(out, overwrite)
-    volumes = {name: formats.read(file) for name, file in options.named(files).items()}
-    plots.picture(volumes, out, at=at, overlay=overlay)
+    by_name = {name: formats.read(file) for name, file in options.files_by_name(volumes).items()}
+    plots.picture(by_name, out, at=point, overlay=overlay)
     options.answer({"written": str(out)}, as_json)
 
 
-def _serve(files: list[str], port: int) -> None:
+def _serve(stores: list[str], port: int) -> None:
     import signal
     import threading
 
     from mrhdata.viz.neuroglancer import Server
 
-    with Server(options.named(files), port) as server:
-        # A handler rather than KeyboardInterrupt, which is lost where it falls into a destructor.
+    with Server(options.files_by_name(stores), port) as server:
+        # A signal handler, because KeyboardInterrupt is lost if it is raised in a destructor.
         signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
         typer.echo(f"serving {', '.join(server.stores)} at {server.url} to {server.viewer} only; Ctrl-C ends it")
         typer.echo(server.link())
@@ -139,72 +152,86 @@ def _serve(files: list[str], port: int) -> None:
         typer.echo("stopped")
 
 
-@command("mrhdata register t2w.nii.gz template.nrrd to-template.h5 --out on-template.zarr")
+@command("mrhdata register t2w.nii.gz template.nrrd -o to-template.h5 --moved on-template.zarr")
 def register(
-    moving: str,
-    fixed: str,
-    transform: Annotated[Path, typer.Argument(help="To write, in ITK's format: .h5, .tfm or .nii.gz.")],
-    kind: Annotated[str, typer.Option(help="Steps, such as rigid, affine, affine+bspline.")] = "affine+deform",
-    moving_mask: Annotated[str | None, typer.Option(help="Where the moving volume counts.")] = None,
-    fixed_mask: Annotated[str | None, typer.Option(help="Where the fixed volume counts.")] = None,
+    moving: Annotated[str, options.argument("MOVING", "Volume to move.")],
+    fixed: Annotated[str, options.argument("FIXED", "Volume that it is moved onto.")],
+    out: Annotated[Path, options.output("Transform in ITK's format: .h5, .tfm or .nii.gz.")],
+    kind: Annotated[
+        str, typer.Option(help="Stages joined by +, such as rigid, affine, affine+bspline.")
+    ] = "affine+deform",
+    moving_mask: Annotated[str | None, typer.Option(help="Mask of the moving volume.")] = None,
+    fixed_mask: Annotated[str | None, typer.Option(help="Mask of the fixed volume.")] = None,
     orientations: Annotated[
         bool, typer.Option("--orientations", help="Try all 48 ways to permute and flip the axes.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The moving volume on the fixed one's grid.")] = None,
+    moved: Annotated[
+        Path | None, typer.Option(help="Output of the moving volume on the grid of the fixed one.")
+    ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Find the transform that lays one volume on another."""
+    """Find the transform that moves one volume onto another."""
     from mrhdata._runtime.atomic import check_target
     from mrhdata.analysis.voxel_table import voxel_table
     from mrhdata.io import formats
     from mrhdata.registration import itk, pipeline, resampling
 
-    for path in (transform, out):
+    for path in (out, moved):
         if path is not None:
             check_target(path, overwrite)
     first, second = formats.read(moving), formats.read(fixed)
     masks = {
-        "moving_mask": options.optional(moving_mask, "mask"),
-        "fixed_mask": options.optional(fixed_mask, "mask"),
+        "moving_mask": options.read_optional(moving_mask, "mask"),
+        "fixed_mask": options.read_optional(fixed_mask, "mask"),
     }
-    found = pipeline.register(first, second, kind, orientations=orientations, **masks)
-    itk.write(found, transform, second.mrh.grid)
-    carried = resampling.resample(first, second, found)
-    said: dict[str, Any] = {"written": str(transform)}
-    rows = voxel_table({"moving": carried, "fixed": second}, masks["fixed_mask"])
-    said["correlation"] = round(float(rows["moving"].corr(rows["fixed"])), 4)
-    if out is not None:
-        formats.write(carried, out, overwrite=overwrite)
-        said["carried"] = str(out)
-    options.answer(said, as_json)
+    transform = pipeline.register(first, second, kind, orientations=orientations, **masks)
+    itk.write(transform, out, second.mrh.grid)
+    resampled = resampling.resample(first, second, transform)
+    rows = voxel_table({"moving": resampled, "fixed": second}, masks["fixed_mask"])
+    values: dict[str, Any] = {"written": str(out), "correlation": round(float(rows["moving"].corr(rows["fixed"])), 4)}
+    if moved is not None:
+        formats.write(resampled, moved, overwrite=overwrite)
+        values["moved"] = str(moved)
+    options.answer(values, as_json)
 
 
 @command(
-    "mrhdata resample labels.nii.gz on-t2w.zarr --like t2w.nii.gz --transform to-template.h5 --kind labels",
-    "mrhdata resample t2w.nii.gz half.nii.gz --spacing-mm 0.2",
+    "mrhdata resample labels.nii.gz -o on-t2w.zarr --like t2w.nii.gz --transform to-template.h5 --kind labels",
+    "mrhdata resample t2w.nii.gz -o half.nii.gz --spacing-mm 0.2",
 )
 def resample(
-    volume: str,
-    out: Path,
-    like: Annotated[str | None, typer.Option(help="Volume whose grid to fill.")] = None,
-    transform: Annotated[str | None, typer.Option(help="From the space of --like to that of the volume.")] = None,
+    volume: Volume,
+    out: Annotated[Path, options.output("OME-Zarr or file; its ending sets the format.")],
+    like: Annotated[str | None, typer.Option(help="Volume whose grid the result has.")] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="Transform from the space of --like to that of the volume.")
+    ] = None,
     spacing_mm: options.SpacingMm = None,
-    order: Annotated[int, typer.Option(help="0 nearest, 1 linear, 3 cubic; labels are always nearest.")] = 1,
+    order: Annotated[
+        int, typer.Option(help="Interpolation: 0 nearest, 1 linear, 3 cubic; labels always take the nearest voxel.")
+    ] = 1,
     kind: options.Kind = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Carry a volume of any size to another grid, block by block."""
+    """Resample a volume of any size to another grid.
+
+    Images are smoothed first if the new grid is coarser.
+    """
     from mrhdata._runtime.atomic import check_target
     from mrhdata.io import formats
     from mrhdata.registration import itk, resampling
 
     check_target(out, overwrite)
-    given, target = formats.read(volume, **options.options(kind=kind)), None if like is None else formats.read(like)
-    spaces = {} if target is None else {"source": target.mrh.space, "target": given.mrh.space}
-    through = None if transform is None else itk.read(transform, **spaces)
-    size = options.options(spacing=spacing_mm).get("spacing")
-    made = resampling.resample(given, target, through, spacing_mm=size, order=order)
-    formats.write(made, out, overwrite=overwrite)
-    options.answer({"written": str(out), "shape": dict(made.sizes), "space": made.mrh.space}, as_json)
+    source, target = (
+        formats.read(volume, **options.read_options(kind=kind)),
+        None if like is None else formats.read(like),
+    )
+    spaces = {} if target is None else {"source": target.mrh.space, "target": source.mrh.space}
+    loaded = None if transform is None else itk.read(transform, **spaces)
+    spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
+    resampled = resampling.resample(source, target, loaded, spacing_mm=spacing, order=order)
+    formats.write(resampled, out, overwrite=overwrite)
+    values = {"written": str(out), "shape": dict(resampled.sizes), "space": resampled.mrh.space}
+    options.answer(values, as_json)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mrhdata.datasets import bids, catalog
-from mrhdata.datasets.splits import shared_out
+from mrhdata.datasets.splits import assign_parts
 from mrhdata.errors import CatalogError, MrhdataError
 from mrhdata.io import formats
 from mrhdata.io.conversion import source_checksum
@@ -79,7 +79,7 @@ def build(
     description = _read_description(folder)
     target = Path(path) if path is not None else folder / "catalog.yaml"
     entries: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
-    for volume_path in volumes_in(folder):
+    for volume_path in find_volumes(folder):
         try:
             metadata = _metadata(volume_path, options, checksum)
         except MrhdataError as error:
@@ -95,7 +95,7 @@ def build(
         raise CatalogError(f"{folder} has no readable volume")
     if split is not None:
         with_subject = [metadata for _, metadata, _ in entries.values() if "subject" in metadata]
-        part_of = shared_out([metadata["subject"] for metadata in with_subject], split, seed)
+        part_of = assign_parts([metadata["subject"] for metadata in with_subject], split, seed)
         for metadata in with_subject:
             metadata["split"] = part_of[metadata["subject"]]
     description |= {k: v for k, v in {"licence": licence, "citation": citation}.items() if v is not None}
@@ -106,7 +106,7 @@ def build(
     return target
 
 
-def volumes_in(folder: Path) -> Iterator[Path]:
+def find_volumes(folder: Path) -> Iterator[Path]:
     """Yield paths below a folder that could be volumes, the header only of a header and voxel file pair."""
     voxel_files = (".img", ".img.gz", ".brik", ".brik.gz", ".rec")
     for path in sorted(folder.iterdir()):
@@ -122,7 +122,7 @@ def volumes_in(folder: Path) -> Iterator[Path]:
             ):
                 yield path
             else:
-                yield from volumes_in(path)
+                yield from find_volumes(path)
         elif any(name.endswith(ending) for ending in FORMATS) and not name.endswith(voxel_files):
             yield path
 

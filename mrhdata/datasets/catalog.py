@@ -13,7 +13,7 @@ from intake.catalog.local import YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
 from mrhdata._runtime import html
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.datasets.validation import check, load, resolve
 from mrhdata.errors import CatalogError, MrhdataError, NameMissingError
 from mrhdata.io import formats
@@ -286,6 +286,6 @@ def write(
         sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(entry_metadata)}
     content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}
     text = "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False)
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
         check(draft)

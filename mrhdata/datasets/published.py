@@ -19,7 +19,7 @@ import pooch
 import requests
 from tqdm.auto import tqdm
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.datasets import catalog
 from mrhdata.datasets.validation import load
 from mrhdata.errors import CatalogError, DataError
@@ -213,7 +213,7 @@ def _extract_member(path: Path, name: str) -> Path:
     if target.exists():
         return target
     try:
-        with zipfile.ZipFile(path) as archive, appearing(target) as draft:
+        with zipfile.ZipFile(path) as archive, atomic_write(target) as draft:
             _copy_member(archive, name, draft)
     except (KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path.name} must be a zip archive that holds {name} ({error})") from error

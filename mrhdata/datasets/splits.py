@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from mrhdata.errors import DataError
 
 
-def shared_out(names: Iterable[str], split: Mapping[str, float], seed: int) -> dict[str, str]:
+def assign_parts(names: Iterable[str], split: Mapping[str, float], seed: int) -> dict[str, str]:
     """Assign each name, such as a subject, to a part of a split at random; every part gets at least one name.
 
     Parameters
@@ -32,7 +32,7 @@ def shared_out(names: Iterable[str], split: Mapping[str, float], seed: int) -> d
 
     Examples
     --------
-    >>> shared_out("abcd", {"train": 0.5, "test": 0.5}, seed=0)
+    >>> assign_parts("abcd", {"train": 0.5, "test": 0.5}, seed=0)
     {'c': 'train', 'a': 'train', 'b': 'test', 'd': 'test'}
     """
     if not split or min(split.values()) <= 0 or abs(sum(split.values()) - 1) > 1e-6:

@@ -10,7 +10,7 @@ parameter of a step may be a `Between`, which is drawn anew for each plane.
 """
 
 from mrhdata.degrade.degradation import Degradation
-from mrhdata.degrade.fit import Fitted, fit_degradation
+from mrhdata.degrade.fit import FittedDegradation, fit_degradation
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.degrade.scan_time import scan_speedup
 from mrhdata.degrade.steps import (
@@ -44,7 +44,7 @@ __all__ = [
     "Charging",
     "Clip",
     "Degradation",
-    "Fitted",
+    "FittedDegradation",
     "Gain",
     "Gaussian",
     "IntensityGaussian",

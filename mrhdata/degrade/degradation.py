@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mrhdata.degrade.steps import Floats, Step
 from mrhdata.errors import DataError, GridError
-from mrhdata.volume.dtypes import white_of
+from mrhdata.volume.dtypes import full_scale
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Degradation:
         return mean * white, squares / (draws - 1) * white**2
 
     def _white(self, dtype: np.dtype[Any]) -> float:
-        return white_of(dtype) if self.white is None else self.white
+        return full_scale(dtype) if self.white is None else self.white
 
     def _degraded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         for step in self.steps:

@@ -33,7 +33,7 @@ _BINS = 24
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedDegradation:
     """Parameters of a fitted degradation, for values from 0 to 1.
 
     Attributes
@@ -70,7 +70,7 @@ class Fitted:
         )
 
 
-def fit_degradation(real_low: ArrayLike, real_high: ArrayLike, *, white: float | None = None) -> Fitted:
+def fit_degradation(real_low: ArrayLike, real_high: ArrayLike, *, white: float | None = None) -> FittedDegradation:
     """Fit blur, reduction, contrast and noise that turn high-resolution images into their low-resolution partners.
 
     For each kind of reduction, the blur width is searched for the least squared misfit, with gain and offset by
@@ -111,7 +111,7 @@ def fit_degradation(real_low: ArrayLike, real_high: ArrayLike, *, white: float |
     kind = min(misfit, key=lambda k: misfit[k])
     _, gain, offset, expected = _fit_contrast(low, high, kind, factor, widths[kind])
     noise_offset, noise_slope = _fit_noise(low - expected, expected)
-    return Fitted(kind, factor, widths[kind], gain, offset, noise_offset, noise_slope, misfit)
+    return FittedDegradation(kind, factor, widths[kind], gain, offset, noise_offset, noise_slope, misfit)
 
 
 def _scaled_planes(image: ArrayLike, white: float | None) -> Floats:

@@ -14,13 +14,13 @@ from .output import Output
 from .peaks import Peaks, find_peaks
 from .predictor import predict
 from .segmenter import segment
-from .strategies.sliding_window import Windowing
+from .strategies.sliding_window import SlidingWindow
 from .voxelwise import predict_patches, predict_rows
 
 __all__ = [
     "Output",
     "Peaks",
-    "Windowing",
+    "SlidingWindow",
     "box_reader",
     "detect",
     "detector",

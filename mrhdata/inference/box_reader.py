@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mrhdata.errors import DataError, FormatError
 from mrhdata.patching import order
 from mrhdata.patching.plan import longest
-from mrhdata.patching.prefetch import Loads, ReadAhead, Rooms, decoders
+from mrhdata.patching.prefetch import BufferPool, Loads, ReadAhead, decoders
 from mrhdata.patching.sources import one_grid
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.box import Box
 from mrhdata.volume.groups import stack
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-class Sweep:
+class BoxReader:
     """Reads boxes of one stream within a budget.
 
     Parameters
@@ -39,9 +39,9 @@ class Sweep:
         Where tiles that cannot be read are listed, a line each; they are then 0. Refused where None.
     """
 
-    def __init__(self, stream: Stream, memory: int, notes: Path | None = None) -> None:
+    def __init__(self, stream: TensorSource, memory: int, notes: Path | None = None) -> None:
         self.stream = stream
-        self._memory, self._notes, self._rooms = memory, notes, Rooms()
+        self._memory, self._notes, self._rooms = memory, notes, BufferPool()
 
     def skip(self, reason: str) -> bool:
         """Note something that cannot be read or used; False where that is not allowed."""
@@ -126,7 +126,7 @@ class Sweep:
             out[...] = np.pad(target.copy(), [(0, 0), *zip(before, after, strict=True)], mode="edge")
 
 
-class Inside:
+class RegionOfInterest:
     """Where a map is wanted: everywhere, in a mask of any grid, or where voxels were ever stored.
 
     Parameters
@@ -138,9 +138,9 @@ class Inside:
         The inputs.
     """
 
-    def __init__(self, where: xr.DataArray | str | None, first: xr.DataArray, stream: Stream) -> None:
+    def __init__(self, where: xr.DataArray | str | None, first: xr.DataArray, stream: TensorSource) -> None:
         self._shape, self._stored = stream.grid.shape, None
-        self._mask: Stream | None = None
+        self._mask: TensorSource | None = None
         self._coarse: NDArray[np.bool_] | None = None
         if isinstance(where, str):
             if where != "stored":

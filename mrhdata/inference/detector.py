@@ -23,27 +23,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrhdata._runtime.atomic import appearing, check_target, remove
-from mrhdata._runtime.memory import in_bytes
-from mrhdata._runtime.progress import Progress, steps
+from mrhdata._runtime.atomic import atomic_write, check_target, remove
+from mrhdata._runtime.memory import parse_memory
+from mrhdata._runtime.progress import Progress, progress_bar
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.box_reader import Sweep
+from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.output import Output
-from mrhdata.inference.peaks import Found, Peaks, find_peaks
+from mrhdata.inference.peaks import Peaks, PeakTable, find_peaks
 from mrhdata.inference.predictor import predict
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
-from mrhdata.volume.dtypes import white_of
+from mrhdata.volume.dtypes import full_scale
 from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from mrhdata.models.spec import Spec
-    from mrhdata.patching.tiles import Stream
+    from mrhdata.models.spec import ModelSpec
+    from mrhdata.patching.tiles import TensorSource
 
 #: Bytes that a voxel of scores takes while its block is searched.
 _SEARCHED = 24
@@ -87,7 +87,7 @@ def detect(  # noqa: PLR0913 (settings of one act)
     Returns
     -------
     cells : DataFrame
-        As of :func:`~mrhdata.inference.detector.cells_of`.
+        As of :func:`~mrhdata.inference.detector.detect_cells`.
 
     Raises
     ------
@@ -108,8 +108,8 @@ def detect(  # noqa: PLR0913 (settings of one act)
     [[2.0, 3.0, 4.0, 1.29]]
     """
     folder = Path(store)
-    inputs = sources.named(volume)
-    spec: Spec | None = getattr(model, "spec", None)
+    inputs = sources.volumes_by_name(volume)
+    spec: ModelSpec | None = getattr(model, "spec", None)
     peaks = stored_peaks(spec) if peaks is None else peaks
     if not 0 <= peaks.threshold <= 1:
         raise DataError(f"scores go from 0 to 1, so a threshold of {peaks.threshold} says nothing; give one between")
@@ -119,7 +119,7 @@ def detect(  # noqa: PLR0913 (settings of one act)
             model, inputs, folder / "scores.zarr", where=where, device=device, precision=precision,
             skip_corrupt=skip_corrupt, **shared,
         )  # fmt: skip
-    return cells_of(scores, folder / "cells.parquet", peaks, inputs, **shared)
+    return detect_cells(scores, folder / "cells.parquet", peaks, inputs, **shared)
 
 
 def score_volume(
@@ -158,21 +158,21 @@ def _folder(path: Path) -> Iterator[None]:
 
 def scoring(model: nn.Module) -> nn.Module:
     """The network with one answer for each voxel, the score of a cell before the sigmoid."""
-    spec: Spec | None = getattr(model, "spec", None)
+    spec: ModelSpec | None = getattr(model, "spec", None)
     if spec is None or spec.config.get("answer") == "score":
         return model
     from mrhdata import models
-    from mrhdata.models.spec import Scale
+    from mrhdata.models.spec import IntensityScale
 
     try:
         single = models.copy(model, answer="score")
     except ModelError as error:
         raise ModelError(f"{spec.name} finds no cells; train cells3d with mrhdata.recipes.cells") from error
-    single.spec = replace(single.spec, target=Scale((0.0,), (1.0,)))  # type: ignore[type-var]
+    single.spec = replace(single.spec, target=IntensityScale((0.0,), (1.0,)))  # type: ignore[type-var]
     return single
 
 
-def stored_peaks(spec: Spec | None) -> Peaks:
+def stored_peaks(spec: ModelSpec | None) -> Peaks:
     """What counts as a cell for a trained network: ``("cells", {...})`` among the steps of ``spec.finish``."""
     found = [settings for name, settings in (spec.finish if spec is not None else ()) if name == "cells"]
     if not found:
@@ -182,7 +182,7 @@ def stored_peaks(spec: Spec | None) -> Peaks:
     return Peaks(**found[0])
 
 
-def cells_of(
+def detect_cells(
     scores: xr.DataArray,
     target: str | os.PathLike[str],
     peaks: Peaks,
@@ -215,7 +215,7 @@ def cells_of(
         it that scores at least half as much; ``intensity_<name>``. In the order of the score volume's voxels,
         whatever the blocks.
     """
-    path, budget = Path(target), in_bytes(memory)
+    path, budget = Path(target), parse_memory(memory)
     if scores.dims != SPATIAL:
         raise DataError(f"a score volume has the axes z, y, x, not {scores.dims}; select a channel")
     stream = sources.one_grid({"scores": scores}, (1, 1, 1), None, False)
@@ -228,19 +228,19 @@ def cells_of(
         return pd.read_parquet(path)
     check_target(path, overwrite)
     parts = _parts(path, head)
-    search = _Search(stream, scores, peaks, white_of(scores.dtype), int(_TILES * budget))
+    search = _Search(stream, scores, peaks, full_scale(scores.dtype), int(_TILES * budget))
     left = [i for i in range(len(boxes)) if not _part(parts, i).exists()]
     total = sum(b.size for b in boxes)
     done = total - sum(boxes[i].size for i in left)
-    with steps(progress, total, done, ("finding cells", 1, "voxel")) as step:
+    with progress_bar(progress, total, done, ("finding cells", 1, "voxel")) as step:
         for i, found in zip(left, search.of([boxes[i] for i in left]), strict=True):
-            with appearing(_part(parts, i)) as draft:
+            with atomic_write(_part(parts, i)) as draft:
                 _rows(found, boxes[i], scores.mrh.grid, beside).to_parquet(draft, index=False)
             step(boxes[i].size)
     rows = pd.concat([pd.read_parquet(_part(parts, i)) for i in range(len(boxes))], ignore_index=True)
     made = _table(rows, scores.mrh.grid, grid)
     made.attrs["digest"] = head["digest"]
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         made.to_parquet(draft, index=False)
     remove(parts)
     return made
@@ -249,11 +249,11 @@ def cells_of(
 class _Search:
     """Peaks of boxes of the score volume, read one ahead of the other."""
 
-    def __init__(self, stream: Stream, scores: xr.DataArray, peaks: Peaks, white: float, memory: int) -> None:
-        self._sweep, self._peaks, self._white = Sweep(stream, memory), peaks, white
+    def __init__(self, stream: TensorSource, scores: xr.DataArray, peaks: Peaks, white: float, memory: int) -> None:
+        self._sweep, self._peaks, self._white = BoxReader(stream, memory), peaks, white
         self._shape, self._spacing = scores.shape, scores.mrh.spacing.tolist()
 
-    def of(self, boxes: Sequence[Box]) -> Iterator[Found]:
+    def of(self, boxes: Sequence[Box]) -> Iterator[PeakTable]:
         """One by one."""
         halo = self._peaks.halo(self._spacing)
         wide = [b.grow(halo) for b in boxes]
@@ -297,7 +297,7 @@ class _Image:
         return np.asarray(values[tuple((voxels - low).transpose(2, 0, 1))].mean(axis=1, dtype=np.float64))
 
 
-def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Box]:
+def _boxes(stream: TensorSource, images: Sequence[_Image], memory: int) -> Iterator[Box]:
     """Parts of the score volume of whole tiles, as large as the memory allows."""
     shape, spacing = stream.grid.shape, stream.grid.spacing
     each = _SEARCHED + sum(image.bytes_per(float(np.prod(spacing))) for image in images)
@@ -310,7 +310,7 @@ def _boxes(stream: Stream, images: Sequence[_Image], memory: int) -> Iterator[Bo
         yield Box.of(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
 
 
-def _rows(found: Found, box: Box, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:
+def _rows(found: PeakTable, box: Box, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:
     """What one block adds to the table."""
     voxel = found.voxel + box.start
     columns: dict[str, Any] = dict(zip(_VOXEL, voxel.T, strict=True)) | dict(zip(_SHIFT, found.shift.T, strict=True))
@@ -336,7 +336,7 @@ def _parts(path: Path, head: Mapping[str, Any]) -> Path:
     if not note.exists() or note.read_text(encoding="utf-8") != text:
         remove(folder)
         folder.mkdir(parents=True)
-        with appearing(note) as draft:
+        with atomic_write(note) as draft:
             draft.write_text(text, encoding="utf-8")
     return folder
 
@@ -346,7 +346,7 @@ def _part(parts: Path, number: int) -> Path:
 
 
 def _digest(scores: xr.DataArray, images: Mapping[str, xr.DataArray], peaks: Peaks) -> str:
-    told = [fingerprint.told(scores), [[name, fingerprint.told(image)] for name, image in images.items()]]
+    told = [fingerprint.fingerprint(scores), [[name, fingerprint.fingerprint(image)] for name, image in images.items()]]
     return fingerprint.digest([told, asdict(peaks)])
 
 

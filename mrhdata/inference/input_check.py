@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
-    from mrhdata.models.spec import Spec
+    from mrhdata.models.spec import ModelSpec
 
 #: Voxels may be so many times larger or smaller along each axis.
 _SPACING = 1.25
@@ -28,7 +28,7 @@ _BOXES, _EDGE = 16, 16
 _SPAN = 3.29
 
 
-def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0) -> list[str]:
+def check_inputs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0) -> list[str]:
     """Say what of the inputs is unlike the training volumes.
 
     Parameters
@@ -48,13 +48,13 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
 
     Examples
     --------
-    >>> from mrhdata.models.spec import Scale, Spec
+    >>> from mrhdata.models.spec import Scale, ModelSpec
     >>> from mrhdata.volume.construct import from_array
-    >>> spec = Spec("mrhnet", channels=("t2w",), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0,), (20.0,)))
+    >>> spec = ModelSpec("mrhnet", channels=("t2w",), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0,), (20.0,)))
     >>> values = np.random.default_rng(0).normal(100, 20, (20, 20, 20))
-    >>> unfamiliar(spec, {"t2w": from_array(values, spacing=(0.2, 0.2, 0.2))})
+    >>> check_inputs(spec, {"t2w": from_array(values, spacing=(0.2, 0.2, 0.2))})
     []
-    >>> for reason in unfamiliar(spec, {"t2w": from_array(values / 1000, spacing=(0.5, 0.2, 0.2))}):
+    >>> for reason in check_inputs(spec, {"t2w": from_array(values / 1000, spacing=(0.5, 0.2, 0.2))}):
     ...     print(reason)
     t2w has voxels of 0.5 x 0.2 x 0.2 mm, the network learned from 0.2 x 0.2 x 0.2 mm: resample it first
     t2w goes from 0.06701 to 0.1336, the network learned from 100 with a deviation of 20: another contrast or unit?
@@ -72,7 +72,7 @@ def unfamiliar(spec: Spec, inputs: Mapping[str, xr.DataArray], *, seed: int = 0)
     return reasons
 
 
-def _others(spec: Spec, inputs: Mapping[str, xr.DataArray]) -> bool:
+def _others(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> bool:
     """Whether channels of training are there in another order."""
     order = [spec.channels.index(name) for name in inputs if name in spec.channels]
     return order != sorted(order)

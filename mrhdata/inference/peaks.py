@@ -65,7 +65,7 @@ class Peaks:
 
 
 @dataclass(frozen=True)
-class Found:
+class PeakTable:
     """Peaks of a box, in the order of their voxels.
 
     Attributes
@@ -98,7 +98,7 @@ def find_peaks(
     *,
     halo: bool = False,
     outside: NDArray[np.bool_] | None = None,
-) -> Found:
+) -> PeakTable:
     """Find the peaks of a box of scores.
 
     Parameters
@@ -156,7 +156,7 @@ def find_peaks(
     # Row by row: a product of matrices would round by how many peaks there are.
     moment = np.stack([(weight * offset).sum(axis=1) for offset in offsets.T], axis=1)
     shift = np.divide(moment, total, out=np.zeros((len(voxel), 3)), where=total > 0)
-    return Found(voxel - ball, shift, top, high.sum(axis=1).astype(np.float64))
+    return PeakTable(voxel - ball, shift, top, high.sum(axis=1).astype(np.float64))
 
 
 def _ball(lengths: Sequence[int], spacing: Sequence[float], radius: float) -> Ints:

@@ -24,22 +24,22 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import check_target, remove
-from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
-from mrhdata._runtime.threads import in_thread
+from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.box_reader import Inside, Sweep
+from mrhdata.inference.box_reader import BoxReader, RegionOfInterest
 from mrhdata.inference.output import Output
-from mrhdata.inference.strategies.base import Method, Step
-from mrhdata.inference.strategies.dense import Dense
-from mrhdata.inference.strategies.network import Network
-from mrhdata.inference.strategies.patch_centre import Centres
-from mrhdata.inference.strategies.sliding_window import Windowing, Windows
+from mrhdata.inference.strategies.base import BoxTask, Strategy
+from mrhdata.inference.strategies.dense import DenseStrategy
+from mrhdata.inference.strategies.network import InferenceModel
+from mrhdata.inference.strategies.patch_centre import PatchCentreStrategy
+from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
-from mrhdata.io.omezarr.write_blocks import InTurn
-from mrhdata.models.receptive_field import field_of
-from mrhdata.models.spec import Spec
+from mrhdata.io.omezarr.write_blocks import DoubleBuffer
+from mrhdata.models.receptive_field import receptive_field_of
+from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, place
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from mrhdata.patching.tiles import Stream
+    from mrhdata.patching.tiles import TensorSource
 
 Floats = NDArray[np.float32]
 
@@ -80,7 +80,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     *,
     where: xr.DataArray | str | None = None,
     mode: str = "patch",
-    windows: Windowing = Windowing(),  # noqa: B008
+    windows: SlidingWindow = SlidingWindow(),  # noqa: B008
     align: str = "same",
     output: Output = Output(),
     memory: int | str = "1 GB",
@@ -169,15 +169,15 @@ def predict(  # noqa: PLR0913 (settings of one act)
         raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
     if align not in ("same", "first"):
         raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
-    target, budget = Path(store), in_bytes(memory)
-    inputs = {key: omezarr.forward(volume) for key, volume in sources.named(inputs).items()}
-    network = Network(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+    target, budget = Path(store), parse_memory(memory)
+    inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
+    network = InferenceModel(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
     first = next(iter(inputs.values()))
     stream = sources.one_grid(inputs, (1, 1, 1), None, align == "first")
     if output.decide == "argmax" and not output.labels:
         output = replace(output, labels=network.spec.labels)
     _check(network, stream, prepared)
-    inside = Inside(where, first, stream)
+    inside = RegionOfInterest(where, first, stream)
     method, windowing = _method(network, stream, inside, mode, windows, budget)
     volume = _template(stream, first, method, output, name)
     grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
@@ -196,11 +196,11 @@ def predict(  # noqa: PLR0913 (settings of one act)
     }
     content = [_VERSION, about, _told(inputs), None if where is None else _told(where), name, align]
     identity = {"digest": fingerprint.digest(content)}
-    notes = resumable.notes(grown)
-    result = resumable.grow(
+    notes = resumable.provenance_notes(grown)
+    result = resumable.write_resumable(
         grown,
         volume,
-        lambda: _Map(method, Sweep(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
+        lambda: _Map(method, BoxReader(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
         identity,
         lambda: _provenance(about, inputs, notes),
         memory=int(_WRITING * budget),
@@ -221,14 +221,14 @@ def predict(  # noqa: PLR0913 (settings of one act)
     return formats.read(target)
 
 
-def _check(network: Network, stream: Stream, prepared: bool) -> None:
+def _check(network: InferenceModel, stream: TensorSource, prepared: bool) -> None:
     """The inputs are those of training."""
     spec = network.spec
     if spec.prepare and not prepared:
         steps = ", ".join(name for name, _ in spec.prepare)
         raise ModelError(
             f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
-            "that, or prepare them with mrhdata.preprocessing.pipeline.prepared and say prepared=True"
+            "that, or prepare them with mrhdata.preprocessing.pipeline.prepare and say prepared=True"
         )
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(
@@ -244,13 +244,18 @@ def _check(network: Network, stream: Stream, prepared: bool) -> None:
 
 
 def _method(
-    network: Network, stream: Stream, inside: Inside, mode: str, windows: Windowing, budget: int
-) -> tuple[Method, Windowing | None]:
+    network: InferenceModel,
+    stream: TensorSource,
+    inside: RegionOfInterest,
+    mode: str,
+    windows: SlidingWindow,
+    budget: int,
+) -> tuple[Strategy, SlidingWindow | None]:
     """How the network is run, and on which windows."""
     shape, given, memory = stream.grid.shape, len(stream.channels), int(_TENSORS * budget)
     if mode == "dense":
-        field = field_of(network.model, given * (2 * network.spec.neighbours + 1))
-        return Dense(network, field, shape, given, inside, memory), None
+        field = receptive_field_of(network.model, given * (2 * network.spec.neighbours + 1))
+        return DenseStrategy(network, field, shape, given, inside, memory), None
     if mode != "patch":
         raise ModelError(f"mode is patch or dense, not {mode!r}")
     own = windows.of(network)
@@ -262,11 +267,11 @@ def _method(
             f"{network.spec.name} answers windows of {own.shape} by {answer[2:]}; only mode='dense' can place those"
         )
     if own.blend == "centre":
-        return Centres(network, shape, given, answer[1], inside, own, memory), own
-    return Windows(network, shape, answer[1], inside, own), own
+        return PatchCentreStrategy(network, shape, given, answer[1], inside, own, memory), own
+    return SlidingWindowStrategy(network, shape, answer[1], inside, own), own
 
 
-def _template(stream: Stream, first: xr.DataArray, method: Method, output: Output, name: str) -> xr.DataArray:
+def _template(stream: TensorSource, first: xr.DataArray, method: Strategy, output: Output, name: str) -> xr.DataArray:
     """The result without its voxels: where it lies and what it is."""
     spacing, channels = stream.grid.spacing, output.channels(method.channels)
     starts = np.array([float(np.atleast_1d(first.coords[d])[0]) for d in SPATIAL])
@@ -284,10 +289,10 @@ def _template(stream: Stream, first: xr.DataArray, method: Method, output: Outpu
     return made.assign_attrs({key: first.attrs[key] for key in ("source_axes",) if key in first.attrs})
 
 
-def _limit(budget: int, volume: xr.DataArray, method: Method) -> int:
+def _limit(budget: int, volume: xr.DataArray, method: Strategy) -> int:
     """Bytes of a block of the result; windows are added up as float32."""
     held = volume.dtype.itemsize * volume.sizes.get("c", 1)
-    return int(_BLOCK * budget * (held / (4 * method.channels) if isinstance(method, Windows) else 1))
+    return int(_BLOCK * budget * (held / (4 * method.channels) if isinstance(method, SlidingWindowStrategy) else 1))
 
 
 class _Map:
@@ -301,7 +306,7 @@ class _Map:
     inside : Inside
     """
 
-    def __init__(self, method: Method, sweep: Sweep, output: Output, inside: Inside) -> None:
+    def __init__(self, method: Strategy, sweep: BoxReader, output: Output, inside: RegionOfInterest) -> None:
         self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
         self.dtype = output.written
 
@@ -309,10 +314,10 @@ class _Map:
         """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
         left = Event()
         spatial = [Box(box.start[-3:], box.stop[-3:]) for box in boxes]
-        return in_thread(self._made(spatial, left), 1, left.set)
+        return run_ahead(self._made(spatial, left), 1, left.set)
 
     def _made(self, boxes: Sequence[Box], left: Event) -> Iterator[np.ndarray | None]:
-        buffers = InTurn(self.dtype)
+        buffers = DoubleBuffer(self.dtype)
         for group in self._groups(boxes):
             values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
             for box, above, steps in group:
@@ -331,12 +336,12 @@ class _Map:
             # Threads that read ahead end with the group.
             next(values, None)
 
-    def _groups(self, boxes: Sequence[Box]) -> Iterator[list[tuple[Box, Box | None, list[Step] | None]]]:
+    def _groups(self, boxes: Sequence[Box]) -> Iterator[list[tuple[Box, Box | None, list[BoxTask] | None]]]:
         """Boxes, each with the one that was made just before and its steps (None where nothing is wanted).
 
         A group is as many as are planned together.
         """
-        group: list[tuple[Box, Box | None, list[Step] | None]] = []
+        group: list[tuple[Box, Box | None, list[BoxTask] | None]] = []
         before: Box | None = None
         planned = 0
         for box in boxes:
@@ -383,7 +388,7 @@ class _Map:
 
 def _provenance(about: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:
     skipped = sorted(set(notes.read_text(encoding="utf-8").splitlines())) if notes.exists() else []
-    given = {key: volume.attrs.get("provenance", {}) for key, volume in sources.named(inputs).items()}
+    given = {key: volume.attrs.get("provenance", {}) for key, volume in sources.volumes_by_name(inputs).items()}
     found = {**about, "inputs": given, "mrhdata": version("mrhdata"), "torch": torch.__version__}
     return found | ({"skipped": skipped} if skipped else {})
 
@@ -397,7 +402,7 @@ def _weights(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _plain(spec: Spec) -> Any:
+def _plain(spec: ModelSpec) -> Any:
     return json.loads(json.dumps(asdict(spec)))
 
 
@@ -405,4 +410,4 @@ def _told(volumes: Any) -> Any:
     """What tells inputs, or a mask, from others."""
     if isinstance(volumes, str):
         return volumes
-    return [[name, fingerprint.told(volume)] for name, volume in sources.named(volumes).items()]
+    return [[name, fingerprint.fingerprint(volume)] for name, volume in sources.volumes_by_name(volumes).items()]

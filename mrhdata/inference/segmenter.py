@@ -26,8 +26,8 @@ from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.metrics import overlap
-from mrhdata.models.spec import IGNORED
-from mrhdata.preprocessing.pipeline import finished, prepared
+from mrhdata.models.spec import IGNORE_INDEX
+from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
 from mrhdata.volume.construct import SPATIAL
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from mrhdata.models.spec import Spec
+    from mrhdata.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,25 @@ class Case:
         return self.subject.partition("_")[0]
 
 
-def check_apart(training: Sequence[Case], validation: Sequence[Case]) -> None:
+def check_disjoint(training: Sequence[Case], validation: Sequence[Case]) -> None:
     """Raise `DataError` where somebody is on both sides of a split."""
     both = {case.person for case in training} & {case.person for case in validation}
     if both:
         raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
 
 
-def on_network_grid(case: Case, spec: Spec) -> Case:
+def on_network_grid(case: Case, spec: ModelSpec) -> Case:
     """The case as the network sees it; labels are carried along by their nearest voxels.
 
-    Voxels that the labels do not reach are `IGNORED` in training, not background.
+    Voxels that the labels do not reach are `IGNORE_INDEX` in training, not background.
     """
-    inputs = prepared(case.inputs, spec.prepare)
+    inputs = prepare(case.inputs, spec.prepare)
     if case.labels is None:
         return replace(case, inputs=inputs)
     first = next(iter(inputs.values()))
     # Wide enough for every label and for what is ignored.
     wide = np.int64 if case.labels.dtype.itemsize > 2 else np.int32
-    carried = resample(case.labels.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORED)
+    carried = resample(case.labels.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORE_INDEX)
     return replace(case, inputs=inputs, labels=carried)
 
 
@@ -126,12 +126,12 @@ def segment(
     >>> found.mrh.grid.same_as(volume.mrh.grid), set(np.unique(found)) <= {0, 7}
     (True, True)
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     if not spec.labels:
         raise ModelError(f"{spec.name} was not trained on labels; use mrhdata.predict, or train it on a label volume")
     group = _channels(inputs, spec)
     first = next(iter(group.values()))
-    ready = {name: volume.compute() for name, volume in prepared(group, spec.prepare).items()}
+    ready = {name: volume.compute() for name, volume in prepare(group, spec.prepare).items()}
     with tempfile.TemporaryDirectory() as folder:
         shares = predict(
             model,
@@ -146,10 +146,10 @@ def segment(
             progress=progress,
         )
         labels = _decided(shares, first, spec.labels)
-    return finished(labels, spec.finish).rename("labels")
+    return finish(labels, spec.finish).rename("labels")
 
 
-def _channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: Spec) -> dict[str, xr.DataArray]:
+def _channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:
     """The volumes in the order of training, without those that steps add."""
     if isinstance(inputs, xr.DataArray):
         return {spec.channels[0]: inputs}
@@ -178,7 +178,7 @@ def _decided(shares: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) ->
     return found
 
 
-def scored(case: Case, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
+def score_labels(case: Case, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
     """Overlap of each label but the first, the background, with the case's own, a row each.
 
     ``accuracy`` counts all voxels, ``accuracy_inside`` those whose truth is not background, and

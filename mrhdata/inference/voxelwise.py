@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrhdata.models.spec import physical
+from mrhdata.models.spec import predict_raw
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -
     found = []
     with torch.inference_mode():
         for start in range(0, len(values), batch_size):
-            found.append(centres(physical(model, values[start : start + batch_size])))
+            found.append(centres(predict_raw(model, values[start : start + batch_size])))
     return torch.cat(found).numpy()
 
 

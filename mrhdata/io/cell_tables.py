@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mrhdata._runtime.atomic import appearing, check_target
+from mrhdata._runtime.atomic import atomic_write, check_target
 from mrhdata.errors import DataError, FormatError, GridError, MrhdataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) 
     read = _format_of(path).read
     if not path.is_file():
         raise FormatError(f"{path} does not exist; check the path")
-    return placed(_checked(read(path), str(path), FormatError), like)
+    return with_world_points(_checked(read(path), str(path), FormatError), like)
 
 
 def write_points(
@@ -117,12 +117,12 @@ def write_points(
     path = Path(path)
     write = _format_of(path).write
     check_target(path, overwrite)
-    whole = placed(_checked(table, "the table", DataError), like)
-    with appearing(path, overwrite=overwrite) as draft:
+    whole = with_world_points(_checked(table, "the table", DataError), like)
+    with atomic_write(path, overwrite=overwrite) as draft:
         write(whole, draft)
 
 
-def placed(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
+def with_world_points(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
     """The table with voxels of `like` and world points, both; as it is where `like` is None.
 
     Raises
@@ -134,7 +134,7 @@ def placed(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> volume = from_array(np.zeros((2, 2, 2)), spacing=(1, 0.5, 0.5))
-    >>> placed(pd.DataFrame({"X": [0.5], "Y": [0.0], "Z": [1.0]}), volume)[["z", "y", "x"]].values.tolist()
+    >>> with_world_points(pd.DataFrame({"X": [0.5], "Y": [0.0], "Z": [1.0]}), volume)[["z", "y", "x"]].values.tolist()
     [[1.0, 0.0, 1.0]]
     """
     if like is not None:

@@ -10,13 +10,13 @@ from typing import Any, Unpack
 
 import xarray as xr
 
-from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata.errors import FormatError
 from mrhdata.io import formats, omezarr
-from mrhdata.io.fingerprint import digest, halves_of, state_of, told
+from mrhdata.io.fingerprint import digest, file_state, fingerprint, header_and_data_files
 from mrhdata.io.formats import Options
-from mrhdata.io.omezarr.resumable import grow
+from mrhdata.io.omezarr.resumable import write_resumable
 from mrhdata.io.omezarr.write_blocks import VolumeBlocks
 from mrhdata.volume.construct import DIMS
 
@@ -84,7 +84,7 @@ def convert(
     target = Path(store)
     if not target.name.lower().endswith(".zarr"):
         raise FormatError(f"{target} must end in .zarr; for other formats use mrhdata.write")
-    budget = in_bytes(memory)
+    budget = parse_memory(memory)
     with ThreadPoolExecutor(1) as aside:
         if isinstance(source, xr.DataArray):
             if options:
@@ -92,14 +92,14 @@ def convert(
                     f"{sorted(options)} say how a file is read; describe a volume by mrhdata.volume.describe"
                 )
             volume, held = _ordered(source), dict(source.attrs.get("provenance", {}))
-            identity = {"digest": digest([_LAYOUT, told(volume)])}
+            identity = {"digest": digest([_LAYOUT, fingerprint(volume)])}
             checksums: Future[dict[str, Any]] = aside.submit(dict)
         else:
             volume = _ordered(formats.read(source, **options))
             held = {"options": {key: value for key, value in options.items() if key not in ("storage_options", "name")}}
             identity = _identity(source, options, checksum)
             checksums = aside.submit(source_checksum, source, checksum)
-        return grow(
+        return write_resumable(
             target,
             volume,
             lambda: VolumeBlocks(volume),
@@ -119,7 +119,7 @@ def _ordered(volume: xr.DataArray) -> xr.DataArray:
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:
     """What makes two conversions the same: files with their sizes and times, options, layout."""
     remote = "://" in str(source)
-    states = [] if remote else [(p.name, state_of(p)) for p in _files(source) or [Path(source)]]
+    states = [] if remote else [(p.name, file_state(p)) for p in _files(source) or [Path(source)]]
     listed = [str(source) if remote else Path(source).name, states, sorted(options.items()), checksum]
     return {"digest": digest([_LAYOUT, *listed]), "source": str(source)}
 
@@ -132,7 +132,7 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
     if path.is_dir():
         return [] if path.name.endswith(".zarr") else sorted(p for p in path.iterdir() if p.is_file())
     if path.exists():
-        return halves_of(path)
+        return header_and_data_files(path)
     from mrhdata.io.tiff import planes_of
 
     return planes_of(path)

@@ -12,7 +12,7 @@ from mrhdata.errors import FormatError
 from mrhdata.io.itk import pixel_dtype, world
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
-from mrhdata.volume.file_arrays import Slices, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, format_errors, lazy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +37,7 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     affine = _affine(readers, path)
     depth = len(names) if len(names) > 1 else (size[2] if len(size) == 3 else 1)
     shape = (depth, size[1], size[0], *((components,) if components > 1 else ()))
-    slices = Slices(shape, np.result_type(*dtypes), _Files(names), path, files=names)
+    slices = FileArray(shape, np.result_type(*dtypes), _Files(names), path, files=names)
     data = lazy(slices, 0 if len(names) > 1 else None)
     dims = ("x", "y", "z", "c")[: len(shape)]
     return from_array(data.transpose(2, 1, 0, *range(3, len(shape))), affine=affine, dims=dims, name=path.stem)
@@ -64,7 +64,7 @@ def _information(name: str) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(name)
-    with reading(name):
+    with format_errors(name):
         reader.ReadImageInformation()
     return reader
 

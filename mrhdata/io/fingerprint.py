@@ -17,8 +17,8 @@ import xarray as xr
 import zarr
 from dask.base import tokenize
 
-from mrhdata.io.omezarr.chunks import Stored
-from mrhdata.volume.file_arrays import Slices, file_of, source_of
+from mrhdata.io.omezarr.chunks import ZarrReader
+from mrhdata.volume.file_arrays import FileArray, file_of, source_of
 
 #: Endings of formats that keep header and voxels apart.
 _HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
@@ -29,7 +29,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
-def halves_of(path: Path) -> list[Path]:
+def header_and_data_files(path: Path) -> list[Path]:
     """A file, and the other of its name where its format keeps header and voxels apart."""
     stem = path.name.removesuffix(".gz").rpartition(".")[0]
 
@@ -40,11 +40,11 @@ def halves_of(path: Path) -> list[Path]:
     return sorted({path, *pairs})
 
 
-def state_of(path: str | os.PathLike[str]) -> str:
+def file_state(path: str | os.PathLike[str]) -> str:
     """Names, sizes and times of a file, or of all files of a folder; another as soon as one is written anew."""
     path = Path(path)
     if not path.is_dir():
-        states = [(half.name, half.stat()) for half in halves_of(path)]
+        states = [(half.name, half.stat()) for half in header_and_data_files(path)]
         return ";".join(f"{name}:{state.st_size}:{state.st_mtime_ns}" for name, state in states)
     found = hashlib.blake2s()
     for folder, folders, files in os.walk(path):
@@ -56,7 +56,7 @@ def state_of(path: str | os.PathLike[str]) -> str:
     return found.hexdigest()
 
 
-def told(volume: xr.DataArray) -> Any:
+def fingerprint(volume: xr.DataArray) -> Any:
     """What tells a volume from others, as JSON.
 
     Files and stores on this machine are told by names, sizes and times, stores elsewhere by their metadata and what
@@ -71,7 +71,7 @@ def told(volume: xr.DataArray) -> Any:
         of = [data.name, *_roots(data)]
     else:
         of = _file(file)
-        if isinstance(file.part, Stored):
+        if isinstance(file.part, ZarrReader):
             of.append(volume.attrs.get("provenance", {}).get("digest"))
         if source_of(data) is None:
             # With its axes in another order, or rounded.
@@ -79,8 +79,8 @@ def told(volume: xr.DataArray) -> Any:
     return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
 
 
-def contents(cases: Sequence[Any]) -> str:
-    """Digest of all that dataclasses of volumes hold: volumes as :func:`told` says, the rest by value."""
+def fingerprint_cases(cases: Sequence[Any]) -> str:
+    """Digest of all that dataclasses of volumes hold: volumes as :func:`fingerprint` says, the rest by value."""
     return digest([{f.name: _content(getattr(case, f.name)) for f in fields(case)} for case in cases])
 
 
@@ -89,12 +89,12 @@ def _content(value: Any) -> Any:
         return {name: _content(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
         return tokenize(value)
-    return told(value) if isinstance(value, xr.DataArray) else value
+    return fingerprint(value) if isinstance(value, xr.DataArray) else value
 
 
-def _file(file: Slices) -> list[Any]:
-    if not isinstance(file.part, Stored):
-        return [str(file.path), digest([state_of(f) for f in file.files]), file.name]
+def _file(file: FileArray) -> list[Any]:
+    if not isinstance(file.part, ZarrReader):
+        return [str(file.path), digest([file_state(f) for f in file.files]), file.name]
     array = file.part.array
     return [str(file.path), str(array.path), array.metadata.to_dict(), *_state(array)]
 
@@ -111,4 +111,4 @@ def _state(array: zarr.Array[Any]) -> list[str]:
     """State of an array on this machine; nothing of one elsewhere."""
     root = getattr(array.store, "root", None) or getattr(array.store, "path", None)
     place = None if root is None else Path(str(root)) / array.path
-    return [] if place is None or not place.is_dir() else [state_of(place)]
+    return [] if place is None or not place.is_dir() else [file_state(place)]

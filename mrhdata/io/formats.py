@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
     writer = writer_of(path)
     from mrhdata.volume.construct import DIMS
 
-    with appearing(path, overwrite=overwrite) as draft:
+    with atomic_write(path, overwrite=overwrite) as draft:
         writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mrhdata.errors import FormatError
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, UNORIENTED, from_array, place
-from mrhdata.volume.file_arrays import Slices, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, format_errors, lazy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +27,7 @@ _SIZES = {"element_size_um": 1e-3, "resolution": 1e-6}
 
 def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     """Read one array of an HDF5 or MATLAB file; `dataset` names it where there are several."""
-    with reading(path):
+    with format_errors(path):
         if path.suffix.lower() == ".mat" and not h5py.is_hdf5(path):
             return _matlab5(path, dataset)
         with h5py.File(path, "r") as file:
@@ -35,7 +35,7 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
             name = _choose(path, {n: shape for n, (shape, _, _) in found.items()}, dataset)
             shape, dtype, sizes = found[name]
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
-    data = lazy(Slices(shape, values, Part(path, name), path, name=name), 0)
+    data = lazy(FileArray(shape, values, Part(path, name), path, name=name), 0)
     label = name.rpartition("/")[2]
     if path.suffix.lower() == ".mat":
         # MATLAB stores its first axis fastest.

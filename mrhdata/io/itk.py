@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from mrhdata.errors import FormatError
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
-from mrhdata.volume.file_arrays import Raw, Slices, check_length, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, RawReader, check_length, format_errors, lazy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 def read(path: Path) -> xr.DataArray:
     """Read NRRD or MetaImage."""
     reader = _reader(path)
-    with reading(path):
+    with format_errors(path):
         reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) not in (2, 3, 4):
@@ -38,7 +38,7 @@ def read(path: Path) -> xr.DataArray:
     raw = _raw(path, shape, dtype)
     part = _Part(path, len(size)) if raw is None else raw
     streams = raw is not None or (path.suffix.lower() in (".mha", ".mhd") and not _compressed(path) and len(size) == 3)
-    data = lazy(Slices(shape, dtype, part, path), 0 if streams else None)
+    data = lazy(FileArray(shape, dtype, part, path), 0 if streams else None)
     # The header lists the fastest axis first.
     dims = ("x", "y", "z", "t")[: max(3, len(size))]
     order = [len(dims) - 1 - i for i in range(len(dims))]
@@ -88,7 +88,7 @@ def _compressed(path: Path) -> bool:
         return b"compresseddata = true" in file.read(4096).lower()
 
 
-def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> Raw | None:
+def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> RawReader | None:
     """Voxels of an uncompressed NRRD that holds its own; ITK would read all of it for each part."""
     if path.suffix.lower() != ".nrrd":
         return None
@@ -104,7 +104,7 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> Raw | None:
     stored = np.dtype(dtype).newbyteorder(">" if fields.get(b"endian", b"").strip() == b"big" else "<")
     offset = len(head) + 2
     check_length(path, offset + stored.itemsize * int(np.prod(shape, dtype=object)))
-    return Raw(path, offset, shape, stored)
+    return RawReader(path, offset, shape, stored)
 
 
 def world(reader: Any) -> Floats:

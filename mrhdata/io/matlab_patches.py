@@ -17,11 +17,11 @@ import dask.array as da
 import h5py
 import numpy as np
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, GridError
 from mrhdata.io.hdf5 import Part
 from mrhdata.volume.construct import from_array
-from mrhdata.volume.file_arrays import Slices, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, format_errors, lazy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,7 +69,7 @@ def read_patches(path: str | os.PathLike[str]) -> dict[str, da.Array]:
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"{path} does not exist; check the path")
-    with reading(path):
+    with format_errors(path):
         stored = _hdf5(path) if h5py.is_hdf5(path) else _matlab5(path)
     planes = {name: _four(array) for name, array in stored.items()}
     shapes = {name: array.shape for name, array in planes.items()}
@@ -104,7 +104,7 @@ def write_patches(patches: Mapping[str, Any], path: str | os.PathLike[str], *, o
             )
         if array.dtype.str[1:] not in _CLASSES:
             raise FormatError(f"MATLAB has no {array.dtype} arrays ({name!r}); convert them to float32 first")
-    with appearing(path, overwrite=overwrite) as draft:
+    with atomic_write(path, overwrite=overwrite) as draft:
         with h5py.File(draft, "w", userblock_size=512) as file:
             for name, array in patches.items():
                 planes = array[:, :, :, 0]
@@ -160,7 +160,7 @@ def _hdf5(path: Path) -> dict[str, da.Array]:
             name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu"
         }
         slices = {
-            name: Slices(item.shape, item.dtype, Part(path, name), path, name=name) for name, item in found.items()
+            name: FileArray(item.shape, item.dtype, Part(path, name), path, name=name) for name, item in found.items()
         }
     return {name: lazy(part, 0) for name, part in slices.items()}
 

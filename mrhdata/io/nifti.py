@@ -14,7 +14,7 @@ import numpy as np
 from mrhdata.errors import FormatError
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
-from mrhdata.volume.file_arrays import Slices, check_length, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, check_length, format_errors, lazy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,7 +88,7 @@ def _extra(header: Any) -> dict[str, Any]:
 
 def open_image(path: Path) -> Any:
     """Open any file that nibabel knows; the error names the path."""
-    with reading(path), warnings.catch_warnings():
+    with format_errors(path), warnings.catch_warnings():
         # MINC may declare its spacing as neither regular nor irregular; nibabel then takes it as regular.
         warnings.filterwarnings("ignore", message="Invalid spacing declaration")
         image: Any = nib.load(path)
@@ -110,7 +110,7 @@ def from_image(
     # Files may leave out trailing axes, or carry ones of length 1 (ANALYZE has four).
     shape = (*shape, *(1,) * (3 - len(shape)))
     stored = _Stored(image.dataobj, shape)
-    data = lazy(Slices(stored.shape, stored.dtype, stored, path), stored.slowest)
+    data = lazy(FileArray(stored.shape, stored.dtype, stored, path), stored.slowest)
     dims = (*dims[: len(shape)], "c") if len(stored.shape) > len(shape) else dims[: len(shape)]
     keep = [i for i, d in enumerate(dims) if d in SPATIAL or stored.shape[i] > 1]
     data = data[tuple(slice(None) if i in keep else 0 for i in range(len(dims)))]

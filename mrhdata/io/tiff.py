@@ -21,7 +21,7 @@ import tifffile
 from mrhdata.errors import FormatError
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, from_array, place
-from mrhdata.volume.file_arrays import Raw, Slices, check_length, lazy, reading
+from mrhdata.volume.file_arrays import FileArray, RawReader, check_length, format_errors, lazy
 from mrhdata.volume.overrides import TO_MM, UNITS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _KEPT = ("affine", "space", "kind", "units", "modality", "source_axes")
 
 def read(path: Path) -> xr.DataArray:
     """Read one TIFF file, its first series."""
-    with reading(path), tifffile.TiffFile(path) as file:
+    with format_errors(path), tifffile.TiffFile(path) as file:
         series = file.series[0]
         if len(file.series) > 1:
             log.warning("%s holds %d images; the first is read", path.name, len(file.series))
@@ -52,10 +52,10 @@ def read(path: Path) -> xr.DataArray:
     if dtype is None or odd:
         raise FormatError(f"{path} has the axes {axes} of shape {shape}; time, channel, z, y and x can be read")
     if offset is None:
-        slices = Slices(shape, dtype, _Striles(path), path)
+        slices = FileArray(shape, dtype, _Striles(path), path)
     else:
         check_length(path, offset + dtype.itemsize * int(np.prod(shape, dtype=object)))
-        slices = Slices(shape, dtype, Raw(path, offset, shape, dtype.newbyteorder(order)), path)
+        slices = FileArray(shape, dtype, RawReader(path, offset, shape, dtype.newbyteorder(order)), path)
     keep = [i for i, d in enumerate(dims) if d in ("y", "x") or shape[i] > 1 or (d == "z" and kept)]
     data = lazy(slices, 0 if len(shape) > 2 else None)
     data = data[tuple(slice(None) if i in keep else 0 for i in range(len(shape)))]
@@ -69,12 +69,12 @@ def read_stack(paths: list[Path], name: str) -> xr.DataArray:
     shape, dtype = (len(paths), *first.shape), first.dtype
     steps: list[float] | None = None
     if paths[0].suffix.lower() != ".png":
-        with reading(paths[0]), tifffile.TiffFile(paths[0]) as file:
+        with format_errors(paths[0]), tifffile.TiffFile(paths[0]) as file:
             _, steps, _ = _metadata(file)
     if steps is not None and not steps[0]:
         steps = None
     dims = ["z", "y", "x", "c"][: len(shape)]
-    data = lazy(Slices(shape, dtype, _Planes(paths, first.shape, dtype), paths[0].parent, files=paths), 0)
+    data = lazy(FileArray(shape, dtype, _Planes(paths, first.shape, dtype), paths[0].parent, files=paths), 0)
     return _placed(data, dims, steps, {}, None, Path(name))
 
 
@@ -144,7 +144,7 @@ class _Planes:
     def __init__(self, paths: list[Path], shape: tuple[int, ...], dtype: Any) -> None:
         self._paths, self._shape, self._dtype = paths, shape, dtype
         # Where the voxels of a plane begin: a plane that is read in several parts is looked at once.
-        self._begin: dict[int, Raw | None] = {}
+        self._begin: dict[int, RawReader | None] = {}
         self._pattern: _Pattern | None = None
 
     def __call__(self, box: Box) -> np.ndarray:
@@ -156,7 +156,7 @@ class _Planes:
         """Read a box into an array of its shape."""
         plane = Box(box.start[1:], box.stop[1:])
         for target, i in zip(out, range(box.start[0], box.stop[0]), strict=True):
-            with reading(self._paths[i]):
+            with format_errors(self._paths[i]):
                 self._read(i, plane, target)
 
     def _read(self, i: int, box: Box, out: np.ndarray) -> None:
@@ -168,7 +168,7 @@ class _Planes:
         else:
             raw.into(out, box)
 
-    def _look(self, path: Path) -> Raw | None:
+    def _look(self, path: Path) -> RawReader | None:
         if path.suffix.lower() == ".png":
             return None
         raw = self._pattern.of(path) if self._pattern is not None else None
@@ -181,11 +181,11 @@ class _Planes:
 class _Pattern:
     """Planes of one stack mostly differ in their voxels only: those need not be taken apart one by one."""
 
-    def __init__(self, path: Path, raw: Raw) -> None:
+    def __init__(self, path: Path, raw: RawReader) -> None:
         self._raw, self._size = raw, path.stat().st_size
         self._around = self._read(path)
 
-    def of(self, path: Path) -> Raw | None:
+    def of(self, path: Path) -> RawReader | None:
         """Where the voxels of a file lie that is the first one's equal around them; None for another."""
         if path.stat().st_size != self._size or self._read(path) != self._around:
             return None
@@ -198,19 +198,19 @@ class _Pattern:
             return before, file.read()
 
 
-def _contiguous(path: Path, like: tuple[Any, Any]) -> Raw | None:
+def _contiguous(path: Path, like: tuple[Any, Any]) -> RawReader | None:
     """A plane whose voxels lie in one piece; None where it must be unpacked."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages[0]
         _check_like(path, (page.shape, page.dtype), like, len(file.pages))
         if not page.is_contiguous:
             return None
-        return Raw(path, page.dataoffsets[0], page.shape, page.dtype.newbyteorder(file.byteorder))
+        return RawReader(path, page.dataoffsets[0], page.shape, page.dtype.newbyteorder(file.byteorder))
 
 
 def _plane(path: Path, like: tuple[Any, Any] | None = None) -> np.ndarray:
     """One plane; `like` is the shape and type that it must have."""
-    with reading(path):
+    with format_errors(path):
         if path.suffix.lower() == ".png":
             return _png(path, like)
         with tifffile.TiffFile(path) as file:

@@ -20,7 +20,7 @@ _MIN_CORRELATION = 0.05
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Autocorrelation:
     """Autocorrelation of voxel values along each axis.
 
     Attributes
@@ -48,7 +48,7 @@ class Likeness:
 
         Examples
         --------
-        >>> round(Likeness((1,), (np.array([1.0, 0.5, 0.05]),)).widening([10]), 3)
+        >>> round(Autocorrelation((1,), (np.array([1.0, 0.5, 0.05]),)).widening([10]), 3)
         1.03
         """
         captured = 1.0
@@ -59,7 +59,7 @@ class Likeness:
         return float(1 / np.sqrt(captured))
 
 
-def likeness(values: ArrayLike, place: ArrayLike) -> Likeness:
+def autocorrelation(values: ArrayLike, place: ArrayLike) -> Autocorrelation:
     """Measure the autocorrelation of values along each axis.
 
     Parameters
@@ -72,7 +72,7 @@ def likeness(values: ArrayLike, place: ArrayLike) -> Likeness:
     Examples
     --------
     >>> waves = np.repeat(np.random.default_rng(0).normal(size=500), 10)
-    >>> 8 < likeness(waves, np.arange(5000)[:, None]).range < 11
+    >>> 8 < autocorrelation(waves, np.arange(5000)[:, None]).range < 11
     True
     """
     v, index = np.asarray(values, dtype=np.float64), np.asarray(place)
@@ -81,7 +81,7 @@ def likeness(values: ArrayLike, place: ArrayLike) -> Likeness:
     index = index // np.array(steps)
     grid = np.full(tuple(index.max(axis=0) + 1), np.nan)
     grid[tuple(index.T)] = (v - v.mean()) / (v.std() or 1.0)
-    return Likeness(steps, tuple(_first_axis_correlation(np.moveaxis(grid, i, 0)) for i in range(grid.ndim)))
+    return Autocorrelation(steps, tuple(_first_axis_correlation(np.moveaxis(grid, i, 0)) for i in range(grid.ndim)))
 
 
 def _lattice_step(coordinates: Ints) -> int:
@@ -111,7 +111,7 @@ def _range_in_steps(rho: Floats) -> float:
     return float(i - 1 + (rho[i - 1] - _RANGE_CORRELATION) / (rho[i - 1] - rho[i]))
 
 
-def cubes(place: ArrayLike, edge: int) -> tuple[Ints, tuple[float, ...]]:
+def cubic_blocks(place: ArrayLike, edge: int) -> tuple[Ints, tuple[float, ...]]:
     """Divide voxels into nearly cubic blocks by cutting every axis into equal parts.
 
     Parameters
@@ -130,7 +130,7 @@ def cubes(place: ArrayLike, edge: int) -> tuple[Ints, tuple[float, ...]]:
 
     Examples
     --------
-    >>> number, lengths = cubes([[0, 0], [0, 4], [4, 1], [1, 1]], edge=2)
+    >>> number, lengths = cubic_blocks([[0, 0], [0, 4], [4, 1], [1, 1]], edge=2)
     >>> number.tolist(), lengths
     ([0, 1, 2, 0], (2.5, 2.5))
     """

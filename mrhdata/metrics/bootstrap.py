@@ -66,14 +66,14 @@ def interval(estimate: float, replicates: ArrayLike, level: float = 0.95) -> Int
     return Interval(float(estimate), float(low), float(high))
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Return the confidence interval of a proportion of independent trials (Wilson 1927, JASA 22:209).
 
     It also holds for few trials, and if none or all of them succeed.
 
     Examples
     --------
-    >>> str(wilson(8, 10)), str(wilson(0, 10))
+    >>> str(wilson_interval(8, 10)), str(wilson_interval(0, 10))
     ('0.800 [0.490, 0.943]', '0.000 [0.000, 0.278]')
     """
     if not 0 <= successes <= trials or trials == 0:
@@ -85,12 +85,12 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, float(centre - half_width)), min(1.0, float(centre + half_width)))
 
 
-def chance(replicates: ArrayLike) -> float:
+def p_value(replicates: ArrayLike) -> float:
     """Return the two-sided p-value of a difference from its bootstrap replicates.
 
     Examples
     --------
-    >>> chance(np.arange(99) - 9.5)
+    >>> p_value(np.arange(99) - 9.5)
     0.22
     """
     values = np.asarray(replicates, dtype=np.float64)
@@ -99,12 +99,12 @@ def chance(replicates: ArrayLike) -> float:
     return min(1.0, 2 * (smaller_tail + 1) / (values.size + 1))
 
 
-def holm(p: ArrayLike) -> Floats:
+def holm_adjust(p: ArrayLike) -> Floats:
     """Adjust p-values for multiple comparisons (Holm 1979, Scand. J. Stat. 6:65).
 
     Examples
     --------
-    >>> holm([0.01, 0.04, 0.03]).tolist()
+    >>> holm_adjust([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
     values = np.asarray(p, dtype=np.float64)

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.metrics.bootstrap import Interval, wilson
+from mrhdata.metrics.bootstrap import Interval, wilson_interval
 from mrhdata.metrics.matching import Matching, assigned, check_points, match, near_pairs
 
 __all__ = [
@@ -310,7 +310,7 @@ def recall_only(
     if not marks:
         raise DataError("truth has no mark in the box; pass marks, or another box")
     detections = int(_is_inside(check_points("found", found), box).sum())
-    return Recall(wilson(scores.true_positives, marks), marks, detections, reason.strip())
+    return Recall(wilson_interval(scores.true_positives, marks), marks, detections, reason.strip())
 
 
 def _count_inside(pairs: Matching, cell_inside: Bools, detection_inside: Bools) -> Detection:

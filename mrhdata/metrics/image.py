@@ -166,7 +166,7 @@ def _similarity(t: Floats, p: Floats, data_range: float, gaussian: float | None)
     return structure * (2 * mean_t * mean_p + c1) / (mean_t**2 + mean_p**2 + c1), structure
 
 
-def matched(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
+def normalize_for_scoring(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     """Normalise both as in published scores of restoration, which ignore gain and offset.
 
     The truth is scaled so that the range from its 0.1 to its 99.9 percentile becomes 1, both means are subtracted,
@@ -181,7 +181,7 @@ def matched(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     Examples
     --------
     >>> truth = np.random.default_rng(0).random((16, 16))
-    >>> t, p = matched(truth, 7 - 3 * truth)
+    >>> t, p = normalize_for_scoring(truth, 7 - 3 * truth)
     >>> bool(np.abs(t - p).max() < 1e-12)
     True
     """
@@ -193,8 +193,8 @@ def matched(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     return t, p * ((t * p).mean() / (p.var() or 1.0))
 
 
-def restoration(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
-    """Compute PSNR and SSIM of each plane, normalised by :func:`matched`, with a data range of 1.
+def restoration_scores(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
+    """Compute PSNR and SSIM of each plane, normalised by :func:`normalize_for_scoring`, with a data range of 1.
 
     Parameters
     ----------
@@ -209,12 +209,12 @@ def restoration(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats
     Examples
     --------
     >>> truth = np.random.default_rng(0).random((2, 32, 32))
-    >>> p, s = restoration(truth, 1 + 2 * truth)
+    >>> p, s = restoration_scores(truth, 1 + 2 * truth)
     >>> p.shape, s.round(6).tolist()
     ((2,), [1.0, 1.0])
     """
     t, p = check_same_shape(truth, prediction)
-    pairs = [matched(*pair) for pair in zip(_planes(t), _planes(p), strict=True)]
+    pairs = [normalize_for_scoring(*pair) for pair in zip(_planes(t), _planes(p), strict=True)]
     scores = np.array([(psnr(*pair), ssim(*pair)) for pair in pairs])
     return scores[:, 0].reshape(t.shape[:-2]), scores[:, 1].reshape(t.shape[:-2])
 

@@ -160,7 +160,12 @@ def agreement(reference: ArrayLike, measured: ArrayLike) -> Agreement:
 _WORST_IS_0 = ("dice", "precision", "recall")
 
 
-def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap: Bootstrap = Bootstrap()) -> pd.Series:  # noqa: B008
+def pool_over_subjects(
+    table: pd.DataFrame,
+    score: str,
+    by: str | None = "label",
+    bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
+) -> pd.Series:
     """Compute the mean of a score over subjects and its confidence interval, for each label or over all labels.
 
     Parameters
@@ -188,7 +193,8 @@ def pooled(table: pd.DataFrame, score: str, by: str | None = "label", bootstrap:
     Examples
     --------
     >>> t = pd.DataFrame({"subject": ["a", "b", "a", "b"], "label": [1, 1, 2, 2], "dice": [0.8, 0.6, 0.9, 0.9]})
-    >>> [round(i.estimate, 2) for i in pooled(t, "dice")], round(pooled(t, "dice", by=None)["all"].estimate, 2)
+    >>> overall = pool_over_subjects(t, "dice", by=None)["all"]
+    >>> [round(i.estimate, 2) for i in pool_over_subjects(t, "dice")], round(overall.estimate, 2)
     ([0.7, 0.9], 0.8)
     """
     missing = int(table[score].isna().sum())

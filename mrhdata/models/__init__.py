@@ -1,7 +1,8 @@
 """Networks by name, one per file; they take tensors only.
 
 A network is a ``torch.nn.Module`` with attributes ``ndim`` (2 or 3 spatial axes) and ``spec``
-(:class:`~mrhdata.models.spec.Spec`): its name and settings, and, after training, a description of its training data.
+(:class:`~mrhdata.models.spec.ModelSpec`): its name and settings, and, after training, a description of its training
+data.
 """
 
 import lazy_loader

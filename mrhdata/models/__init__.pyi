@@ -19,14 +19,14 @@ from . import (
 from .cards import Card, Cards, list
 from .matlab import load_matlab
 from .registry import copy, create, networks
-from .spec import Scale, Spec
+from .spec import IntensityScale, ModelSpec
 from .storage import load, save
 
 __all__ = [
     "Card",
     "Cards",
-    "Scale",
-    "Spec",
+    "IntensityScale",
+    "ModelSpec",
     "cards",
     "cells3d",
     "copy",

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mrhdata.errors import ModelError
-from mrhdata.models.layers import Greatest, PooledConv, Voxelwise
+from mrhdata.models.layers import MaxPool3d, PooledConv, Voxelwise
 
 #: Receptive fields of the two networks along z, y, x, in voxels.
 SCREENED, LOOKED_AT = (12, 12, 12), (16, 20, 20)
 
 
-class Cells3D(nn.Module):
+class CellNet3D(nn.Module):
     """Screening network; (B, in_channels, z, y, x) to scores (B, 2, ...) of background and cell.
 
     Parameters
@@ -39,7 +39,7 @@ class Cells3D(nn.Module):
 
     Examples
     --------
-    >>> model = Cells3D().eval()
+    >>> model = CellNet3D().eval()
     >>> model(torch.zeros(1, 1, 12, 12, 12)).shape, model(torch.zeros(1, 1, 44, 20, 12)).shape
     (torch.Size([1, 2, 1, 1, 1]), torch.Size([1, 2, 17, 5, 1]))
     >>> sum(p.numel() for p in model.parameters())
@@ -77,19 +77,19 @@ class Cells3D(nn.Module):
         return _format_scores(self.body(x), self.answer)
 
 
-class Discriminator(nn.Module):
+class VerificationNet(nn.Module):
     """Verification network for candidates; (B, in_channels, 16, 20, 20) to (B, 2, 1, 1, 1).
 
     Parameters
     ----------
     in_channels, classes, dropout, answer
-        As for :class:`Cells3D`.
+        As for :class:`CellNet3D`.
     widths : sequence of int
         Numbers of channels of the two convolutions and of the two fully connected layers.
 
     Examples
     --------
-    >>> model = Discriminator().eval()
+    >>> model = VerificationNet().eval()
     >>> model(torch.zeros(1, 1, 16, 20, 20)).shape
     torch.Size([1, 2, 1, 1, 1])
     >>> round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
         first, second, *joined = (int(w) for w in widths)
         self.body = nn.Sequential(
             nn.Conv3d(in_channels, first, (5, 7, 7)),  # 16, 20, 20 -> 12, 14, 14
-            Greatest(2),  # 6, 7, 7
+            MaxPool3d(2),  # 6, 7, 7
             nn.ReLU(inplace=True),
             nn.Conv3d(first, second, (3, 5, 5)),  # 4, 3, 3
             nn.ReLU(inplace=True),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.registry import create
-from mrhdata.models.spec import Scale, Spec, spec_from
+from mrhdata.models.spec import IntensityScale, ModelSpec, spec_from
 
 Floats = NDArray[np.floating[Any]]
 
@@ -38,12 +38,12 @@ class Ensemble(nn.Module):
 
     Mean and uncertainty have the units of the target. Strangeness exceeds 1 in 1 of 100 validation voxels. Each
     member applies its own intensity scales. Create an ensemble with :meth:`of`, then call :meth:`learn` and
-    :meth:`calibrate`; :func:`mrhdata.analysis.robustness.calibrated` does all three.
+    :meth:`calibrate`; :func:`mrhdata.analysis.robustness.calibrated_ensemble` does all three.
 
     Parameters
     ----------
     members : sequence of mapping
-        Specification of each member, as stored in ``config.json`` (:class:`~mrhdata.models.spec.Spec`).
+        Specification of each member, as stored in ``config.json`` (:class:`~mrhdata.models.spec.ModelSpec`).
     """
 
     centre: Tensor
@@ -63,7 +63,7 @@ class Ensemble(nn.Module):
         channels = len(specs[0].channels)
         for number, spec in enumerate(specs):
             for side in ("inputs", "target"):
-                scale: Scale = getattr(spec, side)
+                scale: IntensityScale = getattr(spec, side)
                 # The specification stores these, so the weights file does not.
                 self._register(f"{side}_offset_{number}", scale.offset, stored=False)
                 self._register(f"{side}_factor_{number}", scale.factor, stored=False)
@@ -95,7 +95,7 @@ class Ensemble(nn.Module):
         ModelError
             If they are too few, not trained, or incompatible.
         """
-        specs: list[Spec] = [network.spec for network in networks]  # type: ignore[misc]
+        specs: list[ModelSpec] = [network.spec for network in networks]  # type: ignore[misc]
         # The round trip through JSON makes this spec equal to that of a saved and loaded ensemble.
         config = {"members": json.loads(json.dumps([asdict(spec) for spec in specs]))}
         ensemble = cls(**config)
@@ -103,7 +103,7 @@ class Ensemble(nn.Module):
             member.load_state_dict(network.state_dict())
         channels = len(specs[0].channels)
         shared = {name: getattr(specs[0], name) for name in _SHARED_FIELDS}
-        ensemble.spec = Spec(  # type: ignore[assignment]
+        ensemble.spec = ModelSpec(  # type: ignore[assignment]
             "ensemble", config, inputs=_identity_scale(channels), target=_identity_scale(3), **shared
         )
         return ensemble.eval()
@@ -194,7 +194,7 @@ def _negative_log_likelihood(error: Floats, width: Floats) -> float:
     return float(np.log(width).mean() + np.log(np.mean((error / width) ** 2)) / 2)
 
 
-def _check_members(specs: Sequence[Spec]) -> None:
+def _check_members(specs: Sequence[ModelSpec]) -> None:
     """Raise ModelError unless there are two compatible members or more."""
     if len(specs) < 2:
         raise ModelError(f"an ensemble needs two networks or more; got {len(specs)}. Train more with different seeds")
@@ -209,5 +209,5 @@ def _check_members(specs: Sequence[Spec]) -> None:
                 )
 
 
-def _identity_scale(channels: int) -> Scale:
-    return Scale((0.0,) * channels, (1.0,) * channels)
+def _identity_scale(channels: int) -> IntensityScale:
+    return IntensityScale((0.0,) * channels, (1.0,) * channels)

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import ModelError
-from mrhdata.models.receptive_field import field_of
-from mrhdata.models.spec import Spec, rescaled, scaled
+from mrhdata.models.receptive_field import receptive_field_of
+from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
 if TYPE_CHECKING:
     from mrhdata.models.cards import Card
@@ -43,14 +43,14 @@ _MISSING_PACKAGES = "it needs the packages onnx, onnxscript and bioimageio.spec:
 class _WithScales(nn.Module):
     """A network with its intensity scales; raw voxels (B, C, ...) to values in the units of training."""
 
-    def __init__(self, model: nn.Module, spec: Spec) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
         self.model, self._spec = model, spec
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
         assert self._spec.inputs is not None
         assert self._spec.target is not None
-        return rescaled(self.model(scaled(raw, self._spec.inputs)), self._spec.target)
+        return to_target_units(self.model(scaled(raw, self._spec.inputs)), self._spec.target)
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ class _Network:
     """A trained network, its specification, the names of its spatial axes, and its input lengths."""
 
     model: nn.Module
-    spec: Spec
+    spec: ModelSpec
     axes: list[str]
     sizes: _Sizes
 
 
-def _input_sizes(model: nn.Module, spec: Spec, axes: Sequence[str]) -> _Sizes:
+def _input_sizes(model: nn.Module, spec: ModelSpec, axes: Sequence[str]) -> _Sizes:
     channels = len(spec.channels) or 1
     try:
-        field = field_of(model, channels)
+        field = receptive_field_of(model, channels)
     except ModelError:
         if spec.patch is None:
             raise
@@ -100,7 +100,7 @@ def _input_sizes(model: nn.Module, spec: Spec, axes: Sequence[str]) -> _Sizes:
 
 
 def _check_trained(model: nn.Module) -> _Network:
-    spec: Spec | None = getattr(model, "spec", None)
+    spec: ModelSpec | None = getattr(model, "spec", None)
     if spec is None or spec.inputs is None or spec.target is None:
         raise ModelError("only a trained network can be exported; train it with mrhdata.fit, or load a trained one")
     axes = [a for i, a in enumerate(_AXES) if model.ndim == 3 or i != (spec.axis or 0)]
@@ -151,11 +151,11 @@ def _write_onnx(network: _Network, file: str | os.PathLike[str]) -> None:
             raise ModelError(f"PyTorch cannot export {spec.name} ({reason})") from error
         assert program is not None
         program.model.metadata_props["mrhdata"] = json.dumps(asdict(spec))
-        with appearing(file) as draft:
+        with atomic_write(file) as draft:
             program.save(draft)
 
 
-def _example(spec: Spec, lengths: tuple[int, ...]) -> torch.Tensor:
+def _example(spec: ModelSpec, lengths: tuple[int, ...]) -> torch.Tensor:
     """Return random voxels (batch, channels, ...) on the intensity scale of the training inputs."""
     assert spec.inputs is not None
     offset, factor = (np.array(v, np.float32) for v in (spec.inputs.offset, spec.inputs.factor))
@@ -219,7 +219,7 @@ def export_bioimage(
         _write_onnx(network, work / "weights.onnx")
         shapes = _write_test_tensors(network, work)
         (work / "README.md").write_text(_documentation(network.spec, title, card), encoding="utf-8")
-        with _silence(), appearing(file) as draft:
+        with _silence(), atomic_write(file) as draft:
             description = _description(network, work, shapes, title, author, licence)
             # The library recognises a package by its suffix, which the draft need not have.
             save_bioimageio_package(description, output_path=work / "package.zip")
@@ -236,7 +236,7 @@ def _write_test_tensors(network: _Network, work: Path) -> _Shapes:
     return tuple(raw.shape), tuple(answer.shape)
 
 
-def _documentation(spec: Spec, title: str, card: Card | None) -> str:
+def _documentation(spec: ModelSpec, title: str, card: Card | None) -> str:
     inputs = ", ".join(spec.channels) or "one channel"
     paragraphs = [f"# {title}", f"Network `{spec.name}` of mrhdata. Inputs: {inputs}, raw voxels."]
     if spec.spacing_mm is not None:

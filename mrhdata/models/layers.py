@@ -13,12 +13,12 @@ from torch.nn import functional
 _OFFSETS = tuple(product((0, 1), repeat=3))
 
 
-class Greatest(nn.MaxPool3d):
+class MaxPool3d(nn.MaxPool3d):
     """Max pooling in the data type of its input; autocast on a CPU would copy the tensor to float32.
 
     Examples
     --------
-    >>> Greatest(2)(torch.ones(1, 1, 4, 4, 4)).shape
+    >>> MaxPool3d(2)(torch.ones(1, 1, 4, 4, 4)).shape
     torch.Size([1, 1, 2, 2, 2])
     """
 
@@ -64,7 +64,7 @@ class PooledConv(nn.Conv3d):
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__(in_channels, width, 3)
-        self.pool = Greatest(2)
+        self.pool = MaxPool3d(2)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve and pool the input."""
@@ -109,4 +109,4 @@ def _windows(x: Tensor) -> Tensor:
 
 
 #: Layers that are not traced into when the receptive field is computed.
-FASTER = (Greatest, Voxelwise, PooledConv)
+FASTER = (MaxPool3d, Voxelwise, PooledConv)

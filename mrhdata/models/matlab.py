@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
 from mrhdata.models.registry import create
-from mrhdata.models.spec import Scale, Spec
+from mrhdata.models.spec import IntensityScale, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,15 +125,15 @@ def _build_network(
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: the weights are not those of MRH-Net ({_shorten(error)})") from error
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     model.spec = dataclasses.replace(  # type: ignore[assignment]
         spec,
         channels=CHANNELS if channels == len(CHANNELS) else tuple(f"c{i + 1}" for i in range(channels)),
         patch=(3, 1, 3),
         axis=1,
         spacing_mm=(_SPACING,) * 3,
-        inputs=None if maximum is None else Scale((0.0,) * channels, (float(maximum),) * channels),
-        target=Scale((0.0,), (float(target_maximum),)),
+        inputs=None if maximum is None else IntensityScale((0.0,) * channels, (float(maximum),) * channels),
+        target=IntensityScale((0.0,), (float(target_maximum),)),
     )
     return model.eval()
 

@@ -27,7 +27,7 @@ Fractions = tuple[Fraction, ...]
 
 
 @dataclass(frozen=True)
-class Field:
+class ReceptiveField:
     """Receptive field of a network, or of one tensor in it.
 
     Attributes
@@ -59,7 +59,9 @@ class Field:
         """Edge of the receptive field along each axis, in voxels."""
         return tuple(math.floor(h) - math.ceil(b) + 1 for b, h in zip(self.low, self.high, strict=True))
 
-    def moved(self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None) -> Field:
+    def moved(
+        self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None
+    ) -> ReceptiveField:
         """Return the field after a layer whose output ``q`` depends on ``jump * q + low`` to ``jump * q + high``."""
         jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
         rows = zip(self.least, self.jump, self.low, self.high, low, high, strict=True)
@@ -80,7 +82,7 @@ class Field:
         return 4.0 * self.channels / float(math.prod(self.jump))
 
 
-def field_of(model: nn.Module, channels: int) -> Field:
+def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
     """Return the receptive field of a network in evaluation mode.
 
     Parameters
@@ -98,7 +100,7 @@ def field_of(model: nn.Module, channels: int) -> Field:
     Examples
     --------
     >>> detector = nn.Sequential(nn.Conv3d(1, 8, 3), nn.MaxPool3d(2), nn.Conv3d(8, 8, 3), nn.Conv3d(8, 2, 3))
-    >>> field = field_of(detector, 1)
+    >>> field = receptive_field_of(detector, 1)
     >>> field.lengths, [int(j) for j in field.jump], field.align
     ((12, 12, 12), [2, 2, 2], (2, 2, 2))
     """
@@ -111,11 +113,11 @@ def field_of(model: nn.Module, channels: int) -> Field:
             f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass mode='patch'"
         ) from error
     zeros = (Fraction(0),) * ndim
-    fields: dict[fx.Node, Field | None] = {}
+    fields: dict[fx.Node, ReceptiveField | None] = {}
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            fields[node] = Field((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels, (1,) * ndim)
+            fields[node] = ReceptiveField((Fraction(1),) * ndim, zeros, zeros, (1,) * ndim, channels, (1,) * ndim)
         elif node.op == "output":
             field = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
             if field is None:
@@ -139,7 +141,9 @@ def _trace(model: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(tracer.root, graph)
 
 
-def _field_after(node: fx.Node, fields: Mapping[fx.Node, Field | None], modules: Mapping[str, nn.Module]) -> Field:
+def _field_after(
+    node: fx.Node, fields: Mapping[fx.Node, ReceptiveField | None], modules: Mapping[str, nn.Module]
+) -> ReceptiveField:
     """Return the field of the output of one node."""
     input_fields = [fields[n] for n in node.all_input_nodes]
     inputs = [field for field in input_fields if field is not None]
@@ -164,7 +168,7 @@ def _unsupported(name: str) -> ModelError:
     return ModelError(f"dense mode supports only layers with a fixed neighbourhood; got {name}. Pass mode='patch'")
 
 
-def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Field:
+def _union(inputs: Sequence[ReceptiveField], channels: int | None, node: fx.Node) -> ReceptiveField:
     """Return the field of an operation on several tensors, voxel by voxel or concatenated along channels."""
     first = inputs[0]
     if channels is not None and node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) != 1:
@@ -183,7 +187,7 @@ def _union(inputs: Sequence[Field], channels: int | None, node: fx.Node) -> Fiel
     )
 
 
-def _peak_bytes(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> float:
+def _peak_bytes(graph: fx.Graph, fields: Mapping[fx.Node, ReceptiveField | None]) -> float:
     """Return the peak memory of the tensors, in bytes per input voxel."""
     nodes = [n for n in graph.nodes if fields.get(n) is not None]
     index = {node: i for i, node in enumerate(nodes)}
@@ -195,16 +199,16 @@ def _peak_bytes(graph: fx.Graph, fields: Mapping[fx.Node, Field | None]) -> floa
 # --- layers ---------------------------------------------------------------------------------------------
 
 
-def _per_axis(value: Any, field: Field) -> list[int]:
+def _per_axis(value: Any, field: ReceptiveField) -> list[int]:
     """Return a setting of a layer as one value per axis."""
     return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(field.jump)
 
 
-def _unchanged(field: Field, layer: Any) -> Field:
+def _unchanged(field: ReceptiveField, layer: Any) -> ReceptiveField:
     return field
 
 
-def _conv(field: Field, layer: Any) -> Field:
+def _conv(field: ReceptiveField, layer: Any) -> ReceptiveField:
     if layer.padding_mode == "circular":
         raise _unsupported("circular padding")
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
@@ -216,11 +220,11 @@ def _conv(field: Field, layer: Any) -> Field:
     return field.moved(layer.stride, [-p for p in before], high, layer.out_channels)
 
 
-def _pooled_conv(field: Field, layer: Any) -> Field:
+def _pooled_conv(field: ReceptiveField, layer: Any) -> ReceptiveField:
     return _pool(_conv(field, layer), layer.pool)
 
 
-def _pool(field: Field, layer: Any) -> Field:
+def _pool(field: ReceptiveField, layer: Any) -> ReceptiveField:
     kernel, padding = _per_axis(layer.kernel_size, field), _per_axis(layer.padding, field)
     stride = _per_axis(layer.stride if layer.stride is not None else layer.kernel_size, field)
     dilation = _per_axis(getattr(layer, "dilation", 1), field)
@@ -228,7 +232,7 @@ def _pool(field: Field, layer: Any) -> Field:
     return field.moved(stride, [-p for p in padding], high)
 
 
-def _transposed_conv(field: Field, layer: Any) -> Field:
+def _transposed_conv(field: ReceptiveField, layer: Any) -> ReceptiveField:
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     rows = list(zip(layer.stride, layer.padding, spans, strict=True))
     return field.moved(
@@ -239,26 +243,26 @@ def _transposed_conv(field: Field, layer: Any) -> Field:
     )
 
 
-def _pixel_shuffle(field: Field, layer: Any) -> Field:
+def _pixel_shuffle(field: ReceptiveField, layer: Any) -> ReceptiveField:
     n = layer.upscale_factor
     upsampled = _resized(field, [n] * len(field.jump), "nearest")
     return replace(upsampled, channels=field.channels // n ** len(field.jump))
 
 
-def _upsample(field: Field, layer: Any) -> Field:
+def _upsample(field: ReceptiveField, layer: Any) -> ReceptiveField:
     if layer.scale_factor is None or layer.align_corners:
         raise _unsupported("resizing to a given size or with aligned corners")
     return _resized(field, _integer_factors(layer.scale_factor, field), layer.mode)
 
 
-def _integer_factors(factor: Any, field: Field) -> list[int]:
+def _integer_factors(factor: Any, field: ReceptiveField) -> list[int]:
     factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * len(field.jump)
     if any(int(n) != n for n in factors):
         raise _unsupported(f"resizing by {factor}")
     return [int(n) for n in factors]
 
 
-def _resized(field: Field, factors: Sequence[int], mode: str) -> Field:
+def _resized(field: ReceptiveField, factors: Sequence[int], mode: str) -> ReceptiveField:
     """Return the field after upsampling by integer factors, by repetition or interpolation."""
     jump = [Fraction(1, n) for n in factors]
     if mode == "nearest":
@@ -268,21 +272,21 @@ def _resized(field: Field, factors: Sequence[int], mode: str) -> Field:
     return field.moved(jump, [m - reach for m in middle], [m + reach for m in middle])
 
 
-def _pad_layer(field: Field, layer: Any) -> Field:
+def _pad_layer(field: ReceptiveField, layer: Any) -> ReceptiveField:
     return _shifted(field, [-int(n) for n in layer.padding[0::2][::-1]])
 
 
-def _shifted(field: Field, offset: Sequence[int]) -> Field:
+def _shifted(field: ReceptiveField, offset: Sequence[int]) -> ReceptiveField:
     return field.moved([1] * len(offset), offset, offset)
 
 
-def _batch_norm(field: Field, layer: Any) -> Field:
+def _batch_norm(field: ReceptiveField, layer: Any) -> ReceptiveField:
     if not layer.track_running_stats:
         raise _unsupported(f"{type(layer).__name__} without running statistics")
     return field
 
 
-def _softmax(field: Field, layer: Any) -> Field:
+def _softmax(field: ReceptiveField, layer: Any) -> ReceptiveField:
     if layer.dim != 1:
         raise _unsupported("softmax over space")
     return field
@@ -293,7 +297,7 @@ _VALUEWISE_LAYERS = (
     nn.Softplus, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
     nn.AlphaDropout,
 )  # fmt: skip
-_LAYERS: list[tuple[Any, Callable[[Field, Any], Field]]] = [
+_LAYERS: list[tuple[Any, Callable[[ReceptiveField, Any], ReceptiveField]]] = [
     (_VALUEWISE_LAYERS, _unchanged),
     ((nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_conv),
     ((PooledConv,), _pooled_conv),
@@ -319,7 +323,7 @@ _VALUEWISE = {
 }  # fmt: skip
 
 
-def _slice(field: Field, node: fx.Node) -> Field:
+def _slice(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     """Return the field after slicing, which may drop channels, and voxels at either end."""
     key: Any = node.args[1]
     key = key if isinstance(key, tuple) else (key,)
@@ -331,7 +335,7 @@ def _slice(field: Field, node: fx.Node) -> Field:
     return replace(_shifted(field, [int(k.start or 0) for k in key[2:]]), channels=channels)
 
 
-def _interpolate_call(field: Field, node: fx.Node) -> Field:
+def _interpolate_call(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     settings = dict(zip(("size", "scale_factor", "mode", "align_corners"), node.args[1:], strict=False)) | node.kwargs
     factor: Any = settings.get("scale_factor")
     if settings.get("size") is not None or factor is None or settings.get("align_corners"):
@@ -339,7 +343,7 @@ def _interpolate_call(field: Field, node: fx.Node) -> Field:
     return _resized(field, _integer_factors(factor, field), str(settings.get("mode", "nearest")))
 
 
-def _pool_call(field: Field, node: fx.Node) -> Field:
+def _pool_call(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     """Return the field after a pooling function, whose arguments are those of the layer."""
     names = ["kernel_size", "stride", "padding", "dilation"]
     # Average pooling has no dilation.
@@ -349,7 +353,7 @@ def _pool_call(field: Field, node: fx.Node) -> Field:
     return _pool(field, SimpleNamespace(**{"stride": None, "padding": 0} | settings))
 
 
-def _reduce_call(field: Field, node: fx.Node) -> Field:
+def _reduce_call(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     """Return the field after a reduction over the channels."""
     settings = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     if settings.get("dim") != 1 or not settings.get("keepdim"):
@@ -357,7 +361,7 @@ def _reduce_call(field: Field, node: fx.Node) -> Field:
     return replace(field, channels=1)
 
 
-def _pad_call(field: Field, node: fx.Node) -> Field:
+def _pad_call(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     settings = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
     pad: Any = settings["pad"]
     if settings.get("mode", "constant") == "circular":
@@ -366,7 +370,7 @@ def _pad_call(field: Field, node: fx.Node) -> Field:
     return _shifted(field, [-n for n in before[: len(field.jump)][::-1]])
 
 
-_CALLS: dict[str, Callable[[Field, fx.Node], Field]] = {
+_CALLS: dict[str, Callable[[ReceptiveField, fx.Node], ReceptiveField]] = {
     operator.getitem.__name__: _slice,
     "interpolate": _interpolate_call,
     "pad": _pad_call,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mrhdata.errors import ModelError
-from mrhdata.models.spec import Spec
+from mrhdata.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
             model = network(**(settings | config))
         except TypeError as error:
             raise ModelError(f"{name} does not accept the settings {config} ({error})") from error
-    model.spec = Spec(name=name, config=dict(config))
+    model.spec = ModelSpec(name=name, config=dict(config))
     return model
 
 
@@ -105,7 +105,7 @@ def copy(model: nn.Module, **config: Any) -> nn.Module:
     >>> whole.spec.config
     {'border': 'replicate'}
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     config = spec.config | config
     duplicate = create(spec.name, **config)
     duplicate.load_state_dict(model.state_dict())

@@ -14,7 +14,7 @@ from torch.nn import functional as f
 from mrhdata.errors import ModelError
 
 
-class Restorer(nn.Module):
+class LowResSR(nn.Module):
     """Restoration network; (B, in_channels, h, w) to (B, 1, scale h, scale w), even h and w.
 
     Parameters
@@ -30,7 +30,7 @@ class Restorer(nn.Module):
 
     Examples
     --------
-    >>> Restorer(in_channels=5, width=8, blocks=1)(torch.zeros(2, 5, 8, 10)).shape
+    >>> LowResSR(in_channels=5, width=8, blocks=1)(torch.zeros(2, 5, 8, 10)).shape
     torch.Size([2, 1, 32, 40])
     """
 

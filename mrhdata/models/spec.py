@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: Target value of voxels that every loss ignores.
-IGNORED = -1
+IGNORE_INDEX = -1
 
 
 @dataclass(frozen=True)
-class Scale:
+class IntensityScale:
     """Offset and factor of each channel; the input of the network is ``(value - offset) / factor``."""
 
     offset: tuple[float, ...]
@@ -23,7 +23,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Spec:
+class ModelSpec:
     """Specification of a network and of its training data.
 
     Attributes
@@ -55,30 +55,30 @@ class Spec:
     axis: int | None = None
     spacing_mm: tuple[float, ...] | None = None
     neighbours: int = 0
-    inputs: Scale | None = None
-    target: Scale | None = None
+    inputs: IntensityScale | None = None
+    target: IntensityScale | None = None
     labels: tuple[int, ...] = ()
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     finish: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
-def physical(model: nn.Module, x: Tensor) -> Tensor:
+def predict_raw(model: nn.Module, x: Tensor) -> Tensor:
     """Run a trained network on raw patches (B, C, z, y, x) and return values in the units of the target.
 
     The intensity scales are applied; for a 2D network the axis of length 1 is removed and restored.
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None:
         raise ModelError(
             f"{spec.name} has no intensity scales: train it with mrhdata.fit, load a trained one, or pass maximum= "
             "to mrhdata.models.load_matlab"
         )
-    return rescaled(network_on(model, scaled(x, spec.inputs)), spec.target)
+    return to_target_units(run_on_patches(model, scaled(x, spec.inputs)), spec.target)
 
 
-def network_on(model: nn.Module, x: Tensor) -> Any:
+def run_on_patches(model: nn.Module, x: Tensor) -> Any:
     """Run a network of 2 or 3 spatial axes on (B, C, z, y, x) and return a tensor, or a tuple of levels."""
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     if model.ndim == 3:
         return model(x)
     axis = 2 + (spec.axis or 0)
@@ -90,12 +90,12 @@ def network_on(model: nn.Module, x: Tensor) -> Any:
     return tuple(a.unsqueeze(axis) for a in answer) if isinstance(answer, tuple) else answer.unsqueeze(axis)
 
 
-def scaled(x: Tensor, scale: Scale) -> Tensor:
+def scaled(x: Tensor, scale: IntensityScale) -> Tensor:
     """Return raw values (B, C, z, y, x) on the intensity scale of the network."""
     return (x - _per_channel(x, scale.offset)) / _per_channel(x, scale.factor)
 
 
-def rescaled(x: Tensor, scale: Scale) -> Tensor:
+def to_target_units(x: Tensor, scale: IntensityScale) -> Tensor:
     """Return the output of the network (B, C, ...) in the units of the target."""
     return x * _per_channel(x, scale.factor) + _per_channel(x, scale.offset)
 
@@ -104,7 +104,7 @@ def _per_channel(x: Tensor, values: tuple[float, ...]) -> Tensor:
     return x.new_tensor(values).reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
-def spec_from(content: dict[str, Any]) -> Spec:
+def spec_from(content: dict[str, Any]) -> ModelSpec:
     """Return the specification stored in ``config.json``.
 
     Raises
@@ -112,7 +112,7 @@ def spec_from(content: dict[str, Any]) -> Spec:
     ModelError
         If keys are missing or unknown.
     """
-    unknown = set(content) - {f.name for f in fields(Spec)}
+    unknown = set(content) - {f.name for f in fields(ModelSpec)}
     if unknown:
         raise ModelError(f"the settings of a network have unknown keys {sorted(unknown)}; save the model again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
@@ -121,7 +121,7 @@ def spec_from(content: dict[str, Any]) -> Spec:
             values[key] = tuple((str(name), dict(settings)) for name, settings in values.get(key, ()))
         for key in ("inputs", "target"):
             if values.get(key) is not None:
-                values[key] = Scale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
-        return Spec(**values)
+                values[key] = IntensityScale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
+        return ModelSpec(**values)
     except (KeyError, TypeError) as error:
         raise ModelError(f"the settings of a network are incomplete ({error}); save the model again") from error

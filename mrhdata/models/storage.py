@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import ModelError
 from mrhdata.models.cards import check_weights, folder_of
 from mrhdata.models.registry import create
@@ -47,7 +47,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     target = Path(folder)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with appearing(target) as draft:
+    with atomic_write(target) as draft:
         draft.mkdir()
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, draft / "model.safetensors")

@@ -19,15 +19,15 @@ from . import (
 )
 from .create import patches
 from .dataset import Patches
-from .loader import Batches, Loader
-from .summary import Diagnosis, Explanation
+from .loader import PatchIterableDataset, PatchLoader
+from .summary import CostReport, SampleReport
 
 __all__ = [
-    "Batches",
-    "Diagnosis",
-    "Explanation",
-    "Loader",
+    "CostReport",
+    "PatchIterableDataset",
+    "PatchLoader",
     "Patches",
+    "SampleReport",
     "class_index",
     "create",
     "dataset",

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError
-from mrhdata.io.fingerprint import digest, state_of
-from mrhdata.patching.tiles import Stream
+from mrhdata.io.fingerprint import digest, file_state
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.box import Box
 
 log = logging.getLogger("mrhdata")
@@ -41,7 +41,7 @@ class Index:
         Voxels of each class, or sums of weights.
     """
 
-    def __init__(self, stream: Stream, classes: list[int], mass: Floats, weights: bool) -> None:
+    def __init__(self, stream: TensorSource, classes: list[int], mass: Floats, weights: bool) -> None:
         self._stream, self.classes, self.mass, self._weights = stream, classes, mass, weights
 
     def draw(self, kind: int, n: int, rng: np.random.Generator) -> Ints:
@@ -65,7 +65,7 @@ class Index:
         return rng.permutation(np.concatenate(found)) if found else np.empty((0, 3), dtype=np.int64)
 
 
-def index_labels(stream: Stream, path: Path | None = None, dataset: str | None = None) -> Index:
+def index_labels(stream: TensorSource, path: Path | None = None, dataset: str | None = None) -> Index:
     """Count the voxels of every class in every tile, or take the counts kept beside the data.
 
     Parameters
@@ -81,7 +81,7 @@ def index_labels(stream: Stream, path: Path | None = None, dataset: str | None =
     names = [] if path is None else [path.name, *([] if dataset is None else [dataset.replace("/", "-")])]
     kept = None if path is None else path.with_name(".".join([*names, "index.json"]))
     grid = stream.grid
-    mark = None if path is None else digest([grid.shape, grid.affine.tolist(), stream.tile, dataset, state_of(path)])
+    mark = None if path is None else digest([grid.shape, grid.affine.tolist(), stream.tile, dataset, file_state(path)])
     if kept is not None and kept.is_file():
         found = _read(kept, mark, int(np.prod(stream.tiles)))
         if found is not None:
@@ -98,7 +98,7 @@ def index_labels(stream: Stream, path: Path | None = None, dataset: str | None =
     return Index(stream, classes, mass, False)
 
 
-def index_weights(stream: Stream) -> Index:
+def index_weights(stream: TensorSource) -> Index:
     """Sum a map of weights in every tile."""
 
     def total(values: np.ndarray) -> float:
@@ -123,12 +123,12 @@ def _counts(values: np.ndarray) -> dict[int, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _each(stream: Stream) -> Iterator[np.ndarray]:
+def _each(stream: TensorSource) -> Iterator[np.ndarray]:
     for number in range(int(np.prod(stream.tiles))):
         yield _tile(stream, number)[1]
 
 
-def _tile(stream: Stream, number: int) -> tuple[Ints, np.ndarray]:
+def _tile(stream: TensorSource, number: int) -> tuple[Ints, np.ndarray]:
     low = np.array(np.unravel_index(number, stream.tiles)) * stream.tile
     return low, stream.voxels(Box.of(low, np.minimum(low + stream.tile, stream.grid.shape)))[0]
 
@@ -148,7 +148,7 @@ def _read(kept: Path, mark: str | None, tiles: int) -> tuple[list[int], Floats] 
 
 def _keep(kept: Path, content: dict[str, Any]) -> None:
     try:
-        with appearing(kept, overwrite=True) as draft:
+        with atomic_write(kept, overwrite=True) as draft:
             draft.write_text(json.dumps(content))
     except OSError as error:
         log.info("the index of %s is not kept: %s", kept.name, error)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.memory import parse_memory
 from mrhdata.errors import DataError, GridError
 from mrhdata.patching import sources
 from mrhdata.patching.dataset import Patches
 from mrhdata.patching.positions import shares
-from mrhdata.patching.samplers import Field, chooser
-from mrhdata.patching.sources import Names
+from mrhdata.patching.samplers import SamplingSpace, as_sampler
+from mrhdata.patching.sources import TensorNames
 from mrhdata.patching.subjects import subject_name
-from mrhdata.patching.tiles import Part, Stream
+from mrhdata.patching.tiles import TensorSource, VolumeReader
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,8 +60,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     target_shape : the same, optional
         Where the target is larger or smaller than the input; both have one centre.
     at : chooser or (n, 3) int array (or one per subject), optional
-        Instead of the grid of `stride`: one of :mod:`mrhdata.patching.samplers` (`Uniform`, `Balanced`, `Weighted`,
-        `Around`), or first voxels of your own.
+        Instead of the grid of `stride`: one of :mod:`mrhdata.patching.samplers` (`Uniform`, `ClassBalanced`,
+        `Weighted`, `Points`), or first voxels of your own.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
     neighbours : int
@@ -106,8 +106,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     >>> len(p), p.positions[1].tolist(), [tuple(t.shape) for t in p[1]]
     (8, [0, 0, 2], [(1, 2, 2, 2), (1, 2, 2, 2)])
     """
-    if align not in sources.ALIGN:
-        raise GridError(f"align is one of {', '.join(sources.ALIGN)}, not {align!r}")
+    if align not in sources.GRIDS:
+        raise GridError(f"align is one of {', '.join(sources.GRIDS)}, not {align!r}")
     if padding not in (None, *PADDING):
         raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
     subjects = _per_subject(inputs)
@@ -118,13 +118,13 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             f"there are {len(subjects)} subjects of inputs, {len(targets)} of targets and {len(masks)} masks; "
             "give one of each per subject"
         )
-    shapes = sources.Shapes(shape, target_shape, plane, neighbours)
+    shapes = sources.PatchShapes(shape, target_shape, plane, neighbours)
     layout = _laid_out(subjects, targets, shapes, align)
-    how = chooser(at, sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
+    how = as_sampler(at, sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
     fields = []
     for number, (given, (_, streams), mask) in enumerate(zip(subjects, layout, masks, strict=True)):
         with _said_of(number, given, len(subjects) > 1):
-            fields.append(Field(_first(given), streams, mask, inside, padding is not None, align != "same"))
+            fields.append(SamplingSpace(_first(given), streams, mask, inside, padding is not None, align != "same"))
     rng = np.random.default_rng((seed, len(fields)))
     share = [1.0] * len(fields) if weights is None else [float(w) for w in weights]
     if len(share) != len(fields):
@@ -138,23 +138,25 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
             else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
         )
     every = [streams for _, streams in layout]
-    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, in_bytes(memory, least=0), neighbours)
+    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), neighbours)
 
 
 def _laid_out(
-    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: sources.Shapes, align: str
-) -> list[tuple[Names, list[Stream]]]:
+    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: sources.PatchShapes, align: str
+) -> list[tuple[TensorNames, list[TensorSource]]]:
     """Names and streams of every subject, which are alike."""
-    layout: list[tuple[Names, list[Stream]]] = []
+    layout: list[tuple[TensorNames, list[TensorSource]]] = []
     for number, (given, target) in enumerate(zip(subjects, targets, strict=True)):
         with _said_of(number, given, len(subjects) > 1):
-            names, streams = sources.streams_of(given, target, shapes, align)
+            names, streams = sources.tensor_sources(given, target, shapes, align)
             layout.append((names, streams))
             _check_alike(layout[0], layout[-1])
     return layout
 
 
-def _check_alike(first_one: tuple[Names, list[Stream]], other: tuple[Names, list[Stream]]) -> None:
+def _check_alike(
+    first_one: tuple[TensorNames, list[TensorSource]], other: tuple[TensorNames, list[TensorSource]]
+) -> None:
     """Raise `GridError` where a subject has other volumes, or patches of other shapes, than the first."""
     (of_first, firsts), (of_other, others) = ((names.apart(s), s) for names, s in (first_one, other))
     said = ("subjects have different inputs", "subjects have different targets")
@@ -182,13 +184,15 @@ def _said_of(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
     except GridError as error:
         if not several:
             raise
-        known = subject_name(source for volume in sources.named(inputs).values() for source in Part(volume).source)
+        known = subject_name(
+            source for volume in sources.volumes_by_name(inputs).values() for source in VolumeReader(volume).source
+        )
         who = f"{number} ({known})" if known else f"{number}"
         raise GridError(f"subject {who}: {error}") from error
 
 
 def _first(inputs: Inputs) -> xr.DataArray:
-    return next(iter(sources.named(inputs).values()))
+    return next(iter(sources.volumes_by_name(inputs).values()))
 
 
 def _per_subject(given: Any) -> list[Any]:

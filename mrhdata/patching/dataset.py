@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from mrhdata.patching.loader import Batches, Loader
-    from mrhdata.patching.summary import Diagnosis, Explanation
+    from mrhdata.patching.loader import PatchIterableDataset, PatchLoader
+    from mrhdata.patching.summary import CostReport, SampleReport
 
 
 class Patches(PatchSet):
@@ -65,7 +65,7 @@ class Patches(PatchSet):
         transform: Callable[..., Any] | None = None,
         each: bool = False,
         info: bool = False,
-    ) -> Batches:
+    ) -> PatchIterableDataset:
         """An ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
 
         Parameters
@@ -82,9 +82,9 @@ class Patches(PatchSet):
         info : bool
             Batches end in a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
         """
-        from mrhdata.patching.loader import Batches
+        from mrhdata.patching.loader import PatchIterableDataset
 
-        return Batches(
+        return PatchIterableDataset(
             self,
             batch_size,
             shuffle=shuffle,
@@ -106,7 +106,7 @@ class Patches(PatchSet):
         pin_memory: bool = False,
         device: Any = None,
         **options: Any,
-    ) -> Loader:
+    ) -> PatchLoader:
         """Batches ``(input, target)``, (B, C, z, y, x) float32, cut ahead of the training step.
 
         Each pass over it is the next epoch, in another order. It can be stopped after any batch and go
@@ -138,9 +138,9 @@ class Patches(PatchSet):
         >>> [tuple(x.shape) for x in loader], loader.state_dict()["batch"]
         ([(4, 1, 2, 2, 2), (4, 1, 2, 2, 2)], 2)
         """
-        from mrhdata.patching.loader import Loader
+        from mrhdata.patching.loader import PatchLoader
 
-        return Loader(
+        return PatchLoader(
             self.dataset(batch_size, **options),
             ahead=ahead,
             num_workers=num_workers,
@@ -247,7 +247,7 @@ class Patches(PatchSet):
                 f"{self.subject[shared[0]]}; use split or folds, which keep a guard between parts"
             )
 
-    def explain(self, batch_size: int = 64) -> Explanation:
+    def explain(self, batch_size: int = 64) -> CostReport:
         """What one pass costs: bytes, chunks, decodes beside naive reading, memory, and advice; nothing is read.
 
         Examples
@@ -261,7 +261,7 @@ class Patches(PatchSet):
 
         return explained(self, batch_size)
 
-    def diagnose(self, n: int = 1000, *, batch_size: int = 64, seed: int = 0) -> Diagnosis:
+    def diagnose(self, n: int = 1000, *, batch_size: int = 64, seed: int = 0) -> SampleReport:
         """Coverage, class balance, intensity and how well batches are mixed, from the first `n` patches of an epoch."""
         from mrhdata.patching.summary import diagnosed
 

@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 from dask.delayed import delayed
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError
 from mrhdata.io.omezarr import codec
 from mrhdata.patching.patch_set import PatchSet
@@ -108,7 +108,7 @@ def write_patches(
     """Write all patches in the order of one epoch."""
     biggest = max(4 * int(np.prod(width)) for width in patches.widths.values())
     length = max(1, min(len(patches), _CHUNK // biggest))
-    with appearing(store, overwrite=overwrite) as draft:
+    with atomic_write(store, overwrite=overwrite) as draft:
         group = zarr.create_group(draft)
         arrays = [
             group.create_array(

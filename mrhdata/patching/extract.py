@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from mrhdata.errors import GridError
 from mrhdata.patching.plan import Plan
 from mrhdata.patching.positions import Ints, reach
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.box import Box
 
 Floats = NDArray[np.float32]
 
 
-class Cutter:
+class PatchExtractor:
     """Cuts batches of a plan out of the tiles that are in memory.
 
     Parameters
@@ -82,7 +82,7 @@ class Cutter:
         box = functools.partial(self._box, number, i)
         return padded(box, stream.grid.shape, start, stream.shape, str(self._plan.padding))
 
-    def _fits(self, stream: Stream, starts: Ints) -> NDArray[np.bool_] | None:
+    def _fits(self, stream: TensorSource, starts: Ints) -> NDArray[np.bool_] | None:
         """Which patches lie within the volume; None for all."""
         if self._plan.padding is None:
             return None
@@ -129,7 +129,7 @@ class Cutter:
         return np.moveaxis(channels_last, -1, 0)
 
 
-def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
+def extract_nearby(stream: TensorSource, starts: Ints, padding: str | None) -> Floats:
     """Patches of one stream that lie near each other, from one reading of the box around them.
 
     Parameters
@@ -161,7 +161,7 @@ def cut_alone(stream: Stream, starts: Ints, padding: str | None) -> Floats:
     return np.stack(cut).astype(np.float32, copy=False)
 
 
-def _gather_into(out: Floats, rows: Ints, block: np.ndarray, starts: Ints, stream: Stream) -> None:
+def _gather_into(out: Floats, rows: Ints, block: np.ndarray, starts: Ints, stream: TensorSource) -> None:
     """Gather patches of a block into rows of a tensor that lies channels last in memory."""
     last = np.moveaxis(out, 1, -1)
     if len(rows) == len(out):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mrhdata._runtime.threads import in_thread
+from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError
 from mrhdata.patching.patch_set import PatchSet
 
@@ -21,7 +21,7 @@ _MOST_TOGETHER = 16
 _AHEAD = 2
 
 
-class Batches(IterableDataset[Any]):
+class PatchIterableDataset(IterableDataset[Any]):
     """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
 
     Made by :meth:`~mrhdata.patching.dataset.Patches.dataset`. With several workers each takes every so many-th batch,
@@ -103,7 +103,7 @@ class Batches(IterableDataset[Any]):
         return torch.utils.data.default_collate(done)
 
 
-class Loader:
+class PatchLoader:
     """Batches ``(input, target)`` as tensors (B, C, z, y, x), epoch after epoch.
 
     Made by :meth:`~mrhdata.patching.dataset.Patches.loader`.
@@ -115,7 +115,14 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Batches, *, ahead: int | None, num_workers: int, start_method: str, pin_memory: bool, device: Any
+        self,
+        batches: PatchIterableDataset,
+        *,
+        ahead: int | None,
+        num_workers: int,
+        start_method: str,
+        pin_memory: bool,
+        device: Any,
     ) -> None:
         self.batches = batches
         self._ahead, self._workers, self._method = ahead, num_workers, start_method
@@ -149,7 +156,7 @@ class Loader:
             # Small patches that are in memory cost less to cut than to hand over.
             ahead = 0 if together > 1 and self.batches.patches.resident else _AHEAD
         sent = map(self._sent, self.batches)
-        for several in in_thread(_groups(sent, together), ahead) if ahead else ([batch] for batch in sent):
+        for several in run_ahead(_groups(sent, together), ahead) if ahead else ([batch] for batch in sent):
             yield from several
 
     def _sent(self, batch: Any) -> Any:

@@ -139,7 +139,7 @@ def order(table: Ints, cell: Ints, layout: Layout, rng: np.random.Generator, ran
     place[layout.walk(table, rng)] = np.arange(len(table))
     # Ranks share out one walk, whatever lanes and runs their budgets allow; then rows of a few cells are mixed.
     chance = rng.random(len(cell))
-    walk = part(np.lexsort([chance, place[cell]]), rank, ranks)
+    walk = rank_share(np.lexsort([chance, place[cell]]), rank, ranks)
     walk = walk[np.lexsort([chance[walk], place[cell[walk]] // layout.run])]
     lanes = max(1, min(layout.lanes, len(walk)))
     turn = np.concatenate([np.arange(len(lane)) for lane in np.array_split(walk, lanes)])
@@ -157,7 +157,7 @@ def run(rows: int, cells: int) -> int:
     return min(max(-(-MIXED * cells // max(1, rows)), RUN[0]), RUN[1])
 
 
-def part(rows: Ints, rank: int, ranks: int) -> Ints:
+def rank_share(rows: Ints, rank: int, ranks: int) -> Ints:
     """Rows of one of several ranks; their numbers differ by at most one."""
     return rows[len(rows) * rank // ranks : len(rows) * (rank + 1) // ranks]
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError
-from mrhdata.patching.extract import Cutter, cut_alone
+from mrhdata.patching.extract import PatchExtractor, extract_nearby
 from mrhdata.patching.plan import Plan
 from mrhdata.patching.positions import Ints
-from mrhdata.patching.prefetch import ReadAhead, Rooms, decoders
-from mrhdata.patching.sources import Names
+from mrhdata.patching.prefetch import BufferPool, ReadAhead, decoders
+from mrhdata.patching.sources import TensorNames
 from mrhdata.patching.subjects import subject_name
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.construct import PLANES
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class PatchSet:
 
     def __init__(
         self,
-        streams: Sequence[Sequence[Stream]],
-        names: Names,
+        streams: Sequence[Sequence[TensorSource]],
+        names: TensorNames,
         drawn: Sequence[tuple[Ints, Ints | None]],
         plane: str | None,
         padding: str | None,
@@ -82,7 +82,7 @@ class PatchSet:
                 stream.join()
         self._plans: dict[int, Plan] = {}
         self._tiles: dict[int, np.ndarray] = {}
-        self._rooms = Rooms()
+        self._rooms = BufferPool()
 
     def _only(self, rows: Ints) -> Self:
         """The same patches, but fewer."""
@@ -119,7 +119,7 @@ class PatchSet:
         return f" ({', '.join(known)})" if len(known) == len(numbers) else ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tiles": {}, "_plans": {}, "_rooms": Rooms()}
+        return self.__dict__ | {"_tiles": {}, "_plans": {}, "_rooms": BufferPool()}
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
@@ -189,14 +189,14 @@ class PatchSet:
         if not batches:
             return
         if plan.resident and plan.covered_by(self._tiles):
-            cutter = Cutter(plan, self._tiles, 0)
+            cutter = PatchExtractor(plan, self._tiles, 0)
             yield from ((batch, self._folded(cutter.cut(batch))) for batch in batches)
             return
         loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
         # Tiles that stay have memory of their own; the others take turns.
         tiles, rooms = (self._tiles, None) if plan.resident else ({}, self._rooms)
         with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders(), rooms) as ahead:
-            cutter = Cutter(plan, tiles, loads.copied)
+            cutter = PatchExtractor(plan, tiles, loads.copied)
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)
                 arrays = cutter.cut(batch)
@@ -214,7 +214,7 @@ class PatchSet:
         by = np.argsort(chunk, kind="stable")
         for chosen in np.split(by, np.flatnonzero(np.diff(chunk[by])) + 1) if len(rows) else []:
             for whole, stream in zip(out, self.streams[int(self.subject[rows[chosen[0]]])], strict=True):
-                whole[chosen] = cut_alone(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
+                whole[chosen] = extract_nearby(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
         return self._folded(out)
 
     def _folded(self, parts: list[Floats]) -> list[Floats]:

@@ -17,7 +17,7 @@ from mrhdata.errors import DataError
 from mrhdata.patching import order
 from mrhdata.patching.positions import reach
 from mrhdata.patching.prefetch import Loads
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 
 Ints = NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class Plan:
 
     def __init__(
         self,
-        streams: Sequence[Sequence[Stream]],
+        streams: Sequence[Sequence[TensorSource]],
         positions: Ints,
         subject: Ints,
         budget: int,
@@ -144,7 +144,7 @@ class Plan:
                 return min(found, key=lambda f: f[:2])[2]
         return min(order.layouts(largest.tiles, halo, 1), key=lambda f: f[2])[0]
 
-    def _bytes_per_voxel(self, streams: Sequence[Stream]) -> float:
+    def _bytes_per_voxel(self, streams: Sequence[TensorSource]) -> float:
         """Bytes that tiles hold for a voxel of the first stream."""
         first = streams[0]
         return sum(s.voxel_bytes * float(np.prod(first.grid.spacing / s.grid.spacing)) for s in streams)
@@ -191,7 +191,7 @@ class Plan:
         owner, numbers = _expanded(low // stream.tile, (high - 1) // stream.tile)
         return owner, self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
 
-    def _reach(self, stream: Stream, rows: Ints) -> tuple[Ints, Ints]:
+    def _reach(self, stream: TensorSource, rows: Ints) -> tuple[Ints, Ints]:
         return reach(stream.starts(self.positions[rows]), stream.shape, stream.grid.shape, self.padding)
 
     def rows(self, shuffle: bool, seed: int, epoch: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Ints:
@@ -206,7 +206,7 @@ class Plan:
             every = np.argsort(self.cell, kind="stable")
             if shuffle:
                 every = np.random.default_rng((seed, epoch)).permutation(len(every))
-            return order.part(every, rank, ranks)
+            return order.rank_share(every, rank, ranks)
         runs = (order.run(len(self.cell), len(self.table)), 1)
         for lanes, run in itertools.product(range(self.layout.lanes, 0, -1), runs):
             self.mixed = replace(self.layout, lanes=lanes, run=run)

@@ -53,7 +53,7 @@ class Loads:
         return replace(self, tile=self.tile[kept], first=self.first[kept], last=self.last[kept], size=self.size[kept])
 
 
-class Rooms:
+class BufferPool:
     """Memory that tiles are decoded into, used again and again.
 
     What a decoder allocates anew for every tile the system has to clear anew, which takes as long as a
@@ -64,8 +64,8 @@ class Rooms:
         self._free: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Rooms], tuple[()]]:
-        return Rooms, ()
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
+        return BufferPool, ()
 
     def take(self, size: int) -> np.ndarray:
         """Bytes for a tile."""
@@ -110,7 +110,7 @@ class ReadAhead:
         read: Callable[[int, np.ndarray | None], np.ndarray],
         budget: int,
         threads: int,
-        rooms: Rooms | None = None,
+        rooms: BufferPool | None = None,
     ) -> None:
         self._loads, self._tiles, self._read, self._budget = loads, tiles, read, budget
         self._rooms, self._taken = rooms, dict[int, np.ndarray]()

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.io.omezarr.chunks import Stored
+from mrhdata.io.omezarr.chunks import ZarrReader
 from mrhdata.patching.class_index import Index, index_labels, index_weights
 from mrhdata.patching.positions import Ints, about, centre_voxels, fraction_inside, shares, shell, strided, uniform
 from mrhdata.patching.sources import one_grid
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.box import Box
 from mrhdata.volume.file_arrays import source_of
 
@@ -36,7 +36,7 @@ _MASK_BOX = 64
 _TRIES = 200
 
 
-class Field:
+class SamplingSpace:
     """One subject: the grid that positions count, the patch, and the mask.
 
     Parameters
@@ -57,7 +57,7 @@ class Field:
     def __init__(
         self,
         reference: xr.DataArray,
-        streams: Sequence[Stream],
+        streams: Sequence[TensorSource],
         mask: xr.DataArray | None,
         share: float | None,
         overhang: bool,
@@ -69,7 +69,7 @@ class Field:
         self._resample, self._share = resample, share
         self._mask = None if mask is None else self.stream("mask", mask.assign_attrs(kind="mask"))
 
-    def stream(self, name: str, volume: xr.DataArray) -> Stream:
+    def stream(self, name: str, volume: xr.DataArray) -> TensorSource:
         """A volume on this subject's grid, to be read tile by tile."""
         return one_grid({name: volume}, (_MASK_BOX,) * 3, self.reference, self._resample, exact=True)
 
@@ -87,7 +87,7 @@ class Field:
             kept[kept] = self._in_mask(self._mask, positions[kept])
         return kept
 
-    def _in_mask(self, mask: Stream, positions: Ints) -> NDArray[np.bool_]:
+    def _in_mask(self, mask: TensorSource, positions: Ints) -> NDArray[np.bool_]:
         low, high = positions, positions + self.shape
         if self._share is None:
             low = centre_voxels(positions, self.shape)
@@ -102,7 +102,7 @@ class Field:
                 kept[rows] = self._kept(mask, low[rows], high[rows])
         return kept
 
-    def _kept(self, mask: Stream, low: Ints, high: Ints) -> NDArray[np.bool_]:
+    def _kept(self, mask: TensorSource, low: Ints, high: Ints) -> NDArray[np.bool_]:
         # What lies outside the volume lies outside the mask.
         first, last = low.min(axis=0), high.max(axis=0)
         begin, end = np.clip(first, 0, None), np.minimum(last, self.grid.shape)
@@ -141,19 +141,19 @@ class Field:
         return about(places, self.grid.shape, self.shape, inside=not self.overhang)
 
 
-class Chooser(Protocol):
+class Sampler(Protocol):
     """A way to choose positions."""
 
     @property
     def n(self) -> int | None:
         """Patches of all subjects together; None where the subject decides."""
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
         """Positions of one subject, and the class that each was drawn for."""
 
 
 @dataclass(frozen=True)
-class Strided:
+class Grid:
     """A regular grid of positions that covers the volume; the last ones end at the edge.
 
     Attributes
@@ -165,7 +165,7 @@ class Strided:
     stride: tuple[int, int, int]
     n: None = None
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """All positions of the grid that lie in the mask."""
         positions = strided(field.grid.shape, field.shape, self.stride, overhang=field.overhang)
         return positions[field.keep(positions)], None
@@ -183,7 +183,7 @@ class Uniform:
 
     n: int
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Positions at which the patch fits (with padding: whose centre lies in the volume)."""
 
         def anywhere(many: int) -> Ints:
@@ -196,7 +196,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Balanced:
+class ClassBalanced:
     """Patches about voxels of each class of a label volume, in given shares.
 
     The volume is read once, tile by tile, and its counts are kept beside it where it is a store.
@@ -219,7 +219,7 @@ class Balanced:
     shares: Mapping[int | str, float] | None = None
     sparse: bool = False
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, and the class of the voxel in the middle of each patch.
 
         At the edge the patch is moved inside, and the voxel no longer lies in its middle.
@@ -231,7 +231,9 @@ class Balanced:
         classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
         return np.concatenate(found), classes.astype(np.int64)
 
-    def _drawing(self, field: Field, index: Index, kind: int, rng: np.random.Generator) -> Callable[[int], Ints]:
+    def _drawing(
+        self, field: SamplingSpace, index: Index, kind: int, rng: np.random.Generator
+    ) -> Callable[[int], Ints]:
         return lambda many: field.about(index.draw(kind, many, rng))
 
     def _quotas(self, index: Index, n: int) -> list[tuple[int, int]]:
@@ -267,14 +269,14 @@ class Weighted:
     n: int
     weights: Any
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Positions whose middle voxels were drawn by weight."""
         index = index_weights(field.stream("weights", _of_subject(self.weights, subject)))
         return field.accepted(n, lambda many: field.about(index.draw(1, many, rng))), None
 
 
 @dataclass(frozen=True)
-class Around:
+class Points:
     """Patches about points, such as cells, and about places beside them.
 
     Attributes
@@ -295,7 +297,7 @@ class Around:
     distance_mm: tuple[float, float] = (0.0, 0.0)
     n: int | None = None
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, class 1 about points and 0 beside them."""
         points = np.asarray(_of_subject(self.points_mm, subject, ndim=2), dtype=np.float64).reshape(-1, 3)
         places = field.grid.index(points)
@@ -317,7 +319,7 @@ class Around:
         classes = np.repeat([1, 0], [len(about), len(negative)])
         return np.concatenate([about, negative]), classes.astype(np.int64)
 
-    def _beside(self, points: NDArray[np.float64], field: Field, many: int, rng: np.random.Generator) -> Ints:
+    def _beside(self, points: NDArray[np.float64], field: SamplingSpace, many: int, rng: np.random.Generator) -> Ints:
         half = (np.array(field.shape) - 1) / 2
 
         def on_centres(places: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -329,13 +331,13 @@ class Around:
         return field.about(field.grid.index(places))
 
     @staticmethod
-    def _within(places: NDArray[np.float64], field: Field) -> NDArray[np.bool_]:
+    def _within(places: NDArray[np.float64], field: SamplingSpace) -> NDArray[np.bool_]:
         """Which places lie in the volume's voxels."""
         return np.asarray(((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1))
 
 
 @dataclass(frozen=True)
-class Given:
+class Fixed:
     """Positions of the user's own.
 
     Attributes
@@ -347,7 +349,7 @@ class Given:
     positions: Any
     n: None = None
 
-    def draw(self, field: Field, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Those of the subject, checked."""
         given = np.asarray(_of_subject(self.positions, subject, ndim=2))
         given = given.reshape(-1, 3) if not given.size else given
@@ -364,11 +366,11 @@ class Given:
         return positions[field.keep(positions)], None
 
 
-def chooser(at: Any, stride: Sequence[int]) -> Chooser:
+def as_sampler(at: Any, stride: Sequence[int]) -> Sampler:
     """What `at` stands for."""
     if at is None:
-        return Strided((int(stride[0]), int(stride[1]), int(stride[2])))
-    return at if hasattr(at, "draw") else Given(at)
+        return Grid((int(stride[0]), int(stride[1]), int(stride[2])))
+    return at if hasattr(at, "draw") else Fixed(at)
 
 
 def _of_subject(given: Any, subject: int, ndim: int | None = None) -> Any:
@@ -384,6 +386,6 @@ def _store(volume: xr.DataArray) -> tuple[Path | None, str | None]:
     """The local store that a volume is and its name within, None where it is something else."""
     source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
     part = None if source is None else source.part
-    if source is None or not isinstance(part, Stored) or part.chunks is None:
+    if source is None or not isinstance(part, ZarrReader) or part.chunks is None:
         return None, None
     return source.path.absolute(), None if part.place is None else part.place["dataset"]

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from mrhdata.errors import GridError
 from mrhdata.io import omezarr
-from mrhdata.patching.tiles import Part, Readable, Stream
+from mrhdata.patching.tiles import TensorSource, VolumeReader, VoxelReader
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import PLANES
 from mrhdata.volume.grid import Grid
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 #: How volumes of one subject may lie to each other.
-ALIGN = ("same", "own", "first")
+GRIDS = ("same", "own", "first")
 #: Axes that turn by more than this part of a voxel over half a patch are not parallel.
 _TURNED_VOXELS = 0.5
 #: What else helps where grids differ.
 _ALIGN = "or give align='first'"
 
 
-class Shapes:
+class PatchShapes:
     """Patch lengths of inputs and target by name; a plane makes one of them 1."""
 
     def __init__(self, shape: Any, target_shape: Any, plane: str | None, neighbours: int = 0) -> None:
@@ -75,9 +75,11 @@ class Shapes:
         return self._target.get(name) if isinstance(self._target, dict) else self._target
 
 
-def streams_of(inputs: Inputs, target: Inputs | None, shapes: Shapes, align: str) -> tuple[Names, list[Stream]]:
+def tensor_sources(
+    inputs: Inputs, target: Inputs | None, shapes: PatchShapes, align: str
+) -> tuple[TensorNames, list[TensorSource]]:
     """Streams of one subject, and what their tensors are called."""
-    given = named(inputs)
+    given = volumes_by_name(inputs)
     first_name, first = next(iter(given.items()), (None, None))
     if first_name is None or first is None:
         raise GridError("there is no volume to take patches from; give at least one")
@@ -87,20 +89,20 @@ def streams_of(inputs: Inputs, target: Inputs | None, shapes: Shapes, align: str
         streams = [one_grid(inputs, shape, None, resample)]
         if target is not None:
             streams.append(one_grid(target, shapes.of_target() or shape, first, resample, about=shape))
-        return Names(None, None if target is None else ()), streams
+        return TensorNames(None, None if target is None else ()), streams
     streams = [one_grid({first_name: first}, shape, None, False)]
     for name, volume in list(given.items())[1:]:
         streams.append(own_grid(name, volume, shapes.of_input(name), streams[0], first))
-    targets = {} if target is None else named(target)
+    targets = {} if target is None else volumes_by_name(target)
     for name, volume in targets.items():
         streams.append(own_grid(name, volume, shapes.of_target(name), streams[0], first))
     names = None if not isinstance(inputs, Mapping) else tuple(given)
     of_target = None if target is None else tuple(targets) if isinstance(target, Mapping) else ()
-    return Names(names, of_target), streams
+    return TensorNames(names, of_target), streams
 
 
 @dataclass(frozen=True)
-class Names:
+class TensorNames:
     """Names of the tensors: of the inputs (None for one tensor), of the target (None without one, () for one)."""
 
     inputs: tuple[str, ...] | None
@@ -111,7 +113,7 @@ class Names:
         target = [] if self.target is None else [f"target_{n}" for n in self.target] or ["target"]
         return [*(["input"] if self.inputs is None else [f"input_{n}" for n in self.inputs]), *target]
 
-    def apart(self, streams: Sequence[Stream]) -> tuple[list[str], list[str]]:
+    def apart(self, streams: Sequence[TensorSource]) -> tuple[list[str], list[str]]:
         """Channels of the inputs and of the target."""
         count = 1 if self.inputs is None else len(self.inputs)
         inputs, target = ([c for s in part for c in s.channels] for part in (streams[:count], streams[count:]))
@@ -146,7 +148,7 @@ def one_grid(
     *,
     about: Sequence[int] | None = None,
     exact: bool = False,
-) -> Stream:
+) -> TensorSource:
     """Volumes stacked on channels: on the grid of `like` (the first of them where None).
 
     Parameters
@@ -162,28 +164,28 @@ def one_grid(
     exact : bool
         Keep types that are wider than float32.
     """
-    given = named(volumes)
+    given = volumes_by_name(volumes)
     first = next(iter(given.values())) if like is None else like
     placed = {}
-    parts: list[Readable] = []
+    parts: list[VoxelReader] = []
     reference = next(iter(given)) if like is None else "the first input"
     said = repr(reference) if like is None else reference
     for name, volume in given.items():
         if resample and not _same(volume, first):
-            parts.append(Resampled(volume, first.mrh.grid))
+            parts.append(ResampledReader(volume, first.mrh.grid))
             placed[name] = _shell(name, volume, reference, first)
         else:
             alike = volume is first
             placed[name] = volume if alike else on_grid_of(name, volume, said, _bare(first, volume), remedy=_ALIGN)
-            parts.append(Part(volume))
+            parts.append(VolumeReader(volume))
     channels = [str(c) for c in stack(placed).c.values]
     grid = first.mrh.grid
-    return Stream(parts, channels, grid, shape, None if about is None else (grid, about), exact)
+    return TensorSource(parts, channels, grid, shape, None if about is None else (grid, about), exact)
 
 
 def own_grid(
-    name: str, volume: xr.DataArray, shape: Sequence[int] | None, first: Stream, reference: xr.DataArray
-) -> Stream:
+    name: str, volume: xr.DataArray, shape: Sequence[int] | None, first: TensorSource, reference: xr.DataArray
+) -> TensorSource:
     """A volume at its own resolution; its patches lie about the same world points as those of `first`.
 
     Raises
@@ -203,12 +205,12 @@ def own_grid(
     if shape is None:
         shape = np.maximum(1, np.rint(np.array(first.shape) * first.grid.spacing / grid.spacing)).astype(int).tolist()
     flips = tuple(bool(f) for f in np.diag(turn) < 0)
-    part = Part(volume, flips)
+    part = VolumeReader(volume, flips)
     channels = [str(c) for c in stack({name: volume}).c.values]
-    return Stream([part], channels, _flipped(grid, flips), shape, about=(first.grid, first.shape))
+    return TensorSource([part], channels, _flipped(grid, flips), shape, about=(first.grid, first.shape))
 
 
-def named(volumes: Inputs) -> dict[str, Any]:
+def volumes_by_name(volumes: Inputs) -> dict[str, Any]:
     """Volumes by name, also where there is one without."""
     if isinstance(volumes, Mapping):
         return dict(volumes)
@@ -244,18 +246,18 @@ def _flipped(grid: Grid, flips: Sequence[bool]) -> Grid:
     return Grid(grid.shape, grid.affine @ turn)
 
 
-class Resampled:
+class ResampledReader:
     """A volume read at the voxels of another grid: linearly, labels and masks from the nearest voxel.
 
     Voxels farther than half a voxel outside the volume are 0. Of a pyramid the coarsest level is read that is as
-    fine as the grid. Reads like a :class:`mrhdata.patching.tiles.Part`.
+    fine as the grid. Reads like a :class:`mrhdata.patching.tiles.VolumeReader`.
     """
 
     array = None
 
     def __init__(self, volume: xr.DataArray, grid: Grid) -> None:
         level = omezarr.level_for(volume, grid.spacing)
-        self._part = Part(level)
+        self._part = VolumeReader(level)
         self._order = 0 if self._part.labels or self._part.dtype.kind == "b" else 1
         self.channels, self.source = self._part.channels, self._part.source
         self.labels, self.slow = self._part.labels, self._part.slow

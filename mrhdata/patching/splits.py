@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from mrhdata.errors import DataError, GridError
 from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.positions import Ints, shares
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.construct import SPATIAL, describe
 from mrhdata.volume.grid import Grid
 
@@ -138,14 +138,14 @@ def _between(patches: PatchSet, axis: int, guard: int | None, low: float, high: 
     return np.flatnonzero(keep)
 
 
-def _extent(streams: Sequence[Stream], positions: Ints, axis: int) -> Faces:
+def _extent(streams: Sequence[TensorSource], positions: Ints, axis: int) -> Faces:
     """First voxel of each patch along an axis and the one after its last, over all streams, in voxels of the first."""
     boxes = [_faces(stream, positions, streams[0].grid) for stream in streams]
     low, high = np.array(boxes)[..., axis].transpose(1, 0, 2)
     return low.min(axis=0), high.max(axis=0)
 
 
-def _faces(stream: Stream, positions: Ints, grid: Grid) -> Faces:
+def _faces(stream: TensorSource, positions: Ints, grid: Grid) -> Faces:
     """Outer faces of patches of a stream, low and high (n, 3), in voxels of a grid whose first voxel is 0 to 1."""
     starts = stream.starts(positions)
     # All corners: the axes of the streams may be turned.

@@ -29,7 +29,7 @@ _SHOWN_VOXELS, _SHOWN_BOXES, _SHOWN_BYTES = 512, 60, 64_000_000
 
 
 @dataclass(frozen=True)
-class Explanation:
+class CostReport:
     """What one pass over patches costs.
 
     Attributes
@@ -83,7 +83,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explained(patches: PatchSet, batch_size: int) -> Explanation:
+def explained(patches: PatchSet, batch_size: int) -> CostReport:
     """What one pass costs; no voxel is read."""
     plan = patches.plan(batch_size)
     rows = plan.rows(True, 0, 0, batch_size)
@@ -91,7 +91,7 @@ def explained(patches: PatchSet, batch_size: int) -> Explanation:
     touched = np.unique(loads.tile)
     # Tiles of volumes in memory are views: nothing is decoded.
     naive = sum(int(plan.sizes(tiles).sum()) for tiles in plan.tiles_by_row())
-    found = Explanation(
+    found = CostReport(
         patches=len(patches),
         subjects=len(np.unique(patches.subject)),
         batch_size=batch_size,
@@ -108,7 +108,7 @@ def explained(patches: PatchSet, batch_size: int) -> Explanation:
     return found
 
 
-def _advice(patches: PatchSet, plan: Plan, found: Explanation) -> list[str]:
+def _advice(patches: PatchSet, plan: Plan, found: CostReport) -> list[str]:
     lines = []
     for stream in patches.streams[0]:
         slow = stream.slow
@@ -134,7 +134,7 @@ def _advice(patches: PatchSet, plan: Plan, found: Explanation) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class SampleReport:
     """What a sample of patches holds, in the order in which they are handed out.
 
     Attributes
@@ -170,7 +170,7 @@ class Diagnosis:
     __repr__ = __str__
 
 
-def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> Diagnosis:
+def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> SampleReport:
     """Look at the first `n` patches of an epoch."""
     means: list[Any] = []
     squares: list[Any] = []
@@ -198,7 +198,7 @@ def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> Diagnosi
     expected = every.var(axis=0) / batch_size
     drift = np.divide(between, expected, out=np.ones_like(mean), where=expected > 0)
     total = sum(counts.values())
-    return Diagnosis(
+    return SampleReport(
         len(every),
         _coverage(patches),
         {name: count / total for name, count in sorted(counts.items())},

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.io.omezarr.chunks import Chunks, Stored
+from mrhdata.io.omezarr.chunks import Chunks, ZarrReader
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
-from mrhdata.volume.file_arrays import Slices, reading, source_of
+from mrhdata.volume.file_arrays import FileArray, format_errors, source_of
 from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ SMALL = 4096
 _MOST_LABELS = 2**24
 
 
-class Readable(Protocol):
-    """What a stream reads from: :class:`Part`, or a volume resampled to the stream's grid."""
+class VoxelReader(Protocol):
+    """What a stream reads from: :class:`VolumeReader`, or a volume resampled to the stream's grid."""
 
     channels: int
     dtype: np.dtype[Any]
@@ -61,7 +61,7 @@ class Readable(Protocol):
         """Read a box into an array (C, z, y, x)."""
 
 
-class Part:
+class VolumeReader:
     """One volume of a stream, read box by box as (C, z, y, x).
 
     Parameters
@@ -118,7 +118,7 @@ class Part:
     def chunks(self) -> Chunks | None:
         """Stored chunks, where they can be read one by one."""
         part = getattr(self._source, "part", None)
-        return part.chunks if isinstance(part, Stored) else None
+        return part.chunks if isinstance(part, ZarrReader) else None
 
     @property
     def chunk(self) -> tuple[int, int, int]:
@@ -146,7 +146,7 @@ class Part:
             if a % c or b != min(a + c, n):
                 return None
         out = None if room is None else _shaped(room, chunks.chunk, chunks.dtype)
-        with reading(self._source.path):
+        with format_errors(self._source.path):
             values = chunks.read([a // c for a, c in zip(box.start, chunks.chunk, strict=True)], out)
         return values[box.within(box.start)]
 
@@ -178,7 +178,7 @@ class Part:
         return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds))
 
 
-class Stream:
+class TensorSource:
     """Volumes on one grid, stacked on channels, as tiles.
 
     Parameters
@@ -206,7 +206,7 @@ class Stream:
 
     def __init__(
         self,
-        parts: Sequence[Readable],
+        parts: Sequence[VoxelReader],
         channels: list[str],
         grid: Grid,
         shape: Sequence[int],
@@ -330,7 +330,7 @@ class Stream:
         values = self.box(box)
         return np.moveaxis(values, -1, 0) if self.small else values
 
-    def _targets(self, out: np.ndarray) -> Iterator[tuple[Readable, np.ndarray]]:
+    def _targets(self, out: np.ndarray) -> Iterator[tuple[VoxelReader, np.ndarray]]:
         at = 0
         for part in self._parts:
             yield part, out[at : at + part.channels]
@@ -350,9 +350,9 @@ def _origins(data: Any) -> set[str]:
     if isinstance(data, da.Array):
         graph = data.dask
         roots = [name for name in graph.layers if not graph.dependencies[name]]
-        found = [_origins(graph.get(name)) if isinstance(graph.get(name), Slices) else {name} for name in roots]
+        found = [_origins(graph.get(name)) if isinstance(graph.get(name), FileArray) else {name} for name in roots]
         return set().union(*found)
-    if isinstance(data, Slices):
+    if isinstance(data, FileArray):
         # By whatever way to it.
         return {os.path.realpath(data.path)}
     while getattr(data, "base", None) is not None:

@@ -7,7 +7,7 @@ from . import (
     qsm,
     rasterize,
 )
-from .cleared_tissue import Brain, Cleared, cleared
+from .cleared_tissue import ClearedBrain, ClearedSettings, cleared
 from .electron_microscopy import STRUCTURES, neuropil
 from .mouse import TISSUES, Protocol, directions, mouse_brain, mouse_maps
 from .qsm import MATTER, ROIS, Scan, deep_grey
@@ -17,8 +17,8 @@ __all__ = [
     "ROIS",
     "STRUCTURES",
     "TISSUES",
-    "Brain",
-    "Cleared",
+    "ClearedBrain",
+    "ClearedSettings",
     "Protocol",
     "Scan",
     "cleared",

@@ -42,7 +42,7 @@ _SHADOW_STREAM, _NOISE_STREAM = 16, 17
 
 
 @dataclass(frozen=True)
-class Cleared(Tissue):
+class ClearedSettings(Tissue):
     """Settings of a cleared brain: the tissue (see `Tissue`) and the microscope.
 
     Attributes
@@ -63,7 +63,7 @@ class Cleared(Tissue):
 
     Examples
     --------
-    >>> Cleared(cell_spread=0.2).psf_um
+    >>> ClearedSettings(cell_spread=0.2).psf_um
     (4.0, 1.0, 1.0)
     """
 
@@ -89,7 +89,7 @@ class Cleared(Tissue):
 
 
 @dataclass(frozen=True)
-class Brain:
+class ClearedBrain:
     """One cleared brain, made by `cleared`.
 
     Attributes
@@ -106,7 +106,7 @@ class Brain:
 
     volume: xr.DataArray
     regions: xr.DataArray
-    settings: Cleared
+    settings: ClearedSettings
     missing: float
     _scene: Scene
 
@@ -151,10 +151,10 @@ class Brain:
 def cleared(
     shape: Sequence[int] = (256, 512, 512),
     seed: int = 0,
-    settings: Cleared | None = None,
+    settings: ClearedSettings | None = None,
     missing: float = 0.0,
     chunks: Any = 128,
-) -> Brain:
+) -> ClearedBrain:
     """Make a cleared brain under a light-sheet microscope.
 
     Parameters
@@ -194,7 +194,7 @@ def cleared(
         raise GridError(f"shape must be three lengths of 1 or more along z, y, x; got {tuple(shape)}")
     if seed < 0 or not 0 <= missing <= 1:
         raise DataError(f"seed must be 0 or more and missing from 0 to 1; got seed {seed} and missing {missing}")
-    settings = settings or Cleared()
+    settings = settings or ClearedSettings()
     z, y, x = (int(n) for n in shape)
     scene = Scene((z, y, x), settings, seed)
     microscope = _Microscope(scene, settings)
@@ -205,7 +205,7 @@ def cleared(
         data = da.from_array(tiled, chunks=chunks, asarray=False, name=False, inline_array=True)
         return from_array(data, spacing=spacing, space="phantom", name=name, units="1", **attrs)
 
-    return Brain(
+    return ClearedBrain(
         volume("cells", np.uint16, microscope.counts, modality="lightsheet"),
         volume("regions", np.uint8, microscope.labels, modality="truth", kind="labels"),
         settings,
@@ -251,7 +251,7 @@ class _Microscope:
     """Generator of tiles of a scene; tiles are whole also at the end of the volume."""
 
     scene: Scene
-    settings: Cleared
+    settings: ClearedSettings
 
     def labels(self, index: Index) -> NDArray[np.uint8]:
         """Return the regions of a tile."""

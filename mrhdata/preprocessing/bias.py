@@ -18,7 +18,7 @@ from mrhdata.errors import DataError, GridError
 from mrhdata.preprocessing.spline_fields import (
     basis,
     centres,
-    coarse_cells,
+    coarse_means,
     contract,
     divide,
     evaluate,
@@ -132,7 +132,7 @@ def bias_field(
     _check_image(volume)
     _check_image(source)
     _check_position(source, volume)
-    bins = coarse_cells(source, factors_for(source, SPATIAL, cells), _check_mask(mask, source))
+    bins = coarse_means(source, factors_for(source, SPATIAL, cells), _check_mask(mask, source))
 
     def fit(image: Floats, share: Floats) -> Floats:
         inside = _select_bins(image, share, bins.factors, otsu=mask is None)
@@ -221,7 +221,7 @@ def illumination(
     if "z" in volume.dims:
         z = np.unique(np.linspace(0, volume.sizes["z"] - 1, planes).round().astype(int))
         sample, sample_mask = volume.isel(z=z), None if sample_mask is None else sample_mask.isel(z=z)
-    bins = coarse_cells(sample, factors_for(sample, ("y", "x"), 64), sample_mask)
+    bins = coarse_means(sample, factors_for(sample, ("y", "x"), 64), sample_mask)
 
     def fit(image: Floats, share: Floats) -> Floats:
         inside = _select_bins(image - dark, share, bins.factors, otsu=False)

@@ -31,7 +31,7 @@ _TENSOR = {"fa": "1", "md": "um2/ms", "ad": "um2/ms", "rd": "um2/ms"}
 _KURTOSIS = {**_TENSOR, "mk": "1", "ak": "1", "rk": "1"}
 
 
-def powder(dwi: xr.DataArray, gradients: Gradients) -> xr.DataArray:
+def powder_average(dwi: xr.DataArray, gradients: Gradients) -> xr.DataArray:
     """Average the signals of each shell over its directions.
 
     Parameters
@@ -54,7 +54,7 @@ def powder(dwi: xr.DataArray, gradients: Gradients) -> xr.DataArray:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> dwi = from_array(np.array([10.0, 4, 2]).reshape(3, 1, 1, 1), spacing=(1, 1, 1))
-    >>> means = powder(dwi, Gradients([0, 2, 2], [[0, 0, 0], [1, 0, 0], [0, 1, 0]]))
+    >>> means = powder_average(dwi, Gradients([0, 2, 2], [[0, 0, 0], [1, 0, 0], [0, 1, 0]]))
     >>> dict(zip(means.c.values.tolist(), means.values.ravel().tolist()))
     {'b0': 10.0, 'b2000': 3.0}
     """
@@ -153,7 +153,7 @@ def kurtosis_maps(
     return _describe_maps(values, maps, dwi, "diffusion kurtosis", _KURTOSIS)
 
 
-def fibres(dwi: xr.DataArray, gradients: Gradients, *, where: xr.DataArray | None = None) -> xr.DataArray:
+def fibre_directions(dwi: xr.DataArray, gradients: Gradients, *, where: xr.DataArray | None = None) -> xr.DataArray:
     """Return the direction of strongest diffusion as a unit vector in world space.
 
     Parameters

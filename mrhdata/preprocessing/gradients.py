@@ -121,7 +121,7 @@ class Gradients:
         return np.asarray(self.directions @ volume.mrh.grid.affine[:3, :3] / volume.mrh.spacing, dtype=np.float64)
 
 
-def joined(tables: Sequence[Gradients]) -> Gradients:
+def concatenate(tables: Sequence[Gradients]) -> Gradients:
     """Concatenate tables, for volumes concatenated along c."""
     return Gradients(np.concatenate([t.b for t in tables]), np.concatenate([t.directions for t in tables]))
 

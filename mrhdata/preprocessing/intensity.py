@@ -94,7 +94,7 @@ def window(volume: xr.DataArray, low: float, high: float, levels: int = 256) -> 
     return scaled.copy(data=np.floor(scaled.data)).clip(0, levels - 1).assign_attrs({**volume.attrs, "units": "1"})
 
 
-def in_ppm(volume: xr.DataArray) -> xr.DataArray:
+def to_ppm(volume: xr.DataArray) -> xr.DataArray:
     """Convert a susceptibility map from ppb or ppm to parts per million; excluded voxels become 0.
 
     Raises
@@ -106,7 +106,7 @@ def in_ppm(volume: xr.DataArray) -> xr.DataArray:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> ppb = from_array(np.array([[[-20000.0, 100.0, 150.0]]]), spacing=(1, 1, 1), units="ppb")
-    >>> in_ppm(ppb).values.ravel().round(3).tolist()
+    >>> to_ppm(ppb).values.ravel().round(3).tolist()
     [0.0, 0.1, 0.15]
     """
     volume = volume.astype(np.float32)

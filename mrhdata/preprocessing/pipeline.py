@@ -34,12 +34,12 @@ def _for_each(change: Callable[..., xr.DataArray]) -> Callable[..., Group]:
 
 def _upright(group: Group, spacing_mm: Sequence[float]) -> Group:
     """Resample to the upright grid of the first volume."""
-    return regrid.on_grid(group, regrid.upright(_first(group).mrh.grid, spacing_mm))
+    return regrid.resample_group(group, regrid.upright(_first(group).mrh.grid, spacing_mm))
 
 
 def _extent(group: Group, shape: Sequence[int]) -> Group:
     """Crop, or pad with 0, to a shape."""
-    return regrid.on_grid(group, regrid.fitted(_first(group).mrh.grid, shape))
+    return regrid.resample_group(group, regrid.crop_or_pad(_first(group).mrh.grid, shape))
 
 
 def _location(group: Group, most_mm: float = 50.0) -> Group:
@@ -82,7 +82,7 @@ def _largest(labels: xr.DataArray, connectivity: int = 1) -> xr.DataArray:
 PREPARE: dict[str, Callable[..., Group]] = {
     "normalise": _for_each(intensity.normalise),
     "window": _for_each(intensity.window),
-    "ppm": _for_each(intensity.in_ppm),
+    "ppm": _for_each(intensity.to_ppm),
     "upright": _upright,
     "extent": _extent,
     "location": _location,
@@ -90,7 +90,7 @@ PREPARE: dict[str, Callable[..., Group]] = {
 FINISH: dict[str, Callable[..., xr.DataArray]] = {"largest": _largest}
 
 
-def prepared(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
+def prepare(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
     """Apply steps of `PREPARE` to a group of volumes.
 
     Raises
@@ -102,7 +102,7 @@ def prepared(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> float(prepared({"t1w": v}, [("normalise", {"how": "minmax"})])["t1w"].max())
+    >>> float(prepare({"t1w": v}, [("normalise", {"how": "minmax"})])["t1w"].max())
     1.0
     """
     volumes = {name: _with_three_axes(volume) for name, volume in group.items()}
@@ -111,7 +111,7 @@ def prepared(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
     return volumes
 
 
-def finished(labels: xr.DataArray, steps: Steps) -> xr.DataArray:
+def finish(labels: xr.DataArray, steps: Steps) -> xr.DataArray:
     """Apply steps of `FINISH` to labels."""
     for name, settings in steps:
         labels = _run_step(FINISH, name, settings, labels)

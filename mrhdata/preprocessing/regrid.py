@@ -48,13 +48,13 @@ def upright(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     return Grid(_to_shape(shape), affine)
 
 
-def fitted(grid: Grid, shape: Sequence[int]) -> Grid:
+def crop_or_pad(grid: Grid, shape: Sequence[int]) -> Grid:
     """Crop or extend a grid to a shape about its centre.
 
     Examples
     --------
     >>> grid = Grid((4, 4, 4), np.eye(4)[[2, 1, 0, 3]])
-    >>> fitted(grid, (2, 4, 8)).world((0, 0, 0)).tolist()
+    >>> crop_or_pad(grid, (2, 4, 8)).world((0, 0, 0)).tolist()
     [-2.0, 0.0, 1.0]
     """
     if len(shape) != 3 or min(shape) < 1:
@@ -65,7 +65,7 @@ def fitted(grid: Grid, shape: Sequence[int]) -> Grid:
     return Grid(_to_shape(shape), affine)
 
 
-def on_grid(volumes: dict[str, xr.DataArray], grid: Grid) -> dict[str, xr.DataArray]:
+def resample_group(volumes: dict[str, xr.DataArray], grid: Grid) -> dict[str, xr.DataArray]:
     """Resample all volumes of a group to one grid, images by cubic B-splines; voxels outside a volume become 0.
 
     Linear interpolation blurs, which costs another 0.5 % of Dice in labels of a volume at another spacing

@@ -33,7 +33,7 @@ _PIECE_PRODUCTS = 2**18
 
 
 @dataclass(frozen=True)
-class Cells:
+class CoarseBins:
     """Means over the coarse bins of a volume.
 
     Attributes
@@ -59,7 +59,7 @@ def factors_for(volume: xr.DataArray, dims: Sequence[str], cells: int) -> tuple[
     return tuple(-(-n // cells) if d in dims else 1 for d, n in volume.sizes.items())
 
 
-def coarse_cells(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArray | None = None) -> Cells:
+def coarse_means(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArray | None = None) -> CoarseBins:
     """Average a volume over coarse bins, reading it once, block by block.
 
     Memory holds only the bins and the blocks being read, for volumes of any size. Sums are in double precision,
@@ -77,7 +77,7 @@ def coarse_cells(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArra
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.array([[1.0, 2.0, 3.0, np.nan, 7.0]]), spacing=(1, 1))
-    >>> bins = coarse_cells(v, (1, 2))
+    >>> bins = coarse_means(v, (1, 2))
     >>> bins.means.tolist(), bins.share.tolist()
     ([[1.5, 3.0, 7.0]], [[1.0, 0.5, 1.0]])
     """
@@ -97,7 +97,7 @@ def coarse_cells(volume: xr.DataArray, factors: Sequence[int], mask: xr.DataArra
     _, (total, count) = compute(sums[0])[0]
     voxels = [np.diff([*range(0, n, f), n]) for n, f in zip(values.shape, factors, strict=True)]
     means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    return Cells(tuple(map(str, volume.dims)), tuple(factors), means, count / math.prod(np.ix_(*voxels)))
+    return CoarseBins(tuple(map(str, volume.dims)), tuple(factors), means, count / math.prod(np.ix_(*voxels)))
 
 
 _BinSums = tuple[tuple[int, ...], Floats]
@@ -152,13 +152,13 @@ def basis(place: Floats, spans: int) -> Floats:
     return BSpline(knots, np.eye(spans + _ORDER), _ORDER, extrapolate=True)(np.asarray(place) * spans)
 
 
-def centres(cells: Cells, dim: str) -> Floats:
+def centres(cells: CoarseBins, dim: str) -> Floats:
     """Return the centres of bins along an axis: 0 for the first, 1 for the last."""
     n = cells.means.shape[cells.dims.index(dim)]
     return np.linspace(0, 1, n) if n > 1 else np.zeros(1)
 
 
-def fit_each(cells: Cells, fit: Callable[[Floats, Floats], Floats]) -> Floats:
+def fit_each(cells: CoarseBins, fit: Callable[[Floats, Floats], Floats]) -> Floats:
     """Fit each image along t and c separately; return all lattices."""
     image_shape = tuple(n for d, n in zip(cells.dims, cells.means.shape, strict=True) if d not in SPATIAL)
     lattices = [fit(cells.means[i], cells.share[i]) for i in np.ndindex(image_shape)]
@@ -181,7 +181,7 @@ def contract(values: Floats, matrices: Sequence[Floats]) -> Floats:
     return values
 
 
-def evaluate(lattice: Floats, cells: Cells, source: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
+def evaluate(lattice: Floats, cells: CoarseBins, source: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
     """Evaluate the exponential of a spline at every voxel of `volume`, lazily and in its chunks.
 
     Parameters
@@ -225,7 +225,7 @@ def divide(volume: xr.DataArray, field: xr.DataArray, dark: float = 0.0) -> xr.D
     return corrected
 
 
-def _spline_weights(dim: str, n: int, bins: Cells, source: xr.DataArray, volume: xr.DataArray) -> Floats:
+def _spline_weights(dim: str, n: int, bins: CoarseBins, source: xr.DataArray, volume: xr.DataArray) -> Floats:
     """Return the weights (length, n) of the `n` coefficients along an axis at each index of the volume."""
     length, count = volume.sizes[dim], bins.means.shape[bins.dims.index(dim)]
     if dim not in SPATIAL:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from mrhdata.datasets import splits
 from mrhdata.datasets.bids import parse_loosely
-from mrhdata.datasets.build import volumes_in
+from mrhdata.datasets.build import find_volumes
 from mrhdata.errors import DataError
 from mrhdata.inference.segmenter import Case
 from mrhdata.io import formats
@@ -61,7 +61,7 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     if not root.is_dir():
         raise DataError(f"{root} is no folder; give the one that holds the subjects")
     patterns = {**inputs, **({} if labels is None else {"labels": labels})}
-    files = list(volumes_in(root))
+    files = list(find_volumes(root))
     found = {name: _matching(files, pattern, root) for name, pattern in patterns.items()}
     complete = sorted(set.intersection(*(set(held) for held in found.values())))
     if not complete:
@@ -78,10 +78,10 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
 Scan = TypeVar("Scan", bound=Case)
 
 
-def shared_out(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
+def split_subjects(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
     """Whole persons for training, validation and test, in the given shares, at least one for each."""
     split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
-    part_of = splits.shared_out([case.person for case in cases], split, seed)
+    part_of = splits.assign_parts([case.person for case in cases], split, seed)
     return {name: [case for case in cases if part_of[case.person] == name] for name in split}
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata import models
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import detect, stored_peaks
-from mrhdata.inference.segmenter import check_apart
+from mrhdata.inference.segmenter import check_disjoint
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import LOOKED_AT
 from mrhdata.patching.create import patches
@@ -32,7 +32,7 @@ from mrhdata.recipes.cells import STRIDE, Brain, Marking, patches_scored, taught
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 
 #: The first network's threshold is lowered to this part of it: what it misses nobody looks at again.
 LOWERED = 0.4
-TRAINING = Training(
+TRAINING = TrainingConfig(
     epochs=8,
     batch_size=64,
     learning_rate=1e-3,
@@ -62,7 +62,7 @@ def train(
     marking: Marking,
     *,
     radius_mm: float,
-    settings: Training = TRAINING,
+    settings: TrainingConfig = TRAINING,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
@@ -91,10 +91,10 @@ def train(
         Its ``spec.finish`` says what counts as a cell.
     history : History
     """
-    check_apart(brains, validation)
+    check_disjoint(brains, validation)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if folder is None else folder
-        tables = {b.subject: screened(first, b.inputs, work / "candidates" / b.subject) for b in (*brains, *validation)}
+        tables = {b.subject: screen(first, b.inputs, work / "candidates" / b.subject) for b in (*brains, *validation)}
         learned, watched = (_about(part, tables, marking) for part in (brains, validation))
         second = models.create("cells3d_second", seed=seed, in_channels=len(brains[0].inputs))
         second.spec = replace(second.spec, labels=(0, 1))  # type: ignore[type-var]
@@ -110,7 +110,7 @@ def train(
     return second, history
 
 
-def screened(first: nn.Module, inputs: Mapping[str, xr.DataArray], folder: Path, **options: Any) -> pd.DataFrame:
+def screen(first: nn.Module, inputs: Mapping[str, xr.DataArray], folder: Path, **options: Any) -> pd.DataFrame:
     """Candidates: what the first network finds at a lowered threshold."""
     peaks = stored_peaks(_spec(first))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +148,10 @@ def detect_twice(
     -------
     cells : DataFrame
     """
-    table = screened(first, inputs, store, **options)
+    table = screen(first, inputs, store, **options)
     table = table.assign(score=look(second, table, inputs))
     table = table[table["score"] >= stored_peaks(_spec(second)).threshold].reset_index(drop=True)
-    with appearing(store / "cells-2.parquet") as draft:
+    with atomic_write(store / "cells-2.parquet") as draft:
         table.to_parquet(draft, index=False)
     return table
 

@@ -30,13 +30,13 @@ from scipy.special import expit
 
 from mrhdata import models
 from mrhdata.errors import DataError
-from mrhdata.inference.detector import cells_of, score_volume, scoring
+from mrhdata.inference.detector import detect_cells, score_volume, scoring
 from mrhdata.inference.peaks import Peaks
-from mrhdata.inference.segmenter import Case, check_apart
+from mrhdata.inference.segmenter import Case, check_disjoint
 from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import SCREENED
-from mrhdata.models.spec import IGNORED
+from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.patching import samplers
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
@@ -45,9 +45,9 @@ from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.mining import hard_negatives
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import SPATIAL, place
-from mrhdata.volume.dtypes import white_of
+from mrhdata.volume.dtypes import full_scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,8 +130,8 @@ class Recipe:
 
     marking: Marking
     peaks: Peaks
-    training: Training
-    again: Training
+    training: TrainingConfig
+    again: TrainingConfig
     rounds: int = 0
     network: str = "cells3d"
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -141,7 +141,9 @@ class Recipe:
 
 
 _TURNED = Augmentation(degrees=0, zoom=0, stretch=0, share=0, flip=(0, 1, 2), gain=0.2, offset=0.2, gamma=0.2, noise=0)
-PUBLISHED = Training(epochs=6, batch_size=8, learning_rate=1e-3, loss="cross-entropy", precision="bfloat16", patience=6)
+PUBLISHED = TrainingConfig(
+    epochs=6, batch_size=8, learning_rate=1e-3, loss="cross-entropy", precision="bfloat16", patience=6
+)
 CORRECTED = replace(
     PUBLISHED, epochs=10, patience=10, loss="dice+cross-entropy", augment=_TURNED, learning_rate=2e-3, weight_decay=1e-4
 )
@@ -149,14 +151,14 @@ CORRECTED = replace(
 NARROW = {"widths": (32, 32, 32, 64)}
 
 
-def published(voxel_mm: float) -> Recipe:
+def published_recipe(voxel_mm: float) -> Recipe:
     """Negatives 6 to 20 voxels from marks alone, ten for each positive, one round of retraining."""
     marking = Marking(voxel_mm, 6 * voxel_mm, 20 * voxel_mm, negatives=10)
     again = replace(PUBLISHED, epochs=3, patience=3, learning_rate=3e-4)
     return Recipe(marking, _peaks(voxel_mm), PUBLISHED, again, rounds=1)
 
 
-def corrected(voxel_mm: float) -> Recipe:
+def recommended_recipe(voxel_mm: float) -> Recipe:
     """Background everywhere, vessels and far tissue too."""
     marking = Marking(2 * voxel_mm, 4 * voxel_mm)
     again = replace(CORRECTED, epochs=3, patience=3, learning_rate=6e-4)
@@ -195,7 +197,7 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
     Returns
     -------
     labels : (z, y, x) label volume, int16
-        1 cell, 0 background, `IGNORED` where nothing is taught.
+        1 cell, 0 background, `IGNORE_INDEX` where nothing is taught.
 
     Examples
     --------
@@ -212,7 +214,7 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
         raise DataError(f"{brain.subject} has {grid.shape} voxels; the network needs {SCREENED} at least")
     labels = _marked(shape, (grid.index(brain.cells) - FIRST) / STRIDE, STRIDE * grid.spacing, marking)
     if found is not None and not brain.complete:
-        labels[(labels == 0) & (_fraction(found) >= _DOUBTFUL)] = IGNORED
+        labels[(labels == 0) & (_fraction(found) >= _DOUBTFUL)] = IGNORE_INDEX
     if marking.negatives is not None:
         _thin(labels, marking.negatives, seed)
     starts = np.array([float(volume.coords[d][0]) for d in SPATIAL]) + FIRST * grid.spacing
@@ -225,7 +227,7 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
 def _marked(shape: Sequence[int], places: Floats, spacing: Floats, marking: Marking) -> Labels:
     """Labels of scores by their distance from the nearest of the places (n, 3)."""
     far = np.isinf(marking.shell_mm)
-    labels = np.full(shape, 0 if far else IGNORED, np.int16)
+    labels = np.full(shape, 0 if far else IGNORE_INDEX, np.int16)
     if not len(places):
         return labels
     tree = cKDTree(places * spacing)
@@ -238,7 +240,7 @@ def _marked(shape: Sequence[int], places: Floats, spacing: Floats, marking: Mark
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         index = np.moveaxis(np.indices(labels[box].shape), 0, -1) + low
         distance, _ = tree.query(index * spacing)
-        part = np.where(distance <= marking.near_mm, 1, np.where(distance <= marking.beyond_mm, IGNORED, 0))
+        part = np.where(distance <= marking.near_mm, 1, np.where(distance <= marking.beyond_mm, IGNORE_INDEX, 0))
         labels[box] = np.where(distance <= marking.shell_mm, part, labels[box])
     nearest = np.rint(places).astype(int)
     nearest = nearest[((nearest >= 0) & (nearest <= top)).all(axis=1)]
@@ -251,7 +253,7 @@ def _thin(labels: Labels, negatives: float, seed: int) -> None:
     background = np.flatnonzero(labels == 0)
     kept = min(len(background), round(negatives * int((labels == 1).sum())))
     dropped = np.random.default_rng(seed).permutation(background)[kept:]
-    labels.ravel()[dropped] = IGNORED
+    labels.ravel()[dropped] = IGNORE_INDEX
 
 
 def train(
@@ -291,7 +293,7 @@ def train(
     DataError
         A subject is in both parts, or has no marks.
     """
-    check_apart(brains, validation)
+    check_disjoint(brains, validation)
     if not validation:
         raise DataError("the threshold is chosen on brains of validation; give one or more")
     unmarked = [b.subject for b in (*brains, *validation) if not len(b.cells)]
@@ -355,12 +357,12 @@ def _boxes(
 def _worth(known: xr.DataArray, found: xr.DataArray | None) -> NDArray[np.int64]:
     """Scores of a cell, and those that were found where none is: (n, 3)."""
     wrong = None if found is None else known.copy(data=(_fraction(found) >= _TAKEN).astype(np.int16))
-    return np.argwhere(np.asarray(hard_negatives(known, wrong, tile=(1, 1, 1)).data) != IGNORED)
+    return np.argwhere(np.asarray(hard_negatives(known, wrong, tile=(1, 1, 1)).data) != IGNORE_INDEX)
 
 
 def _fraction(scores: xr.DataArray) -> Floats:
     """Scores from 0 to 1."""
-    return np.asarray(scores.data) / white_of(scores.dtype)
+    return np.asarray(scores.data) / full_scale(scores.dtype)
 
 
 def scores_of(model: nn.Module, brain: Brain, folder: Path, *, memory: int | str = "2 GB") -> xr.DataArray:
@@ -373,7 +375,9 @@ def scores_of(model: nn.Module, brain: Brain, folder: Path, *, memory: int | str
 def candidates(model: nn.Module, brain: Brain, folder: Path, peaks: Peaks) -> pd.DataFrame:
     """Peaks of a brain's scores from a low threshold on."""
     scores = scores_of(model, brain, folder)
-    return cells_of(scores, folder / "cells.parquet", replace(peaks, threshold=_FLOOR), brain.inputs, progress=False)
+    return detect_cells(
+        scores, folder / "cells.parquet", replace(peaks, threshold=_FLOOR), brain.inputs, progress=False
+    )
 
 
 def _judged(model: nn.Module, recipe: Recipe, validation: Sequence[Brain], radius_mm: float, folder: Path) -> nn.Module:
@@ -409,7 +413,7 @@ def patch_scores(
     chosen = patches(
         dict(brain.inputs),
         shape=SCREENED,
-        at=samplers.Around(brain.cells, negatives=negatives, distance_mm=shell_mm),
+        at=samplers.Points(brain.cells, negatives=negatives, distance_mm=shell_mm),
         seed=seed,
     )
     assert chosen.classes is not None

@@ -15,9 +15,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mrhdata import models
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError
-from mrhdata.inference.segmenter import Case, scored, segment
+from mrhdata.inference.segmenter import Case, score_labels, segment
 from mrhdata.io import formats
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def cross_validate(
     -------
     scores : DataFrame
         ``fold`` and the rows of `test`: for labels ``subject``, ``label``, ``dice`` and more
-        (:func:`mrhdata.inference.segmenter.scored`), whose intervals :func:`mrhdata.metrics.overlap.pooled` gives.
+        (:func:`mrhdata.inference.segmenter.score_labels`); :func:`mrhdata.metrics.overlap.pool_over_subjects` gives
+        their confidence intervals.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def _fold(
     models.save(model, place / "network")
     rows = pd.concat([test(model, case, place) for case in left_out], ignore_index=True)
     rows.insert(0, "fold", number + 1)
-    with appearing(place / "scores.csv") as draft:
+    with atomic_write(place / "scores.csv") as draft:
         rows.to_csv(draft, index=False)
 
 
@@ -145,7 +146,7 @@ def tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
     formats.write(found, file, overwrite=True)
     plots.montage(next(iter(case.inputs.values())), case.labels, found, file.with_name(f"sub-{case.subject}.png"))
     spec: Any = model.spec
-    return scored(case, found, spec.labels)
+    return score_labels(case, found, spec.labels)
 
 
 def claim(path: Path, plan: dict[str, Any]) -> None:
@@ -165,5 +166,5 @@ def claim(path: Path, plan: dict[str, Any]) -> None:
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")

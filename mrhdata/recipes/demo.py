@@ -123,7 +123,7 @@ def _on_phantom(out: Path, seed: int, say: Console) -> list[Section]:
     say.print(f"    training {train}\n    validation {validation}")
     say.print("3/5 training MRH-Net, 4 loop blocks")
     model = models.create("mrhnet", in_channels=len(train.channels), blocks=4, seed=seed)
-    history = fit(model, train, validation, replace(mrhnet.CORRECTED, seed=seed), progress=not say.quiet)
+    history = fit(model, train, validation, replace(mrhnet.RECOMMENDED, seed=seed), progress=not say.quiet)
     models.save(model, out / "mrhnet")
     say.print(f"4/5 map of the whole brain of subject {TEST}")
     test = subjects[TEST]
@@ -339,7 +339,7 @@ def _trained_on_blocks(
             where=[mask.isel(y=c) for c in cuts],
         )
     model = models.create("mrhnet", in_channels=1, blocks=4, seed=seed)
-    fit(model, planned["train"], planned["validation"], replace(mrhnet.CORRECTED, seed=seed), progress=not say.quiet)
+    fit(model, planned["train"], planned["validation"], replace(mrhnet.RECOMMENDED, seed=seed), progress=not say.quiet)
     return model, len(planned["train"])
 
 

@@ -19,7 +19,7 @@ from mrhdata.inference.segmenter import Case
 from mrhdata.models.fcn3d import FCN3D, VARIANTS
 from mrhdata.recipes.segmentation import Cores, Crops, Recipe, Steps
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 #: Values in label files, left and right of the world: red nucleus, substantia nigra, globus pallidus, putamen,
 #: caudate nucleus.
@@ -34,7 +34,7 @@ SHAPE, SPACING_MM, WINDOW_PPM = (48, 220, 160), (3.0, 1.0, 1.0), 0.2
 BACKGROUND = 24
 _LARGEST: Steps = (("largest", {"connectivity": 1}),)
 
-_TRAINING = Training(
+_TRAINING = TrainingConfig(
     batch_size=1,
     learning_rate=1e-3,
     weight_decay=0.0,

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.spec import Spec
+from mrhdata.models.spec import ModelSpec
 from mrhdata.patching.create import patches
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import from_array
 from mrhdata.volume.groups import mask_on, stack
 
@@ -40,7 +40,7 @@ ANISOTROPIC, MANY, STRIDES = 0.4, 1000, (6, 8)
 REPLACED = ("conv4", "conv5")
 _FASTER = tuple((layer, 10.0) for layer in REPLACED)
 
-PUBLISHED = Training(
+PUBLISHED = TrainingConfig(
     epochs=66,
     batch_size=128,
     learning_rate=0.1,
@@ -54,14 +54,14 @@ PUBLISHED = Training(
     keep="last",
 )
 
-CORRECTED = Training(epochs=12, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, clip=1.0, patience=5)
+RECOMMENDED = TrainingConfig(epochs=12, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, clip=1.0, patience=5)
 
 #: Fine-tuning of what :func:`transfer` gives: fresh layers at ten times the rate, the others at theirs.
-TRANSFER = replace(CORRECTED, learning_rate=1e-4, rates=_FASTER)
+TRANSFER = replace(RECOMMENDED, learning_rate=1e-4, rates=_FASTER)
 
 #: For lists of single voxels: no neighbours average the noise, so noise on the inputs regularises instead.
 #: Its strength has the lowest cross-validated error (``benchmarks/studies/paired_voxels.py``, training rows alone).
-VOXELWISE = Training(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=1e-2, noise=0.2, patience=20)
+VOXELWISE = TrainingConfig(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=1e-2, noise=0.2, patience=20)
 
 
 def published_positions(
@@ -146,7 +146,7 @@ def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
     ...                                    (trained.conv5.weight, ready.conv5.weight))]
     [True, False]
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     if spec.name != "mrhnet" or spec.inputs is None:
         raise ModelError(f"transfer takes a trained mrhnet, not {spec.name} with input scales {spec.inputs}; fit it")
     ready = models.create("mrhnet", seed=seed, **spec.config)
@@ -156,7 +156,7 @@ def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
     return ready
 
 
-def frozen(settings: Training, blocks: int) -> Training:
+def frozen(settings: TrainingConfig, blocks: int) -> TrainingConfig:
     """Settings that train the last three convolutions of a network of so many loop blocks and no other.
 
     The paper's transfer; of the three the one that :func:`transfer` does not replace has the plain rate.
@@ -188,7 +188,7 @@ def train_on_rows(
     table: pd.DataFrame,
     target: NDArray[np.floating],
     validation: NDArray[np.bool_],
-    settings: Training = VOXELWISE,
+    settings: TrainingConfig = VOXELWISE,
     *,
     blocks: int = 4,
     progress: bool = True,
@@ -226,7 +226,7 @@ def train_on_rows(
 def fold_ensemble(
     table: pd.DataFrame,
     target: NDArray[np.floating],
-    settings: Training = VOXELWISE,
+    settings: TrainingConfig = VOXELWISE,
     *,
     folds: int = 5,
     progress: bool = True,

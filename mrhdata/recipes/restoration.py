@@ -29,8 +29,8 @@ from mrhdata.degrade import Degradation, Reduction
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
-from mrhdata.inference.strategies.sliding_window import Windowing
-from mrhdata.models.spec import Scale, Spec
+from mrhdata.inference.strategies.sliding_window import SlidingWindow
+from mrhdata.models.spec import IntensityScale, ModelSpec
 from mrhdata.patching import samplers
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
@@ -38,9 +38,9 @@ from mrhdata.registration.resampling import resample
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import SPATIAL, place
-from mrhdata.volume.dtypes import white_of
+from mrhdata.volume.dtypes import full_scale
 from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ Floats = NDArray[np.float32]
 
 #: Turns and sizes of good patches before they are degraded.
 TURNS = Augmentation(degrees=10, zoom=0.2, stretch=0.0, gain=0.0, offset=0.0, gamma=0.0, noise=0.0, share=0.5)
-PUBLISHED = Training(epochs=100, batch_size=8, learning_rate=4e-4, weight_decay=1e-3, patience=100)
-EFFICIENT = Training(epochs=12, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, patience=12, precision="bfloat16")
+PUBLISHED = TrainingConfig(epochs=100, batch_size=8, learning_rate=4e-4, weight_decay=1e-3, patience=100)
+EFFICIENT = TrainingConfig(
+    epochs=12, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, patience=12, precision="bfloat16"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Pairs:
             high = self._turned(high, seed)
         low = np.asarray(self.degradation(high[:, :, 0], seed), dtype=np.float32)
         middle = high[:, high.shape[1] // 2, 0]
-        target = np.stack([answered(plane, reduction(self.degradation)) for plane in middle])
+        target = np.stack([run_blind(plane, reduction(self.degradation)) for plane in middle])
         return [low[:, :, None], target[:, None, None]]
 
     def _turned(self, high: Floats, seed: tuple[int, ...]) -> Floats:
@@ -121,14 +123,14 @@ def reduction(degradation: Degradation) -> Reduction:
     return found[0]
 
 
-def answered(plane: NDArray[Any], step: Reduction) -> NDArray[Any]:
+def run_blind(plane: NDArray[Any], step: Reduction) -> NDArray[Any]:
     """A good plane at the pixels of the answer: ``step.factor`` to each pixel of the degraded plane.
 
     Examples
     --------
     >>> from mrhdata.degrade import Area, Zoom
     >>> row = np.tile(np.arange(16.0), (16, 1))
-    >>> answered(row, Area(4))[0, :3].tolist(), answered(row, Zoom(4))[5, 4:7].round(3).tolist()
+    >>> run_blind(row, Area(4))[0, :3].tolist(), run_blind(row, Zoom(4))[5, 4:7].round(3).tolist()
     ([0.0, 1.0, 2.0], [3.125, 4.375, 5.625])
     """
     rows = [step.places(n) for n in plane.shape]
@@ -140,7 +142,7 @@ def answered(plane: NDArray[Any], step: Reduction) -> NDArray[Any]:
     return np.asarray(affine_transform(plane, steps, first, output_shape=shape, order=3, mode="nearest"))
 
 
-def degraded(volume: xr.DataArray, degradation: Degradation, seed: int) -> xr.DataArray:
+def degrade_stack(volume: xr.DataArray, degradation: Degradation, seed: int) -> xr.DataArray:
     """A stack as a fast scan would have given it, where it lies: spacing and first pixel are those of the scan.
 
     Parameters
@@ -155,7 +157,7 @@ def degraded(volume: xr.DataArray, degradation: Degradation, seed: int) -> xr.Da
     >>> from mrhdata.degrade import Area
     >>> from mrhdata.volume.construct import from_array
     >>> stack = from_array(np.zeros((2, 8, 8), np.uint8), spacing=(1e-5, 1e-5, 1e-5))
-    >>> low = degraded(stack, Degradation((Area(4),)), seed=0)
+    >>> low = degrade_stack(stack, Degradation((Area(4),)), seed=0)
     >>> low.shape, [round(float(v), 7) for v in low.mrh.spacing], round(float(low.y[0]), 7)
     ((2, 2, 2), [1e-05, 4e-05, 4e-05], 1.5e-05)
     """
@@ -189,7 +191,7 @@ def train(  # noqa: PLR0913 (settings of one act)
     tile: int = 128,
     tiles: int = 1000,
     tissue: Sequence[xr.DataArray] | None = None,
-    settings: Training = EFFICIENT,
+    settings: TrainingConfig = EFFICIENT,
     folder: str | Path | None = None,
     progress: bool = True,
     **config: Any,
@@ -223,7 +225,7 @@ def train(  # noqa: PLR0913 (settings of one act)
     """
     if frames % 2 == 0:
         raise ModelError(f"{frames} planes have no middle one; give an odd number")
-    pairs = Pairs(degradation, white_of(stacks[0].dtype))
+    pairs = Pairs(degradation, full_scale(stacks[0].dtype))
 
     def tiled(given: Sequence[xr.DataArray], count: int, masks: Any, seed: int) -> Patches:
         return patches(
@@ -244,7 +246,7 @@ def train(  # noqa: PLR0913 (settings of one act)
     # What the network sees is the degraded image.
     factor = reduction(degradation).factor
     z, y, x = learned.spacing_mm
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     small = (1, tile // factor, tile // factor)
     model.spec = replace(spec, patch=small, spacing_mm=(z, factor * y, factor * x))  # type: ignore[assignment]
     return model, history
@@ -284,10 +286,10 @@ def restore(
     ``restorer`` runs densely: in parts exactly as in one pass. ``pssr`` sees the whole of its tile, so tiles of
     the trained size overlap by half and are blended.
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None or spec.patch is None:
         raise ModelError(f"{spec.name} was not trained; use mrhdata.recipes.restoration.train or load a trained one")
-    white = white_of(stack.dtype)
+    white = full_scale(stack.dtype)
     name = spec.channels[len(spec.channels) // 2]
     output = Output() if white == 1.0 else Output(dtype=str(stack.dtype), range=(0.0, white))
     # A copy that shares the weights: the model keeps its own scales.
@@ -297,7 +299,7 @@ def restore(
         factor = int(spec.config.get("scale", 4))
         network = models.copy(model, scale=1)
         given = resample(given, finer(given.mrh.grid, factor)).rename(name)
-        how = {"mode": "patch", "windows": Windowing(shape=(1, *(factor * n for n in spec.patch[1:])))}
+        how = {"mode": "patch", "windows": SlidingWindow(shape=(1, *(factor * n for n in spec.patch[1:])))}
     network.spec = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))  # type: ignore[assignment]
     return predict(
         network,
@@ -314,9 +316,9 @@ def restore(
     )
 
 
-def _times(scale: Scale, white: float) -> Scale:
+def _times(scale: IntensityScale, white: float) -> IntensityScale:
     """The scale of values that are so many times as large."""
-    return Scale(tuple(white * v for v in scale.offset), tuple(white * v for v in scale.factor))
+    return IntensityScale(tuple(white * v for v in scale.offset), tuple(white * v for v in scale.factor))
 
 
 def finer(grid: Grid, factor: int) -> Grid:
@@ -340,7 +342,7 @@ def fine_tune(
     *,
     tile: int = 128,
     tiles: int = 400,
-    settings: Training = replace(EFFICIENT, epochs=6, learning_rate=2e-4),  # noqa: B008
+    settings: TrainingConfig = replace(EFFICIENT, epochs=6, learning_rate=2e-4),  # noqa: B008
     progress: bool = True,
 ) -> nn.Module:
     """Train on with pairs that were really acquired, a handful of planes.
@@ -358,7 +360,7 @@ def fine_tune(
     -------
     model : torch.nn.Module
     """
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     name, factor = spec.channels[len(spec.channels) // 2], int(spec.config.get("scale", 4))
     tuned = models.copy(model)
     # The input keeps its scale, which is what the weights know; that of the target is measured anew.
@@ -384,7 +386,7 @@ def fine_tune(
         settings,
         progress=progress,
     )
-    learned: Spec = tuned.spec  # type: ignore[assignment]
+    learned: ModelSpec = tuned.spec  # type: ignore[assignment]
     tuned.spec = replace(spec, target=learned.target)  # type: ignore[assignment]
     return tuned
 
@@ -393,4 +395,4 @@ def _fraction(stack: xr.DataArray) -> xr.DataArray:
     """Values as parts of white."""
     if not np.issubdtype(stack.dtype, np.integer):
         return stack
-    return (stack.astype(np.float32) / np.float32(white_of(stack.dtype))).assign_attrs(stack.attrs)
+    return (stack.astype(np.float32) / np.float32(full_scale(stack.dtype))).assign_attrs(stack.attrs)

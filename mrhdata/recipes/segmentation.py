@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from mrhdata import models
 from mrhdata.errors import DataError
-from mrhdata.inference.segmenter import Case, check_apart, on_network_grid, segment
+from mrhdata.inference.segmenter import Case, check_disjoint, on_network_grid, segment
 from mrhdata.io import formats
-from mrhdata.models.spec import IGNORED, Scale, Spec
+from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec
 from mrhdata.patching import samplers
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
@@ -22,7 +22,7 @@ from mrhdata.patching.positions import fraction_inside, strided
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.mining import hard_negatives
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import PLANES
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ class Crops:
         if not training:
             return _patches(cases, shape=shape.tolist(), stride=shape.tolist())
         labels = [_labels(case) for case in cases]
-        found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORED})
+        found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORE_INDEX})
         shares: dict[int | str, float] = {label: self.labelled / len(found) for label in found}
         rest: dict[int | str, float] = {"rest": 1 - self.labelled}
-        how = samplers.Balanced(self.each * len(cases), labels, shares | rest, sparse=True)
+        how = samplers.ClassBalanced(self.each * len(cases), labels, shares | rest, sparse=True)
         return _patches(cases, shape=shape.tolist(), at=how, seed=seed)
 
     def _fitting(self, cases: Sequence[Case]) -> NDArray[np.int64]:
@@ -131,15 +131,17 @@ class Cores:
     background: int | None = None
 
     def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
-        """Boxes whose core holds voxels that are not `IGNORED`; beyond a volume its edge is repeated."""
+        """Boxes whose core holds voxels that are not `IGNORE_INDEX`; beyond a volume its edge is repeated."""
         core, margin = np.array(self.core), np.array(self.margin)
         positions = []
         for number, case in enumerate(cases):
-            values = np.pad(np.asarray(_labels(case).data), [(0, n) for n in self.core], constant_values=IGNORED)
-            first = np.argwhere(values != IGNORED).min(axis=0)
+            values = np.pad(np.asarray(_labels(case).data), [(0, n) for n in self.core], constant_values=IGNORE_INDEX)
+            first = np.argwhere(values != IGNORE_INDEX).min(axis=0)
             extent = np.array(values.shape) - core - first
             start = first + strided(tuple(extent), self.core, self.core, overhang=True)
-            labelled, known = (fraction_inside(mask, start, self.core) > 0 for mask in (values > 0, values != IGNORED))
+            labelled, known = (
+                fraction_inside(mask, start, self.core) > 0 for mask in (values > 0, values != IGNORE_INDEX)
+            )
             bare = np.random.default_rng((seed, number)).permutation(np.flatnonzero(known & ~labelled))
             held = np.sort(np.concatenate([np.flatnonzero(labelled), bare[: self.background]]))
             positions.append(start[held] - margin)
@@ -185,13 +187,13 @@ class Recipe:
     network: str
     prepare: Steps
     sampling: Sampling
-    training: tuple[Training, ...]
+    training: tuple[TrainingConfig, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     finish: Steps = ()
     tile: tuple[int, int, int] | None = None
     stride: tuple[int, int, int] | None = None
     rounds: int = 0
-    again: tuple[Training, ...] = ()
+    again: tuple[TrainingConfig, ...] = ()
     scale: tuple[float, float] | None = None
 
 
@@ -242,12 +244,12 @@ def train(
     DataError
         A subject is in both parts, or has no labels.
     """
-    check_apart(cases, validation)
+    check_disjoint(cases, validation)
     if not validation and any(t.keep == "best" for t in (*recipe.training, *recipe.again)):
         raise DataError("the best epoch is chosen on validation cases; give some, or a recipe that keeps the last")
     values = label_map([*cases, *validation]) if labels is None else tuple(labels)
     model = _fresh(recipe, cases, values, seed)
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     parts = [[_in_memory(on_network_grid(c, spec)) for c in part] for part in (cases, validation)]
     found: list[list[Any]] = [[None] * len(part) for part in parts]
     trained = Trained([], [])
@@ -277,7 +279,7 @@ def train(
 def label_map(cases: Sequence[Case]) -> tuple[int, ...]:
     """Every label of a data set in order, background 0 first, so that a case without one changes nothing."""
     held = {int(v) for case in cases for v in np.unique(np.asarray(_labels(case).data))}
-    return (0, *sorted(held - {0, IGNORED}))
+    return (0, *sorted(held - {0, IGNORE_INDEX}))
 
 
 def _fresh(recipe: Recipe, cases: Sequence[Case], values: tuple[int, ...], seed: int) -> nn.Module:
@@ -288,7 +290,7 @@ def _fresh(recipe: Recipe, cases: Sequence[Case], values: tuple[int, ...], seed:
     scale = None
     if recipe.scale is not None:
         count = int(getattr(model, "in_channels", channels))
-        scale = Scale((recipe.scale[0],) * count, (recipe.scale[1],) * count)
+        scale = IntensityScale((recipe.scale[0],) * count, (recipe.scale[1],) * count)
     model.spec = replace(  # type: ignore[type-var]
         model.spec, labels=values, prepare=recipe.prepare, finish=recipe.finish, inputs=scale
     )
@@ -321,5 +323,5 @@ def _found(model: nn.Module, case: Case, folder: Path | None) -> Any:
 
 def whole(model: nn.Module) -> nn.Module:
     """A copy of a network that answers every voxel of what it is given, borders too."""
-    spec: Spec = model.spec  # type: ignore[assignment]
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
     return models.copy(model, **({"border": "replicate"} if spec.name.startswith("fcn3d") else {}))

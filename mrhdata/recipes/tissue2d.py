@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from mrhdata.recipes.segmentation import Crops, Recipe, Slices, Steps
 from mrhdata.training.augmentation import Augmentation
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 #: Published networks by name.
 NETWORKS = ("tissue2d_0_0", "tissue2d_1_0", "tissue2d_2_0", "tissue2d_3_0", "tissue2d_4_0")
 _PREPARE: Steps = (("normalise", {"how": "minmax"}),)
 
-PUBLISHED = Training(
+PUBLISHED = TrainingConfig(
     epochs=5,
     batch_size=32,
     learning_rate=1e-4,
@@ -28,7 +28,7 @@ PUBLISHED = Training(
     scale="none",
     keep="last",
 )
-CORRECTED = Training(
+CORRECTED = TrainingConfig(
     epochs=4,
     batch_size=8,
     learning_rate=3e-3,

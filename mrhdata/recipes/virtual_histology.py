@@ -13,14 +13,14 @@ import xarray as xr
 from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.inference.predictor import predict
-from mrhdata.inference.segmenter import Case, check_apart
+from mrhdata.inference.segmenter import Case, check_disjoint
 from mrhdata.patching.create import patches
 from mrhdata.recipes.cases import find_cases
-from mrhdata.recipes.mrhnet import CORRECTED, PATCH
+from mrhdata.recipes.mrhnet import PATCH, RECOMMENDED
 from mrhdata.registration.resampling import resample
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,7 @@ def find_brains(folder: str | Path, inputs: dict[str, str], histology: str, mask
 def train(
     training: Sequence[Brain],
     validation: Sequence[Brain],
-    settings: Training = CORRECTED,
+    settings: TrainingConfig = RECOMMENDED,
     *,
     stride: int = 1,
     blocks: int = 4,
@@ -92,7 +92,7 @@ def train(
     DataError
         Somebody is in training and in validation.
     """
-    check_apart(training, validation)
+    check_disjoint(training, validation)
     planned = [
         patches(
             [dict(b.inputs) for b in part],
@@ -109,17 +109,17 @@ def train(
     return model, fit(model, planned[0], planned[1], settings, checkpoint=checkpoint, progress=progress)
 
 
-def mapped_and_scored(model: nn.Module, brain: Brain, folder: Path, *, progress: bool = True) -> dict[str, float]:
+def map_and_score(model: nn.Module, brain: Brain, folder: Path, *, progress: bool = True) -> dict[str, float]:
     """Scores of a brain's map, which is written to ``maps`` in the folder, in the format of its first contrast."""
     path = folder / "maps" / f"sub-{brain.subject}{brain.ending}"
     path.parent.mkdir(exist_ok=True)
     found = predict(
         model, brain.inputs, path, where=brain.mask, align="first", name="virtual", overwrite=True, progress=progress
     )
-    return scored(brain, found)
+    return score(brain, found)
 
 
-def scored(brain: Brain, found: xr.DataArray) -> dict[str, float]:
+def score(brain: Brain, found: xr.DataArray) -> dict[str, float]:
     """How a map of a brain agrees with its histology over its mask.
 
     Returns
@@ -131,7 +131,7 @@ def scored(brain: Brain, found: xr.DataArray) -> dict[str, float]:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> af = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> scored(Brain("01", {"t2w": af}, histology=af), af + 1)
+    >>> score(Brain("01", {"t2w": af}, histology=af), af + 1)
     {'R2': 0.8095238095238095, 'RMSE': 1.0, 'correlation': 1.0}
     """
     truth = resample(brain.histology.astype(np.float32), found, fill=np.nan)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mrhdata.registration.images import Picture, pulled
+from mrhdata.registration.images import LevelImage, pulled
 from mrhdata.registration.transforms import Displacement, Transform, nodes
 
 #: Local variance below this is noise in flat background and exerts no force (values are between 0 and 1).
@@ -51,7 +51,9 @@ class Deformation:
     step: float = 0.4
 
 
-def deform(fixed: Picture, moving: Picture, start: Transform, spacings: list[float], how: Deformation) -> Displacement:
+def deform(
+    fixed: LevelImage, moving: LevelImage, start: Transform, spacings: list[float], how: Deformation
+) -> Displacement:
     """Find the displacement to apply before `start`, with its nodes at the voxels of the finest level.
 
     Parameters
@@ -80,7 +82,7 @@ def deform(fixed: Picture, moving: Picture, start: Transform, spacings: list[flo
     return displacement
 
 
-def _to_voxels(displacement: Displacement, fixed: Picture) -> Field:
+def _to_voxels(displacement: Displacement, fixed: LevelImage) -> Field:
     """Return a coarser level's displacement at the voxels of this level, in voxels."""
     index = np.moveaxis(displacement.grid.index(nodes(fixed.grid)), -1, 0)
     # Beyond the outermost nodes of the coarser level, the nearest node counts.
@@ -88,7 +90,7 @@ def _to_voxels(displacement: Displacement, fixed: Picture) -> Field:
     return np.einsum("ij,j...->i...", np.linalg.inv(fixed.grid.affine[:3, :3]), field_mm).astype(np.float32)
 
 
-def _deform_level(fixed: Picture, moving: Picture, field: Field, iterations: int, how: Deformation) -> Field:
+def _deform_level(fixed: LevelImage, moving: LevelImage, field: Field, iterations: int, how: Deformation) -> Field:
     voxels = np.indices(fixed.grid.shape, dtype=np.float32)
     # Axes of one voxel are neither moved nor smoothed.
     free = np.array(fixed.grid.shape) > 1
@@ -133,7 +135,7 @@ def _limit_length(update: Field, step: float) -> Field:
 class _LocalCorrelation:
     """Correlation in a cube around each voxel, and the force that raises it."""
 
-    def __init__(self, fixed: Picture, radius: int) -> None:
+    def __init__(self, fixed: LevelImage, radius: int) -> None:
         self._size = [2 * radius + 1 if n > 1 else 1 for n in fixed.grid.shape]
         self._fixed = fixed.values
         self._mean = self._cube_mean(fixed.values)

@@ -26,14 +26,14 @@ _COARSEST = 24
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class LevelImage:
     """Float32 values (z, y, x) from 0 to 1 on a grid, and a mask of the voxels that count."""
 
     values: NDArray[np.float32]
     grid: Grid
     inside: NDArray[np.bool_]
 
-    def at(self, spacing_mm: float) -> Picture:
+    def at(self, spacing_mm: float) -> LevelImage:
         """Return the image at a spacing, or at its own along axes where that is coarser."""
         spacing = np.maximum(self.grid.spacing, spacing_mm)
         if (spacing <= 1.01 * self.grid.spacing).all():
@@ -44,9 +44,9 @@ class Picture:
         index = np.moveaxis(self.grid.index(nodes(grid)), -1, 0)
         values = ndimage.map_coordinates(smoothed(self.values, sigma), index, order=1, mode="nearest")
         share = ndimage.map_coordinates(smoothed(self.inside.astype(np.float32), sigma), index, order=1, mode="nearest")
-        return Picture(values.astype(np.float32), grid, share >= 0.5)
+        return LevelImage(values.astype(np.float32), grid, share >= 0.5)
 
-    def thick(self, least: int = 4) -> Picture:
+    def thick(self, least: int = 4) -> LevelImage:
         """Return the image with at least `least` voxels along each axis, which ITK needs.
 
         Edge voxels are repeated; the added ones do not count.
@@ -58,7 +58,7 @@ class Picture:
         affine = self.grid.affine.copy()
         affine[:3, 3] = self.grid.world(-pads[:, 0])
         values = np.pad(self.values, pads, mode="edge")
-        return Picture(values, Grid(values.shape, affine), np.pad(self.inside, pads))
+        return LevelImage(values, Grid(values.shape, affine), np.pad(self.inside, pads))
 
     def foreground(self) -> NDArray[np.bool_]:
         """Return a mask of the voxels that count and are above Otsu's threshold (1979, IEEE Trans. SMC 9:62)."""
@@ -74,7 +74,7 @@ class Picture:
         return self.grid.world(index.mean(axis=0) if len(index) else (np.array(self.grid.shape) - 1) / 2)
 
 
-def picture(volume: xr.DataArray, mask: xr.DataArray | None, spacing_mm: float, what: str) -> Picture:
+def picture(volume: xr.DataArray, mask: xr.DataArray | None, spacing_mm: float, what: str) -> LevelImage:
     """Load a volume at a spacing, or at its own along axes where that is coarser.
 
     Parameters
@@ -111,15 +111,15 @@ def picture(volume: xr.DataArray, mask: xr.DataArray | None, spacing_mm: float, 
     if not high > low:
         raise DataError(f"{what} must have contrast to be registered; got {low:g} everywhere")
     scaled = np.clip((np.nan_to_num(values, nan=low) - low) / (high - low), 0, 1)
-    return Picture(scaled.astype(np.float32), grid, inside)
+    return LevelImage(scaled.astype(np.float32), grid, inside)
 
 
-def pulled(moving: Picture, fixed: Picture, start: Transform) -> Picture:
+def pulled(moving: LevelImage, fixed: LevelImage, start: Transform) -> LevelImage:
     """Resample the moving image to the grid of the fixed one through `start`."""
     index = np.moveaxis(moving.grid.index(start.points(nodes(fixed.grid))), -1, 0)
     values = ndimage.map_coordinates(moving.values, index, order=1, mode="nearest")
     inside = ndimage.map_coordinates(moving.inside.astype(np.uint8), index, order=0, mode="constant")
-    return Picture(values, fixed.grid, inside.astype(bool))
+    return LevelImage(values, fixed.grid, inside.astype(bool))
 
 
 def _resample_mask(mask: xr.DataArray | None, grid: Grid, what: str, space: str) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from mrhdata.errors import DataError, GridError
 from mrhdata.metrics.image import check_same_shape
-from mrhdata.registration.images import Picture
+from mrhdata.registration.images import LevelImage
 from mrhdata.registration.linear import Search, fit
 from mrhdata.volume.grid import Floats
 
@@ -61,7 +61,7 @@ def turns(orientations: bool | str) -> list[Floats]:
     return matrices if orientations else matrices[:1]
 
 
-def rank(fixed: Picture, moving: Picture, start: str, orientations: bool | str, seed: int) -> list[Start]:
+def rank(fixed: LevelImage, moving: LevelImage, start: str, orientations: bool | str, seed: int) -> list[Start]:
     """Rank the starts at a coarse level, best first; the best twelve are refined by a rigid search and ranked again.
 
     A brain is nearly its own mirror image: with ``orientations=True`` the second score may be close to the
@@ -78,11 +78,11 @@ def rank(fixed: Picture, moving: Picture, start: str, orientations: bool | str, 
     return sorted(refined, key=lambda s: -s.score) + starts[_REFINED:]
 
 
-def _coarsen(picture: Picture) -> Picture:
+def _coarsen(picture: LevelImage) -> LevelImage:
     return picture.at(float((np.array(picture.grid.shape) * picture.grid.spacing).max()) / _COARSE)
 
 
-def _candidates(fixed: Picture, moving: Picture, start: str, orientations: bool | str) -> list[Start]:
+def _candidates(fixed: LevelImage, moving: LevelImage, start: str, orientations: bool | str) -> list[Start]:
     centres = {
         "world": (np.zeros(3), np.zeros(3)),
         "geometry": (_grid_centre(fixed), _grid_centre(moving)),
@@ -101,7 +101,7 @@ def _candidates(fixed: Picture, moving: Picture, start: str, orientations: bool 
     return starts
 
 
-def _grid_centre(picture: Picture) -> Floats:
+def _grid_centre(picture: LevelImage) -> Floats:
     return picture.grid.world((np.array(picture.grid.shape) - 1) / 2)
 
 
@@ -112,7 +112,7 @@ def letters(turn: Floats) -> str:
     return "".join(names[a][int(turn[a, i] < 0)] for i, a in enumerate(axes))
 
 
-def _refine(fixed: Picture, moving: Picture, start: Start, search: Search) -> Start:
+def _refine(fixed: LevelImage, moving: LevelImage, start: Start, search: Search) -> Start:
     try:
         matrix = fit(fixed, moving, "rigid", start.matrix, search)
     except DataError:
@@ -122,7 +122,7 @@ def _refine(fixed: Picture, moving: Picture, start: Start, search: Search) -> St
     return Start(start.name, best[0], best[1])
 
 
-def score(fixed: Picture, moving: Picture, matrix: Floats) -> float:
+def score(fixed: LevelImage, moving: LevelImage, matrix: Floats) -> float:
     """Compute normalised mutual information over the whole fixed image, with 0 outside the moving one.
 
     The outside counts, so that a start with little overlap cannot win (Studholme et al. 1999, Pattern

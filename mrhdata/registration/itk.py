@@ -14,9 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, GridError
-from mrhdata.registration.transforms import Affine, Displacement, Step, Transform
+from mrhdata.registration.transforms import Affine, Displacement, ElementaryTransform, Transform
 from mrhdata.volume.grid import Floats, Grid
 
 #: Converts RAS+ to LPS and back.
@@ -124,7 +124,7 @@ def write(transform: Transform, path: str | os.PathLike[str], like: Grid | None 
     endings = _TRANSFORM_ENDINGS + _FIELD_ENDINGS
     if not path.name.lower().endswith(endings):
         raise FormatError(f"the name of a transform file must end in one of {', '.join(endings)}; got {path.name}")
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         if path.name.lower().endswith(_TRANSFORM_ENDINGS):
             composite = to_itk(transform)
             # In ITK's text format, a single affine is simpler to read than a composite of one.
@@ -179,7 +179,7 @@ def _lps_vectors(field: NDArray[Any]) -> NDArray[Any]:
     return field * np.diag(_FLIP)[:3, None, None, None]
 
 
-def _step_to_itk(step: Step) -> Any:
+def _step_to_itk(step: ElementaryTransform) -> Any:
     if isinstance(step, Affine):
         return matrix_to_itk(step.matrix)
     if not isinstance(step, Displacement):
@@ -190,7 +190,7 @@ def _step_to_itk(step: Step) -> Any:
     return sitk.BSplineTransform([image(component, step.grid) for component in values], 3)
 
 
-def _steps_from_itk(transform: Any) -> list[Step]:
+def _steps_from_itk(transform: Any) -> list[ElementaryTransform]:
     kind = transform.GetName()
     if kind == "CompositeTransform":
         parts = [transform.GetNthTransform(i).Downcast() for i in range(transform.GetNumberOfTransforms())]

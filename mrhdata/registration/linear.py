@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from mrhdata.errors import DataError
 from mrhdata.registration import itk
-from mrhdata.registration.images import Picture, pulled
+from mrhdata.registration.images import LevelImage, pulled
 from mrhdata.registration.transforms import Displacement, Transform
 from mrhdata.volume.grid import Floats
 
@@ -43,7 +43,7 @@ class Search:
     samples: int = _SAMPLES
 
 
-def fit(fixed: Picture, moving: Picture, model: str, start: Floats, search: Search) -> Floats:
+def fit(fixed: LevelImage, moving: LevelImage, model: str, start: Floats, search: Search) -> Floats:
     """Search near `start` for the best matrix (4, 4) from fixed to moving world; return `start` if none is better.
 
     Parameters
@@ -74,7 +74,7 @@ def fit(fixed: Picture, moving: Picture, model: str, start: Floats, search: Sear
     return start @ itk.from_itk(change).affine() if _search_improves(method, fixed, moving) else start
 
 
-def fit_splines(fixed: Picture, moving: Picture, start: Transform, search: Search) -> Displacement:
+def fit_splines(fixed: LevelImage, moving: LevelImage, start: Transform, search: Search) -> Displacement:
     """Fit cubic B-splines to apply before `start`.
 
     Rueckert et al. 1999, IEEE Trans. Med. Imaging 18:712. Control points are a seventh of the longest axis apart.
@@ -98,7 +98,7 @@ def fit_splines(fixed: Picture, moving: Picture, start: Transform, search: Searc
     return itk.from_itk(change).steps[0]  # type: ignore[return-value]
 
 
-def _set_up(fixed: Picture, moving: Picture, search: Search) -> Any:
+def _set_up(fixed: LevelImage, moving: LevelImage, search: Search) -> Any:
     """Return ITK's registration method with its metric, its sampling and the masks."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
@@ -115,7 +115,7 @@ def _set_up(fixed: Picture, moving: Picture, search: Search) -> Any:
     return method
 
 
-def _search_improves(method: Any, fixed: Picture, moving: Picture) -> bool:
+def _search_improves(method: Any, fixed: LevelImage, moving: LevelImage) -> bool:
     """Run the search and return whether the metric improved; on noise a search may diverge and leave the volume."""
     pair = itk.image(fixed.values, fixed.grid), itk.image(moving.values, moving.grid)
     with _one_thread():

@@ -9,7 +9,7 @@ import numpy as np
 from mrhdata.errors import DataError, GridError
 from mrhdata.registration import initialize, linear
 from mrhdata.registration.demons import Deformation, deform
-from mrhdata.registration.images import Picture, finest, levels, picture
+from mrhdata.registration.images import LevelImage, finest, levels, picture
 from mrhdata.registration.transforms import Affine, Transform
 from mrhdata.volume.grid import Floats
 
@@ -134,7 +134,7 @@ def _parse_steps(kind: str) -> list[str]:
 
 
 def _initial_transform(
-    fixed: Picture, moving: Picture, start: str | Transform, orientations: bool | str, seed: int
+    fixed: LevelImage, moving: LevelImage, start: str | Transform, orientations: bool | str, seed: int
 ) -> Transform:
     if isinstance(start, Transform):
         return start
@@ -143,8 +143,8 @@ def _initial_transform(
 
 def _run_step(
     step: str,
-    fixed: Picture,
-    moving: Picture,
+    fixed: LevelImage,
+    moving: LevelImage,
     transform: Transform,
     spacings: list[float],
     deformation: Deformation,

@@ -9,7 +9,7 @@ import numpy as np
 
 from mrhdata.errors import DataError, GridError
 from mrhdata.registration import initialize, linear
-from mrhdata.registration.images import Picture, finest, levels, picture
+from mrhdata.registration.images import LevelImage, finest, levels, picture
 from mrhdata.registration.transforms import Affine, Transform
 from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import Floats
@@ -94,7 +94,7 @@ def register_section(
     return Transform([Affine(matrix)], section.mrh.space, volume.mrh.space)
 
 
-def _find_start(section: Picture, volume: Picture, axis: int, flips: bool, seed: int) -> Floats:
+def _find_start(section: LevelImage, volume: LevelImage, axis: int, flips: bool, seed: int) -> Floats:
     spacing = float((np.array(volume.grid.shape) * volume.grid.spacing).max()) / _COARSE
     section, volume = section.at(spacing), volume.at(spacing)
     starts = [(initialize.score(section, volume, m), i, m) for i, m in enumerate(_starts(section, volume, axis, flips))]
@@ -111,7 +111,7 @@ def _find_start(section: Picture, volume: Picture, axis: int, flips: bool, seed:
     return max(refined, key=lambda r: (r[0], -r[1]))[2]
 
 
-def _starts(section: Picture, volume: Picture, axis: int, flips: bool) -> list[Floats]:
+def _starts(section: LevelImage, volume: LevelImage, axis: int, flips: bool) -> list[Floats]:
     """Return matrices from section to volume world for each plane and each order and direction of the axes."""
     foreground = volume.foreground()
     thin = section.grid.shape.index(1)
@@ -142,6 +142,6 @@ def _starts(section: Picture, volume: Picture, axis: int, flips: bool) -> list[F
     return matrices
 
 
-def _directions(image: Picture) -> Floats:
+def _directions(image: LevelImage) -> Floats:
     """Return the world directions of the axes z, y, x as columns of (3, 3)."""
     return image.grid.affine[:3, :3] / image.grid.spacing

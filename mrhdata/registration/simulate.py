@@ -97,7 +97,7 @@ def _smooth(shape: NDArray[np.int64] | tuple[int, ...], steps: Floats, rng: np.r
     )
 
 
-def displaced(volume: xr.DataArray, field: Floats) -> xr.DataArray:
+def displace(volume: xr.DataArray, field: Floats) -> xr.DataArray:
     """Move the values of a volume by a displacement field; its grid does not change.
 
     Parameters
@@ -124,7 +124,7 @@ def displaced(volume: xr.DataArray, field: Floats) -> xr.DataArray:
     >>> v = from_array(np.arange(4.0).reshape(1, 1, 4), spacing=(1, 1, 1))
     >>> shift = np.zeros((3, 1, 1, 4))
     >>> shift[2] = 0.5
-    >>> displaced(v, shift).values.ravel().tolist()
+    >>> displace(v, shift).values.ravel().tolist()
     [0.5, 1.5, 2.5, 3.0]
     """
     shape = tuple(volume.sizes.get(dim, 1) for dim in SPATIAL)

@@ -38,7 +38,7 @@ class Reach:
         return self.corners.min(axis=0) + self.low, self.corners.max(axis=0) + self.high
 
 
-class Step(Protocol):
+class ElementaryTransform(Protocol):
     """One step of a transform."""
 
     def points(self, points: Floats) -> Floats:
@@ -47,7 +47,7 @@ class Step(Protocol):
     def reach(self, reach: Reach) -> Reach:
         """Map a bound: return a bound on the images of all points within `reach`."""
 
-    def inverse(self) -> Step:
+    def inverse(self) -> ElementaryTransform:
         """Return the inverse step."""
 
 
@@ -228,7 +228,7 @@ class Transform:
     ('scanner', [1.0, 2.0, 3.0])
     """
 
-    steps: Sequence[Step] = ()
+    steps: Sequence[ElementaryTransform] = ()
     source: str | None = None
     target: str | None = None
 
@@ -279,7 +279,7 @@ class Transform:
 
     def between(self, grid: Grid, other: Grid) -> Transform:
         """Return the transform from voxel indices of one grid to those of another, with adjacent matrices merged."""
-        steps: list[Step] = [Affine(grid.affine)]
+        steps: list[ElementaryTransform] = [Affine(grid.affine)]
         for step in (*self.steps, Affine(other.affine).inverse()):
             last = steps[-1]
             if isinstance(step, Affine) and isinstance(last, Affine):

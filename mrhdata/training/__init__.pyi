@@ -12,12 +12,12 @@ from .history import History
 from .loop import fit
 from .losses import loss
 from .mining import hard_negatives
-from .settings import Training
+from .settings import TrainingConfig
 
 __all__ = [
     "Augmentation",
     "History",
-    "Training",
+    "TrainingConfig",
     "augmentation",
     "fit",
     "hard_negatives",

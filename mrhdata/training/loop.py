@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.spec import IGNORED, Spec, network_on, rescaled, scaled
+from mrhdata.models.spec import IGNORE_INDEX, ModelSpec, run_on_patches, scaled, to_target_units
 from mrhdata.training.history import History
 from mrhdata.training.losses import OF_CLASSES, centre, loss
 from mrhdata.training.normalization import measured
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +45,7 @@ def fit(
     model: nn.Module,
     patches: Patches,
     validation: Patches,
-    settings: Training | None = None,
+    settings: TrainingConfig | None = None,
     *,
     change: Change | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -91,15 +91,15 @@ def fit(
     >>> mri = mrhdata.volume.from_array(values, spacing=(1, 1, 1), name="t2")
     >>> p = mrhdata.patches(mri, target=mri, shape=3, stride=1, plane="axial")
     >>> model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
-    >>> history = fit(model, p, p, Training(epochs=3), progress=False)
+    >>> history = fit(model, p, p, TrainingConfig(epochs=3), progress=False)
     >>> history.validation[-1] < history.validation[0]
     True
     """
-    settings = settings or Training()
+    settings = settings or TrainingConfig()
     if getattr(model, "spec", None) is None:
         raise ModelError(
             f"{type(model).__name__} has no spec for what it learned from; set model.spec = "
-            "mrhdata.models.spec.Spec(a name), or take a network from mrhdata.models.create"
+            "mrhdata.models.spec.ModelSpec(a name), or take a network from mrhdata.models.create"
         )
     classes = _classes(model) if settings.loss in OF_CLASSES else None
     model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]
@@ -135,7 +135,7 @@ def _train(run: _Run, patches: Patches, validation: Patches, path: Path | None, 
 
 
 @contextmanager
-def _trainable(model: nn.Module, settings: Training) -> Iterator[dict[float, list[nn.Parameter]]]:
+def _trainable(model: nn.Module, settings: TrainingConfig) -> Iterator[dict[float, list[nn.Parameter]]]:
     """Parameters by the factor on their rate, without the frozen ones, which take no gradient for as long."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -170,11 +170,11 @@ class _Run:
         model: nn.Module,
         groups: dict[float, list[nn.Parameter]],
         patches: Patches,
-        settings: Training,
+        settings: TrainingConfig,
         change: Change | None = None,
     ) -> None:
         self.model, self.settings, self.history, self.change = model, settings, History(), change
-        spec: Spec = model.spec  # type: ignore[assignment]
+        spec: ModelSpec = model.spec  # type: ignore[assignment]
         if spec.inputs is None or spec.target is None:
             raise ModelError("the intensity scales are missing; this is a bug")
         self.inputs, self.target = spec.inputs, spec.target
@@ -265,7 +265,7 @@ class _Run:
 
     def _answer(self, x: Tensor) -> Any:
         with torch.autocast("cpu", torch.bfloat16, self.settings.precision == "bfloat16"):
-            return network_on(self.model, x)
+            return run_on_patches(self.model, x)
 
     def _validate(self, validation: Patches) -> None:
         """The loss, and the root mean squared error in the target's units or the mean Dice."""
@@ -281,7 +281,7 @@ class _Run:
                 if self.labels:
                     overlap += _overlap(answer, y)
                 else:
-                    error = rescaled(answer, self.target) - torch.from_numpy(parts[1])
+                    error = to_target_units(answer, self.target) - torch.from_numpy(parts[1])
                     squares += error.square().mean().item() * len(rows)
         self.history.validation.append(total / len(validation))
         if self.labels:
@@ -305,7 +305,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        with appearing(path) as draft:
+        with atomic_write(path) as draft:
             torch.save(state, draft)
 
     def resume(self, path: Path) -> None:
@@ -336,7 +336,7 @@ def _told(patches: Patches) -> str:
     return held.hexdigest()
 
 
-def _schedule(settings: Training, optimizer: torch.optim.Optimizer, rates: list[float], steps: int) -> Any:
+def _schedule(settings: TrainingConfig, optimizer: torch.optim.Optimizer, rates: list[float], steps: int) -> Any:
     """How rates change from step to step, `steps` of which make an epoch."""
     if settings.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps * settings.epochs)
@@ -355,18 +355,18 @@ def _classes(model: nn.Module) -> int:
 
 
 def _numbered(values: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
-    """Labels as numbers of their classes; those that are none become `IGNORED`."""
+    """Labels as numbers of their classes; those that are none become `IGNORE_INDEX`."""
     table = np.asarray(labels, dtype=np.float32)
     order = np.argsort(table)
     place = np.searchsorted(table[order], values).clip(max=len(table) - 1)
     found = order[place]
-    return np.where(table[found] == values, found, IGNORED).astype(np.float32)
+    return np.where(table[found] == values, found, IGNORE_INDEX).astype(np.float32)
 
 
 def _overlap(answer: Tensor, truth: Tensor) -> np.ndarray:
     """Twice the voxels that answer and truth share, and those of both, of each class: (2, classes)."""
     classes, y = answer.argmax(1).numpy(), truth[:, 0].numpy().astype(np.int64)
-    known, count = y != IGNORED, answer.shape[1]
+    known, count = y != IGNORE_INDEX, answer.shape[1]
     y, classes = y[known], classes[known]
     both = np.bincount(y[y == classes], minlength=count)
     return np.stack([2 * both, np.bincount(y, minlength=count) + np.bincount(classes, minlength=count)])

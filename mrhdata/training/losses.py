@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from mrhdata.models.spec import IGNORED
+from mrhdata.models.spec import IGNORE_INDEX
 
 #: Losses whose target is the number of a class.
 OF_CLASSES = ("cross-entropy", "dice", "dice+cross-entropy")
@@ -26,7 +26,7 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
         Values, or scores of classes before the softmax. Of several, finest first, each coarser one counts
         half as much as the one before (deep supervision, Lee et al. 2015, AISTATS).
     target : (B, C, z, y, x) tensor
-        Values, or (B, 1, z, y, x) numbers of classes, `IGNORED` where the answer does not matter. Answers
+        Values, or (B, 1, z, y, x) numbers of classes, `IGNORE_INDEX` where the answer does not matter. Answers
         that reach further are cut to it, about one centre.
 
     Examples
@@ -49,8 +49,8 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
     classes = target[:, 0].long()
     found = answer.new_zeros(())
     if "cross-entropy" in name:
-        voxels = (classes != IGNORED).sum().clamp(min=1)
-        found = found + f.cross_entropy(answer, classes, ignore_index=IGNORED, reduction="sum") / voxels
+        voxels = (classes != IGNORE_INDEX).sum().clamp(min=1)
+        found = found + f.cross_entropy(answer, classes, ignore_index=IGNORE_INDEX, reduction="sum") / voxels
     if "dice" in name:
         found = found + _dice(answer, classes)
     return found
@@ -58,7 +58,7 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
 
 def _dice(answer: Tensor, classes: Tensor) -> Tensor:
     """One less the mean soft Dice of the classes in the batch (Milletari et al. 2016, 3DV), background included."""
-    known = (classes != IGNORED).unsqueeze(1)
+    known = (classes != IGNORE_INDEX).unsqueeze(1)
     truth = f.one_hot(classes.clamp(min=0), answer.shape[1]).movedim(-1, 1) * known
     share = answer.softmax(1) * known
     axes = [0, *range(2, answer.ndim)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from mrhdata.models.spec import IGNORED
+from mrhdata.models.spec import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,7 +40,7 @@ def hard_negatives(
     Returns
     -------
     labels : label volume, int16
-        `IGNORED` outside those tiles; voxels that were so before stay so.
+        `IGNORE_INDEX` outside those tiles; voxels that were so before stay so.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def hard_negatives(
     """
     stride = tile if stride is None else stride
     values = np.asarray(truth.data).astype(np.int16)
-    known = values != IGNORED
+    known = values != IGNORE_INDEX
     marked = known & (values != background)
     if found is not None:
         wrong = np.asarray(found.mrh.like(truth).data) != background
@@ -63,7 +63,7 @@ def hard_negatives(
     begins = np.zeros(held.shape, dtype=bool)
     every = tuple(slice(None, None, int(s)) for s in stride)
     begins[every] = held[every]
-    return truth.copy(data=np.where(_any_of(begins, tile, ahead=False), values, IGNORED)).astype(np.int16)
+    return truth.copy(data=np.where(_any_of(begins, tile, ahead=False), values, IGNORE_INDEX)).astype(np.int16)
 
 
 def _any_of(marked: np.ndarray, lengths: Sequence[int], *, ahead: bool) -> np.ndarray:

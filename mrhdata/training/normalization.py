@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.spec import IGNORED, Scale, Spec
+from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec
 from mrhdata.patching.positions import spread
 from mrhdata.volume.construct import PLANES
 
@@ -21,8 +21,8 @@ SCALE_PATCHES, SCALE_BYTES = 20_000, 400_000_000
 
 
 def measured(
-    spec: Spec, patches: Patches, kind: str, classes: int | None = None, change: Callable[..., Any] | None = None
-) -> Spec:
+    spec: ModelSpec, patches: Patches, kind: str, classes: int | None = None, change: Callable[..., Any] | None = None
+) -> ModelSpec:
     """The spec with channels, patch and intensity scales of the training patches.
 
     Parameters
@@ -50,7 +50,7 @@ def measured(
     --------
     >>> import mrhdata
     >>> v = mrhdata.volume.from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1), name="t2")
-    >>> measured(Spec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
+    >>> measured(ModelSpec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
     Scale(offset=(0.0,), factor=(70.0,))
     """
     chosen = spread(len(patches), max(1, min(SCALE_PATCHES, SCALE_BYTES // patches.batch_bytes(1))))
@@ -87,12 +87,12 @@ def measured(
     )
 
 
-def _labels(spec: Spec, target: np.ndarray, classes: int) -> tuple[int, ...]:
+def _labels(spec: ModelSpec, target: np.ndarray, classes: int) -> tuple[int, ...]:
     """The value of each class: those named before, or those that the patches hold, in order."""
     held = np.unique(target)
     if (held != np.rint(held)).any():
         raise DataError(f"the target holds {held[held != np.rint(held)][0]}, which is no label; use a label volume")
-    found = tuple(int(v) for v in held if v != IGNORED)
+    found = tuple(int(v) for v in held if v != IGNORE_INDEX)
     labels = spec.labels or found
     if len(labels) != classes:
         raise ModelError(
@@ -102,17 +102,19 @@ def _labels(spec: Spec, target: np.ndarray, classes: int) -> tuple[int, ...]:
     if set(found) - set(labels):
         raise DataError(
             f"the target holds the labels {sorted(set(found) - set(labels))}, which are not among those of the "
-            f"network, {labels}; set them to {IGNORED} to leave them out"
+            f"network, {labels}; set them to {IGNORE_INDEX} to leave them out"
         )
     return labels
 
 
-def _scale(part: np.ndarray, kind: str) -> Scale:
+def _scale(part: np.ndarray, kind: str) -> IntensityScale:
     channels = part.shape[1]
     if kind == "none":
-        return Scale((0.0,) * channels, (1.0,) * channels)
+        return IntensityScale((0.0,) * channels, (1.0,) * channels)
     if kind == "maximum":
-        return Scale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
+        return IntensityScale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
     values = part.astype(np.float64)
     spread = values.std(axis=(0, 2, 3, 4))
-    return Scale(tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
+    return IntensityScale(
+        tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist())
+    )

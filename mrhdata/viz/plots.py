@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length as length_of
@@ -137,7 +137,7 @@ def picture(
     figure = slices(
         {name: _small(volume) for name, volume in volumes.items()}, at=at, percentiles=percentiles, overlay=overlay
     )
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, dpi=150)
 
 
@@ -196,7 +196,7 @@ def montage(
             if number < wide:
                 ax.set_title(name, fontsize=7, color="white", pad=14)
     _legend(figure, values, names or {})
-    with appearing(path, overwrite=True) as draft:
+    with atomic_write(path, overwrite=True) as draft:
         figure.savefig(draft, dpi=150)
 
 

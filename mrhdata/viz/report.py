@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 from mrhdata.analysis.contrasts import FEWEST_OF_A_CLASS
 from mrhdata.analysis.result import format_scores, named_models
 from mrhdata.errors import FormatError, ModelError
@@ -108,7 +108,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     check_page(path)
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
     html = template.render(title=title, sections=sections, png=_png)
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(html, encoding="utf-8")
 
 

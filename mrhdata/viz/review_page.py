@@ -21,11 +21,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mrhdata._runtime.atomic import appearing, check_target
-from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.atomic import atomic_write, check_target
+from mrhdata._runtime.memory import parse_memory
 from mrhdata.analysis.review import KINDS, VERDICTS
 from mrhdata.errors import DataError, FormatError
-from mrhdata.inference.box_reader import Sweep
+from mrhdata.inference.box_reader import BoxReader
 from mrhdata.io.cell_tables import WORLD
 from mrhdata.patching.sources import one_grid
 from mrhdata.viz.plots import round_length
@@ -90,7 +90,7 @@ class Pictures:
         return np.concatenate(list(self.planes[number]), axis=1)
 
 
-def pictures(
+def render_places(
     volume: xr.DataArray, places: pd.DataFrame, width_mm: float = 0.08, *, memory: int | str = "500 MB"
 ) -> Pictures:
     """Cut pictures of places out of a volume of any size.
@@ -121,7 +121,7 @@ def pictures(
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.arange(1000.0).reshape(10, 10, 10), spacing=(0.005, 0.002, 0.002))
-    >>> made = pictures(v, pd.DataFrame({"X": [0.01], "Y": [0.01], "Z": [0.02]}), width_mm=0.01)
+    >>> made = render_places(v, pd.DataFrame({"X": [0.01], "Y": [0.01], "Z": [0.02]}), width_mm=0.01)
     >>> made.planes.shape, round(made.width_mm, 3), made.grey.round().tolist()
     ((1, 3, 5, 5), 0.01, [[342.0, 571.0]])
     """
@@ -140,7 +140,7 @@ def pictures(
     index = np.floor(centres[:, :, None] + pixels / grid.spacing[:, None] + 0.5 + 1e-6).astype(np.int64)
     last = np.array(grid.shape)[:, None] - 1
     inside = (index >= 0) & (index <= last)
-    for i, cut in enumerate(_cut(volume, np.clip(index, 0, last), in_bytes(memory))):
+    for i, cut in enumerate(_cut(volume, np.clip(index, 0, last), parse_memory(memory))):
         seen = [inside[i, a][:, None] & inside[i, b] & inside[i, c, reach] for c, a, b in _AXES]
         values = np.concatenate([plane[part] for plane, part in zip(cut, seen, strict=True)])
         values = values[np.isfinite(values)]
@@ -163,7 +163,7 @@ def _cut(volume: xr.DataArray, index: Ints, memory: int) -> Iterator[list[Floats
             a, b = low.copy(), high.copy()
             a[fixed], b[fixed] = place[fixed, middle], place[fixed, middle] + 1
             boxes.append([Box.of(a, b)])
-    sweep = Sweep(one_grid({str(volume.name): volume}, (1, 1, 1), None, False), memory)
+    sweep = BoxReader(one_grid({str(volume.name): volume}, (1, 1, 1), None, False), memory)
     found: list[Floats] = []
     for number, values in enumerate(sweep.read(boxes)):
         i, (fixed, down, right) = number // 3, _AXES[number % 3]
@@ -182,9 +182,9 @@ def montage_png(path: str | os.PathLike[str], volume: xr.DataArray, places: pd.D
     path : path
         Ends in ``.png``.
     volume, places
-        As for :func:`pictures`; places of :func:`mrhdata.analysis.review.examples`.
+        As for :func:`render_places`; places of :func:`mrhdata.analysis.review.examples`.
     cutting
-        Further settings of :func:`pictures`.
+        Further settings of :func:`render_places`.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def montage_png(path: str | os.PathLike[str], volume: xr.DataArray, places: pd.D
     if not str(path).lower().endswith(".png"):
         raise FormatError(f"{path} must end in .png")
     _check_places(places)
-    made = pictures(volume, places, **cutting)
+    made = render_places(volume, places, **cutting)
     side = made.planes.shape[-1]
     wide = min(_WIDE, len(places))
     across, downward = 3 * side + _GAP, side + _CAPTION
@@ -219,7 +219,7 @@ def montage_png(path: str | os.PathLike[str], volume: xr.DataArray, places: pd.D
     ax.add_collection(LineCollection(ticks, colors="#f80", linewidths=1))
     about = f"planes of constant z, y and x; ticks are {length_of(made.tick_mm)} long"
     ax.text(_GAP, _CAPTION / 2, about, **style)
-    with appearing(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, dpi=100)
 
 
@@ -235,7 +235,7 @@ def write_review(
     """Write a self-contained page on which a person judges places: cell, no cell, or unsure.
 
     The browser keeps the verdicts under a key of the page's places until they are saved as ``verdicts.csv``, for
-    :func:`mrhdata.analysis.review.read_verdicts`.
+    :func:`mrhdata.analysis.review.read_decisions`.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def write_review(
     overwrite : bool
         Replace what is there.
     cutting
-        Further settings of :func:`pictures`.
+        Further settings of :func:`render_places`.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def write_review(
     """
     check_target(Path(path), overwrite)
     _check_places(places)
-    made = pictures(volume, places, **cutting)
+    made = render_places(volume, places, **cutting)
     content = hashlib.sha256("\n".join(places["id"] + places["kind"]).encode()).hexdigest()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
@@ -283,7 +283,7 @@ def write_review(
         tick=length_of(made.tick_mm),
         width=_three_figures(made.width_mm),
     )
-    with appearing(path, overwrite=overwrite) as draft:
+    with atomic_write(path, overwrite=overwrite) as draft:
         draft.write_text(html, encoding="utf-8")
 
 

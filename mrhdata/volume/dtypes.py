@@ -7,6 +7,6 @@ from typing import Any
 import numpy as np
 
 
-def white_of(dtype: np.dtype[Any]) -> float:
+def full_scale(dtype: np.dtype[Any]) -> float:
     """The value that counts as 1: 1 for floats, and the type's largest for integers."""
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0

@@ -26,7 +26,7 @@ SLAB_BYTES = 8_000_000
 DAMAGE = Exception
 
 
-class Slices:
+class FileArray:
     """An array-like whose parts are read from a file when asked for.
 
     Parameters
@@ -63,17 +63,17 @@ class Slices:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, inside = _box(key, self.shape)
-        with reading(self.path):
+        with format_errors(self.path):
             return self._read(box)[inside]
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box into an array of its shape, without a copy where the reader can do so."""
         direct = getattr(self.part, "into", None)
         if direct is not None and out.dtype == self.dtype:
-            with reading(self.path):
+            with format_errors(self.path):
                 direct(out, box)
         else:
-            with reading(self.path):
+            with format_errors(self.path):
                 out[...] = self._read(box)
 
     def _read(self, box: Box) -> np.ndarray:
@@ -102,7 +102,7 @@ def _box(key: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
     return Box(tuple(a for a, _ in bounds), tuple(b for _, b in bounds)), tuple(inside)
 
 
-class Raw:
+class RawReader:
     """Parts of an uncompressed C-ordered array within a file, read without mapping it into memory.
 
     A mapped file would count against the memory budget for as long as it is open.
@@ -114,9 +114,9 @@ class Raw:
         self.first = offset
         self.last = offset + self._dtype.itemsize * int(np.prod(shape, dtype=object))
 
-    def at(self, path: Path) -> Raw:
+    def at(self, path: Path) -> RawReader:
         """The same array in another file."""
-        return Raw(path, self.first, self._shape, self._dtype)
+        return RawReader(path, self.first, self._shape, self._dtype)
 
     def __call__(self, box: Box) -> np.ndarray:
         """The values of a box."""
@@ -159,7 +159,7 @@ def check_length(path: Path, needed: int) -> None:
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
+def format_errors(path: Path | str) -> Iterator[None]:
     """What a library raises within the block becomes our error, which names the file."""
     try:
         yield
@@ -172,7 +172,7 @@ def reading(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def lazy(slices: Slices, slowest: int | None) -> da.Array:
+def lazy(slices: FileArray, slowest: int | None) -> da.Array:
     """Dask array over a file: slabs along axis `slowest`, or one block where None."""
     chunks = list(slices.shape)
     if slowest is not None:
@@ -183,25 +183,25 @@ def lazy(slices: Slices, slowest: int | None) -> da.Array:
     return in_chunks(slices, tuple(chunks))
 
 
-def source_of(data: da.Array) -> Slices | None:
+def source_of(data: da.Array) -> FileArray | None:
     """The file behind a Dask array, if the array is that file as it is."""
     found = data.dask.get(f"original-{data.name}") if len(data.dask.layers) <= 2 else None
-    return found if isinstance(found, Slices) and found.shape == data.shape else None
+    return found if isinstance(found, FileArray) and found.shape == data.shape else None
 
 
 #: What readers put above a file. What it does is told by the volume's axes and type.
 _ABOVE_FILES = ("original-array-", "array-", "transpose-", "rounded-")
 
 
-def file_of(data: da.Array) -> Slices | None:
+def file_of(data: da.Array) -> FileArray | None:
     """The file behind a Dask array that a reader made: as it is, its axes in another order, or rounded."""
     if not all(name.startswith(_ABOVE_FILES) for name in data.dask.layers):
         return None
     roots = [data.dask.get(name) for name in data.dask.layers if name.startswith("original-array-")]
-    return roots[0] if len(roots) == 1 and isinstance(roots[0], Slices) else None
+    return roots[0] if len(roots) == 1 and isinstance(roots[0], FileArray) else None
 
 
-def in_chunks(slices: Slices, chunks: tuple[int, ...]) -> da.Array:
+def in_chunks(slices: FileArray, chunks: tuple[int, ...]) -> da.Array:
     """Dask array over a file, in chunks of a given shape."""
     meta = np.empty((0,) * slices.ndim, dtype=slices.dtype)
     return da.from_array(slices, chunks=chunks, meta=meta, name=False, fancy=False)

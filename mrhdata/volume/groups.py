@@ -29,6 +29,7 @@ def on_grid_of(
 
     Examples
     --------
+    >>> from mrhdata.volume.construct import from_array
     >>> a = from_array(np.zeros((2, 2, 2)), spacing=(1, 1, 1))
     >>> on_grid_of("t2w", a + 1, "the first input", a).mrh.grid.same_as(a.mrh.grid)
     True
@@ -68,6 +69,7 @@ def group(volumes: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
 
     Examples
     --------
+    >>> from mrhdata.volume.construct import from_array
     >>> a = from_array(np.zeros((2, 2, 2)), spacing=(1, 1, 1))
     >>> list(group({"mri": a, "histology": a}))
     ['mri', 'histology']
@@ -90,6 +92,7 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
 
     Examples
     --------
+    >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.zeros((2, 2, 2)), spacing=(1, 1, 1))
     >>> stack({"t2": v, "mt": v}).c.values.tolist()
     ['t2', 'mt']
@@ -129,6 +132,7 @@ def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool
 
     Examples
     --------
+    >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.arange(8).reshape(2, 2, 2), spacing=(1, 1, 1))
     >>> int(mask_on(v > 4, v).sum())
     3

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from mrhdata import errors
-from mrhdata._runtime.atomic import appearing
+from mrhdata._runtime.atomic import atomic_write
 
 
 def test_an_exception_keeps_the_old_file_and_removes_the_draft(tmp_path):
@@ -14,7 +14,7 @@ def test_an_exception_keeps_the_old_file_and_removes_the_draft(tmp_path):
     target.write_text("old")
 
     def fail():
-        with appearing(target) as draft:
+        with atomic_write(target) as draft:
             draft.write_text("new")
             raise ZeroDivisionError
 
@@ -27,7 +27,7 @@ def test_an_exception_keeps_the_old_file_and_removes_the_draft(tmp_path):
 def test_a_folder_replaces_a_folder(tmp_path):
     target = tmp_path / "a"
     for name in ("one", "two"):
-        with appearing(target) as draft:
+        with atomic_write(target) as draft:
             draft.mkdir()
             (draft / name).touch()
     assert os.listdir(target) == ["two"]
@@ -44,7 +44,7 @@ def test_only_drafts_of_ended_processes_are_removed(tmp_path):
     ]
     for path in (abandoned, *other_drafts):
         path.touch()
-    with appearing(tmp_path / "a.txt") as draft:
+    with atomic_write(tmp_path / "a.txt") as draft:
         draft.touch()
     assert not abandoned.exists()
     assert all(path.exists() for path in other_drafts)
@@ -52,7 +52,7 @@ def test_only_drafts_of_ended_processes_are_removed(tmp_path):
 
 def test_existing_targets_and_missing_folders_are_refused(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(errors.FormatError, match="overwrite=True"), appearing(tmp_path / "a", overwrite=False):
+    with pytest.raises(errors.FormatError, match="overwrite=True"), atomic_write(tmp_path / "a", overwrite=False):
         pass
-    with pytest.raises(errors.FormatError, match="create it first"), appearing(tmp_path / "no" / "a"):
+    with pytest.raises(errors.FormatError, match="create it first"), atomic_write(tmp_path / "no" / "a"):
         pass

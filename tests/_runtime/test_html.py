@@ -11,7 +11,7 @@ import mrhdata
 from mrhdata._runtime import html
 from mrhdata.datasets import catalog
 from mrhdata.patching import summary
-from mrhdata.patching.tiles import Part
+from mrhdata.patching.tiles import VolumeReader
 from mrhdata.volume.construct import from_array
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -96,7 +96,7 @@ def test_patches_panel_shows_only_boxes_if_the_plane_needs_too_many_bytes(volume
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
     assert "image" in parse_checked(patches._repr_html_())[1]
     monkeypatch.setattr(summary, "_SHOWN_BYTES", 100)
-    monkeypatch.setattr(Part, "into", None)
+    monkeypatch.setattr(VolumeReader, "into", None)
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
     _, tags = parse_checked(patches._repr_html_())
     assert "image" not in tags

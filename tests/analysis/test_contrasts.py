@@ -211,7 +211,7 @@ def test_cuts_come_from_training_rows():
     assert row.cut_sensitivity == 1
     assert row.cut_specificity == pytest.approx(50 / 80)
     # Of 20 blocks of 5 rows 6 are called wrongly, in whole: the interval of a share of independent blocks.
-    wilson = bootstrap.wilson(10, 16)
+    wilson = bootstrap.wilson_interval(10, 16)
     assert row.cut_specificity_low == pytest.approx(wilson.low, abs=0.04)
     assert row.cut_specificity_high == pytest.approx(wilson.high, abs=0.04)
     assert row.cut_sensitivity_low == row.cut_sensitivity_high == 1

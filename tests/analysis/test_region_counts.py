@@ -11,7 +11,7 @@ import mrhdata
 from mrhdata.analysis import region_counts
 from mrhdata.analysis.region_counts import Region, count, read_ontology, regions_at
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.io.cell_tables import VOXEL, WORLD, placed, write_points
+from mrhdata.io.cell_tables import VOXEL, WORLD, with_world_points, write_points
 from mrhdata.registration import itk
 from mrhdata.registration.transforms import Affine, Transform
 from mrhdata.volume.construct import describe, from_array
@@ -24,7 +24,7 @@ def brain(seed=0, shape=(9, 12, 15)):
     values = rng.choice(np.array([0, 3, 4, 614454277], np.uint32), shape)
     labels = from_array(values, affine=oblique_affine(), kind="labels", space="CCFv3")
     voxels = rng.uniform(-2, np.array(labels.shape) + 1, (500, 3))
-    return labels, placed(pd.DataFrame(voxels, columns=VOXEL), labels)
+    return labels, with_world_points(pd.DataFrame(voxels, columns=VOXEL), labels)
 
 
 def by_hand(labels, cells):
@@ -173,7 +173,9 @@ def test_the_allen_annotation(shared):
     names = read_ontology(folder / "allen_ontology.json")
     assert (len(names), names[997]) == (1327, Region("root"))
     rng = np.random.default_rng(0)
-    cells = placed(pd.DataFrame(rng.uniform(0, annotation.shape, (100_000, 3)) - 0.5, columns=VOXEL), annotation)
+    cells = with_world_points(
+        pd.DataFrame(rng.uniform(0, annotation.shape, (100_000, 3)) - 0.5, columns=VOXEL), annotation
+    )
     table = count(cells, annotation, names).set_index("name")
     assert set(table.region[1:]) <= set(names)
     volume = (annotation.values > 0).sum() * annotation.mrh.spacing.prod()

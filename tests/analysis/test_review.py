@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from mrhdata.analysis.review import adjusted, examples, judged, read_verdicts
+from mrhdata.analysis.review import adjusted_count, apply_review, examples, read_decisions
 from mrhdata.errors import DataError, FormatError
 from mrhdata.metrics.detection import detection
-from mrhdata.viz.review_page import montage_png, pictures, write_review
+from mrhdata.viz.review_page import montage_png, render_places, write_review
 from mrhdata.volume.construct import from_array
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -119,7 +119,7 @@ def test_nothing_found_and_nothing_known():
 def test_pictures_are_the_voxels():
     """Pixels of the finest step are the nearest voxels; a ball is as high as wide though planes are 5 um apart."""
     volume, centres = tissue()
-    made = pictures(volume, table(centres), width_mm=0.04)
+    made = render_places(volume, table(centres), width_mm=0.04)
     assert made.planes.shape == (3, 3, 21, 21)
     z, y, x = 10, 20, 15
     low, high = made.grey[0]
@@ -137,14 +137,14 @@ def test_pictures_are_the_voxels():
 def test_beyond_the_volume_it_is_black():
     """And does not change the grey of what lies within; a flat place is no error."""
     volume, _ = tissue()
-    corner = pictures(volume, table([[0, 0, 0], [-1, 0, 0]]), width_mm=0.04)
+    corner = render_places(volume, table([[0, 0, 0], [-1, 0, 0]]), width_mm=0.04)
     assert not corner.planes[0, 0, :10].any()
     assert not corner.planes[0, 0, :, :10].any()
     assert corner.planes[0, 0, 10:, 10:].mean() > 80
     assert not corner.planes[1].any()
     assert np.isnan(corner.grey[1]).all()
     flat = from_array(np.full((9, 9, 9), 7, np.uint8), spacing=(0.002,) * 3)
-    assert not pictures(flat, table([[0.008] * 3]), width_mm=0.01).planes.any()
+    assert not render_places(flat, table([[0.008] * 3]), width_mm=0.01).planes.any()
 
 
 def test_only_what_is_shown_is_read():
@@ -159,7 +159,7 @@ def test_only_what_is_shown_is_read():
     array = da.map_blocks(chunk, chunks=((100,) * 20,) * 3, dtype=np.uint8, meta=np.empty((0,) * 3, np.uint8))
     volume = from_array(array, spacing=(0.001,) * 3, name="signal")
     read.clear()
-    pictures(volume, table([[1.15, 0.75, 0.15], [1.14, 0.75, 0.14], [0.0, 1.05, 0.15]]))
+    render_places(volume, table([[1.15, 0.75, 0.15], [1.14, 0.75, 0.14], [0.0, 1.05, 0.15]]))
     assert sorted(read) == sorted({*read})
     assert set(read) == {(1, 7, 11), (1, 10, 0)}
 
@@ -167,9 +167,9 @@ def test_only_what_is_shown_is_read():
 def test_wrong_volumes_and_widths():
     volume, centres = tissue()
     with pytest.raises(DataError, match="select a channel"):
-        pictures(volume.expand_dims(c=["a"]), table(centres))
+        render_places(volume.expand_dims(c=["a"]), table(centres))
     with pytest.raises(DataError, match="three voxels"):
-        pictures(volume, table(centres), width_mm=0.003)
+        render_places(volume, table(centres), width_mm=0.003)
     with pytest.raises(DataError, match="no place"):
         write_review("unwritten.html", volume, examples(on_a_line([], score=[])))
 
@@ -201,7 +201,7 @@ def test_page_holds_everything_and_escapes_names(tmp_path):
     alternatives = re.findall(r'<img src="data:image/png;base64,([^"]*)"[^>]*alt="([^"]+)"', text)
     assert len({alt for _, alt in alternatives}) == 200
     shown = imread(io.BytesIO(base64.b64decode(alternatives[0][0])))
-    np.testing.assert_array_equal(np.rint(shown * 255), pictures(volume, places.iloc[:1]).joined(0))
+    np.testing.assert_array_equal(np.rint(shown * 255), render_places(volume, places.iloc[:1]).joined(0))
     with pytest.raises(FormatError, match="exists"):
         write_review(tmp_path / "r.html", volume, places, overwrite=False)
 
@@ -246,10 +246,10 @@ def test_page_in_a_browser(tmp_path):
     assert told[1:] == ["0.7 0.8 0.9 ", 1, "3 of 4 judged: 0 cell, 2 no cell, 1 unsure", 3]
     assert 'data-file="verdicts.csv"' in done.stdout
     (tmp_path / "verdicts.csv").write_text(told[0])
-    found = read_verdicts(tmp_path / "verdicts.csv")
+    found = read_decisions(tmp_path / "verdicts.csv")
     assert found["verdict"].tolist() == ["unsure", "no cell", "no cell"]
     pd.testing.assert_frame_equal(found.drop(columns="verdict"), places.iloc[:3][found.columns[:-1]], check_dtype=False)
-    after = judged(table(centres[[0, 2]]), found, 0.01)
+    after = apply_review(table(centres[[0, 2]]), found, 0.01)
     np.testing.assert_allclose(after[["X", "Y", "Z"]], centres[:1])
 
 
@@ -265,11 +265,11 @@ def test_verdicts_are_checked(tmp_path):
     }
     path = tmp_path / "v.csv"
     good.to_csv(path, index=False)
-    assert read_verdicts(path)["verdict"].tolist() == ["cell", "unsure"]
+    assert read_decisions(path)["verdict"].tolist() == ["cell", "unsure"]
     for message, bad in wrong.items():
         bad.to_csv(path, index=False)
         with pytest.raises(FormatError, match=message):
-            read_verdicts(path)
+            read_decisions(path)
 
 
 def test_marks_of_the_next_round():
@@ -287,18 +287,18 @@ def test_marks_of_the_next_round():
             (5.05, "false positive", "cell"),
         ]
     ).assign(score=[0.9, np.nan, np.nan, 0.5, 0.5, 0.5, 0.5, 0.8])
-    after = judged(marks, seen, radius_mm=0.1)
+    after = apply_review(marks, seen, radius_mm=0.1)
     assert after["X"].tolist() == [1, 2, 5.05]
     assert after["type"].tolist() == [2, 2, 2]
     assert list(after) == ["X", "Y", "Z", "type", "who"]
     # To make the same marks anew of what they are now is refused, since one has gone.
     with pytest.raises(DataError, match="1 of 3 marks that were judged are not among the 3"):
-        judged(after, seen, radius_mm=0.1)
-    again = judged(after, seen[seen["kind"] == "false positive"], radius_mm=0.1)
+        apply_review(after, seen, radius_mm=0.1)
+    again = apply_review(after, seen[seen["kind"] == "false positive"], radius_mm=0.1)
     pd.testing.assert_frame_equal(again, after)
-    first = judged(None, verdicts([(4, "detection", "cell"), (5, "detection", "no cell")]), radius_mm=0.1)
+    first = apply_review(None, verdicts([(4, "detection", "cell"), (5, "detection", "no cell")]), radius_mm=0.1)
     assert first["X"].tolist() == [4]
-    assert len(judged(None, verdicts([(5, "detection", "no cell")]), radius_mm=0.1)) == 0
+    assert len(apply_review(None, verdicts([(5, "detection", "no cell")]), radius_mm=0.1)) == 0
 
 
 def test_adjusted_count_takes_away_cells_alone():
@@ -307,20 +307,20 @@ def test_adjusted_count_takes_away_cells_alone():
     rows += [(10, "double", "cell"), (11, "false positive", "unsure"), (12, "miss", "no cell"), (13, "match", "cell")]
     found = verdicts(rows)
     held = detection(on_a_line([50]), on_a_line(np.arange(100, 130)), radius_mm=1)
-    made = adjusted(held, found.assign(drawn="highest"))
+    made = adjusted_count(held, found.assign(drawn="highest"))
     assert (made.false_positives, made.judged, made.cells, made.unsure, made.remaining) == (30, 10, 6, 1, 24)
     # Wilson 1927, by hand: (p + z2 / 2n -+ z sqrt(p q / n + z2 / 4n2)) / (1 + z2 / n) of 6 in 10.
     assert made.share.low == pytest.approx(0.3127, abs=1e-4)
     assert made.share.high == pytest.approx(0.8318, abs=1e-4)
     assert "20 others count as false" in str(made)
     assert "not that of the others" in str(made)
-    assert "one of all" in str(adjusted(30, found.assign(drawn="random")))
-    assert "need not be" in str(adjusted(30, found))
-    whole = adjusted(10, found[found["verdict"] != "unsure"])
+    assert "one of all" in str(adjusted_count(30, found.assign(drawn="random")))
+    assert "need not be" in str(adjusted_count(30, found))
+    whole = adjusted_count(10, found[found["verdict"] != "unsure"])
     assert str(whole) == "4 of 10 false positives remain: 6 of 10 judged were cells"
     assert (whole.share.low, whole.share.high) == (0.6, 0.6)
-    none = adjusted(3, found[found["kind"] == "miss"])
+    none = adjusted_count(3, found[found["kind"] == "miss"])
     assert (none.remaining, none.share) == (3, None)
     assert str(none).startswith("3 of 3 false positives remain")
     with pytest.raises(DataError, match="11 false positives were judged and there are 5"):
-        adjusted(5, found)
+        adjusted_count(5, found)

@@ -10,8 +10,8 @@ from mrhdata.analysis.robustness import HeldOut
 from mrhdata.errors import DataError
 from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.metrics.bootstrap import Bootstrap
-from mrhdata.models.spec import Scale, Spec
-from mrhdata.training.settings import Training
+from mrhdata.models.spec import IntensityScale, ModelSpec
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import from_array
 
 WEIGHTS = (3.0, 1.0, 0.0)
@@ -22,8 +22,8 @@ def linear(weights, channels):
     model = nn.Conv3d(len(weights), 1, 1, bias=False).requires_grad_(False)
     model.weight.copy_(model.weight.new_tensor(weights).reshape(1, -1, 1, 1, 1))
     model.ndim = 3
-    one = Scale((0.0,) * len(weights), (1.0,) * len(weights))
-    model.spec = Spec("linear", channels=channels, inputs=one, target=Scale((0.0,), (1.0,)))
+    one = IntensityScale((0.0,) * len(weights), (1.0,) * len(weights))
+    model.spec = ModelSpec("linear", channels=channels, inputs=one, target=IntensityScale((0.0,), (1.0,)))
     return model
 
 
@@ -139,9 +139,9 @@ def doubting():
     training, validation = planned(0), planned(1)
     members = [mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=seed) for seed in range(3)]
     for seed, network in enumerate(members):
-        settings = Training(epochs=3, batch_size=128, learning_rate=5e-3, seed=seed)
+        settings = TrainingConfig(epochs=3, batch_size=128, learning_rate=5e-3, seed=seed)
         mrhdata.fit(network, training, validation, settings, progress=False)
-    return robustness.calibrated(members, training, validation), planned
+    return robustness.calibrated_ensemble(members, training, validation), planned
 
 
 def test_uncertainty_covers_and_strangers_are_flagged(doubting):

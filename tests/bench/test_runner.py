@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import mrhdata
-from mrhdata.bench import bench, read_task, sections, standings
+from mrhdata.bench import read_task, run_bench, sections, standings
 from mrhdata.bench.api import KINDS, METHODS, method
 from mrhdata.bench.runner import read_results
 from mrhdata.bench.tasks import tasks_of
@@ -111,7 +111,7 @@ def phantoms_in(work, home):
 def run(home, work, methods=("tiny line", "tiny mean"), **options):
     """The bench in this process, with phantoms that are made once."""
     phantoms_in(work, home)
-    return bench(home, work, methods=methods, files=[home / "own.py"], **({"jobs": 0, "progress": False} | options))
+    return run_bench(home, work, methods=methods, files=[home / "own.py"], **({"jobs": 0, "progress": False} | options))
 
 
 def scores(made):
@@ -270,7 +270,7 @@ def test_tasks_that_are_of_no_use(home, tmp_path, change, told):
     (tmp_path / "tasks" / "tiny.toml").write_text(TASK.replace(*change))
     phantoms_in(tmp_path / "work", home)
     with pytest.raises(DataError, match=told):
-        bench(tmp_path, tmp_path / "work", methods=["tiny mean"], files=[home / "own.py"], jobs=0, progress=False)
+        run_bench(tmp_path, tmp_path / "work", methods=["tiny mean"], files=[home / "own.py"], jobs=0, progress=False)
 
 
 def listed(folder: Path, volumes) -> str:
@@ -303,7 +303,7 @@ def test_a_planted_copy_is_refused(home, tmp_path, copy):
     text = listed(tmp_path, brains) + '[split]\ntraining = ["a"]\nstopping = ["b"]\ntest = ["c", "d"]\n'
     (tmp_path / "leak.toml").write_text(text)
     with pytest.raises(DataError, match=r"subjects a \(training\) and d \(test\) hold the same values"):
-        bench(tmp_path, tmp_path / "work", methods=["tiny mean"], files=[home / "own.py"], jobs=0, progress=False)
+        run_bench(tmp_path, tmp_path / "work", methods=["tiny mean"], files=[home / "own.py"], jobs=0, progress=False)
 
 
 @pytest.mark.parametrize(("test", "fails"), [([6, 8], False), ([5, 8], True), ([3, 8], True)])
@@ -317,9 +317,9 @@ def test_parts_of_one_volume_keep_a_guard(home, tmp_path, test, fails):
     options = {"methods": ["tiny mean"], "files": [home / "own.py"], "jobs": 0, "progress": False}
     if fails:
         with pytest.raises(DataError, match="share voxels"):
-            bench(tmp_path, tmp_path / "work", **options)
+            run_bench(tmp_path, tmp_path / "work", **options)
     else:
-        assert "error" not in bench(tmp_path, tmp_path / "work", **options).records[0]
+        assert "error" not in run_bench(tmp_path, tmp_path / "work", **options).records[0]
 
 
 def test_names_are_checked(home, tmp_path):
@@ -331,7 +331,7 @@ def test_names_are_checked(home, tmp_path):
     with pytest.raises(DataError, match="a method is for one or more"):
         method("nothing", "poetry")(print)
     with pytest.raises(DataError, match="is no file"):
-        bench(home, tmp_path, files=[tmp_path / "missing.py"], jobs=0)
+        run_bench(home, tmp_path, files=[tmp_path / "missing.py"], jobs=0)
 
 
 def test_the_tasks_that_are_shipped_are_well_formed():

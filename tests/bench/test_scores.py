@@ -7,7 +7,7 @@ import pytest
 import mrhdata
 from mrhdata.bench.api import Subject
 from mrhdata.bench.manifest import Manifest
-from mrhdata.bench.scores import BOOTSTRAP, judged
+from mrhdata.bench.scores import BOOTSTRAP, score_answers
 from mrhdata.bench.tasks import Task
 from mrhdata.errors import DataError
 from mrhdata.metrics.overlap import overlap
@@ -30,7 +30,7 @@ def verdict(how, truth, answer, threshold=None, blocks=BLOCKS, **inputs):
     """What the judge says of one subject."""
     first = truth if hasattr(truth, "dims") else inputs.pop("image")
     subject = Subject("a", {"image": first}, truth)
-    return judged(how, [subject], [answer], Manifest("test", {}, blocks, {}, threshold))
+    return score_answers(how, [subject], [answer], Manifest("test", {}, blocks, {}, threshold))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_only_the_mask_counts(rng):
     answer = truth.where(mask > 0, 100.0)
     subject = Subject("a", {"image": truth}, truth, volume(mask, "mask"))
     how = task("histology", positive="above", percentile=70)
-    assert judged(how, [subject], [answer], Manifest("t", {}, BLOCKS, {}, 0.5)).estimates["R2"] == 1.0
+    assert score_answers(how, [subject], [answer], Manifest("t", {}, BLOCKS, {}, 0.5)).estimates["R2"] == 1.0
 
 
 def test_labels_are_scored_as_elsewhere(rng):

@@ -17,7 +17,7 @@ import mrhdata
 from mrhdata.cli import app
 from mrhdata.io import conversion
 from mrhdata.io.omezarr import resumable
-from mrhdata.models.spec import Scale
+from mrhdata.models.spec import IntensityScale
 from mrhdata.training import loop
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as typed
@@ -135,7 +135,7 @@ def test_mistakes_are_one_sentence(line, sentence, tmp_path, monkeypatch):
 def test_warnings_say_that_they_are(tmp_path):
     """Those of the log and those of commands; the command does what it was asked to."""
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
-    scale = Scale((0.0,), (1.0,))
+    scale = IntensityScale((0.0,), (1.0,))
     model.spec = replace(
         model.spec, channels=("a",), patch=(1, 3, 3), axis=0, spacing_mm=(1.0,) * 3, inputs=scale, target=scale
     )

@@ -10,10 +10,10 @@ import mrhdata
 from mrhdata import models
 from mrhdata.errors import DataError, FormatError, ModelError
 from mrhdata.inference import detector
-from mrhdata.inference.detector import cells_of, detect, scoring, stored_peaks
+from mrhdata.inference.detector import detect, detect_cells, scoring, stored_peaks
 from mrhdata.inference.peaks import Peaks
 from mrhdata.inference.voxelwise import predict_patches
-from mrhdata.models.spec import Scale
+from mrhdata.models.spec import IntensityScale
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL
 
@@ -27,8 +27,8 @@ def screener(**config):
         **{
             **model.spec.__dict__,
             "channels": ("signal",),
-            "inputs": Scale((100.0,), (50.0,)),
-            "target": Scale((0.0, 0.0), (1.0, 1.0)),
+            "inputs": IntensityScale((100.0,), (50.0,)),
+            "target": IntensityScale((0.0, 0.0), (1.0, 1.0)),
             "labels": (0, 1),
             "finish": (("cells", {"threshold": 0.5, "radius_mm": 0.008, "smooth_mm": 0.0}),),
         }
@@ -76,8 +76,8 @@ def test_blocks_leave_no_trace(tmp_path, memory):
     """The same table bit for bit, from one block to every stored chunk by itself."""
     volume, image = scores(), signal((150, 190, 230))
     stored = volume.chunk({"z": 16, "y": 20, "x": 24})
-    whole = cells_of(volume, tmp_path / "a.parquet", PEAKS, {"signal": image}, memory="4 GB", progress=False)
-    parts = cells_of(stored, tmp_path / "b.parquet", PEAKS, {"signal": image}, memory=memory, progress=False)
+    whole = detect_cells(volume, tmp_path / "a.parquet", PEAKS, {"signal": image}, memory="4 GB", progress=False)
+    parts = detect_cells(stored, tmp_path / "b.parquet", PEAKS, {"signal": image}, memory=memory, progress=False)
     assert len(whole) > 300
     pd.testing.assert_frame_equal(whole, parts, check_exact=True)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "b.parquet"), parts, check_exact=True)
@@ -91,7 +91,7 @@ def test_places_and_intensities(tmp_path):
     grid = image.mrh.grid
     affine = grid.affine @ np.array([[2, 0, 0, 5.5], [0, 2, 0, 5.5], [0, 0, 2, 5.5], [0, 0, 0, 1]])
     volume = from_array(values, affine=affine, space=image.mrh.space, name="scores")
-    found = cells_of(volume, tmp_path / "c.parquet", Peaks(0.5, 0.008), {"signal": image}, progress=False)
+    found = detect_cells(volume, tmp_path / "c.parquet", Peaks(0.5, 0.008), {"signal": image}, progress=False)
     assert found[["z", "y", "x"]].round(6).values.tolist() == [[25.5, 29.5, 33.5]]
     assert np.allclose(found[["X", "Y", "Z"]], grid.world([25.5, 29.5, 33.5]))
     z, y, x = np.mgrid[:60, :60, :60]
@@ -112,14 +112,14 @@ def test_goes_on_where_it_was_stopped(tmp_path, stop):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cells_of(stored, target, PEAKS, memory="10 MB", progress=interrupt)
+        detect_cells(stored, target, PEAKS, memory="10 MB", progress=interrupt)
     assert not target.exists()
     seen = []
-    found = cells_of(stored, target, PEAKS, memory="10 MB", progress=lambda done, total: seen.append((done, total)))
+    found = detect_cells(stored, target, PEAKS, memory="10 MB", progress=lambda done, total: seen.append((done, total)))
     # What the stopped run had reported last was not lost.
     assert seen[0][0] > calls[-1]
     assert seen[-1][0] == seen[-1][1] == stored.size
-    whole = cells_of(stored, tmp_path / "w.parquet", PEAKS, progress=False)
+    whole = detect_cells(stored, tmp_path / "w.parquet", PEAKS, progress=False)
     pd.testing.assert_frame_equal(found, whole, check_exact=True)
     assert not list(tmp_path.glob(".c.parquet*"))
 
@@ -151,14 +151,14 @@ def test_parts_of_another_network_are_not_kept(tmp_path, monkeypatch):
 def test_a_table_that_is_there(tmp_path):
     """Of the same scores it is read; of others it is kept until it may be replaced."""
     target = tmp_path / "c.parquet"
-    first = cells_of(scores(), target, PEAKS, progress=False)
+    first = detect_cells(scores(), target, PEAKS, progress=False)
     before = target.stat().st_mtime_ns
-    again = cells_of(scores(), target, PEAKS, progress=False)
+    again = detect_cells(scores(), target, PEAKS, progress=False)
     assert target.stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(first, again)
     with pytest.raises(FormatError, match="overwrite"):
-        cells_of(scores(seed=1), target, PEAKS, progress=False)
-    other = cells_of(scores(seed=1), target, PEAKS, progress=False, overwrite=True)
+        detect_cells(scores(seed=1), target, PEAKS, progress=False)
+    other = detect_cells(scores(seed=1), target, PEAKS, progress=False, overwrite=True)
     assert len(other) != len(first)
 
 
@@ -169,7 +169,7 @@ def test_from_a_network(tmp_path):
     assert {p.name for p in (tmp_path / "brain").iterdir()} == {"scores.zarr", "cells.parquet"}
     kept = mrhdata.read(tmp_path / "brain" / "scores.zarr")
     assert kept.dtype == np.uint8
-    assert len(found) == len(cells_of(kept, tmp_path / "x.parquet", stored_peaks(model.spec), progress=False))
+    assert len(found) == len(detect_cells(kept, tmp_path / "x.parquet", stored_peaks(model.spec), progress=False))
     models.save(model, tmp_path / "network")
     assert stored_peaks(models.load(tmp_path / "network").spec) == Peaks(0.5, 0.008)
 
@@ -187,13 +187,13 @@ def test_refusals(tmp_path):
     with pytest.raises(ModelError, match="finds no cells"):
         detect(other, signal(), tmp_path / "b", peaks=PEAKS, progress=False)
     with pytest.raises(DataError, match="select a channel"):
-        cells_of(scores().expand_dims("c"), tmp_path / "c.parquet", PEAKS, progress=False)
+        detect_cells(scores().expand_dims("c"), tmp_path / "c.parquet", PEAKS, progress=False)
 
 
 def test_nothing_is_found(tmp_path):
     """A table with all columns and no row."""
     empty = from_array(np.zeros((20, 20, 20), np.uint8), spacing=(0.004,) * 3)
-    found = cells_of(empty, tmp_path / "c.parquet", PEAKS, {"signal": signal()}, progress=False)
+    found = detect_cells(empty, tmp_path / "c.parquet", PEAKS, {"signal": signal()}, progress=False)
     assert len(found) == 0
     assert {"z", "X", "score", "size_mm3", "intensity_signal"} <= set(found)
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 import mrhdata
-from mrhdata.inference.input_check import unfamiliar
-from mrhdata.models.spec import Scale, Spec
+from mrhdata.inference.input_check import check_inputs
+from mrhdata.models.spec import IntensityScale, ModelSpec
 from mrhdata.volume.construct import from_array
 
-SPEC = Spec("mrhnet", channels=("a", "b"), spacing_mm=(0.2, 0.2, 0.2), inputs=Scale((100.0, 5.0), (20.0, 1.0)))
+SPEC = ModelSpec(
+    "mrhnet", channels=("a", "b"), spacing_mm=(0.2, 0.2, 0.2), inputs=IntensityScale((100.0, 5.0), (20.0, 1.0))
+)
 
 
 def volume(mean, sd, spacing=0.2, seed=0):
@@ -21,10 +23,10 @@ def test_the_like_is_not_spoken_of():
     """Another brain, brighter by a half, with an empty border; and what is prepared anyway."""
     brain = volume(150, 30)
     brain[:, :, :12] = 0
-    assert unfamiliar(SPEC, {"a": brain, "b": volume(5, 1)}) == []
-    prepared = Spec("unet3d", inputs=Scale((0.0,), (1.0,)), prepare=(("normalise", {}),))
-    assert unfamiliar(prepared, {"a": volume(1e6, 1)}) == []
-    assert unfamiliar(Spec("bare"), {"a": brain}) == []
+    assert check_inputs(SPEC, {"a": brain, "b": volume(5, 1)}) == []
+    prepared = ModelSpec("unet3d", inputs=IntensityScale((0.0,), (1.0,)), prepare=(("normalise", {}),))
+    assert check_inputs(prepared, {"a": volume(1e6, 1)}) == []
+    assert check_inputs(ModelSpec("bare"), {"a": brain}) == []
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_the_like_is_not_spoken_of():
 )
 def test_what_is_unlike_is_named(a, b, told):
     """Spacing, unit, contrast, and channels that were swapped."""
-    found = unfamiliar(SPEC, {"a": a, "b": b})
+    found = check_inputs(SPEC, {"a": a, "b": b})
     assert [reason.startswith(t) for reason, t in zip(found, told, strict=True)] == [True] * len(told)
 
 
@@ -46,15 +48,15 @@ def test_channels_of_one_volume_have_their_own_scales():
     """Offsets follow the channels, not the volumes."""
     both = np.stack([volume(100, 20).values, volume(5, 1).values])
     stack = mrhdata.volume.from_array(both, dims=("c", "z", "y", "x"), spacing=(0.2,) * 3)
-    assert unfamiliar(SPEC, {"a": stack}) == []
-    assert len(unfamiliar(SPEC, {"a": stack.isel(c=[1, 0])})) == 2
+    assert check_inputs(SPEC, {"a": stack}) == []
+    assert len(check_inputs(SPEC, {"a": stack.isel(c=[1, 0])})) == 2
 
 
 def test_channels_in_another_order_are_not_compared():
     """Prediction refuses them; that each is unlike the other says nothing."""
     rng = np.random.default_rng(0)
-    spec = Spec("mrhnet", channels=("a", "b"), inputs=Scale((0.0, 100.0), (1.0, 1.0)))
+    spec = ModelSpec("mrhnet", channels=("a", "b"), inputs=IntensityScale((0.0, 100.0), (1.0, 1.0)))
     a, b = (from_array(rng.normal(m, 1, (20, 20, 20)), spacing=(1, 1, 1)) for m in (0, 100))
-    assert unfamiliar(spec, {"a": a, "b": b}) == []
-    assert unfamiliar(spec, {"b": b, "a": a}) == []
-    assert len(unfamiliar(spec, {"a": b, "b": a})) == 2
+    assert check_inputs(spec, {"a": a, "b": b}) == []
+    assert check_inputs(spec, {"b": b, "a": a}) == []
+    assert len(check_inputs(spec, {"a": b, "b": a})) == 2

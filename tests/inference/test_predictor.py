@@ -14,9 +14,9 @@ from torch import nn
 import mrhdata
 from mrhdata.errors import DataError, FormatError, GridError, ModelError
 from mrhdata.inference.output import Output
-from mrhdata.inference.strategies.sliding_window import Windowing
+from mrhdata.inference.strategies.sliding_window import SlidingWindow
 from mrhdata.io.omezarr import writer
-from mrhdata.models.spec import physical
+from mrhdata.models.spec import predict_raw
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
 from tests.processes import killed
@@ -28,7 +28,7 @@ def by_hand(model, inputs, z, y, x):
     padded = np.pad(stacked, [(0, 0), (1, 1), (0, 0), (1, 1)], mode="edge")
     patch = padded[:, z : z + 3, y : y + 1, x : x + 3]
     with torch.inference_mode():
-        return physical(model, torch.from_numpy(patch[None])).numpy()[0, 0, 1, 0, 1]
+        return predict_raw(model, torch.from_numpy(patch[None])).numpy()[0, 0, 1, 0, 1]
 
 
 def test_patch_mode_is_the_centre_of_every_patch(trained, tmp_path):
@@ -49,7 +49,7 @@ def test_dense_mode_is_one_pass_per_plane_and_differs(trained, tmp_path):
     dense = mrhdata.predict(model, inputs, tmp_path / "d.zarr", mode="dense", progress=False)
     plane = mrhdata.volume.stack(inputs).values[None, :, :, 4:5, :]
     with torch.inference_mode():
-        expected = physical(model, torch.from_numpy(plane)).numpy()[0, 0, :, 0]
+        expected = predict_raw(model, torch.from_numpy(plane)).numpy()[0, 0, :, 0]
     np.testing.assert_allclose(dense.isel(y=4), expected, rtol=1e-5)
     patch = mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False)
     assert np.abs(dense - patch).max() > 1
@@ -59,7 +59,7 @@ def test_slabs_do_not_show(trained, tmp_path):
     """The same map for any slab thickness and batch size."""
     model, _, inputs, _ = trained
     whole = mrhdata.predict(model, inputs, tmp_path / "a.zarr", progress=False).values
-    few = Windowing(batch_size=17)
+    few = SlidingWindow(batch_size=17)
     thin = mrhdata.predict(model, inputs, tmp_path / "b.zarr", windows=few, memory="10 MB", progress=False).values
     np.testing.assert_allclose(thin, whole, rtol=1e-5)
 
@@ -157,7 +157,7 @@ def test_a_mask_of_another_grid(tmp_path, mode):
     model = smoothing()
     found = {}
     for name, where in (("whole", None), ("part", mask)):
-        windows = Windowing(shape=(16, 32, 32))
+        windows = SlidingWindow(shape=(16, 32, 32))
         found[name] = mrhdata.predict(
             model, volume, tmp_path / f"{name}.zarr", where=where, mode=mode, windows=windows, progress=False
         )
@@ -299,7 +299,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 #: Of the runs that are killed, and of the one that is not.
-SMALL = {"windows": Windowing(shape=(48, 64, 40)), "memory": "10 MB"}
+SMALL = {"windows": SlidingWindow(shape=(48, 64, 40)), "memory": "10 MB"}
 
 
 def predict(tell, source, target, mode):
@@ -355,7 +355,7 @@ def test_an_interruption_waits_for_a_step_and_not_for_a_block(tmp_path):
         then.append(len(calls))
         raise KeyboardInterrupt
 
-    windows = Windowing((32, 32, 32), overlap=0, batch_size=1)
+    windows = SlidingWindow((32, 32, 32), overlap=0, batch_size=1)
     how = {"windows": windows, "memory": "40 MB", "progress": interrupted}
     with pytest.raises(KeyboardInterrupt):
         mrhdata.predict(Slow(), stored(tmp_path, (512, 128, 128)), tmp_path / "m.zarr", **how)

@@ -10,14 +10,14 @@ import torch
 import mrhdata
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.segmenter import Case, scored, segment
-from mrhdata.models.spec import IGNORED, Scale
+from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.models.spec import IGNORE_INDEX, IntensityScale
 from mrhdata.recipes import dgm, segmentation, tissue2d
 from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.cross_validation import cross_validate, folds
 from mrhdata.registration.resampling import resample
 from mrhdata.training.mining import hard_negatives
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.viz import plots
 from mrhdata.volume.file_arrays import file_of
 
@@ -57,7 +57,7 @@ def trained():
 
 def dice(case, model):
     """Mean over both labels."""
-    return scored(case, segment(model, case.inputs), VALUES).dice.mean()
+    return score_labels(case, segment(model, case.inputs), VALUES).dice.mean()
 
 
 def test_labels_are_learned_and_keep_their_values(trained):
@@ -97,7 +97,7 @@ def test_labels_come_back_on_the_grid_of_the_input(trained):
         moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, labels=change(case.labels))
         found = segment(trained.model, moved.inputs)
         assert found.mrh.grid.same_as(moved.labels.mrh.grid)
-        assert scored(moved, found, VALUES).dice.mean() > plain - 0.08
+        assert score_labels(moved, found, VALUES).dice.mean() > plain - 0.08
 
 
 def test_a_network_from_its_folder_needs_no_more_than_the_input(trained, tmp_path):
@@ -204,7 +204,7 @@ def test_tiles_that_hold_a_label_or_a_false_positive():
     """Against a loop over tiles; ignored voxels stay so."""
     rng = np.random.default_rng(4)
     values = (rng.random((7, 12, 13)) > 0.985).astype(np.int16) * 5
-    values[0] = IGNORED
+    values[0] = IGNORE_INDEX
     wrong = np.where(rng.random(values.shape) > 0.99, 5, 0).astype(np.int16)
     truth, found = (mrhdata.volume.from_array(v, spacing=(1, 1, 1), kind="labels") for v in (values, wrong))
     for tile, stride in (((3, 4, 5), (3, 4, 5)), ((3, 4, 5), (2, 3, 1)), ((1, 2, 2), (1, 2, 2))):
@@ -213,7 +213,7 @@ def test_tiles_that_hold_a_label_or_a_false_positive():
             box = tuple(slice(a * s, a * s + n) for a, s, n in zip((z, y, x), stride, tile, strict=True))
             expected[box] |= bool(((values[box] == 5) | ((values[box] == 0) & (wrong[box] == 5))).any())
         learned = hard_negatives(truth, found, tile=tile, stride=stride).values
-        np.testing.assert_array_equal(learned, np.where(expected, values, IGNORED))
+        np.testing.assert_array_equal(learned, np.where(expected, values, IGNORE_INDEX))
 
 
 def test_cases_of_a_folder(tmp_path, caplog):
@@ -261,7 +261,7 @@ def test_what_is_no_label_is_refused(trained):
     with pytest.raises(ModelError, match="name it so"):
         segment(trained.model, {"flair": case.inputs["t1w"]})
     p = mrhdata.patches(case.inputs["t1w"], case.inputs["t1w"], shape=4)
-    settings = Training(epochs=1, loss="cross-entropy")
+    settings = TrainingConfig(epochs=1, loss="cross-entropy")
     with pytest.raises(DataError, match="no label"):
         mrhdata.fit(models.create("unet3d", widths=(2, 4), classes=3), p, p, settings, progress=False)
 
@@ -269,7 +269,7 @@ def test_what_is_no_label_is_refused(trained):
 def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
     case = head(26)
-    image = mrhdata.preprocessing.pipeline.prepared(case.inputs, STEPS)["t1w"].compute()
+    image = mrhdata.preprocessing.pipeline.prepare(case.inputs, STEPS)["t1w"].compute()
     how = {"mode": "dense", "output": mrhdata.inference.output.Output(decide="argmax"), "progress": False}
     with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
         mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
@@ -304,8 +304,8 @@ def test_places_reach_the_second_generation():
         labels=(0, 2),
         channels=("qsm", "x", "y", "z"),
         prepare=recipe.prepare[-1:],
-        inputs=Scale((127.0,) * 4, (128.0,) * 4),
-        target=Scale((0.0,) * 2, (1.0,) * 2),
+        inputs=IntensityScale((127.0,) * 4, (128.0,) * 4),
+        target=IntensityScale((0.0,) * 2, (1.0,) * 2),
     )
     model.spec = spec
     values = np.random.default_rng(0).random((9, 21, 21), dtype=np.float32) + 1
@@ -317,7 +317,7 @@ def test_places_reach_the_second_generation():
         lambda layer, given: joined.append(given[0][:, -3:].abs().amax((0, 2, 3, 4)))
     )
     segment(segmentation.whole(model), case.inputs)
-    ready = mrhdata.preprocessing.pipeline.prepared(case.inputs, spec.prepare)
+    ready = mrhdata.preprocessing.pipeline.prepare(case.inputs, spec.prepare)
     assert list(ready) == ["qsm", "x", "y", "z"]
     model(torch.from_numpy(np.stack([v.values for v in ready.values()]))[None])
     assert seen == [1]

@@ -11,13 +11,13 @@ from torch.nn import functional as f
 
 from mrhdata import models
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside, Sweep
+from mrhdata.inference.box_reader import BoxReader, RegionOfInterest
 from mrhdata.inference.predictor import predict
-from mrhdata.inference.strategies.dense import Dense
-from mrhdata.inference.strategies.network import Network
-from mrhdata.inference.strategies.sliding_window import Windowing, Windows
-from mrhdata.models.receptive_field import field_of
-from mrhdata.models.spec import Spec
+from mrhdata.inference.strategies.dense import DenseStrategy
+from mrhdata.inference.strategies.network import InferenceModel
+from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
+from mrhdata.models.receptive_field import receptive_field_of
+from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
@@ -97,10 +97,12 @@ def dense(model, values, most):
     """A dense method over an array, with pieces of a number of voxels, and what reads its boxes."""
     volume = from_array(values, spacing=(1, 1, 1))
     stream = sources.one_grid(volume, (1, 1, 1), None, False)
-    network = Network(model, "cpu", "float32")
-    method = Dense(network, field_of(model, 1), values.shape, 1, Inside(None, volume, stream), 1)
+    network = InferenceModel(model, "cpu", "float32")
+    method = DenseStrategy(
+        network, receptive_field_of(model, 1), values.shape, 1, RegionOfInterest(None, volume, stream), 1
+    )
     method._most = most
-    return network, method, Sweep(stream, 10_000_000)
+    return network, method, BoxReader(stream, 10_000_000)
 
 
 def run(method, sweep, box, before=None):
@@ -119,7 +121,7 @@ def test_dense_boxes_equal_one_pass(model, shape, most, data):
     """Any network, volume, block and piece: equal to the whole volume at once, to 1e-5."""
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     try:
-        network = Network(model, "cpu", "float32")
+        network = InferenceModel(model, "cpu", "float32")
         whole = network(values[None, None])[0].numpy()
     except RuntimeError:
         assume(False)
@@ -149,7 +151,7 @@ def test_networks_that_join_branches(model):
 def test_a_field_is_what_a_gradient_sees():
     """Input voxels that one output depends on, by the field and by differentiation."""
     model = nn.Sequential(nn.Conv3d(1, 2, (3, 1, 5), dilation=(2, 1, 1)), nn.AvgPool3d(2), nn.Conv3d(2, 1, 3, stride=2))
-    found = field_of(model, 1)
+    found = receptive_field_of(model, 1)
     x = torch.randn(1, 1, 40, 40, 40, requires_grad=True)
     at = (2, 3, 4)
     model(x)[0, 0][at].backward()
@@ -183,7 +185,7 @@ class _Called(nn.Module):
 def test_a_call_has_the_field_of_its_layer(call, layer):
     """Also where settings are told apart by their place alone."""
     conv = nn.Conv3d(1, 1, 3)
-    called, layered = (field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
+    called, layered = (receptive_field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
     assert (called.lengths, called.jump, called.low) == (layered.lengths, layered.jump, layered.low)
 
 
@@ -215,7 +217,7 @@ class _Decides(nn.Module):
 def test_layers_without_a_field_are_refused(layer, named):
     """Named, with the mode that can run them."""
     with pytest.raises(ModelError, match=rf"{named}.*mode='patch'"):
-        field_of(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), layer), 1)
+        receptive_field_of(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), layer), 1)
 
 
 @pytest.mark.parametrize("blend", ["constant", "gaussian", "hann"])
@@ -225,15 +227,15 @@ def test_identity_windows_give_back_the_volume(blend, overlap):
     values = (100 + np.random.default_rng(0).standard_normal((37, 9, 21))).astype(np.float32)
     volume = from_array(values, spacing=(1, 1, 1))
     stream = sources.one_grid(volume, (1, 1, 1), None, False)
-    network = Network(nn.Identity(), "cpu", "float32")
-    own = Windowing((8, 12, 10), overlap, blend).of(network)
-    method = Windows(network, values.shape, 1, Inside(None, volume, stream), own)
-    sweep, before, windows = Sweep(stream, 10_000_000), None, []
+    network = InferenceModel(nn.Identity(), "cpu", "float32")
+    own = SlidingWindow((8, 12, 10), overlap, blend).of(network)
+    method = SlidingWindowStrategy(network, values.shape, 1, RegionOfInterest(None, volume, stream), own)
+    sweep, before, windows = BoxReader(stream, 10_000_000), None, []
     for low, high in [(0, 5), (5, 6), (6, 30), (30, 37)]:
         box = Box.of((low, 0, 0), (high, 9, 21))
         windows += [w for step in method.steps(box, before) for w in step.place]
         np.testing.assert_allclose(run(method, sweep, box, before)[0], values[low:high], rtol=1e-6)
-        alone = Windows(network, values.shape, 1, Inside(None, volume, stream), own)
+        alone = SlidingWindowStrategy(network, values.shape, 1, RegionOfInterest(None, volume, stream), own)
         np.testing.assert_allclose(run(alone, sweep, box)[0], values[low:high], rtol=1e-6)
         before = box
     assert len(windows) == len(set(windows))
@@ -249,10 +251,10 @@ def test_neighbouring_planes_as_channels():
             return x[:, 2:3] - x[:, 0:1]
 
     model = Last()
-    model.spec = Spec("last", neighbours=1, axis=1)
+    model.spec = ModelSpec("last", neighbours=1, axis=1)
     values = np.random.default_rng(0).random((4, 6, 5)).astype(np.float32)
     x = np.pad(values, [(0, 0), (1, 1), (0, 0)], mode="edge")[None, None]
-    found = Network(model, "cpu", "float32")(x)[0, 0].numpy()
+    found = InferenceModel(model, "cpu", "float32")(x)[0, 0].numpy()
     np.testing.assert_allclose(found, x[0, 0, :, 2:] - x[0, 0, :, :-2])
 
 

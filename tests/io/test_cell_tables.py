@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.io.cell_tables import VOXEL, WORLD, placed, read_points, write_points
+from mrhdata.io.cell_tables import VOXEL, WORLD, read_points, with_world_points, write_points
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL, oblique_affine
 
@@ -21,7 +21,7 @@ def cells(many=20, seed=0):
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(rng.uniform(0, 5, (many, 3)), columns=VOXEL)
     extra = {"score": rng.random(many), "voxels": rng.integers(1, 99, many), "intensity_gfp": rng.normal(size=many)}
-    return placed(table, VOLUME).assign(**extra, region=rng.integers(0, 2**32, many))
+    return with_world_points(table, VOLUME).assign(**extra, region=rng.integers(0, 2**32, many))
 
 
 @pytest.fixture(params=[".parquet", ".csv", ".napari.csv"])

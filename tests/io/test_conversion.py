@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 import mrhdata
-from mrhdata._runtime.memory import in_bytes
+from mrhdata._runtime.memory import parse_memory
 from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import fingerprint, omezarr
 from mrhdata.io.omezarr import resumable, writer
@@ -266,7 +266,7 @@ def test_a_damaged_source_leaves_nothing(tmp_path):
 def test_budgets_that_are_none(tmp_path, memory):
     """A size too small, and no size."""
     with pytest.raises(ParameterError, match="memory must be"):
-        in_bytes(memory)
+        parse_memory(memory)
 
 
 def test_others_can_open_it(tmp_path):
@@ -329,7 +329,7 @@ def test_a_file_is_told_alike_each_time_it_is_read(tmp_path, ending, kind):
     values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.float32)
     for name in ("a", "b"):
         mrhdata.write(from_array(values, affine=np.diag([1, 2, 3, 1])), tmp_path / f"{name}.{ending}")
-    first, again, other = (fingerprint.told(mrhdata.read(tmp_path / f"{n}.{ending}", kind=kind)) for n in "aab")
+    first, again, other = (fingerprint.fingerprint(mrhdata.read(tmp_path / f"{n}.{ending}", kind=kind)) for n in "aab")
     assert first == again != other
     part = mrhdata.read(tmp_path / f"a.{ending}", kind=kind).isel(z=slice(1, None))
-    assert fingerprint.told(part) != first
+    assert fingerprint.fingerprint(part) != first

@@ -12,7 +12,7 @@ import zarr
 
 import mrhdata
 from mrhdata.errors import FormatError
-from mrhdata.io.fingerprint import state_of, told
+from mrhdata.io.fingerprint import file_state, fingerprint
 from mrhdata.volume.construct import from_array
 
 
@@ -24,12 +24,12 @@ def test_a_file_of_a_folder_that_changes_changes_the_folder(tmp_path):
     for name in ("a/b/1", "a/2"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    before = state_of(tmp_path / "a")
-    assert state_of(tmp_path / "a") == before
+    before = file_state(tmp_path / "a")
+    assert file_state(tmp_path / "a") == before
     (tmp_path / "a/b/1").write_text("yy")
-    after = state_of(tmp_path / "a")
+    after = file_state(tmp_path / "a")
     (tmp_path / "a/b/1").rename(tmp_path / "a/1")
-    assert len({before, after, state_of(tmp_path / "a")}) == 3
+    assert len({before, after, file_state(tmp_path / "a")}) == 3
 
 
 def _zarr(path, value):
@@ -83,18 +83,18 @@ def _arrays(path, value):
 
 
 def test_what_lies_beside_planes_is_none_of_them(tmp_path):
-    first = told(_planes(tmp_path, 1))
+    first = fingerprint(_planes(tmp_path, 1))
     (tmp_path / "map.zarr").mkdir()
-    assert told(mrhdata.read(tmp_path / "p*.tif", spacing=1)) == first
+    assert fingerprint(mrhdata.read(tmp_path / "p*.tif", spacing=1)) == first
 
 
 @pytest.mark.parametrize("make", [_zarr, _edited, _planes, _header_and_voxels, _hdf5, _dask, _arrays])
 def test_what_was_written_anew_is_another_volume(tmp_path, make):
     """And what was not is the same."""
-    first = told(make(tmp_path, 1))
-    assert told(make(tmp_path, 7)) != first
+    first = fingerprint(make(tmp_path, 1))
+    assert fingerprint(make(tmp_path, 7)) != first
     if make in (_hdf5, _arrays):
-        assert told(make(tmp_path, 1)) == first
+        assert fingerprint(make(tmp_path, 1)) == first
 
 
 def test_a_map_is_not_taken_for_one_of_new_voxels(tmp_path):
@@ -134,7 +134,7 @@ def test_stores_of_one_name_are_converted_each(tmp_path):
 
 def test_classes_of_two_images_of_a_store_are_counted_each(tmp_path):
     """The index beside a store knows which of its images it counts."""
-    from mrhdata.patching.samplers import Balanced
+    from mrhdata.patching.samplers import ClassBalanced
 
     group = zarr.open_group(tmp_path / "img.zarr", mode="w", zarr_format=3)
     group.create_group("labels")
@@ -145,5 +145,5 @@ def test_classes_of_two_images_of_a_store_are_counted_each(tmp_path):
         mrhdata.write(volume, tmp_path / f"{name}.zarr")
         (tmp_path / f"{name}.zarr").rename(tmp_path / "img.zarr" / "labels" / name)
         labels = mrhdata.read(tmp_path / "img.zarr", dataset=f"labels/{name}")
-        p = mrhdata.patches(labels, shape=1, at=Balanced(20, labels, {1: 1}))
+        p = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels, {1: 1}))
         assert set(p.positions[:, 0]) == {at}

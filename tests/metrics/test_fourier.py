@@ -8,7 +8,7 @@ from mrhdata.degrade import PUBLISHED, Area, Degradation, Gaussian, Zoom
 from mrhdata.errors import DataError, GridError
 from mrhdata.metrics.consistency import residuals
 from mrhdata.metrics.fourier import fourier_correlation
-from mrhdata.metrics.image import error_map, matched, ms_ssim, psnr, restoration, ssim
+from mrhdata.metrics.image import error_map, ms_ssim, normalize_for_scoring, psnr, restoration_scores, ssim
 
 
 def coloured_noise(spectrum, shape, seed):
@@ -75,10 +75,10 @@ def test_matched_images_have_the_least_squared_error():
     rng = np.random.default_rng(2)
     truth = rng.random((64, 64))
     prediction = truth + rng.normal(0, 0.2, truth.shape)
-    t, p = matched(truth, prediction)
+    t, p = normalize_for_scoring(truth, prediction)
     best = psnr(t, p)
     assert all(psnr(t, gain * p + offset) < best for gain, offset in ((0.98, 0), (1.02, 0), (1, 0.01), (1, -0.01)))
-    psnrs, ssims = restoration(np.stack([truth, truth]), np.stack([prediction, 30 - 4 * prediction]))
+    psnrs, ssims = restoration_scores(np.stack([truth, truth]), np.stack([prediction, 30 - 4 * prediction]))
     np.testing.assert_allclose(psnrs, best)
     assert ssims[0] == pytest.approx(ssims[1])
     assert np.ptp(np.percentile(t, [0.1, 99.9])) == pytest.approx(1)
@@ -182,10 +182,10 @@ def test_image_scores_reject_invalid_input():
     with pytest.raises(GridError, match=r"\(10, 10\).*11 pixels"):
         ms_ssim(np.ones((160, 160)), np.ones((160, 160)))
     with pytest.raises(GridError, match=r"\(9,\)"):
-        restoration(np.ones(9), np.ones(9))
+        restoration_scores(np.ones(9), np.ones(9))
     with pytest.raises(GridError, match=r"\(2, 2, 8, 8\).*planes=True"):
         fourier_correlation(np.ones((2, 2, 8, 8)), np.ones((2, 2, 8, 8)))
     with pytest.raises(DataError, match=r"truth is 0\.3 everywhere"):
-        matched(np.full((9, 9), 0.3), np.eye(9))
+        normalize_for_scoring(np.full((9, 9), 0.3), np.eye(9))
     with pytest.raises(GridError, match="squares of 8"):
         residuals(np.ones((4, 9)), np.ones((4, 9)), np.ones((4, 9)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mrhdata.errors import DataError
-from mrhdata.metrics.overlap import accuracy, agreement, hausdorff95, overlap, pooled, roi_table
+from mrhdata.metrics.overlap import accuracy, agreement, hausdorff95, overlap, pool_over_subjects, roi_table
 
 LABELS = arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3))
 
@@ -46,18 +46,18 @@ def test_hausdorff95_of_shifted_boxes_is_the_shift():
 def test_pooled_counts_a_missing_dice_as_0():
     """The mean includes subjects whose label was not found."""
     table = pd.DataFrame({"subject": list("aabb"), "label": [1, 2, 1, 2], "dice": [0.8, 0.6, 0.0, np.nan]})
-    intervals = pooled(table, "dice")
+    intervals = pool_over_subjects(table, "dice")
     assert (intervals[1].estimate, intervals[2].estimate) == (0.4, 0.3)
     assert intervals[1].low < 0.4 < intervals[1].high
-    assert pooled(table, "dice", by=None)["all"].estimate == pytest.approx(0.35)
+    assert pool_over_subjects(table, "dice", by=None)["all"].estimate == pytest.approx(0.35)
 
 
 def test_pooled_rejects_a_missing_distance():
     """A distance of 0 mm would be perfect, so a missing distance is not replaced by 0."""
     table = pd.DataFrame({"subject": list("ab"), "label": [1, 1], "hd95_mm": [4.0, np.nan]})
     with pytest.raises(DataError, match="1 of 2 rows have no hd95_mm"):
-        pooled(table, "hd95_mm")
-    assert pooled(table.fillna(10.0), "hd95_mm")[1].estimate == 7.0
+        pool_over_subjects(table, "hd95_mm")
+    assert pool_over_subjects(table.fillna(10.0), "hd95_mm")[1].estimate == 7.0
 
 
 def test_roi_table_of_known_values():

@@ -48,7 +48,7 @@ def test_average_precision_agrees_with_scikit_learn(seed, ties):
 def test_wilson_intervals_agree_with_scipy(share):
     """The interval has no continuity correction."""
     expected = stats.binomtest(*share).proportion_ci(method="wilson")
-    interval = bootstrap.wilson(*share)
+    interval = bootstrap.wilson_interval(*share)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
@@ -168,12 +168,12 @@ def test_likeness_range_of_smoothed_noise():
     """With a Gaussian of width s, exp(-d^2 / 4 s^2) is 0.1 at 3.03 s; so also on a coarser lattice or with gaps."""
     field = gaussian_filter(np.random.default_rng(4).normal(size=(60, 60, 60)), 3)
     index = np.argwhere(np.ones(field.shape))
-    assert autocorrelation.likeness(field.ravel(), index).range == pytest.approx(9.1, rel=0.15)
+    assert autocorrelation.autocorrelation(field.ravel(), index).range == pytest.approx(9.1, rel=0.15)
     every_second = (index % 2 == 0).all(axis=1)
-    sparse = autocorrelation.likeness(field.ravel()[every_second], index[every_second])
+    sparse = autocorrelation.autocorrelation(field.ravel()[every_second], index[every_second])
     assert sparse.range == pytest.approx(9.1, rel=0.15)
     inside = np.random.default_rng(5).random(len(index)) < 0.5
-    assert autocorrelation.likeness(field.ravel()[inside], index[inside]).range == pytest.approx(9.1, rel=0.15)
+    assert autocorrelation.autocorrelation(field.ravel()[inside], index[inside]).range == pytest.approx(9.1, rel=0.15)
 
 
 def test_draw_blocks_gives_the_width_of_a_t_interval():

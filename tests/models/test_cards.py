@@ -12,11 +12,11 @@ from mrhdata import models, phantom
 from mrhdata.bench.api import KINDS
 from mrhdata.degrade import PUBLISHED
 from mrhdata.errors import ModelError
-from mrhdata.inference.segmenter import Case, scored, segment
+from mrhdata.inference.segmenter import Case, score_labels, segment
 from mrhdata.metrics.detection import detection
 from mrhdata.models.cards import WEIGHTS, Card, read_card
 from mrhdata.recipes import restoration
-from mrhdata.recipes.restoration import degraded
+from mrhdata.recipes.restoration import degrade_stack
 from mrhdata.registration.resampling import resample
 
 NAMES = [card.name for card in models.list()]
@@ -97,7 +97,7 @@ def test_tissue_is_labelled_out_of_the_box():
     head = {name: v.isel(z=slice(13, 15)) for name, v in phantom.deep_grey(999, spacing_mm=(6, 3, 3)).items()}
     predicted = segment(models.load("phantom-tissue"), head["t1w"])
     case = Case("999", {"t1w": head["t1w"]}, head["tissue"])
-    assert scored(case, predicted, (0, 1, 2, 3)).dice.mean() > 0.8
+    assert score_labels(case, predicted, (0, 1, 2, 3)).dice.mean() > 0.8
 
 
 @pytest.mark.full
@@ -107,14 +107,14 @@ def test_nuclei_are_labelled_out_of_the_box():
     middle = {d: slice(n // 4, n - n // 4) for d, n in zip("zyx", head["qsm"].shape, strict=True)}
     qsm, labels = (head[name].isel(middle) for name in ("qsm", "labels"))
     network = models.load("phantom-nuclei")
-    table = scored(Case("999", {"qsm": qsm}, labels), segment(network, qsm), network.spec.labels)
+    table = score_labels(Case("999", {"qsm": qsm}, labels), segment(network, qsm), network.spec.labels)
     assert table.dice.mean() > 0.75
 
 
 def test_scans_are_restored_out_of_the_box(tmp_path):
     """The result is closer to the good image than the interpolated scan is."""
     good = phantom.neuropil((6, 128, 128), seed=999)["em"].compute()
-    scan = degraded(good, PUBLISHED["em_AG_D_sameas_preprint"], 999)
+    scan = degrade_stack(good, PUBLISHED["em_AG_D_sameas_preprint"], 999)
     restored = restoration.restore(models.load("phantom-em"), scan, tmp_path / "r.zarr", progress=False)
     interpolated = resample(scan.astype(np.float32), good)
     error, baseline = (float(np.mean((v.values.astype(float) - good.values) ** 2)) for v in (restored, interpolated))

@@ -13,7 +13,7 @@ import mrhdata
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.voxelwise import predict_patches, predict_rows
 from mrhdata.models.ensemble import Ensemble, shrunk
-from mrhdata.models.spec import Scale, physical
+from mrhdata.models.spec import IntensityScale, predict_raw
 
 
 def member(seed, offset=0.0, factor=1.0, **changes):
@@ -24,8 +24,8 @@ def member(seed, offset=0.0, factor=1.0, **changes):
         channels=("a", "b"),
         patch=(3, 1, 3),
         axis=1,
-        inputs=Scale((offset, offset), (factor, 2 * factor)),
-        target=Scale((10.0 + offset,), (3.0,)),
+        inputs=IntensityScale((offset, offset), (factor, 2 * factor)),
+        target=IntensityScale((10.0 + offset,), (3.0,)),
         **changes,
     )
     return model
@@ -107,7 +107,7 @@ def test_saved_and_loaded_ensemble_predicts_the_same(members, voxels, tmp_path):
     loaded = mrhdata.models.load(tmp_path / "net")
     assert loaded.spec == ensemble.spec
     x = torch.rand(5, 2, 3, 1, 3, generator=torch.Generator().manual_seed(0)) * 100
-    assert torch.equal(physical(ensemble, x), physical(loaded, x))
+    assert torch.equal(predict_raw(ensemble, x), predict_raw(loaded, x))
     config = tmp_path / "net" / "config.json"
     good = json.loads(config.read_text("utf-8"))
     for bad in ({"code": "import os"}, {"name": "os.system"}, {"inputs": {"offset": [0]}}, {"target": None}):

@@ -13,7 +13,7 @@ import torch
 from mrhdata import models
 from mrhdata.errors import ModelError
 from mrhdata.models.export import export_bioimage, export_onnx
-from mrhdata.models.spec import Scale, physical
+from mrhdata.models.spec import IntensityScale, predict_raw
 from tests.conftest import FULL
 
 NETWORKS = {
@@ -32,8 +32,8 @@ def network_with_scales(name):
     """Return a network with random weights and the specification of a trained one, and the shape of its input."""
     config, changes, shape, answers = NETWORKS[name]
     model = models.create(name, seed=1, **config).eval()
-    scale = Scale((100.0,) * shape[1], (30.0,) * shape[1])
-    target = Scale((2.0,) * answers, (0.5,) * answers)
+    scale = IntensityScale((100.0,) * shape[1], (30.0,) * shape[1])
+    target = IntensityScale((2.0,) * answers, (0.5,) * answers)
     names = tuple(f"channel {i}" for i in range(shape[1]))
     model.spec = replace(model.spec, channels=names, inputs=scale, target=target, spacing_mm=(0.3, 0.1, 0.2), **changes)
     return model, shape
@@ -52,7 +52,7 @@ def test_onnx_file_gives_the_results_of_the_network(tmp_path, name):
     with torch.inference_mode():
         # `physical` takes patches of a volume, so a 2D network gets the axis perpendicular to its planes.
         axis = 2 + (spec.axis or 0)
-        expected = physical(model, x) if model.ndim == 3 else physical(model, x.unsqueeze(axis)).squeeze(axis)
+        expected = predict_raw(model, x) if model.ndim == 3 else predict_raw(model, x.unsqueeze(axis)).squeeze(axis)
     np.testing.assert_allclose(answer, expected.numpy(), atol=2e-4)
     stored_spec = json.loads(session.get_modelmeta().custom_metadata_map["mrhdata"])
     assert stored_spec["channels"] == list(spec.channels)

@@ -229,7 +229,7 @@ def test_prediction_needs_a_maximum(small_network, tmp_path):
     with pytest.raises(ModelError, match=r"(give|pass) maximum= to mrhdata"):
         mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="no intensity scales"):
-        mrhdata.models.spec.physical(model, torch.zeros(1, 3, 3, 1, 3))
+        mrhdata.models.spec.predict_raw(model, torch.zeros(1, 3, 3, 1, 3))
     for scale in ({"maximum": 0}, {"maximum": float("nan")}, {"target_maximum": -1.0}):
         with pytest.raises(ModelError, match="must be a positive number"):
             mrhdata.models.load_matlab(small_network[0], **scale)

@@ -77,7 +77,7 @@ def test_saved_and_loaded_network_predicts_the_same(trained, tmp_path):
     loaded = mrhdata.models.load(tmp_path / "net")
     assert loaded.spec == model.spec
     x = torch.from_numpy(mrhdata.patches(inputs, shape=3, plane="coronal").gather(np.arange(20))[0])
-    physical = mrhdata.models.spec.physical
+    physical = mrhdata.models.spec.predict_raw
     assert torch.equal(physical(model, x), physical(loaded, x))
     mrhdata.models.save(model, tmp_path / "net")
 
@@ -129,4 +129,4 @@ def test_prediction_needs_intensity_scales():
     """The output of an untrained network has no units."""
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
     with pytest.raises(ModelError, match="no intensity scales"):
-        mrhdata.models.spec.physical(model, torch.zeros(1, 1, 3, 1, 3))
+        mrhdata.models.spec.predict_raw(model, torch.zeros(1, 1, 3, 1, 3))

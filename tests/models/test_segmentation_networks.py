@@ -7,7 +7,7 @@ from torch import nn
 
 from mrhdata import models
 from mrhdata.errors import ModelError
-from mrhdata.models.receptive_field import field_of
+from mrhdata.models.receptive_field import receptive_field_of
 
 COUNTS = {"0_0": 71_987, "1_0": 192_211, "2_0": 199_219, "3_0": 21_043, "4_0": 532_435}
 
@@ -35,7 +35,7 @@ def test_deep_grey_networks_have_the_published_convolutions(name, convolutions, 
     model = models.create(name).eval()
     count = sum(p.numel() for m in model.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
     assert count == convolutions
-    assert field_of(model, model.in_channels).lengths == field
+    assert receptive_field_of(model, model.in_channels).lengths == field
 
 
 @pytest.mark.parametrize(("name", "patch"), [("fcn3d", (21, 27, 27)), ("fcn3d_aniso", (9, 27, 27))])
@@ -99,5 +99,5 @@ def test_tissue_network_with_other_widths_kernel_dilation_dropout_and_activation
     model = models.create(
         "tissue2d", widths=(3, 5), kernel=5, dilations=(1, 2), dropout=0.1, activation="elu", classes=4
     )
-    assert field_of(model.eval(), 1).lengths == (13, 13)
+    assert receptive_field_of(model.eval(), 1).lengths == (13, 13)
     assert np.isfinite(model(torch.randn(1, 1, 9, 9)).detach().numpy()).all()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import mrhdata
 from mrhdata.errors import DataError
 from mrhdata.patching.samplers import Uniform
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from tests.conftest import FULL
 from tests.patching.test_dataset import naive, volume
 
@@ -390,7 +390,7 @@ class TestThreads:
         """The error itself, once, whichever tile it was; nothing hangs and no thread is left."""
         before = set(threading.enumerate())
         counts = iter(range(10_000))
-        plain = Stream.read
+        plain = TensorSource.read
 
         def fails(stream, tile, room=None):
             if next(counts) == nth:
@@ -398,7 +398,7 @@ class TestThreads:
             return plain(stream, tile, room)
 
         p = mrhdata.patches(stored, shape=18, at=Uniform(30), memory=memory)
-        monkeypatch.setattr(Stream, "read", fails)
+        monkeypatch.setattr(TensorSource, "read", fails)
         with pytest.raises(OSError, match="the disk is gone"):
             within(60, lambda: list(p.loader(2)))
         assert set(threading.enumerate()) <= before

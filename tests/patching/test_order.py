@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import mrhdata
 from mrhdata.errors import DataError
 from mrhdata.patching import order
-from mrhdata.patching.prefetch import Loads, ReadAhead, Rooms
+from mrhdata.patching.prefetch import BufferPool, Loads, ReadAhead
 from mrhdata.patching.samplers import Uniform
 from tests.conftest import FULL
 from tests.patching.test_dataset import volume
@@ -143,7 +143,7 @@ def test_the_peak_is_the_most_at_any_time(uses):
 @given(st.integers(0, 50), st.integers(1, 7))
 def test_parts_are_even_and_in_order(rows, ranks):
     """Together all, in turn; lengths differ by one at most."""
-    parts = [order.part(np.arange(rows), r, ranks) for r in range(ranks)]
+    parts = [order.rank_share(np.arange(rows), r, ranks) for r in range(ranks)]
     assert np.concatenate(parts).tolist() == list(range(rows))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -236,7 +236,7 @@ class TestReadAhead:
             room[:] = number
             return room
 
-        with ReadAhead(loads, tiles, decode, 16, 2, Rooms()) as ahead:
+        with ReadAhead(loads, tiles, decode, 16, 2, BufferPool()) as ahead:
             ahead.wait_for(0)
             ahead.done_with(0)
             ahead.wait_for(1)

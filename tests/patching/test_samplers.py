@@ -15,9 +15,9 @@ import mrhdata
 from mrhdata.errors import DataError, GridError
 from mrhdata.patching.class_index import index_labels
 from mrhdata.patching.positions import centre_voxels
-from mrhdata.patching.samplers import Around, Balanced, Field, Uniform, Weighted
+from mrhdata.patching.samplers import ClassBalanced, Points, SamplingSpace, Uniform, Weighted
 from mrhdata.patching.sources import one_grid
-from mrhdata.patching.tiles import Stream
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL
 from tests.patching.test_dataset import naive, volume
@@ -109,7 +109,9 @@ class TestBalanced:
         """Numbers differ by one at most, and the middle voxel has the class where the patch was not moved."""
         labels = labelled(seed=seed)
         v = volume((130, 5, 6))
-        p = mrhdata.patches(v, shape=shape, at=Balanced(n, labels), seed=seed, padding="constant" if overhang else None)
+        p = mrhdata.patches(
+            v, shape=shape, at=ClassBalanced(n, labels), seed=seed, padding="constant" if overhang else None
+        )
         counts = [(p.classes == c).sum() for c in (0, 1, 2, 7)]
         assert sum(counts) == len(p) == n
         assert max(counts) - min(counts) <= 1
@@ -124,19 +126,19 @@ class TestBalanced:
         """One positive to three negatives; the rest goes by size; a class of share 0 gets none."""
         labels = labelled()
         v = volume((130, 5, 6))
-        p = mrhdata.patches(v, shape=1, at=Balanced(100, labels, {1: 1, "rest": 3}))
+        p = mrhdata.patches(v, shape=1, at=ClassBalanced(100, labels, {1: 1, "rest": 3}))
         sizes = np.array([(labels.values == c).sum() for c in (0, 2, 7)])
         assert (p.classes == 1).sum() == 25
         found = np.array([(p.classes == c).sum() for c in (0, 2, 7)])
         assert found.sum() == 75
         assert (np.abs(found - 75 * sizes / sizes.sum()) < 1).all()
-        p = mrhdata.patches(v, shape=1, at=Balanced(30, labels, {2: 2, 7: 1, 0: 0}))
+        p = mrhdata.patches(v, shape=1, at=ClassBalanced(30, labels, {2: 2, 7: 1, 0: 0}))
         assert {int(c): int((p.classes == c).sum()) for c in np.unique(p.classes)} == {2: 20, 7: 10}
 
     def test_voxels_of_a_class_are_as_likely(self):
         """Over three tiles of unequal size each voxel of the class gets its share."""
         labels = labelled((130, 4, 4))
-        p = mrhdata.patches(volume((130, 4, 4)), shape=1, at=Balanced(8000, labels, {2: 1}))
+        p = mrhdata.patches(volume((130, 4, 4)), shape=1, at=ClassBalanced(8000, labels, {2: 1}))
         counts = np.zeros(labels.shape, dtype=int)
         np.add.at(counts, tuple(p.positions.T), 1)
         assert not counts[labels.values != 2].any()
@@ -146,34 +148,34 @@ class TestBalanced:
         """Class and mask both: with a mask of one half all centres lie in it, in the asked numbers."""
         labels = labelled()
         half = from_array((np.arange(130) < 60)[:, None, None] * np.ones((130, 5, 6)), spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume((130, 5, 6)), shape=(3, 1, 1), at=Balanced(40, labels), where=half)
+        p = mrhdata.patches(volume((130, 5, 6)), shape=(3, 1, 1), at=ClassBalanced(40, labels), where=half)
         assert [(p.classes == c).sum() for c in (0, 1, 2, 7)] == [10] * 4
         assert centres_of(p)[:, 0].max() < 60
 
     def test_classes_that_do_not_occur_are_refused(self):
         """The message names the class, and those there are."""
         with pytest.raises(DataError, match=r"no voxel of class \[5\]; they hold \[0, 1, 2, 7\]"):
-            mrhdata.patches(volume((130, 5, 6)), shape=1, at=Balanced(4, labelled(), {5: 1, "rest": 1}))
+            mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(4, labelled(), {5: 1, "rest": 1}))
 
     def test_subjects_may_lack_classes_where_that_is_said(self):
         """The others have their part, and where nothing is left over there is no rest."""
-        how = Balanced(30, labelled(), {5: 1, 2: 1, 7: 2}, sparse=True)
+        how = ClassBalanced(30, labelled(), {5: 1, 2: 1, 7: 2}, sparse=True)
         p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=how)
         assert {int(c): int((p.classes == c).sum()) for c in np.unique(p.classes)} == {2: 10, 7: 20}
         all_of_it = {0: 1, 1: 1, 2: 1, 7: 1, "rest": 4}
-        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=Balanced(40, labelled(), all_of_it, sparse=True))
+        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(40, labelled(), all_of_it, sparse=True))
         assert [(p.classes == c).sum() for c in (0, 1, 2, 7)] == [10] * 4
 
     def test_labels_of_floating_point_are_refused(self):
         """A map of floats has no classes."""
         with pytest.raises(DataError, match="labels are integers, not float32"):
-            mrhdata.patches(volume(), shape=1, at=Balanced(4, volume(dtype=np.float32)))
+            mrhdata.patches(volume(), shape=1, at=ClassBalanced(4, volume(dtype=np.float32)))
 
     @pytest.mark.parametrize("shares", [{1: -1}, {1: 0}, {1: np.nan}, {}])
     def test_shares_that_make_no_sense_are_refused(self, shares):
         """Negative, all zero, NaN, none."""
         with pytest.raises(DataError, match="weights are numbers from 0 up"):
-            mrhdata.patches(volume((130, 5, 6)), shape=1, at=Balanced(4, labelled(), shares))
+            mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(4, labelled(), shares))
 
 
 class TestIndex:
@@ -188,7 +190,7 @@ class TestIndex:
     def test_counts_are_those_of_the_voxels(self, shape, chunks, seed):
         """Every tile, every class, by counting with NumPy."""
         labels = labelled(shape, classes=(-3, 0, 200), seed=seed, chunks=chunks)
-        stream = Field(labels, [one_grid(labels, (1, 1, 1), None, False)], None, None, False, False).stream(
+        stream = SamplingSpace(labels, [one_grid(labels, (1, 1, 1), None, False)], None, None, False, False).stream(
             "labels", labels
         )
         index = index_labels(stream)
@@ -208,20 +210,20 @@ class TestIndex:
     def read(self, monkeypatch):
         """Boxes of voxels that were read."""
         boxes = []
-        plain = Stream.voxels
+        plain = TensorSource.voxels
 
         def counted(stream, box):
             boxes.append(box)
             return plain(stream, box)
 
-        monkeypatch.setattr(Stream, "voxels", counted)
+        monkeypatch.setattr(TensorSource, "voxels", counted)
         return boxes
 
     def indexed(self, path):
         """The index of labels in a store."""
         labels = mrhdata.read(path)
         return index_labels(
-            Field(labels, [one_grid(labels, (1, 1, 1), None, False)], None, None, False, False).stream(
+            SamplingSpace(labels, [one_grid(labels, (1, 1, 1), None, False)], None, None, False, False).stream(
                 "labels", labels
             ),
             path,
@@ -241,10 +243,10 @@ class TestIndex:
     def test_patches_use_it(self, store, read):
         """A chooser that draws no patch from a kept index reads nothing but the tiles that it draws from."""
         labels = mrhdata.read(store)
-        first = mrhdata.patches(labels, shape=1, at=Balanced(20, labels), seed=3)
+        first = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels), seed=3)
         kept = (store.parent / "labels.zarr.index.json").read_text("utf-8")
         before = len(read)
-        second = mrhdata.patches(labels, shape=1, at=Balanced(20, labels), seed=3)
+        second = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels), seed=3)
         tiles = len(json.loads(kept)["tiles"])
         # One reading of a tile for each of the four classes at most.
         assert len(read) - before <= 4 * tiles
@@ -305,7 +307,7 @@ class TestIndex:
             reference = from_array(np.zeros((4, 4, 130), np.float32), spacing=(1, 1, 1))
             reference = reference.assign_coords(x=reference.x + shift)
             reference.x.attrs |= {"spacing_mm": 1.0, "units": "mm"}
-            p = mrhdata.patches(reference, shape=1, align="first", at=Balanced(200, labels, {1: 1}))
+            p = mrhdata.patches(reference, shape=1, align="first", at=ClassBalanced(200, labels, {1: 1}))
             assert p.positions[:, 2].max() == last
 
 
@@ -341,7 +343,7 @@ class TestAround:
 
     def test_each_point_is_the_middle_of_a_patch(self):
         """World X, Y, Z becomes the voxel z, y, x that it lies in; every point once, class 1."""
-        p = mrhdata.patches(volume((40, 40, 40)), shape=(3, 5, 4), at=Around(self.points))
+        p = mrhdata.patches(volume((40, 40, 40)), shape=(3, 5, 4), at=Points(self.points))
         by_hand = {(20, 20, 15), (20, 20, 20), (15, 25, 25)}
         assert {tuple(c) for c in centres_of(p)} == by_hand
         assert p.classes.tolist() == [1, 1, 1]
@@ -351,7 +353,7 @@ class TestAround:
     def test_negatives_lie_in_the_shell_and_away_from_all(self, seed, distance, counted):
         """No middle voxel is nearer than the least to any point, nor farther from one than half a voxel more."""
         v = volume((60, 60, 60))
-        at = Around(self.points, negatives=3, distance_mm=distance, n=40 if counted else None)
+        at = Points(self.points, negatives=3, distance_mm=distance, n=40 if counted else None)
         p = mrhdata.patches(v, shape=3, at=at, seed=seed)
         assert np.bincount(p.classes).tolist() == ([30, 10] if counted else [9, 3])
         world = v.mrh.world(centres_of(p))
@@ -366,25 +368,25 @@ class TestAround:
         left = np.zeros((40, 40, 40), np.uint8)
         left[:, :, :18] = 1
         mask = from_array(left, spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume((40, 40, 40)), shape=3, at=Around(self.points), where=mask)
+        p = mrhdata.patches(volume((40, 40, 40)), shape=3, at=Points(self.points), where=mask)
         assert centres_of(p).tolist() == [[20, 20, 15]]
 
     def test_points_that_lie_elsewhere_are_refused(self):
         """Points in micrometres lie outside the volume."""
         with pytest.raises(DataError, match="none of 3 points lies in the volume of subject 0; are they world mm"):
-            mrhdata.patches(volume((40, 40, 40)), shape=3, at=Around(1000 * self.points))
+            mrhdata.patches(volume((40, 40, 40)), shape=3, at=Points(1000 * self.points))
 
     def test_places_that_cannot_be_found_are_refused(self):
         """A shell that lies outside the volume, points without room between them, distances in no order."""
         v = volume((40, 40, 40))
         with pytest.raises(DataError, match=r"of \d+ places at 15 to 16 mm from a point hardly any lies in the volume"):
-            mrhdata.patches(v, shape=3, at=Around(self.points, 1, (15, 16)))
+            mrhdata.patches(v, shape=3, at=Points(self.points, 1, (15, 16)))
         everywhere = v.mrh.world(np.moveaxis(np.indices((40, 40, 40)), 0, -1)[::4, ::4, ::4].reshape(-1, 3))
         inner = everywhere[((everywhere > 3) & (everywhere < 6)).all(axis=1) | (everywhere[:, 2] < 9)]
         with pytest.raises(DataError, match="use a smaller least distance"):
-            mrhdata.patches(v, shape=3, at=Around(inner, 1, (1.0, 1.001)))
+            mrhdata.patches(v, shape=3, at=Points(inner, 1, (1.0, 1.001)))
         with pytest.raises(GridError, match="the least and the greatest"):
-            mrhdata.patches(v, shape=3, at=Around(self.points, 1, (2, 1)))
+            mrhdata.patches(v, shape=3, at=Points(self.points, 1, (2, 1)))
 
 
 class TestGiven:
@@ -446,9 +448,9 @@ class TestGiven:
 
 CHOOSERS = {
     "uniform": lambda n: Uniform(n),
-    "balanced": lambda n: Balanced(n, labelled()),
+    "balanced": lambda n: ClassBalanced(n, labelled()),
     "weighted": lambda n: Weighted(n, labelled()),
-    "around": lambda n: Around([[0.6, 0.4, 5.0], [0.9, 0.6, 9.0]], 1, (0.2, 0.5), n),
+    "around": lambda n: Points([[0.6, 0.4, 5.0], [0.9, 0.6, 9.0]], 1, (0.2, 0.5), n),
 }
 
 
@@ -477,7 +479,7 @@ def test_subjects_share_by_weight(name):
 def test_each_subject_has_its_own_labels():
     """A sequence of label volumes: each subject's classes are those of its own."""
     labels = [labelled(seed=1), labelled(seed=2)]
-    p = mrhdata.patches([volume((130, 5, 6))] * 2, shape=1, at=Balanced(40, labels))
+    p = mrhdata.patches([volume((130, 5, 6))] * 2, shape=1, at=ClassBalanced(40, labels))
     for subject, own in enumerate(labels):
         mine = p.subject == subject
         assert mine.sum() == 20
@@ -498,7 +500,7 @@ def test_even_patches_about_points():
     rng = np.random.default_rng(0)
     volume = from_array(np.zeros((40, 50, 60), np.float32), spacing=(2.0, 1.0, 0.5))
     points = volume.mrh.world(rng.uniform(8, 30, (50, 3)))
-    p = mrhdata.patches(volume, shape=12, at=Around(points, negatives=4, distance_mm=(6, 9)))
+    p = mrhdata.patches(volume, shape=12, at=Points(points, negatives=4, distance_mm=(6, 9)))
     centres = p.positions + 5.5
     places = volume.mrh.index(points)[p.given[p.classes == 1]]
     assert np.abs(centres[p.classes == 1] - places).max() <= 0.5 + 1e-9

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 import mrhdata
 from mrhdata.errors import DataError, GridError
 from mrhdata.io.omezarr.chunks import Chunks
-from mrhdata.patching.samplers import Around, Balanced, Uniform
+from mrhdata.patching.samplers import ClassBalanced, Points, Uniform
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL
 from tests.patching.test_dataset import padded_by_hand
@@ -329,12 +329,12 @@ class TestFirst:
         labels = placed(values, (2.9, 2.9, 2.9), (0.2, 0.1, 0.3), kind="labels")
         mask = labels.copy(data=(values > 0).astype(np.uint8)).assign_attrs(kind="mask")
         for align in ("own", "first"):
-            p = mrhdata.patches(first, shape=1, at=Balanced(90, labels, {1: 1, 2: 2}), where=mask, align=align)
+            p = mrhdata.patches(first, shape=1, at=ClassBalanced(90, labels, {1: 1, 2: 2}), where=mask, align=align)
             nearest = np.rint(labels.mrh.index(first.mrh.world(p.positions))).astype(int)
             np.testing.assert_array_equal(values[tuple(nearest.T)], p.classes)
             assert np.bincount(p.classes).tolist() == [0, 30, 60]
         with pytest.raises(GridError, match="resample one"):
-            mrhdata.patches(first, shape=1, at=Balanced(90, labels))
+            mrhdata.patches(first, shape=1, at=ClassBalanced(90, labels))
 
     def test_masks_without_a_kind_do_not_grow(self):
         """A comparison such as `volume > 5` keeps the kind of the image, and is a mask all the same."""
@@ -362,7 +362,7 @@ def test_patches_show_one_tissue_in_five_modalities(five_modalities):
     points = points[(tissue(around) == tissue(points)[:, None]).all(1)]
     assert len(points) > 10
     shape = {"mri": 3, "qsm": 3, "histology": 5, "cleared": 7, "em": (3, 5, 7)}
-    p = mrhdata.patches(group, shape=shape, at=Around(points), align="own")
+    p = mrhdata.patches(group, shape=shape, at=Points(points), align="own")
     assert len(p) == len(points)
     assert len(np.unique(tissue(p.to_xarray().centre_mm.values))) > 1
     seen = 0

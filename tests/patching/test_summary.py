@@ -6,7 +6,7 @@ import pytest
 
 import mrhdata
 from mrhdata.io.omezarr.chunks import Chunks
-from mrhdata.patching.samplers import Balanced, Uniform
+from mrhdata.patching.samplers import ClassBalanced, Uniform
 from mrhdata.volume.construct import from_array
 
 
@@ -77,7 +77,7 @@ def test_the_diagnosis_is_that_of_the_patches(store):
     values = v.values.astype(float)
     assert found.mean["image"] == pytest.approx(values.mean())
     assert found.sd["image"] == pytest.approx(values.std())
-    drawn = mrhdata.patches(v, shape=8, at=Balanced(80, labels, {3: 3, 4: 1})).diagnose(80, batch_size=8)
+    drawn = mrhdata.patches(v, shape=8, at=ClassBalanced(80, labels, {3: 3, 4: 1})).diagnose(80, batch_size=8)
     assert drawn.classes == {3: 0.75, 4: 0.25}
     assert 0 < drawn.coverage < 1
     assert "classes: 3 75.0%, 4 25.0%" in str(drawn)

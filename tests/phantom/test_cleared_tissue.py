@@ -10,7 +10,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from mrhdata import phantom
 from mrhdata.errors import DataError, GridError
-from mrhdata.phantom import Cleared
+from mrhdata.phantom import ClearedSettings
 from mrhdata.phantom.cleared_scene import REGIONS, TILE
 from tests.conftest import FULL
 
@@ -103,7 +103,7 @@ def test_cells_keep_their_distance():
     """With `apart` 1 no two cells overlap, also across tiles; with `apart` 0 some do."""
 
     def overlaps(apart):
-        cells = phantom.cleared(SHAPE, 1, Cleared(cells_per_mm3=1e5, apart=apart)).cells
+        cells = phantom.cleared(SHAPE, 1, ClearedSettings(cells_per_mm3=1e5, apart=apart)).cells
         distance = squareform(pdist(cells[["X", "Y", "Z"]]))
         np.fill_diagonal(distance, np.inf)
         radii = cells.radius_mm.to_numpy()
@@ -127,7 +127,7 @@ def test_cells_of_tiling_boxes_are_those_of_the_brain(brain):
 
 def test_missing_removes_a_random_share_of_annotations():
     """A larger share removes further annotations; the voxels do not change."""
-    brains = [phantom.cleared(SHAPE, 3, Cleared(cells_per_mm3=1e5), missing=m) for m in (0.0, 0.3, 0.6, 1.0)]
+    brains = [phantom.cleared(SHAPE, 3, ClearedSettings(cells_per_mm3=1e5), missing=m) for m in (0.0, 0.3, 0.6, 1.0)]
     annotated = np.array([b.cells.annotated for b in brains])
     np.testing.assert_allclose(annotated.mean(axis=1), [1, 0.7, 0.4, 0], atol=0.08)
     assert (annotated[:-1] >= annotated[1:]).all()
@@ -139,15 +139,21 @@ def test_camera_noise_and_fading_light(signal):
     """Outside the tissue there are only offset and read noise; the light fades along x."""
     outside = signal[:4, :4, :4]
     assert abs(outside.mean()) < 2
-    assert outside.std() == pytest.approx(Cleared().read_noise_e / Cleared().electrons_per_count, rel=0.3)
-    only_neuropil = Cleared(cells_per_mm3=0, vessels_per_mm3=0, specks_per_mm3=0, haze_per_mm3=0, shadows_per_mm2=0)
+    assert outside.std() == pytest.approx(
+        ClearedSettings().read_noise_e / ClearedSettings().electrons_per_count, rel=0.3
+    )
+    only_neuropil = ClearedSettings(
+        cells_per_mm3=0, vessels_per_mm3=0, specks_per_mm3=0, haze_per_mm3=0, shadows_per_mm2=0
+    )
     light = phantom.cleared((64, 64, 256), 0, only_neuropil).volume.values[20:44, 20:44].mean(axis=(0, 1)) - 100
     assert light[206:230].mean() / light[26:50].mean() == pytest.approx(0.5 ** (180 / 256), rel=0.15)
 
 
 def test_point_spread_is_longer_along_z():
     """The autocorrelation of an image of specks falls more slowly along z, and alike along y and x."""
-    settings = Cleared(cells_per_mm3=0, vessels_per_mm3=0, haze_per_mm3=0, shadows_per_mm2=0, neuropil_e=0, speck_e=2e4)
+    settings = ClearedSettings(
+        cells_per_mm3=0, vessels_per_mm3=0, haze_per_mm3=0, shadows_per_mm2=0, neuropil_e=0, speck_e=2e4
+    )
     image = phantom.cleared((64, 128, 128), 0, settings).volume.values - 100.0
     spectrum = np.abs(np.fft.fftn(image)) ** 2
     autocorrelation = np.fft.ifftn(spectrum).real
@@ -186,4 +192,4 @@ def test_cleared_rejects_invalid_settings():
         ({"electrons_per_count": 0.0}, "electrons_per_count"),
     ):
         with pytest.raises(DataError, match=message):
-            Cleared(**settings)
+            ClearedSettings(**settings)

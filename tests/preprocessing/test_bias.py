@@ -7,7 +7,7 @@ import pytest
 import mrhdata
 from mrhdata.errors import DataError, GridError
 from mrhdata.preprocessing.bias import bias_field, flat_field, illumination, n4
-from mrhdata.preprocessing.spline_fields import coarse_cells
+from mrhdata.preprocessing.spline_fields import coarse_means
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
 
@@ -185,7 +185,7 @@ class TestUnusualVolumes:
         for dtype in (np.uint16, np.int32):
             a = rng.integers(np.iinfo(dtype).max - 1000, np.iinfo(dtype).max, (10, 13)).astype(dtype)
             v = from_array(da.from_array(a, chunks=(3, 4)), spacing=(1, 1))
-            bins = coarse_cells(v, (4, 5))
+            bins = coarse_means(v, (4, 5))
             assert bins.means.shape == (3, 3)
             assert bins.means[2, 2] == a[8:, 10:].astype(object).sum() / 6
             assert bins.means[1, 0] == a[4:8, :5].astype(object).sum() / 20

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 import mrhdata
 from mrhdata.errors import DataError, FormatError, GridError
-from mrhdata.preprocessing.diffusion import fibres, kurtosis_maps, powder, tensor_maps
-from mrhdata.preprocessing.gradients import Gradients, joined, read_bruker, read_fsl, read_mrtrix
+from mrhdata.preprocessing.diffusion import fibre_directions, kurtosis_maps, powder_average, tensor_maps
+from mrhdata.preprocessing.gradients import Gradients, concatenate, read_bruker, read_fsl, read_mrtrix
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
 
@@ -70,7 +70,7 @@ def test_tensor_maps_match_known_tensors(random_tensors):
     truth = {"fa": np.sqrt(1.5 * spread / (values**2).sum(-1)), "md": mean, "ad": values[..., 0]}
     truth["rd"] = values[..., 1:].mean(-1)
     errors = {name: float(np.abs(maps.sel(c=name).values - t).max()) for name, t in truth.items()}
-    directions = np.moveaxis(fibres(dwi, table).values, 0, -1)
+    directions = np.moveaxis(fibre_directions(dwi, table).values, 0, -1)
     angle_error = float(angle(directions, mains).max())
     print(f"largest errors: {errors}, um^2/ms; fibres {angle_error:.2g} degrees")  # noqa: T201
     assert max(errors.values()) < 1e-4
@@ -118,7 +118,7 @@ def test_maps_are_lazy_and_do_not_depend_on_block_size(random_tensors, monkeypat
     lazy = dwi.copy(data=data)
     monkeypatch.setattr(diffusion, "_BLOCK_BYTES", 4 * 62 * 6)
     maps = tensor_maps(lazy, table)
-    means = powder(lazy, table)
+    means = powder_average(lazy, table)
     assert blocks_read == []
     assert max(np.prod(block) for block in np.broadcast_to(maps.data.chunksize[1:], (1, 3))) <= 6
     voxel = maps.isel(z=0, y=0, x=0).values
@@ -127,13 +127,13 @@ def test_maps_are_lazy_and_do_not_depend_on_block_size(random_tensors, monkeypat
     expected = tensor_maps(dwi, table)
     np.testing.assert_allclose(maps.values, expected.values, atol=1e-6)
     np.testing.assert_allclose(voxel, expected.values[:, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(means.values, powder(dwi, table).values, rtol=1e-6)
+    np.testing.assert_allclose(means.values, powder_average(dwi, table).values, rtol=1e-6)
 
 
 def test_powder_averages_images_along_the_time_axis(random_tensors):
     """Each shell is the mean of its images, which may lie along t as in NIfTI files."""
     dwi, table, _, _ = random_tensors
-    means = powder(dwi.rename(c="t").drop_vars("t", errors="ignore"), table)
+    means = powder_average(dwi.rename(c="t").drop_vars("t", errors="ignore"), table)
     assert means.c.values.tolist() == ["b0", "b1000", "b2000"]
     for name, rows in [("b0", slice(0, 2)), ("b1000", slice(2, 32)), ("b2000", slice(32, 62))]:
         np.testing.assert_allclose(means.sel(c=name), dwi.values[rows].mean(0), rtol=1e-5)
@@ -176,7 +176,7 @@ def test_fsl_table_gives_known_fibres_for_oblique_files(tmp_path, flip, order):
     fsl_table = read_fsl(tmp_path / "dwi.bval", tmp_path / "dwi.bvec", dwi)
     np.testing.assert_allclose(fsl_table.directions, table.directions, atol=1e-6)
     np.testing.assert_allclose(fsl_table.b, table.b)
-    directions = np.moveaxis(fibres(dwi, fsl_table).values, 0, -1)
+    directions = np.moveaxis(fibre_directions(dwi, fsl_table).values, 0, -1)
     assert angle(directions, fibre).max() < 0.1
     # The table refers to the file: it is the same for a volume that was then cropped and reversed.
     changed = dwi.isel(x=slice(None, None, -1), y=slice(1, None))
@@ -223,7 +223,7 @@ def test_bruker_tables_of_published_scans_match_the_authors_table(shared):
         assert [len(s.rows) for s in table.shells] == [2, 30]
         np.testing.assert_allclose(table.b[:3], [0.04347059, 0.04347059, first_b], rtol=1e-4)
         assert angle(table.directions[2:], authors_table.directions[5:]).max() < max_degrees
-    combined = joined(tables)
+    combined = concatenate(tables)
     assert [(s.name, len(s.rows)) for s in combined.shells] == [("b0", 4), ("b1900", 30), ("b4800", 30)]
     shells = read_mrtrix(folder / "grad_nissl.txt").shells
     assert [(s.name, len(s.rows)) for s in shells] == [("b0", 8), ("b700", 40)]
@@ -301,7 +301,7 @@ def test_mismatched_tables_and_unknown_maps_are_refused(random_tensors):
     """Wrong counts, too few directions or shells and unknown maps are refused; tables are read-only."""
     dwi, table, _, _ = random_tensors
     with pytest.raises(GridError, match="got 61 rows and a scan of"):
-        powder(dwi, table[:61])
+        powder_average(dwi, table[:61])
     flat = Gradients([0, *[1] * 10], [[0, 0, 0], *np.c_[sphere(10)[:, :2], np.zeros(10)]])
     with pytest.raises(DataError, match="10 weighted images determine 3 of the 6"):
         tensor_maps(dwi.isel(c=slice(11)), flat)

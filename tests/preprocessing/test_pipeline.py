@@ -6,7 +6,7 @@ import pytest
 import mrhdata
 from mrhdata.errors import DataError, ModelError
 from mrhdata.preprocessing import intensity, regrid
-from mrhdata.preprocessing.pipeline import finished, prepared
+from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
 from mrhdata.volume.grid import Grid
 
@@ -51,7 +51,7 @@ def test_upright_grid_covers_every_corner_of_an_oblique_grid():
 def test_resampling_back_undoes_a_fitted_grid(shape):
     """Voxels that were not cropped return to their position."""
     source = volume(np.random.default_rng(1).random((4, 5, 6), dtype=np.float32))
-    fitted = resample(source, regrid.fitted(source.mrh.grid, shape))
+    fitted = resample(source, regrid.crop_or_pad(source.mrh.grid, shape))
     restored = resample(fitted, source, fill=np.nan)
     inside = np.isfinite(restored.values)
     assert fitted.shape == shape
@@ -62,14 +62,14 @@ def test_resampling_back_undoes_a_fitted_grid(shape):
 def test_in_ppm_converts_units_and_zeroes_excluded_voxels():
     """The unit is taken from its name or from the values, a wrong name is refused, and excluded voxels become 0."""
     values = np.random.default_rng(2).normal(0, 0.05, (4, 8, 8)).astype(np.float32)
-    np.testing.assert_allclose(intensity.in_ppm(volume(1000 * values, units="ppb")).values, values, atol=1e-6)
-    np.testing.assert_allclose(intensity.in_ppm(volume(1000 * values)).values, values, atol=1e-6)
-    np.testing.assert_array_equal(intensity.in_ppm(volume(values, units="ppm")).values, values)
+    np.testing.assert_allclose(intensity.to_ppm(volume(1000 * values, units="ppb")).values, values, atol=1e-6)
+    np.testing.assert_allclose(intensity.to_ppm(volume(1000 * values)).values, values, atol=1e-6)
+    np.testing.assert_array_equal(intensity.to_ppm(volume(values, units="ppm")).values, values)
     with pytest.raises(DataError, match=r"must be below 5 ppm .* got"):
-        intensity.in_ppm(volume(1000 * values, units="ppm"))
+        intensity.to_ppm(volume(1000 * values, units="ppm"))
     with_excluded = values.copy()
     with_excluded[0] = -20_000
-    assert not intensity.in_ppm(volume(with_excluded)).values[0].any()
+    assert not intensity.to_ppm(volume(with_excluded)).values[0].any()
 
 
 def test_window_matches_the_published_formula():
@@ -94,10 +94,10 @@ def test_normalise_removes_gain_and_offset(how):
 def test_prepared_changes_only_the_selected_volumes():
     """A step changes the volumes in ``only`` and not those in ``but``."""
     group = {"qsm": volume(np.ones((2, 2, 2)) * 0.1, units="ppm"), "t1w": volume(np.ones((2, 2, 2)) * 900.0)}
-    only_qsm = prepared(group, [("ppm", {"only": ["qsm"]}), ("window", {"low": -0.2, "high": 0.2, "only": ["qsm"]})])
+    only_qsm = prepare(group, [("ppm", {"only": ["qsm"]}), ("window", {"low": -0.2, "high": 0.2, "only": ["qsm"]})])
     assert only_qsm["qsm"].values.max() == 192
     assert only_qsm["t1w"].values.max() == 900
-    not_qsm = prepared(group, [("window", {"low": 0, "high": 1000, "but": ["qsm"]})])
+    not_qsm = prepare(group, [("window", {"low": 0, "high": 1000, "but": ["qsm"]})])
     assert (not_qsm["qsm"].values.max(), not_qsm["t1w"].values.max()) == (0.1, 230)
 
 
@@ -105,7 +105,7 @@ def test_location_step_adds_distances_from_the_centroid():
     """Distances within +-50 mm become levels of 0 to 255; the centroid has level 128."""
     values = np.zeros((3, 5, 7), np.float32)
     values[1, 2, 3] = 1
-    volumes = prepared({"qsm": volume(values, spacing=(3, 1, 2))}, [("location", {})])
+    volumes = prepare({"qsm": volume(values, spacing=(3, 1, 2))}, [("location", {})])
     assert list(volumes) == ["qsm", "x", "y", "z"]
     assert volumes["z"].values[:, 0, 0].tolist() == [120, 128, 135]
     assert volumes["x"].values[0, 0, [2, 3, 4]].tolist() == [122, 128, 133]
@@ -119,7 +119,7 @@ def test_largest_step_keeps_one_component_of_each_label(connectivity):
     values[0, 1, 2] = 3  # shares a corner with the voxels above
     values[0, 3, 5] = 3
     values[0, 3, :2] = 9
-    labels = finished(volume(values, kind="labels"), [("largest", {"connectivity": connectivity})])
+    labels = finish(volume(values, kind="labels"), [("largest", {"connectivity": connectivity})])
     assert int((labels == 3).sum()) == (2 if connectivity == 1 else 3)
     assert int((labels == 9).sum()) == 2
 
@@ -128,4 +128,4 @@ def test_largest_step_keeps_one_component_of_each_label(connectivity):
 def test_unknown_steps_and_settings_are_refused(name, settings):
     """Names and settings from a model folder cannot run other code."""
     with pytest.raises(ModelError):
-        prepared({"a": volume(np.ones((1, 2, 2)))}, [(name, settings)])
+        prepare({"a": volume(np.ones((1, 2, 2)))}, [(name, settings)])

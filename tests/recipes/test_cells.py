@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import detect, stored_peaks
 from mrhdata.metrics.detection import detection
-from mrhdata.models.spec import IGNORED
+from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.recipes import cell_verification, cells
 from mrhdata.volume.construct import from_array
 
@@ -41,7 +41,7 @@ def brain(seed, missing=0.0):
 
 def quick(**changes):
     """A recipe of seconds."""
-    made = cells.corrected(2 * UM)
+    made = cells.recommended_recipe(2 * UM)
     training = replace(made.training, epochs=5, batch_size=8)
     small = {"config": {"widths": (12, 12, 12, 24)}, "box": 9, "each": 60}
     return replace(made, training=training, again=replace(made.again, epochs=2), **{**small, **changes})
@@ -57,8 +57,8 @@ def test_marks_as_labels():
     places = labels.mrh.world(np.indices(labels.shape).reshape(3, -1).T)
     assert np.allclose(volume.mrh.index(places[0]), 5.5)
     apart = cKDTree(marks).query(places)[0].reshape(labels.shape)
-    expected = np.where(apart <= 4 * UM, 1, np.where(apart <= 12 * UM, IGNORED, 0))
-    expected[apart > 40 * UM] = IGNORED
+    expected = np.where(apart <= 4 * UM, 1, np.where(apart <= 12 * UM, IGNORE_INDEX, 0))
+    expected[apart > 40 * UM] = IGNORE_INDEX
     own = np.rint(labels.mrh.index(marks)).astype(int)
     own = own[((own >= 0) & (own < labels.shape)).all(axis=1)]
     expected[tuple(own.T)] = 1
@@ -123,7 +123,7 @@ def test_a_second_look(tmp_path):
         first, given[:2], given[2:3], quick().marking, radius_mm=12 * UM, settings=settings, progress=False
     )
     assert len(history.training) == 6
-    candidates = cell_verification.screened(first, given[3].inputs, tmp_path / "all")
+    candidates = cell_verification.screen(first, given[3].inputs, tmp_path / "all")
     kept = cell_verification.detect_twice(first, second, given[3].inputs, tmp_path / "brain")
     assert len(kept) <= len(candidates)
     assert detection(parts[3][1], kept[["X", "Y", "Z"]].to_numpy(), 12 * UM).f1 > 0.85

@@ -21,7 +21,7 @@ def quick(monkeypatch):
     """Coarse brains and a single short training: the path, not the figures."""
     brain = phantom.mouse_brain
     monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.7, seed=seed))
-    short = dataclasses.replace(mrhnet.CORRECTED, epochs=1)
+    short = dataclasses.replace(mrhnet.RECOMMENDED, epochs=1)
     monkeypatch.setattr(mrhnet, "CORRECTED", short)
     few = functools.partial(demo.sensitivity, bootstrap=Bootstrap(50))
     monkeypatch.setattr(demo, "sensitivity", few)

@@ -14,7 +14,7 @@ from mrhdata.degrade import PUBLISHED, Area, Blur, Degradation, Points, Triangle
 from mrhdata.errors import DataError, ModelError
 from mrhdata.recipes import restoration
 from mrhdata.recipes.watch_folder import arriving
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 STEPS = [Area(4), Zoom(4), Points(4), Triangle(4)]
 
@@ -46,7 +46,7 @@ def test_a_degraded_stack_knows_where_its_pixels_are(step):
     """Values of a world ramp are those of the world points that the grid says."""
     x = np.tile(np.arange(248.0), (2, 40, 1)) / 248
     volume = mrhdata.volume.from_array(x.astype(np.float32), spacing=(2e-5, 1e-5, 1e-5))
-    low = restoration.degraded(volume, Degradation((step,)), seed=0)
+    low = restoration.degrade_stack(volume, Degradation((step,)), seed=0)
     world = low.mrh.world(np.argwhere(np.ones(low.shape)))[:, 0] / 1e-5 / 248
     inner = np.zeros(low.shape, bool)
     inner[:, 2:-2, 2:-2] = True
@@ -72,7 +72,7 @@ def test_pairs_are_those_of_their_seed():
 def trained():
     """A small network that knows such lines."""
     degradation = Degradation((Area(4),))
-    settings = Training(epochs=6, batch_size=8, learning_rate=3e-3, patience=6)
+    settings = TrainingConfig(epochs=6, batch_size=8, learning_rate=3e-3, patience=6)
     model, history = restoration.train(
         [stack(0), stack(1)],
         [stack(2)],
@@ -90,7 +90,7 @@ def trained():
 def error(model, volume, degradation, folder):
     """RMSE of the restored and of the interpolated stack."""
     folder.mkdir(exist_ok=True)
-    low = restoration.degraded(volume, degradation, seed=1)
+    low = restoration.degrade_stack(volume, degradation, seed=1)
     made = restoration.restore(model, low, folder / "r.zarr", progress=False)
     both = (made, mrhdata.resample(low, made, order=1))
     return [float(np.sqrt(np.mean((v.values.astype(float) - volume.values) ** 2))) for v in both]
@@ -114,7 +114,7 @@ def test_other_integers_keep_their_range(trained, tmp_path):
     spec = model.spec
     made = {}
     for dtype in (np.uint8, np.uint16):
-        low = restoration.degraded(stack(6, dtype=dtype), degradation, seed=1)
+        low = restoration.degrade_stack(stack(6, dtype=dtype), degradation, seed=1)
         found = restoration.restore(model, low, tmp_path / f"{np.dtype(dtype)}.zarr", progress=False)
         assert found.dtype == dtype
         made[dtype] = found.values / np.iinfo(dtype).max
@@ -125,7 +125,7 @@ def test_other_integers_keep_their_range(trained, tmp_path):
 def test_no_seams_and_any_memory(trained, tmp_path):
     """In parts as in one pass, to the last bit, within a small budget."""
     model, _, degradation = trained
-    low = restoration.degraded(stack(7, (4, 256, 256)), degradation, seed=1)
+    low = restoration.degrade_stack(stack(7, (4, 256, 256)), degradation, seed=1)
     whole = restoration.restore(model, low, tmp_path / "a.zarr", progress=False)
     parts = restoration.restore(model, low, tmp_path / "b.zarr", memory="12 MB", progress=False)
     assert int(np.abs(whole.values.astype(int) - parts.values.astype(int)).max()) <= 1
@@ -135,11 +135,11 @@ def test_no_seams_and_any_memory(trained, tmp_path):
 def test_the_published_network_restores_in_blended_windows(tmp_path):
     """Tiles of the trained size overlap; the answer has four times the pixels."""
     degradation = Degradation((Area(4),))
-    settings = Training(epochs=1, batch_size=2, learning_rate=1e-4, patience=1)
+    settings = TrainingConfig(epochs=1, batch_size=2, learning_rate=1e-4, patience=1)
     model, _ = restoration.train(
         [stack(0)], [stack(1)], degradation, network="pssr", tile=64, tiles=2, settings=settings, progress=False
     )
-    low = restoration.degraded(stack(2, (1, 96, 112)), degradation, seed=0)
+    low = restoration.degrade_stack(stack(2, (1, 96, 112)), degradation, seed=0)
     made = restoration.restore(model, low, tmp_path / "p.zarr", progress=False)
     assert made.shape == (1, 96, 112)
     assert made.mrh.grid.same_as(stack(2, (1, 96, 112)).mrh.grid)
@@ -147,7 +147,7 @@ def test_the_published_network_restores_in_blended_windows(tmp_path):
 
 def test_five_planes_are_channels(tmp_path):
     """The first and the last plane are restored too."""
-    settings = Training(epochs=1, batch_size=4, learning_rate=1e-3, patience=1)
+    settings = TrainingConfig(epochs=1, batch_size=4, learning_rate=1e-3, patience=1)
     degradation = PUBLISHED["em_AG_D_sameas_preprint"]
     model, _ = restoration.train(
         [stack(0)],
@@ -162,7 +162,7 @@ def test_five_planes_are_channels(tmp_path):
         blocks=1,
     )
     assert model.spec.neighbours == 2
-    low = restoration.degraded(stack(3), degradation, seed=0)
+    low = restoration.degrade_stack(stack(3), degradation, seed=0)
     assert restoration.restore(model, low, tmp_path / "f.zarr", progress=False).sizes["z"] == 6
 
 
@@ -171,11 +171,11 @@ def test_real_pairs_fine_tune(trained, tmp_path):
     model, _, _ = trained
     other = Degradation((Blur(1.5), Area(4)))
     truth = stack(8)
-    low = restoration.degraded(truth, other, seed=0)
+    low = restoration.degrade_stack(truth, other, seed=0)
     tuned = restoration.fine_tune(
-        model, [(low, truth)], [(restoration.degraded(stack(9), other, 0), stack(9))],
+        model, [(low, truth)], [(restoration.degrade_stack(stack(9), other, 0), stack(9))],
         tile=48, tiles=120, progress=False,
-        settings=Training(epochs=4, batch_size=8, learning_rate=2e-3, patience=4),
+        settings=TrainingConfig(epochs=4, batch_size=8, learning_rate=2e-3, patience=4),
     )  # fmt: skip
     before, after = (error(m, stack(10), other, tmp_path / name)[0] for m, name in ((model, "a"), (tuned, "b")))
     assert after < 0.95 * before

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import kstest, rayleigh
 
 from mrhdata.errors import DataError, GridError
-from mrhdata.registration.simulate import displaced, displacement
+from mrhdata.registration.simulate import displace, displacement
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
 
@@ -53,14 +53,14 @@ def test_the_same_seed_gives_the_same_field(volume):
     """Another seed gives another field, and a size of 0 leaves the volume unchanged."""
     assert np.array_equal(displacement(volume, 1.0, seed=4), displacement(volume, 1.0, seed=4))
     assert not np.array_equal(displacement(volume, 1.0, seed=4), displacement(volume, 1.0, seed=5))
-    assert displaced(volume, displacement(volume, 0.0, seed=4)).identical(volume)
+    assert displace(volume, displacement(volume, 0.0, seed=4)).identical(volume)
 
 
 def test_displaced_values_come_from_the_points_of_the_field(volume):
     """The change of a displaced ramp equals the field, and the geometry does not change."""
     ramp = volume.copy(data=np.broadcast_to(np.arange(40.0)[:, None, None], volume.shape))
     field = displacement(volume, 1.0, seed=6)
-    moved = displaced(ramp, field)
+    moved = displace(ramp, field)
     inner = slice(6, -6)
     np.testing.assert_allclose((moved - ramp).values[inner], field[0][inner], atol=1e-9)
     assert moved.attrs == ramp.attrs
@@ -72,9 +72,9 @@ def test_displaced_keeps_labels_integers_and_channels(volume):
     field = displacement(volume, 1.0, seed=7)
     labels = (volume > 0.5).astype(np.uint8) * 7
     labels = labels.assign_attrs(volume.attrs | {"kind": "labels"})
-    assert set(np.unique(displaced(labels, field))) == {0, 7}
+    assert set(np.unique(displace(labels, field))) == {0, 7}
     channels = (volume * 1000).astype(np.uint16).assign_attrs(volume.attrs).expand_dims(c=2)
-    moved = displaced(channels, field)
+    moved = displace(channels, field)
     assert moved.dtype == np.uint16
     assert moved.dims == ("c", "z", "y", "x")
     assert np.array_equal(moved[0], moved[1])
@@ -89,4 +89,4 @@ def test_displacement_refuses_invalid_arguments(volume):
     with pytest.raises(DataError, match="Pass a coarser grid"):
         displacement(volume, 1.0, seed=0, grid_mm=0.05)
     with pytest.raises(GridError, match="Draw one on the volume's grid"):
-        displaced(volume.isel(z=slice(3)), displacement(volume, 1.0, seed=0))
+        displace(volume.isel(z=slice(3)), displacement(volume, 1.0, seed=0))

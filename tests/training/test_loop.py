@@ -8,11 +8,11 @@ import torch
 
 import mrhdata
 from mrhdata.errors import DataError, ModelError
-from mrhdata.models.spec import Spec
-from mrhdata.training.settings import Training
+from mrhdata.models.spec import ModelSpec
+from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import from_array
 
-QUICK = Training(epochs=4, batch_size=16, learning_rate=3e-3, noise=0.05)
+QUICK = TrainingConfig(epochs=4, batch_size=16, learning_rate=3e-3, noise=0.05)
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def test_it_learns_and_fixes_its_scales(trained):
 def test_the_best_epoch_is_kept(sets):
     """A rate that ruins later epochs does not ruin the result; patience ends the run."""
     model, history = fitted(
-        sets, Training(epochs=12, batch_size=16, learning_rate=0.2, optimizer="sgd", schedule="steps", patience=3)
+        sets, TrainingConfig(epochs=12, batch_size=16, learning_rate=0.2, optimizer="sgd", schedule="steps", patience=3)
     )
     assert history.best_epoch == int(np.argmin(history.validation))
     assert len(history.validation) <= history.best_epoch + 1 + 3
     x, y = (torch.from_numpy(part) for part in sets[1].gather(np.arange(len(sets[1]))))
     scaled = mrhdata.models.spec.scaled
     with torch.inference_mode():
-        out = mrhdata.models.spec.network_on(model, scaled(x, model.spec.inputs))
+        out = mrhdata.models.spec.run_on_patches(model, scaled(x, model.spec.inputs))
         loss = torch.nn.functional.mse_loss(out, scaled(y, model.spec.target)).item()
     assert loss == pytest.approx(min(history.validation), rel=1e-4)
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_ends_as_it_would_have(sets, tmp_path, monkeypatch):
 
 def test_the_published_scale_is_one_maximum(sets):
     """One scalar over all channels, no offset."""
-    model, _ = fitted(sets, Training(epochs=1, scale="maximum", loss="mae"))
+    model, _ = fitted(sets, TrainingConfig(epochs=1, scale="maximum", loss="mae"))
     assert model.spec.inputs.offset == (0.0,)
     assert model.spec.inputs.factor[0] == pytest.approx(1.0, abs=0.02)
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_trained(sets):
     with pytest.raises(ModelError, match="works on planes"):
         mrhdata.fit(model, thick, thick, progress=False)
     with pytest.raises(ModelError, match="optimizer is one of"):
-        Training(optimizer="lion")
+        TrainingConfig(optimizer="lion")
 
 
 def test_defaults_are_a_plain_loop(sets):
@@ -144,7 +144,7 @@ def test_defaults_are_a_plain_loop(sets):
         for _, parts in sets[0].stream(16, seed=0, epoch=epoch):
             x, y = (torch.from_numpy(part) for part in parts)
             optimizer.zero_grad()
-            answer = mrhdata.models.spec.network_on(plain, scaled(x, model.spec.inputs))
+            answer = mrhdata.models.spec.run_on_patches(plain, scaled(x, model.spec.inputs))
             torch.nn.functional.mse_loss(answer, scaled(y, model.spec.target)).backward()
             torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
             optimizer.step()
@@ -160,7 +160,7 @@ def test_the_rmse_is_in_the_targets_units(sets):
         model, history = fitted(sets, settings)
         x, y = (torch.from_numpy(part) for part in sets[1].gather(np.arange(len(sets[1]))))
         with torch.inference_mode():
-            errors = mrhdata.models.spec.physical(model, x) - y
+            errors = mrhdata.models.spec.predict_raw(model, x) - y
         assert history.rmse[history.best_epoch] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-4)
 
 
@@ -186,7 +186,7 @@ def test_the_first_rate_that_fits_counts_and_names_are_whole(sets):
     with pytest.raises(ModelError, match="freeze every layer"):
         fitted(sets, dataclasses.replace(QUICK, rates=(("", 0.0),)))
     with pytest.raises(ModelError, match="factor -1"):
-        Training(rates=(("conv1", -1.0),))
+        TrainingConfig(rates=(("conv1", -1.0),))
 
 
 def test_the_last_weights_can_be_kept(sets):
@@ -207,7 +207,7 @@ def test_the_last_weights_can_be_kept(sets):
 def test_settings_that_are_none(settings):
     (name,) = settings
     with pytest.raises(ModelError, match=f"{name} is .* not {settings[name]}"):
-        Training(**settings)
+        TrainingConfig(**settings)
 
 
 class Own(torch.nn.Module):
@@ -217,7 +217,7 @@ class Own(torch.nn.Module):
         super().__init__()
         self.layer, self.ndim = layer, ndim
         if spec:
-            self.spec = Spec("own")
+            self.spec = ModelSpec("own")
 
     def forward(self, x):
         return self.layer(x)
@@ -234,7 +234,7 @@ def test_networks_that_do_not_fit_their_patches(model, told):
     volume = from_array(np.random.default_rng(0).random((8, 8, 8), np.float32), spacing=(1, 1, 1))
     p = mrhdata.patches(volume, volume, shape=4, stride=4)
     with pytest.raises(ModelError, match=told):
-        mrhdata.fit(model, p, p, Training(epochs=1), progress=False)
+        mrhdata.fit(model, p, p, TrainingConfig(epochs=1), progress=False)
 
 
 def test_one_answer_is_not_trained_on_two_targets():
@@ -243,4 +243,4 @@ def test_one_answer_is_not_trained_on_two_targets():
     p = mrhdata.patches({"a": a}, {"b": b, "c": c}, shape=3, plane="coronal")
     model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
     with pytest.raises(ModelError, match=r"answers \(1, .* target of a patch is \(2,"):
-        mrhdata.fit(model, p, p, Training(epochs=1), progress=False)
+        mrhdata.fit(model, p, p, TrainingConfig(epochs=1), progress=False)

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from mrhdata.metrics.image import ms_ssim
-from mrhdata.models.spec import IGNORED
+from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.training.losses import OF_CLASSES, loss
 
 
@@ -22,7 +22,7 @@ def scores():
 def test_voxels_that_are_ignored_do_not_count(name, scores):
     """Their scores may be anything, and have no gradient."""
     answer, classes = scores
-    classes[..., 0] = IGNORED
+    classes[..., 0] = IGNORE_INDEX
     other = answer.clone()
     other[..., 0] += 50 * torch.randn(other[..., 0].shape, generator=torch.Generator().manual_seed(1))
     assert loss(name, answer, classes) == pytest.approx(loss(name, other, classes).item(), rel=1e-5)
@@ -45,7 +45,7 @@ def test_the_truth_is_best(name, scores):
 def test_nothing_known_is_no_loss(scores):
     """Finite, and 0."""
     answer, classes = scores
-    assert [loss(n, answer, torch.full_like(classes, IGNORED)).item() for n in OF_CLASSES] == [0, 0, 0]
+    assert [loss(n, answer, torch.full_like(classes, IGNORE_INDEX)).item() for n in OF_CLASSES] == [0, 0, 0]
 
 
 def test_cross_entropy_is_pytorchs(scores):

@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 
-from mrhdata.bench.api import Answer, Fitted, Given, Subject, method
+from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
 from mrhdata.bench.methods.networks import mapped, regress
 from mrhdata.inference.detector import stored_peaks
 from mrhdata.inference.peaks import Peaks, find_peaks
 from mrhdata.metrics.detection import best_threshold, detection
 from mrhdata.recipes import cells
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 Floats = NDArray[np.float64]
 #: Of a filter: the volume's values to responses that are high at cells.
@@ -37,7 +37,7 @@ def _levelled(subject: Subject) -> Floats:
     return light / np.maximum(gaussian_filter(light, 12.0), 1e-6)
 
 
-def _tuned(given: Given, filters: Sequence[Response]) -> Answer:
+def _tuned(given: TrainingData, filters: Sequence[Response]) -> Answer:
     """The filter and threshold with the best F1 on the training subjects."""
     radius = float(given.settings["radius_mm"])
 
@@ -69,7 +69,7 @@ def _f1(held: Any, threshold: float, radius_mm: float) -> float:
 
 
 @method("Laplacian of Gaussian", "cells", baseline=True)
-def laplacian(given: Given) -> Answer:
+def laplacian(given: TrainingData) -> Answer:
     """Bright blobs of the width that is best on the training subjects (SciPy)."""
 
     def blobs(width: float) -> Response:
@@ -79,7 +79,7 @@ def laplacian(given: Given) -> Answer:
 
 
 @method("template matching", "cells", baseline=True)
-def template(given: Given) -> Answer:
+def template(given: TrainingData) -> Answer:
     """Normalised correlation with the mean cell of the training subjects (scikit-image)."""
     from skimage.feature import match_template
 
@@ -103,10 +103,10 @@ def _brain(subject: Subject) -> cells.Brain:
 
 
 @method("cell detector", "cells")
-def detector(given: Given) -> Fitted:
+def detector(given: TrainingData) -> FittedMethod:
     """The screening network, as corrected."""
     voxel = float(given.training[0].first.mrh.spacing.min())
-    recipe = cells.corrected(voxel)
+    recipe = cells.recommended_recipe(voxel)
     if given.quick:
         recipe = replace(recipe, each=60, training=replace(recipe.training, epochs=5, patience=5))
     radius = float(given.settings["radius_mm"])
@@ -121,15 +121,15 @@ def detector(given: Given) -> Fitted:
         table = cells.candidates(made.model, _brain(subject), given.folder / "answers" / subject.name, peaks)
         return table[table["score"] >= peaks.threshold].reset_index(drop=True)
 
-    return Fitted(answer, made.model)
+    return FittedMethod(answer, made.model)
 
 
 @method("3D U-Net, peaks", "cells")
-def unet(given: Given) -> Fitted:
+def unet(given: TrainingData) -> FittedMethod:
     """Taught a small blob at each cell; the threshold of its peaks is chosen on the stopping subjects."""
     radius = float(given.settings["radius_mm"])
     truth = {s.name: _blobs(s) for s in (*given.training, *given.stopping)}
-    settings = Training(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
+    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=5 if given.quick else 20)
     model = regress(given, truth, settings, 40 if given.quick else 200, (24, 48, 48))
 
@@ -144,7 +144,7 @@ def unet(given: Given) -> Fitted:
         table = candidates(subject)
         return table[table["score"] >= threshold].reset_index(drop=True)
 
-    return Fitted(answer, model)
+    return FittedMethod(answer, model)
 
 
 def _blobs(subject: Subject) -> Any:

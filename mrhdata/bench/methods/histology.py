@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from mrhdata import models
-from mrhdata.bench.api import Answer, Fitted, Given, Subject, channels, method
+from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, channels, method
 from mrhdata.bench.methods.networks import mapped, regress
 from mrhdata.patching.create import patches
 from mrhdata.recipes import mrhnet
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 
 def by_voxel(predict: Callable[[Any], Any]) -> Answer:
@@ -31,7 +31,7 @@ def by_voxel(predict: Callable[[Any], Any]) -> Answer:
 
 
 @method("polynomial of contrasts", "histology", baseline=True)
-def polynomial(given: Given) -> Answer:
+def polynomial(given: TrainingData) -> Answer:
     """Second degree with products, least squares (scikit-learn)."""
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
@@ -42,7 +42,7 @@ def polynomial(given: Given) -> Answer:
 
 
 @method("gradient boosting of contrasts", "histology", baseline=True)
-def boosting(given: Given) -> Answer:
+def boosting(given: TrainingData) -> Answer:
     """Histogram gradient boosting (scikit-learn), stopped on the stopping subjects by the number of its trees."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -55,10 +55,10 @@ def boosting(given: Given) -> Answer:
 
 
 @method("MRH-Net", "histology")
-def network(given: Given) -> Fitted:
+def network(given: TrainingData) -> FittedMethod:
     """Patches of 3 x 3 about the voxels, trained as corrected."""
     model = models.create("mrhnet", seed=given.seed, in_channels=len(given.training[0].inputs), blocks=4)
-    settings = replace(mrhnet.CORRECTED, seed=given.seed, epochs=6 if given.quick else 12)
+    settings = replace(mrhnet.RECOMMENDED, seed=given.seed, epochs=6 if given.quick else 12)
     learned, watched = (
         patches(
             [dict(s.inputs) for s in part],
@@ -71,13 +71,13 @@ def network(given: Given) -> Fitted:
         for part in (given.training, given.stopping)
     )
     fit(model, learned, watched, settings, checkpoint=given.folder / "mrhnet.pt", progress=False)
-    return Fitted(lambda subject: mapped(given, model, subject, where=subject.mask), model)
+    return FittedMethod(lambda subject: mapped(given, model, subject, where=subject.mask), model)
 
 
 @method("3D U-Net, regression", "histology")
-def unet(given: Given) -> Fitted:
+def unet(given: TrainingData) -> FittedMethod:
     """Boxes about the voxels."""
-    settings = Training(epochs=4 if given.quick else 30, batch_size=2, learning_rate=3e-3, seed=given.seed)
+    settings = TrainingConfig(epochs=4 if given.quick else 30, batch_size=2, learning_rate=3e-3, seed=given.seed)
     truth = {s.name: s.truth for s in (*given.training, *given.stopping)}
     model = regress(given, truth, settings, 16 if given.quick else 64, (24, 24, 24))
-    return Fitted(lambda subject: mapped(given, model, subject, mode="dense", memory="4 GB"), model)
+    return FittedMethod(lambda subject: mapped(given, model, subject, mode="dense", memory="4 GB"), model)

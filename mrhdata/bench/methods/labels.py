@@ -8,20 +8,20 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from mrhdata.bench.api import Answer, Fitted, Given, Subject, method
+from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
 from mrhdata.inference.segmenter import Case, segment
 from mrhdata.recipes import dgm, segmentation, tissue2d
 from mrhdata.registration.pipeline import register
 from mrhdata.registration.resampling import resample
 
 
-def labels_of(given: Given) -> tuple[int, ...]:
+def labels_of(given: TrainingData) -> tuple[int, ...]:
     """Every label of the task, background first."""
     return (0, *(int(value) for value in given.settings["labels"].values()))
 
 
 @method("Gaussian mixture", "tissue", baseline=True)
-def mixture(given: Given) -> Answer:
+def mixture(given: TrainingData) -> Answer:
     """Classes of intensity, found anew in each brain from the training means on (scikit-learn).
 
     Where there is no mask, what is no tissue is a class too.
@@ -46,7 +46,7 @@ def mixture(given: Given) -> Answer:
     return answer
 
 
-def _voted(given: Given, subject: Subject, kind: str, members: Sequence[Subject]) -> xr.DataArray:
+def _voted(given: TrainingData, subject: Subject, kind: str, members: Sequence[Subject]) -> xr.DataArray:
     """Labels of registered training subjects, the most frequent of each voxel."""
     known = labels_of(given)
     votes = np.zeros((len(known), *subject.first.shape), np.uint8)
@@ -60,13 +60,13 @@ def _voted(given: Given, subject: Subject, kind: str, members: Sequence[Subject]
 
 
 @method("atlas, affine", "tissue", "nuclei", baseline=True)
-def atlas(given: Given) -> Answer:
+def atlas(given: TrainingData) -> Answer:
     """Each training subject is laid on the new one by an affine transform; the majority of their labels counts."""
     return lambda subject: _voted(given, subject, "affine", given.training)
 
 
 @method("multi-atlas, deformable", "nuclei", baseline=True)
-def atlases(given: Given) -> Answer:
+def atlases(given: TrainingData) -> Answer:
     """The same after a deformable registration."""
     members = given.training[:2] if given.quick else given.training
     return lambda subject: _voted(given, subject, "affine+deform", members)
@@ -77,7 +77,7 @@ def _case(subject: Subject) -> Case:
     return Case(subject.name, {name: v.compute() for name, v in subject.inputs.items()}, labels)
 
 
-def _trained(given: Given, recipe: segmentation.Recipe) -> Fitted:
+def _trained(given: TrainingData, recipe: segmentation.Recipe) -> FittedMethod:
     """A network of a recipe, trained on the subjects as they lie."""
     trained = segmentation.train(
         recipe,
@@ -88,10 +88,10 @@ def _trained(given: Given, recipe: segmentation.Recipe) -> Fitted:
         folder=given.folder,
         progress=False,
     )
-    return Fitted(lambda subject: segment(trained.model, _case(subject).inputs), trained.model)
+    return FittedMethod(lambda subject: segment(trained.model, _case(subject).inputs), trained.model)
 
 
-def _here(recipe: segmentation.Recipe, given: Given, epochs: int) -> segmentation.Recipe:
+def _here(recipe: segmentation.Recipe, given: TrainingData, epochs: int) -> segmentation.Recipe:
     """At the task's own spacing and extent, for so many epochs in every stage."""
     spacing = {"spacing_mm": given.training[0].first.mrh.spacing.tolist()}
     prepare = tuple((n, spacing if n == "upright" else s) for n, s in recipe.prepare if n != "extent")
@@ -101,14 +101,14 @@ def _here(recipe: segmentation.Recipe, given: Given, epochs: int) -> segmentatio
 
 
 @method("2D network 1_0", "tissue")
-def slices(given: Given) -> Fitted:
+def slices(given: TrainingData) -> FittedMethod:
     """One of the small published networks, on slices."""
     recipe = tissue2d.slices("tissue2d_1_0")
     return _trained(given, _here(recipe, given, 4) if given.quick else recipe)
 
 
 @method("3D U-Net", "tissue", "nuclei")
-def unet(given: Given) -> Fitted:
+def unet(given: TrainingData) -> FittedMethod:
     """Boxes, with augmentation."""
     recipe = dgm.unet() if "qsm" in given.training[0].inputs else tissue2d.unet()
     if given.quick:
@@ -122,7 +122,7 @@ def unet(given: Given) -> Fitted:
 
 
 @method("published 3D network, two rounds", "nuclei")
-def published(given: Given) -> Fitted:
+def published(given: TrainingData) -> FittedMethod:
     """The deep-grey-matter network of the report, with its second round on false positives."""
     recipe = dgm.published()
     return _trained(given, _here(recipe, given, 2) if given.quick else recipe)

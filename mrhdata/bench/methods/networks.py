@@ -11,17 +11,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mrhdata import models
-from mrhdata.bench.api import Given, Subject
+from mrhdata.bench.api import Subject, TrainingData
 from mrhdata.inference.predictor import predict
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
 from mrhdata.training.loop import fit
-from mrhdata.training.settings import Training
+from mrhdata.training.settings import TrainingConfig
 
 UNET = {"widths": (16, 32, 64)}
 
 
-def about(given: Given, subjects: Sequence[Subject], each: int, box: Sequence[int]) -> list[NDArray[np.int64]]:
+def about(given: TrainingData, subjects: Sequence[Subject], each: int, box: Sequence[int]) -> list[NDArray[np.int64]]:
     """First voxels of boxes about the first voxels of the manifest in a random order, inside each volume."""
     starts = []
     for number, subject in enumerate(subjects):
@@ -32,7 +32,9 @@ def about(given: Given, subjects: Sequence[Subject], each: int, box: Sequence[in
     return starts
 
 
-def boxes(given: Given, subjects: Sequence[Subject], truth: Sequence[Any], each: int, box: Sequence[int]) -> Patches:
+def boxes(
+    given: TrainingData, subjects: Sequence[Subject], truth: Sequence[Any], each: int, box: Sequence[int]
+) -> Patches:
     """Training boxes of inputs and truth on one grid."""
     shortest = np.min([s.first.shape for s in subjects], axis=0)
     shape = np.minimum(box, shortest // 4 * 4)
@@ -45,7 +47,9 @@ def boxes(given: Given, subjects: Sequence[Subject], truth: Sequence[Any], each:
     )
 
 
-def regress(given: Given, truth: Mapping[str, xr.DataArray], settings: Training, each: int, box: Sequence[int]) -> Any:
+def regress(
+    given: TrainingData, truth: Mapping[str, xr.DataArray], settings: TrainingConfig, each: int, box: Sequence[int]
+) -> Any:
     """A U-Net trained on values of the truth by subject."""
     model = models.create("unet3d", seed=given.seed, in_channels=len(given.training[0].inputs), classes=1, **UNET)
     learned, watched = (
@@ -55,14 +59,14 @@ def regress(given: Given, truth: Mapping[str, xr.DataArray], settings: Training,
     return model
 
 
-def mapped(given: Given, model: Any, subject: Subject, **how: Any) -> xr.DataArray:
+def mapped(given: TrainingData, model: Any, subject: Subject, **how: Any) -> xr.DataArray:
     """A network's map of a subject, in memory."""
     return predict(
         model, dict(subject.inputs), store_of(given, subject), progress=False, overwrite=True, **how
     ).compute()
 
 
-def store_of(given: Given, subject: Subject) -> Path:
+def store_of(given: TrainingData, subject: Subject) -> Path:
     """Where an answer to a subject is written."""
     place = given.folder / "answers" / f"{subject.name}.zarr".replace(" ", "-")
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata.bench.api import Answer, Fitted, Given, Subject, method
+from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
 from mrhdata.bench.methods.networks import mapped, regress, store_of
 from mrhdata.degrade.published import PUBLISHED
-from mrhdata.metrics.image import restoration as psnr_and_ssim
+from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
 from mrhdata.recipes import restoration
 from mrhdata.registration.resampling import resample
-from mrhdata.training.settings import Training
-from mrhdata.volume.dtypes import white_of
+from mrhdata.training.settings import TrainingConfig
+from mrhdata.volume.dtypes import full_scale
 
 
 def enlarged(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
@@ -26,19 +26,19 @@ def enlarged(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
 
 
 @method("bilinear", "restoration", baseline=True)
-def bilinear(_: Given) -> Answer:
+def bilinear(_: TrainingData) -> Answer:
     """Pixels between those that were scanned."""
     return lambda subject: enlarged(subject, subject.first, 1)
 
 
 @method("bicubic", "restoration", baseline=True)
-def bicubic(_: Given) -> Answer:
+def bicubic(_: TrainingData) -> Answer:
     """The same with cubic splines."""
     return lambda subject: enlarged(subject, subject.first, 3)
 
 
 @method("non-local means, bicubic", "restoration", baseline=True)
-def non_local(given: Given) -> Answer:
+def non_local(given: TrainingData) -> Answer:
     """Denoised plane by plane (scikit-image), as strongly as is best on the stopping part, then enlarged."""
     strengths = (0.4, 0.7, 1.0, 1.4)
     stack = given.stopping[0]
@@ -63,18 +63,18 @@ def _denoised(subject: Subject, strength: float) -> xr.DataArray:
 
 
 @method("restorer", "restoration")
-def restorer(given: Given) -> Fitted:
+def restorer(given: TrainingData) -> FittedMethod:
     """The efficient network, plane by plane, on pairs that are degraded while it learns."""
     return _restorer(given, 1)
 
 
 @method("restorer, five planes", "restoration")
-def restorer_of_planes(given: Given) -> Fitted:
+def restorer_of_planes(given: TrainingData) -> FittedMethod:
     """The same, of a plane and two neighbours on either side."""
     return _restorer(given, 5)
 
 
-def _restorer(given: Given, planes: int) -> Fitted:
+def _restorer(given: TrainingData, planes: int) -> FittedMethod:
     settings = replace(restoration.EFFICIENT, seed=given.seed)
     if given.quick:
         settings = replace(settings, epochs=5, patience=5)
@@ -97,11 +97,11 @@ def _restorer(given: Given, planes: int) -> Fitted:
         found = restoration.restore(model, stack, store_of(given, subject), overwrite=True, progress=False)
         return enlarged(subject, found, 3)
 
-    return Fitted(answer, model)
+    return FittedMethod(answer, model)
 
 
 @method("3D U-Net on the enlarged scan", "restoration")
-def unet(given: Given) -> Fitted:
+def unet(given: TrainingData) -> FittedMethod:
     """Values of the good stack from the bilinear one."""
 
     def large(subject: Subject) -> Subject:
@@ -112,15 +112,15 @@ def unet(given: Given) -> Fitted:
     everywhere = {s.name: _places(s, len(given.voxels[s.name])) for s in (*seen.training, *seen.stopping)}
     seen = replace(seen, voxels=everywhere)
     truth = {s.name: s.truth.astype(np.float32) for s in (*seen.training, *seen.stopping)}
-    settings = Training(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
+    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=4 if given.quick else 20)
     model = regress(seen, truth, settings, 48 if given.quick else 400, (8, 64, 64))
 
     def answer(subject: Subject) -> xr.DataArray:
-        white = white_of(subject.first.dtype)
+        white = full_scale(subject.first.dtype)
         return mapped(seen, model, large(subject), mode="dense", memory="4 GB").clip(0, white)
 
-    return Fitted(answer, model)
+    return FittedMethod(answer, model)
 
 
 def _places(subject: Subject, count: int) -> NDArray[np.int64]:

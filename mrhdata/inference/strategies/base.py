@@ -21,7 +21,7 @@ Three = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Step:
+class BoxTask:
     """Boxes of one size that are read and run together, and what is known of where they go."""
 
     boxes: tuple[Box, ...]
@@ -32,7 +32,7 @@ class Step:
 Finish = Callable[[Box, Floats, np.ndarray], None]
 
 
-class Method(Protocol):
+class Strategy(Protocol):
     """One way to run a network over a volume."""
 
     shape: Three
@@ -40,7 +40,7 @@ class Method(Protocol):
     jump: tuple[float, float, float]
     first: tuple[float, float, float]
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
         """What is read for an output box, given the one that was made just before."""
 
     def needs(self, box: Box) -> Box:
@@ -49,7 +49,7 @@ class Method(Protocol):
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> Any:
         """What answers are put into, for what is written of a box: zeros, (C, z, y, x)."""
 
-    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
         """Run the network on a step's boxes and put the answers where they belong."""
 
     def end(self, held: Any, finish: Finish) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside
-from mrhdata.inference.strategies.base import Finish, Step, Three, three
-from mrhdata.inference.strategies.network import Network
-from mrhdata.models.receptive_field import Field
+from mrhdata.inference.box_reader import RegionOfInterest
+from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
+from mrhdata.inference.strategies.network import InferenceModel
+from mrhdata.models.receptive_field import ReceptiveField
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _LARGER = 1.5
 _WASTEFUL = 4.0
 
 
-class Dense:
+class DenseStrategy:
     """Boxes with the margin of the receptive field: one pass over the whole volume, piece by piece.
 
     Parameters
@@ -68,7 +68,13 @@ class Dense:
     """
 
     def __init__(
-        self, network: Network, field: Field, shape: Three, channels: int, inside: Inside, memory: int
+        self,
+        network: InferenceModel,
+        field: ReceptiveField,
+        shape: Three,
+        channels: int,
+        inside: RegionOfInterest,
+        memory: int,
     ) -> None:
         self._network, self._inside, self._input = network, inside, shape
         field = _of_volume(field, network)
@@ -128,7 +134,7 @@ class Dense:
             high.append(min(length, -(-max(last, first + long) // align) * align))
         return Box.of(low, high)
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
         """Pieces of the box that hold something wanted, two of one size at a time where that costs little more."""
         pieces, batch = self._pieces(box, 1), 1
         halves = self._pieces(box, 2)
@@ -144,7 +150,7 @@ class Dense:
         for group in groups.values():
             for i in range(0, len(group), batch):
                 reads_of, parts = zip(*group[i : i + batch], strict=True)
-                yield Step(reads_of, parts)
+                yield BoxTask(reads_of, parts)
 
     def _warn(self, pieces: Sequence[Box]) -> None:
         """Say once where most of the work is for margins."""
@@ -206,7 +212,7 @@ class Dense:
         """Pieces are written as they come."""
         return box, out
 
-    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
         """Each piece out of the answer for its box."""
         box, out = held
         for reads, piece, answer in zip(step.boxes, step.place, self._network(values).numpy(), strict=True):
@@ -230,7 +236,7 @@ def _cut(low: int, high: int, step: int, unit: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _of_volume(field: Field, network: Network) -> Field:
+def _of_volume(field: ReceptiveField, network: InferenceModel) -> ReceptiveField:
     """The field along z, y, x; along the axis that planes are stacked on it is the neighbours."""
     if network.axis is None:
         return field

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.models.spec import Spec, rescaled, scaled
+from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +32,7 @@ def _moved(model: nn.Module, device: str) -> nn.Module:
         raise ModelError(f"there is no device {device!r} for this PyTorch; there is {found}") from error
 
 
-class Network:
+class InferenceModel:
     """A trained network on boxes (n, C, z, y, x) of raw voxels; answers in the target's units.
 
     Parameters
@@ -45,8 +45,8 @@ class Network:
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
         self.model, self._device, self._precision = _moved(model.eval(), device), device, precision
-        spec: Spec | None = getattr(model, "spec", None)
-        self.spec = spec if spec is not None else Spec(type(model).__name__)
+        spec: ModelSpec | None = getattr(model, "spec", None)
+        self.spec = spec if spec is not None else ModelSpec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))
         #: The axis that a network of planes is run along, None for one of volumes.
         self.axis = (self.spec.axis or 0) if self.ndim == 2 else None
@@ -79,7 +79,7 @@ class Network:
         y = self.model(x if self.spec.inputs is None else scaled(x, self.spec.inputs))
         if not isinstance(y, torch.Tensor):
             raise ModelError(f"{self.spec.name} returns {type(y).__name__}, not one tensor")
-        return y.float() if self.spec.target is None else rescaled(y.float(), self.spec.target)
+        return y.float() if self.spec.target is None else to_target_units(y.float(), self.spec.target)
 
 
 def _together(x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mrhdata.inference.box_reader import Inside
-from mrhdata.inference.strategies.base import Finish, Step, Three
-from mrhdata.inference.strategies.network import Network
-from mrhdata.inference.strategies.sliding_window import Windowing, _settled
+from mrhdata.inference.box_reader import RegionOfInterest
+from mrhdata.inference.strategies.base import BoxTask, Finish, Three
+from mrhdata.inference.strategies.network import InferenceModel
+from mrhdata.inference.strategies.sliding_window import SlidingWindow, _settled
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-class Centres:
+class PatchCentreStrategy:
     """Each voxel from the patch around it; beyond the border of the volume the nearest voxel is repeated.
 
     Parameters
@@ -41,12 +41,12 @@ class Centres:
 
     def __init__(
         self,
-        network: Network,
+        network: InferenceModel,
         shape: Three,
         given: int,
         channels: int,
-        inside: Inside,
-        windowing: Windowing,
+        inside: RegionOfInterest,
+        windowing: SlidingWindow,
         memory: int,
     ) -> None:
         self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
@@ -58,14 +58,14 @@ class Centres:
         """The box itself."""
         return box
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
         """Parts of the box with half a patch around them."""
         plane = math.prod(box.shape[1:])
         deep = max(1, self._most // plane)
         for low in range(box.start[0], box.stop[0], deep):
             part = Box.of([low, *box.start[1:]], [min(low + deep, box.stop[0]), *box.stop[1:]])
             if self._inside.any(part):
-                yield Step((part.grow(*self._margins()),), part)
+                yield BoxTask((part.grow(*self._margins()),), part)
 
     def _margins(self) -> tuple[list[int], list[int]]:
         return [(n - 1) // 2 for n in self._patch], [n // 2 for n in self._patch]
@@ -74,7 +74,7 @@ class Centres:
         """Parts are written as they come."""
         return box, out
 
-    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
         """The answer's centre for each voxel of the part that is wanted."""
         box, out = held
         part = step.place

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import Inside
-from mrhdata.inference.strategies.base import Finish, Step, Three, three
-from mrhdata.inference.strategies.network import _BATCH_VOXELS, Network
+from mrhdata.inference.box_reader import RegionOfInterest
+from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
+from mrhdata.inference.strategies.network import _BATCH_VOXELS, InferenceModel
 from mrhdata.patching.positions import strided
 from mrhdata.volume.box import Box
 
@@ -37,7 +37,7 @@ _LEAST = 1e-3
 
 
 @dataclass(frozen=True)
-class Windowing:
+class SlidingWindow:
     """Windows that a network is run on, and how their answers become one.
 
     Attributes
@@ -66,7 +66,7 @@ class Windowing:
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ModelError(f"a window has three lengths along z, y, x, not {self.shape}")
 
-    def of(self, network: Network) -> Windowing:
+    def of(self, network: InferenceModel) -> SlidingWindow:
         """With the shape and the blending that a network has."""
         shape = network.spec.patch if self.shape is None else self.shape
         if shape is None:
@@ -77,10 +77,10 @@ class Windowing:
         shape = three(1 if axis == network.axis else int(n) for axis, n in enumerate(shape))
         blend = str(getattr(network.model, "blend", "gaussian")) if self.blend is None else self.blend
         batch = int(np.clip(_BATCH_VOXELS // math.prod(shape), 1, 1024)) if self.batch_size is None else self.batch_size
-        return Windowing(shape, self.overlap, blend, batch)
+        return SlidingWindow(shape, self.overlap, blend, batch)
 
 
-class Windows:
+class SlidingWindowStrategy:
     """Overlapping windows of one size; each is read and run once, and what reaches on is kept.
 
     Parameters
@@ -102,11 +102,11 @@ class Windows:
 
     def __init__(
         self,
-        network: Network,
+        network: InferenceModel,
         shape: Three,
         channels: int,
-        inside: Inside,
-        windowing: Windowing,
+        inside: RegionOfInterest,
+        windowing: SlidingWindow,
     ) -> None:
         self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
         self.jump, self.first = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
@@ -121,7 +121,7 @@ class Windows:
         """The box itself."""
         return box
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[Step]:
+    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
         """Windows that reach into the box and were not run for the box above it."""
         begun = before.stop[0] if before is not None and _follows(before, box) else None
         found = [
@@ -136,7 +136,7 @@ class Windows:
                 places.append(three(place))
         for i in range(0, len(places), self._batch):
             several = tuple(places[i : i + self._batch])
-            yield Step(tuple(self._box(place) for place in several), several)
+            yield BoxTask(tuple(self._box(place) for place in several), several)
 
     def _box(self, place: Three) -> Box:
         margin = [self._network.spec.neighbours if a == self._network.axis else 0 for a in range(3)]
@@ -158,7 +158,7 @@ class Windows:
             sums[:, : self._carried.shape[1]] = self._carried[:, : sums.shape[1]]
         return box, reach, sums, out
 
-    def add(self, held: Any, step: Step, values: Floats, finish: Finish) -> None:
+    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
         """Each answer by its share."""
         _, reach, sums, _ = held
         # In NumPy: on a busy machine PyTorch's threads wait for each other longer than this takes.
@@ -178,7 +178,7 @@ class Windows:
         finish(box, sums[:, :deep], out)
 
 
-def _settled(windowing: Windowing) -> tuple[Three, int, str]:
+def _settled(windowing: SlidingWindow) -> tuple[Three, int, str]:
     """Lengths of a window, how many are run together, and the blending, of a network's own windowing."""
     shape, batch, blend = windowing.shape, windowing.batch_size, windowing.blend
     if shape is None or batch is None or blend is None:

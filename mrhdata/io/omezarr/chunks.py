@@ -30,7 +30,7 @@ _ABSENT = 2**64 - 1
 _BLOSC_HEADER = 16
 
 
-class Stored:
+class ZarrReader:
     """A Zarr array as a reader of boxes, chunk by chunk where :func:`chunks_of` can.
 
     Parameters

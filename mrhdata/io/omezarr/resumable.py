@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrhdata._runtime.atomic import check_target, put, remove, remove_leftovers
-from mrhdata._runtime.progress import Progress, steps
+from mrhdata._runtime.atomic import check_target, publish, remove, remove_leftovers
+from mrhdata._runtime.progress import Progress, progress_bar
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.io import omezarr
 from mrhdata.volume.construct import describe
@@ -24,14 +24,14 @@ from mrhdata.volume.construct import describe
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mrhdata.io.omezarr.write_blocks import Finest
+    from mrhdata.io.omezarr.write_blocks import BlockSource
     from mrhdata.io.omezarr.writer import Writer
 
 
-def grow(  # noqa: PLR0913  (what is made, from what, within what)
+def write_resumable(  # noqa: PLR0913  (what is made, from what, within what)
     target: Path,
     volume: xr.DataArray,
-    finest: Callable[[], Finest],
+    finest: Callable[[], BlockSource],
     identity: Mapping[str, Any],
     provenance: Callable[[], Mapping[str, Any]],
     *,
@@ -94,12 +94,12 @@ def grow(  # noqa: PLR0913  (what is made, from what, within what)
         with _writing(target):
             if not journal.finished:
                 remove(journal.store)
-                remove(notes(target))
+                remove(provenance_notes(target))
                 omezarr.create(volume, journal.store)
             _run(writer, journal, progress, shown)
         held = dict(provenance()) | {"digest": identity["digest"]}
         omezarr.finish(describe(volume, provenance=held), journal.store)
-        put(journal.store, target)
+        publish(journal.store, target)
     return omezarr.read(target)
 
 
@@ -120,7 +120,7 @@ class _Journal:
         self._file.flush()
 
 
-def notes(target: Path) -> Path:
+def provenance_notes(target: Path) -> Path:
     """A text file that lives as long as the store grows, for what is worth a line in its provenance."""
     return _draft(target) / "notes"
 
@@ -179,7 +179,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _run(writer: Writer, journal: _Journal, progress: Progress, shown: tuple[str, int, str]) -> None:
     already = dict(journal.finished)
-    with steps(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already), shown) as step:
+    with progress_bar(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already), shown) as step:
 
         def done(level: int, index: int, size: int, filled: bool) -> None:
             journal.note(level, index, filled)

@@ -20,10 +20,10 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from mrhdata.errors import FormatError
-from mrhdata.io.omezarr.chunks import Stored
+from mrhdata.io.omezarr.chunks import ZarrReader
 from mrhdata.io.omezarr.pyramid import Level, levels
 from mrhdata.volume.construct import DIMS, SPATIAL, UNORIENTED, place
-from mrhdata.volume.file_arrays import DAMAGE, Slices, in_chunks, reading, source_of
+from mrhdata.volume.file_arrays import DAMAGE, FileArray, format_errors, in_chunks, source_of
 from mrhdata.volume.overrides import TO_MM, UNITS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read(
     group, version, image = _image(path, dataset, storage_options)
     level = len(image["datasets"]) - 1 if level == -1 else level
     place = {"path": path, "level": level, "dataset": dataset, "storage_options": storage_options}
-    with reading(path):
+    with format_errors(path):
         return _level(group, version, image, place)
 
 
@@ -64,7 +64,7 @@ def level_for(volume: xr.DataArray, spacing: np.ndarray) -> xr.DataArray:
     halved otherwise than images), or a header that was put right.
     """
     source = source_of(volume.data) if isinstance(volume.data, da.Array) else None
-    place = source.part.place if source is not None and isinstance(source.part, Stored) else None
+    place = source.part.place if source is not None and isinstance(source.part, ZarrReader) else None
     if place is None or not set(SPATIAL) <= set(volume.dims) or not _as_stored(volume, read(**place)):
         return volume
     image = _image(place["path"], place["dataset"], place["storage_options"])[2]
@@ -127,7 +127,7 @@ def _level(group: zarr.Group, version: str, image: dict[str, Any], asked: dict[s
     if not set(dims) <= set(DIMS) or len(dims) != array.ndim or len(set(dims)) != len(dims):
         raise FormatError(f"{path} has axes {dims} over an array of shape {array.shape}; axes {DIMS} can be read")
     data = in_chunks(
-        Slices(array.shape, array.dtype, Stored(array, asked), Path(str(path))), array.shards or array.chunks
+        FileArray(array.shape, array.dtype, ZarrReader(array, asked), Path(str(path))), array.shards or array.chunks
     )
     attrs: Any = group.attrs.asdict()
     stored = attrs.get("mrh")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-class Blocks(Sequence[Box]):
+class WriteBlocks(Sequence[Box]):
     """Blocks of whole shards that make up one level, each of at most `limit` bytes where one shard is.
 
     Rows are kept whole first, then planes; a block is never deeper than one shard. Where planes are cut,
@@ -29,7 +29,7 @@ class Blocks(Sequence[Box]):
     Examples
     --------
     >>> level = Level(("z", "y"), (5, 6), (2, 4), (2, 4), (1, 1, 1), (0, 0, 0))
-    >>> blocks = Blocks(level, itemsize=1, limit=8)
+    >>> blocks = WriteBlocks(level, itemsize=1, limit=8)
     >>> len(blocks), blocks[1], blocks.over(Box((1, 0), (3, 5)))
     (6, Box(start=(2, 0), stop=(4, 4)), [0, 1, 3, 4])
     """
@@ -74,7 +74,7 @@ class Blocks(Sequence[Box]):
         return found
 
 
-class Finest(Protocol):
+class BlockSource(Protocol):
     """Where the voxels of the finest level come from."""
 
     dtype: np.dtype[Any]
@@ -83,10 +83,10 @@ class Finest(Protocol):
         """Voxels of boxes, one after another; None where all are 0. An array is used up before the next but one."""
 
 
-class Chosen(Sequence[Box]):
+class BlockSubset(Sequence[Box]):
     """Some of the blocks of a level."""
 
-    def __init__(self, blocks: Blocks, numbers: Sequence[int]) -> None:
+    def __init__(self, blocks: WriteBlocks, numbers: Sequence[int]) -> None:
         self._blocks, self._numbers = blocks, numbers
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Chosen(Sequence[Box]):
         return self._blocks[self._numbers[index]]
 
 
-class InTurn:
+class DoubleBuffer:
     """Two arrays in turn: fresh ones of this size would be mapped anew each time.
 
     What was taken is used up before the next but one.
@@ -136,7 +136,7 @@ class VolumeBlocks:
         """Voxels of boxes."""
         if not len(boxes):
             return
-        buffers = InTurn(self.dtype)
+        buffers = DoubleBuffer(self.dtype)
         with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
 
             def read(box: Box) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 
 from mrhdata.io.omezarr.pyramid import Level, halve
-from mrhdata.io.omezarr.write_blocks import Blocks, Chosen, Finest
+from mrhdata.io.omezarr.write_blocks import BlockSource, BlockSubset, WriteBlocks
 from mrhdata.volume.box import Box
 
 #: Share of the budget for one block: there is the block, the next one, its parts before they are
@@ -67,7 +67,7 @@ class Writer:
 
     def __init__(
         self,
-        finest: Finest,
+        finest: BlockSource,
         levels: list[Level],
         paths: Sequence[Path],
         kind: str,
@@ -79,7 +79,9 @@ class Writer:
         self._itemsize, self._encoders = finest.dtype.itemsize, encoders
         limit = int(memory * _BLOCK_SHARE) if limit is None else limit
         # A coarser block is made while finer ones are held, and smaller ones leave fewer halves waiting.
-        self.blocks = [Blocks(level, self._itemsize, limit if level is levels[0] else limit // 2) for level in levels]
+        self.blocks = [
+            WriteBlocks(level, self._itemsize, limit if level is levels[0] else limit // 2) for level in levels
+        ]
         self._halves: dict[tuple[int, int], np.ndarray] = {}
         self._halves_limit = memory * _HALVES_SHARE
 
@@ -100,7 +102,7 @@ class Writer:
         pending = [i for i in range(len(self.blocks[0])) if (0, i) not in finished]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             arrays = [open_array(path, self._encoders) for path in self.paths]
-            made = self.finest.blocks(Chosen(self.blocks[0], pending))
+            made = self.finest.blocks(BlockSubset(self.blocks[0], pending))
             for index, block in zip(pending, made, strict=True):
                 self._finish(0, index, block, arrays, state, threads)
                 del block

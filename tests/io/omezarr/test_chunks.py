@@ -13,9 +13,9 @@ from zarr.storage import MemoryStore
 
 import mrhdata
 from mrhdata.errors import FormatError
-from mrhdata.io.omezarr.chunks import Stored, chunks_of
+from mrhdata.io.omezarr.chunks import ZarrReader, chunks_of
 from mrhdata.volume.box import Box
-from mrhdata.volume.file_arrays import Slices
+from mrhdata.volume.file_arrays import FileArray
 from tests.conftest import FULL
 from tests.patching.test_dataset import volume
 
@@ -168,7 +168,7 @@ def test_other_layouts_are_left_to_zarr(tmp_path, name):
     """No chunks of ours, and the right values."""
     array, values = unsupported(name, tmp_path)
     assert chunks_of(array) is None
-    stored, box = Stored(array), Box((1, 0, 2), (6, 3, 4))
+    stored, box = ZarrReader(array), Box((1, 0, 2), (6, 3, 4))
     out = np.empty((5, 3, 2), values.dtype)
     stored.into(out, box)
     np.testing.assert_array_equal(out, values[box.slices])
@@ -245,7 +245,7 @@ def test_chunks_cut_short_are_errors(tmp_path, version, codec):
     array[...] = values
     (file,) = [f for f in tmp_path.rglob("*") if f.is_file() and f.name in ("0.0", "0")]
     content = file.read_bytes()
-    slices = Slices(array.shape, array.dtype, Stored(array), tmp_path / "a")
+    slices = FileArray(array.shape, array.dtype, ZarrReader(array), tmp_path / "a")
     out, box = np.empty((16, 16), np.int32), Box((0, 0), (16, 16))
     slices.into(out, box)
     np.testing.assert_array_equal(out, values)
