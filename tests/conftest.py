@@ -100,7 +100,7 @@ def trained():
     held = mrhdata.patches(
         {k: v.isel(y=slice(7, 10)) for k, v in inputs.items()}, target.isel(y=slice(7, 10)), shape=3, plane="coronal"
     )
-    model = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1)
     history = mrhdata.fit(
         model, train, held, TrainingConfig(epochs=6, batch_size=32, learning_rate=3e-3), progress=False
     )

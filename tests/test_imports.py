@@ -91,7 +91,7 @@ def test_every_public_name_can_be_called(tmp_path, trained):
     mrhdata.datasets.catalog.write(tmp_path / "c.yaml", "One", {"a": ("a.zarr", {"subject": "1"})})
     assert list(mrhdata.open_catalog(tmp_path / "c.yaml")) == ["a"]
     p = mrhdata.patches(inputs, target, shape=3, plane="coronal")
-    fresh = mrhdata.models.create("mrhnet", in_channels=2, blocks=1)
+    fresh = mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1)
     assert mrhdata.fit(fresh, p, p, mrhdata.training.TrainingConfig(epochs=1), progress=False).training
     assert mrhdata.predict(model, inputs, tmp_path / "p.zarr", progress=False).shape == target.shape
     assert len(mrhdata.sensitivity(inputs, target, threshold=325, blocks=4).table) == 4

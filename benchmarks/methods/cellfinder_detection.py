@@ -54,7 +54,7 @@ def part(subject: Subject) -> Subject:
 @method("cellfinder, detection alone", "cells", baseline=True)
 def detected(given: TrainingData) -> Answer:
     """Filters of cellfinder 1.10 with the settings of the best F1 on a part of the first training subject."""
-    sample, radius = part(given.training[0]), float(given.settings["radius_mm"])
+    sample, radius = part(given.train[0]), float(given.settings["radius_mm"])
     truth = sample.truth[["X", "Y", "Z"]]
     best, most = {name: values[0] for name, values in SETTINGS.items()}, -1.0
     for name, values in SETTINGS.items():

@@ -29,7 +29,7 @@ def cut(brain, low, high):
     return {name: volume.isel(y=slice(low, high)) for name, volume in brain.items()}
 
 
-def planned(brains, stain, stride=TRAINING, *, at=None, masked=True, seed=0):
+def planned(brains, stain, stride=TRAINING, *, sampler=None, masked=True, seed=0):
     """Patches of some brains, whose centres lie in the brain unless `masked` is false."""
     return mrhdata.patches(
         [{name: brain[name] for name in INPUTS} for brain in brains],
@@ -37,8 +37,8 @@ def planned(brains, stain, stride=TRAINING, *, at=None, masked=True, seed=0):
         shape=mrhnet.PATCH,
         stride=stride,
         plane="coronal",
-        at=at,
-        where=[brain["mask"] for brain in brains] if masked else None,
+        sampler=sampler,
+        mask=[brain["mask"] for brain in brains] if masked else None,
         seed=seed,
     )
 
@@ -77,4 +77,4 @@ def anisotropy(brain):
     b, count = phantom.Protocol().shells[0], phantom.Protocol().directions
     # The phantom lists its directions z, y, x; gradients are world X, Y, Z.
     table = Gradients(np.r_[0, 0, np.full(count, b)], np.r_[np.zeros((2, 3)), phantom.directions(count)[:, ::-1]])
-    return tensor_maps(brain["dwi2000"], table, maps=("fa",), where=brain["mask"]).isel(c=0, drop=True).compute()
+    return tensor_maps(brain["dwi2000"], table, maps=("fa",), mask=brain["mask"]).isel(c=0, drop=True).compute()

@@ -66,7 +66,7 @@ def trial(seed, shape, width, truth_of, limit):
     """Whether each interval holds the truth, and the blocks that were chosen."""
     table, truth = brain(np.random.default_rng(seed), shape, width)
     bootstrap = Bootstrap(replicates=500, seed=seed)
-    found = sensitivity(table, truth, threshold=limit, positive="above", fits=[], bootstrap=bootstrap)
+    found = sensitivity(table, truth, threshold=limit, positive_side="above", fits=[], bootstrap=bootstrap)
     rows = found.table.set_index("contrast")
     # One that points the wrong way by chance is turned by its own line, in the sample: not counted here.
     held = {name: rows.auc_low[name] <= truth_of[name] <= rows.auc_high[name] for name in ("good", "poor")}

@@ -64,7 +64,7 @@ def recipe() -> segmentation.Recipe:
     made = tissue2d.unet()
     steps = (("upright", {"spacing_mm": [1.0, 1.0, 1.0]}), ("normalise", {"how": "percentile"}))
     # As many steps as the U-Net of twenty subjects takes: at half of them small nuclei are not found in training.
-    training = replace(made.training[0], epochs=40, learning_rate=3e-3, keep="last", patience=40)
+    training = replace(made.training[0], epochs=40, learning_rate=3e-3, restore_best=False, patience=40)
     training = replace(training, augment=replace(training.augment, share=0.8, gamma=0.4, gain=0.4, offset=0.3))
     config = {**made.config, "strides": (2, 2, 2)}
     crops = segmentation.Crops((48, 48, 48), each=40, labelled=0.9)

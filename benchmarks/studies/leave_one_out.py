@@ -33,7 +33,7 @@ def held_out(brains, test, stain):
     """Train without one brain, and score its map."""
     validating = (test + 1) % len(brains)
     training = [brain for i, brain in enumerate(brains) if i not in (test, validating)]
-    model = models.create("mrhnet", in_channels=67, blocks=4, seed=test)
+    model = models.create("mrhnet", in_channels=67, loop_blocks=4, seed=test)
     train, validation = planned(training, stain, STRIDE), planned([brains[validating]], stain, VALIDATION)
     mrhdata.fit(model, train, validation, replace(SETTINGS, seed=test), progress=False)
     voxels = planned([brains[test]], stain, 1)
@@ -41,7 +41,7 @@ def held_out(brains, test, stain):
     side, percentile = STAINS[stain]
     limit = threshold(training, stain, percentile)
     place = pd.DataFrame({"block": blocks(voxels)})
-    result = sensitivity(place, truth, threshold=limit, positive=side, fits=(), predictions={"map": answer})
+    result = sensitivity(place, truth, threshold=limit, positive_side=side, fits=(), predictions={"map": answer})
     row = {"stain": stain, "subject": test + 1, "threshold": limit, "voxels": result.rows, "patches": len(train)}
     return row | {k: float(v) for k, v in result.table.iloc[0].items() if k not in ("contrast", "model", "in_sample")}
 

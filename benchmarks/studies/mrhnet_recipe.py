@@ -33,7 +33,7 @@ OURS = "corrected"
 
 def trained(parts, settings):
     """A network of four blocks, and its history."""
-    model = models.create("mrhnet", in_channels=67, blocks=4, seed=settings.seed)
+    model = models.create("mrhnet", in_channels=67, loop_blocks=4, seed=settings.seed)
     return model, mrhdata.fit(model, *parts, settings, progress=False)
 
 
@@ -47,7 +47,7 @@ def some(patches, brains, rows):
     """Patches of some rows."""
     rows = np.sort(rows)
     at = [patches.positions[rows[patches.subject[rows] == i]] for i in range(len(brains))]
-    return planned(brains, STAIN, at=at)
+    return planned(brains, STAIN, sampler=at)
 
 
 def anew_per_slice(model, patches, brain):
@@ -76,7 +76,7 @@ def experiments(brains, seed):
     train, validation = planned(brains[:2], STAIN), planned(brains[2:3], STAIN, VALIDATION)
     ours = replace(RECOMMENDED, seed=seed)
     published = [published_positions(b[STAIN], anisotropy(b), b["mask"], white=1.0) for b in brains[:2]]
-    sampled = planned(brains[:2], STAIN, at=published)
+    sampled = planned(brains[:2], STAIN, sampler=published)
     chosen = np.random.default_rng(seed).permutation(len(train))[: len(sampled)]
     schedule = {k: getattr(PUBLISHED, k) for k in ("learning_rate", "optimizer", "schedule", "weight_decay", "clip")}
     return {
@@ -92,7 +92,7 @@ def experiments(brains, seed):
         "(e) published sampling": ((sampled, validation), ours),
         "(f) last weights, no early stopping": (
             (train, validation),
-            replace(ours, keep="last", patience=ours.epochs),
+            replace(ours, restore_best=False, patience=ours.epochs),
         ),
         "(h) MAE loss": ((train, validation), replace(ours, loss="mae")),
     }
@@ -114,7 +114,7 @@ def run(seed):
         model, history = trained(parts, settings)
         truth, maps[name] = centres(model, voxels)
         own = answers(model, held)
-        last = history.best_epoch if settings.keep == "best" else -1
+        last = history.best_epoch if settings.restore_best else -1
         facts[name] = {
             "patches": len(parts[0]),
             "epochs": len(history.rmse),

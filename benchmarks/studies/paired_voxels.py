@@ -65,7 +65,7 @@ def score(table, target, train):
 
     blocks = row_blocks(rows, 50)
     in_sample = sensitivity(table, target, threshold=THRESHOLD, blocks=blocks)
-    result = sensitivity(table, target, threshold=THRESHOLD, blocks=blocks, train=train, predictions=maps)
+    result = sensitivity(table, target, threshold=THRESHOLD, blocks=blocks, train_mask=train, predictions=maps)
     print(f"\nin-sample, all {rows} rows")
     print(in_sample.table.round(5).to_string())
     print(f"\ntest: the last {result.rows} rows, AF < {THRESHOLD} in {result.positives}, {result.blocks} blocks")

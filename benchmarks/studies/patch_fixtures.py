@@ -122,7 +122,7 @@ def positions(folder, edge):
     counts = {"grid": whole, "uniform-1": whole, "uniform-4": 4 * whole}
     for name in counts:
         at = None if name == "grid" else Uniform(counts[name])
-        found = mrhdata.patches(v, shape=PATCH, at=at, memory="256 MB").positions
+        found = mrhdata.patches(v, shape=PATCH, sampler=at, memory="256 MB").positions
         np.save(folder / f"positions-{name}.npy", np.random.default_rng(1).permutation(found))
     return counts
 

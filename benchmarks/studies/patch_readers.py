@@ -158,7 +158,7 @@ def mrhdata_(folder, workload, places):
     mrhdata = mrhdata_imports()
     volume = mrhdata.read(folder / "volume.zarr")
     at = None if workload == "grid" else mrhdata.choosing.Uniform(len(places))
-    p = mrhdata.patches(volume, shape=PATCH, at=at, memory=BUDGET)
+    p = mrhdata.patches(volume, shape=PATCH, sampler=at, memory=BUDGET)
 
     def after():
         if not np.array_equal(np.unique(p.positions, axis=0), np.unique(places, axis=0)):

@@ -24,7 +24,7 @@ EPOCHS = 5
 def planned(folder):
     """3 x 3 coronal patches of all channels within the mask, every sixth voxel along the others."""
     volume, mask = (mrhdata.read(folder / f"{name}.zarr") for name in ("channels", "mask"))
-    return mrhdata.patches(volume, shape=3, stride=6, plane="coronal", where=mask, memory=SMALL_BUDGET)
+    return mrhdata.patches(volume, shape=3, stride=6, plane="coronal", mask=mask, memory=SMALL_BUDGET)
 
 
 def channels(folder, n):
@@ -38,7 +38,7 @@ def channels(folder, n):
         count, seconds, _, last = consume(loader)
         rates.append(count / seconds)
     exact = _same(p, folder, p.plan(SMALL_BATCH).rows(True, 0, EPOCHS - 1, SMALL_BATCH)[-len(last) :], last.numpy())
-    assert p.plan(SMALL_BATCH).resident
+    assert p.plan(SMALL_BATCH).in_memory
     steady = round(statistics.median(rates[1:]))
     return {
         "patches": len(p),
@@ -91,7 +91,7 @@ def _several(folder, n, both):
     options = {"shape": PATCH, "at": Uniform(n), "memory": BUDGET}
     peak = Peak(False)
     if both:
-        p = mrhdata.patches({"a": a, "b": b}, target=target, align="own", **options)
+        p = mrhdata.patches({"a": a, "b": b}, target=target, grids="native", **options)
     else:
         p = mrhdata.patches(a, **options)
     found = delivered(p.loader(BATCH, seed=0))
@@ -118,7 +118,7 @@ def balanced(folder, n):
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
-        p = mrhdata.patches(volume, shape=PATCH, at=ClassBalanced(n, volume), memory=BUDGET)
+        p = mrhdata.patches(volume, shape=PATCH, sampler=ClassBalanced(n, volume), memory=BUDGET)
         seconds.append(round(time.perf_counter() - begun, 2))
     chosen_mb = peak.megabytes()
     found = delivered(p.loader(BATCH, seed=0))

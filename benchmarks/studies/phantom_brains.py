@@ -27,7 +27,7 @@ def brain(seed):
     return phantom.mouse_brain(seed=seed)
 
 
-def planned(subjects, shape=mrhnet.PATCH, stride=STRIDE, where="mask", names=INPUTS, target=TARGET):
+def planned(subjects, shape=mrhnet.PATCH, stride=STRIDE, mask="mask", names=INPUTS, target=TARGET):
     """Coronal patches of several subjects."""
     return patches(
         [{name: s[name] for name in names} for s in subjects],
@@ -35,7 +35,7 @@ def planned(subjects, shape=mrhnet.PATCH, stride=STRIDE, where="mask", names=INP
         shape=shape,
         stride=stride,
         plane="coronal",
-        where=[s[where] for s in subjects],
+        mask=[s[mask] for s in subjects],
     )
 
 

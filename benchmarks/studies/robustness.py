@@ -145,7 +145,7 @@ def ghost(subject):
 
 def judged(ensemble, subject, stride=STRIDE, where="mask", target=TARGET):
     """Answers at the patches of one subject, and the truth."""
-    patches = planned([subject], stride=stride, where=where, target=target)
+    patches = planned([subject], stride=stride, mask=where, target=target)
     parts = patches.gather(np.arange(len(patches)))
     return predict_patches(ensemble, parts[0]), centres(parts[1])[:, 0]
 

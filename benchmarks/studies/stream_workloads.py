@@ -96,7 +96,7 @@ def stream(folder, planes):
     out = folder / "stream.zarr"
     remove(out)
     peak, start = Peak(children=False), time.perf_counter()
-    output = Output(dtype="uint16", range=(0, 65535))
+    output = Output(dtype="uint16", value_range=(0, 65535))
     mrhdata.predict(torch.nn.Identity(), volume, out, mode="dense", output=output, memory=MEMORY, progress=False)
     seconds = time.perf_counter() - start
     found = {"seconds": round(seconds, 1), "peak_mb": peak.megabytes(), "bytes": volume.nbytes}
@@ -230,7 +230,7 @@ def sparse(folder, planes):
 
     peak, start = Peak(children=False), time.perf_counter()
     net = torch.nn.Conv3d(1, 1, 3, padding=1).requires_grad_(False)
-    mapped = mrhdata.predict(net, volume, out, mode="dense", where="stored", memory=MEMORY, progress=told)
+    mapped = mrhdata.predict(net, volume, out, mode="dense", mask="stored", memory=MEMORY, progress=told)
     found = {
         "terabytes": round(volume.nbytes / 1e12, 2),
         "seconds_to_first_block": round(first[0], 2),

@@ -55,7 +55,7 @@ def ways(pretrained, seed, size):
 
 def fresh(seed):
     """A network that has learnt nothing."""
-    return models.create("mrhnet", in_channels=67, blocks=BLOCKS_OF_NETWORK, seed=seed)
+    return models.create("mrhnet", in_channels=67, loop_blocks=BLOCKS_OF_NETWORK, seed=seed)
 
 
 def scores(model, patches, limit):
@@ -79,7 +79,7 @@ def run(seeds):
     found = []
     for size in SIZES:
         for seed in range(seeds):
-            given = planned(parts["train"], STAIN, at=Uniform(size), seed=seed)
+            given = planned(parts["train"], STAIN, sampler=Uniform(size), seed=seed)
             for name, (model, settings) in ways(pretrained, seed, size).items():
                 history = mrhdata.fit(model, given, held, settings, progress=False)
                 row = {"patches": size, "seed": seed, "way": name, "epochs": len(history.rmse)}

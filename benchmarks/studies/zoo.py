@@ -69,7 +69,7 @@ def shipped(name: str, work: Path) -> Card:
             inputs=tuple(model.spec.channels),
             spacing_mm=tuple(model.spec.spacing_mm),
             data=f"the phantom '{task.data['phantom']}' of mrhdata",
-            split={part: list(task.split[part]) for part in ("training", "stopping", "test")},
+            split={part: list(task.split[part]) for part in ("training", "validation", "test")},
             score={"name": record["shown"][0], **{key: float(ours[key]) for key in ("value", "low", "high")}},
             baseline={"method": best["method"], **{key: float(best[key]) for key in ("value", "low", "high")}},
             limits=(PHANTOM, *limits),

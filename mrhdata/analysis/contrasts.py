@@ -85,16 +85,16 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     histology: Any,
     *,
     threshold: float | str,
-    positive: str = "below",
+    positive_side: str = "below",
     fits: Sequence[Fit] = FITS,
     predictions: Mapping[str, Any] | None = None,
-    train: Any = None,
-    where: xr.DataArray | None = None,
+    train_mask: Any = None,
+    mask: xr.DataArray | None = None,
     regions: Any = None,
     blocks: ArrayLike | int | None = None,
     specificity: float = 0.9,
     bootstrap: Bootstrap | None = None,
-    voxels: int = MOST,
+    max_voxels: int = MOST,
 ) -> Sensitivity:
     """Score contrasts, and fits of them, against histology as ground truth.
 
@@ -107,17 +107,17 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     threshold : float or str
         Of the histology: a number, ``"otsu"``, or a percentile such as ``"20%"``, of the training rows;
         stated with the result.
-    positive : {"below", "above"}
+    positive_side : {"below", "above"}
         Which side is positive: autofluorescence is low in myelin, MBP is high.
     fits : sequence of Fit
         Polynomials of the contrasts; linear and quadratic by default.
     predictions : mapping, optional
         Volumes (or columns) already in the histology's units, such as virtual histology: scored as
         they are, not fitted.
-    train : mask volume or (n,) bool array-like, optional
+    train_mask : mask volume or (n,) bool array-like, optional
         Where fits are made and directions chosen; scores come from the other voxels. Without it both
         use all voxels: in-sample figures.
-    where : mask volume, optional
+    mask : mask volume, optional
         Voxels to use, for volumes.
     regions : label volume, or (n,) array-like beside a table, optional
         AUC is given in each region too, but in 0 and where a class has fewer than 20 voxels.
@@ -129,7 +129,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         At which sensitivity is given.
     bootstrap : Bootstrap, optional
         1000 resamplings of blocks and 95 % intervals by default.
-    voxels : int
+    max_voxels : int
         Where more voxels are inside, a lattice of about so many is scored.
 
     Returns
@@ -157,19 +157,19 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     >>> result.table["contrast"].tolist()
     ['quadratic', 'linear', 'mtr', 't2']
     """
-    if positive not in ("below", "above"):
-        raise DataError(f"positive is 'below' or 'above', not {positive!r}")
+    if positive_side not in ("below", "above"):
+        raise DataError(f"positive is 'below' or 'above', not {positive_side!r}")
     if not 0 < specificity < 1:
         raise DataError(f"specificity lies between 0 and 1, not at {specificity}")
     bootstrap = bootstrap or Bootstrap()
     if isinstance(contrasts, pd.DataFrame):
-        rows = rows_of_table(contrasts, histology, predictions, train, regions, blocks)
+        rows = rows_of_table(contrasts, histology, predictions, train_mask, regions, blocks)
     else:
-        rows = rows_of_volumes(contrasts, histology, predictions, train, where, regions, blocks, voxels)
+        rows = rows_of_volumes(contrasts, histology, predictions, train_mask, mask, regions, blocks, max_voxels)
     rows.check()
     candidates = _candidates(rows, fits)
     limit = _limit(threshold, rows.truth[rows.fitting])
-    sides = _Sides(limit, positive)
+    sides = _Sides(limit, positive_side)
     test = rows.tested()
     draws = draw_blocks(int(test.block.max()) + 1, bootstrap, rows.widening)
     table: list[dict[str, Any]] = []
@@ -190,10 +190,10 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     return Sensitivity(
         ordered,
         {name: roc.roc(is_positive, values)[:2] for name, values in tested.items()},
-        _over_thresholds(rows, tested, positive),
+        _over_thresholds(rows, tested, positive_side),
         _by_region(test, tested, is_positive, bootstrap),
         limit,
-        positive,
+        positive_side,
         specificity,
         bootstrap.level,
         len(test.truth),

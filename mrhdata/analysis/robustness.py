@@ -320,7 +320,7 @@ def calibrated_ensemble(
     >>> values = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
     >>> mri = mrhdata.volume.from_array(values, spacing=(1, 1, 1), name="t2")
     >>> p = mrhdata.patches(mri, target=mri, shape=3, stride=1, plane="axial")
-    >>> members = [mrhdata.models.create("mrhnet", in_channels=1, blocks=1, seed=s) for s in range(2)]
+    >>> members = [mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1, seed=s) for s in range(2)]
     >>> for member in members:
     ...     _ = mrhdata.fit(member, p, p, mrhdata.training.TrainingConfig(epochs=1), progress=False)
     >>> predict_patches(calibrated_ensemble(members, p, p), p.gather(np.arange(5))[0]).shape

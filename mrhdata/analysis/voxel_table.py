@@ -28,7 +28,7 @@ _READ = 32_000_000
 
 def voxel_table(
     volumes: Mapping[str, xr.DataArray],
-    where: xr.DataArray | None = None,
+    mask: xr.DataArray | None = None,
     *,
     block_voxels: int = 8,
     most: int = MOST,
@@ -39,7 +39,7 @@ def voxel_table(
     ----------
     volumes : mapping of str to volume
         Channels become columns of their own. They are read piece by piece, and may be larger than memory.
-    where : mask volume, optional
+    mask : mask volume, optional
         Rows are the voxels where it is not zero.
     block_voxels : int
         Edge of the cubes, as nearly as equal parts of every axis are, that ``block`` numbers.
@@ -61,7 +61,7 @@ def voxel_table(
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> v = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> voxel_table({"t2": v}, where=v > 5)
+    >>> voxel_table({"t2": v}, mask=v > 5)
         t2  block  z  y  x
     0  6.0      0  1  1  0
     1  7.0      0  1  1  1
@@ -72,7 +72,7 @@ def voxel_table(
     if taken:
         raise DataError(f"contrasts may not be called {taken}: these columns say where a voxel is; rename them")
     first = stacked.isel(c=0)
-    inside = None if where is None else on_grid_of("mask", stack({"mask": where}).isel(c=0), repr(names[0]), first)
+    inside = None if mask is None else on_grid_of("mask", stack({"mask": mask}).isel(c=0), repr(names[0]), first)
     step = _step(stacked, inside, most)
     places, rows = [], []
     for box in _boxes(stacked, step):

@@ -1,7 +1,7 @@
 """What a method is given in a contest, what it gives back, and the table of methods.
 
 ```
-Given (training and stopping subjects, a task's settings, seed) --method--> Fitted --answer(subject)--> volume or table
+Given (training and validation subjects, a task's settings, seed) --method--> Fitted --answer(subject)--> volume or table
 ```
 
 A method is a function with the mark of :func:`method`; it fits every task of the kinds it names. The harness sees
@@ -78,8 +78,8 @@ class TrainingData:
 
     Attributes
     ----------
-    training, stopping : sequence of Subject
-        Those of `stopping` say when to stop, and choose thresholds; no test subject is among either.
+    train, validation : sequence of Subject
+        Those of `validation` say when to stop, and choose thresholds; no test subject is among either.
     settings : mapping
         Of the task: ``labels``, ``degradation``, ``radius_mm`` and the like.
     voxels : mapping of (n, 3) arrays
@@ -91,8 +91,8 @@ class TrainingData:
         Of checkpoints: a run that was stopped goes on.
     """
 
-    training: Sequence[Subject]
-    stopping: Sequence[Subject]
+    train: Sequence[Subject]
+    validation: Sequence[Subject]
     settings: Mapping[str, Any]
     voxels: Mapping[str, Ints]
     quick: bool = True
@@ -101,7 +101,7 @@ class TrainingData:
 
     def rows(self, subjects: Sequence[Subject] | None = None) -> tuple[Floats, Floats]:
         """Inputs and truth at the voxels of subjects, the training ones by default: (n, channels), (n,)."""
-        parts = [self._rows(s) for s in (self.training if subjects is None else subjects)]
+        parts = [self._rows(s) for s in (self.train if subjects is None else subjects)]
         return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
     def _rows(self, subject: Subject) -> tuple[Floats, Floats]:
@@ -122,7 +122,7 @@ Answer = Callable[[Subject], Any]
 class FittedMethod:
     """A fitted method: what answers, and the network behind it where there is one."""
 
-    answer: Answer
+    predict: Answer
     model: nn.Module | None = None
 
 
@@ -136,7 +136,7 @@ class Method:
     kinds : tuple of str
         Of tasks that it fits.
     fit : callable
-        Takes `TrainingData`, returns `FittedDegradation` or a bare answering function.
+        Takes `TrainingData`, returns `FittedMethod` or a bare answering function.
     baseline : bool
         Whether it is one of those to be beaten.
     quick : bool

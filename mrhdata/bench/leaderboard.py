@@ -78,7 +78,7 @@ def board(task: Task, records: Sequence[Mapping[str, Any]], work: Path) -> Secti
 
 def _about(task: Task, records: Sequence[Mapping[str, Any]]) -> str:
     source = f"Phantom '{task.data['phantom']}'" if "phantom" in task.data else f"Catalogue {task.data['catalog']}"
-    counts = ", ".join(f"{len(task.split[part])} {part}" for part in ("training", "stopping", "test"))
+    counts = ", ".join(f"{len(task.split[part])} {part}" for part in ("training", "validation", "test"))
     blocks = max((len(r.get("blocks", [])) for r in records), default=0)
     form = " Quick form: small volumes, short training." if task.quick else ""
     return (

@@ -40,7 +40,7 @@ class Manifest:
     ----------
     task : str
     voxels : dict of lists of int
-        By subject of training and stopping, counted along the first input.
+        By subject of training and validation, counted along the first input.
     blocks : list of (int, int, int, int, int, int, int)
         Number of the test subject, first voxel z, y, x and the one behind the last, on the grid that is scored.
     volumes : dict
@@ -111,7 +111,7 @@ def _path(task: Task, folder: Path) -> Path:
 
 
 def _made(task: Task, parts: Mapping[str, Sequence[Subject]], held: dict[str, Any]) -> Manifest:
-    learned = [*parts["training"], *parts["stopping"]]
+    learned = [*parts["training"], *parts["validation"]]
     voxels = {s.name: _drawn(s, task, number) for number, s in enumerate(learned)}
     blocks = [[i, *box] for i, s in enumerate(parts["test"]) for box in _blocks(s, task.block_mm)]
     threshold = None
@@ -223,7 +223,7 @@ def _boxes(subject: Subject, guard_mm: float) -> Any:
     wide = [int(np.ceil(guard_mm / s)) for s in like.mrh.spacing]
     shape = [n + 2 * g for n, g in zip(like.shape, wide, strict=True)]
     start = np.array([[-g for g in wide]], dtype=np.int64)
-    return patches({"voxels": like}, shape=shape, at=[start], padding="edge")
+    return patches({"voxels": like}, shape=shape, sampler=[start], padding="edge")
 
 
 def part_of(volume: xr.DataArray, box: Box) -> xr.DataArray:

@@ -235,14 +235,14 @@ def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -
     place = run.place(manifest)
     place.mkdir(parents=True, exist_ok=True)
     given = TrainingData(
-        parts["training"], parts["stopping"], task.settings, manifest.points(), run.quick, run.seed, place
+        parts["training"], parts["validation"], task.settings, manifest.points(), run.quick, run.seed, place
     )
     start = time.perf_counter()
     fitted = how.fit(given)
     fitted = fitted if isinstance(fitted, FittedMethod) else FittedMethod(fitted)
     learned = time.perf_counter()
     with multiplications() as counted:
-        answers = [_in_memory(fitted.answer(subject.blind())) for subject in parts["test"]]
+        answers = [_in_memory(fitted.predict(subject.blind())) for subject in parts["test"]]
     answered = time.perf_counter()
     scores = score_answers(task, parts["test"], answers, manifest)
     voxels = sum(scored_grid(s).size for s in parts["test"])

@@ -17,7 +17,7 @@ from mrhdata.errors import DataError
 log = logging.getLogger("mrhdata")
 
 #: Parts of a split, in the order in which they are used.
-PARTS = ("training", "stopping", "test")
+PARTS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_task(path: str | Path, *, quick: bool = False) -> Task:
     ... truth = "mbp"
     ... [split]
     ... training = [1]
-    ... stopping = [2]
+    ... validation = [2]
     ... test = [3]
     ... [quick]
     ... voxels = 100

@@ -1,27 +1,195 @@
-"""Commands on tables of cells."""
+"""Commands on cells: train a detector, detect, count, review."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrhdata.cli import options
-from mrhdata.cli.app import command
+from mrhdata.cli.app import command, resumable
+from mrhdata.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from mrhdata.recipes.cells import Brain
+
+Marks = Annotated[Path | None, typer.Option(help="Marked cells as XML, CSV or Parquet.")]
+RadiusUm = Annotated[
+    float | None, typer.Option(help="Maximum distance of a detection and its mark in um; 6 voxels by default.")
+]
 
 
-@command("mrhdata count cells.parquet regions.nii.gz counts.csv --names ontology.json")
-def count_(
-    cells: Annotated[Path, typer.Argument(help="Table of cells: .parquet, .csv, napari's points, cellfinder's .xml.")],
-    regions: Annotated[str, typer.Argument(help="Label volume, of any size.")],
-    out: Annotated[Path, typer.Argument(help="CSV of counts and densities by region.")],
-    names: Annotated[Path | None, typer.Option(help="JSON of names and parents, as the Allen ontology.")] = None,
-    like: Annotated[str | None, typer.Option(help="Volume of the cells, where the table holds voxels alone.")] = None,
-    transform: Annotated[
-        str | None, typer.Option(help="As mrhdata register BRAIN REGIONS wrote it; its inverse carries the cells.")
+@command("mrhdata train detection brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml -o neurons/")
+def train_detection(
+    brains: Annotated[
+        list[str], options.argument("BRAINS...", "Each brain as VOLUME=MARKS, with marks as XML, CSV or Parquet.")
+    ],
+    out: Annotated[Path, options.output("Folder of the network, its scores and checkpoints.")],
+    validation_brains: Annotated[
+        int, typer.Option(help="Number of brains, the last ones, that set the last epoch and the threshold.")
+    ] = 1,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Allow for cells without a mark, which are not background then.")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="Recipe: corrected, or published (2020).")] = "corrected",
+    radius_um: RadiusUm = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Number of further rounds, with the errors of the one before.")
     ] = None,
-    axes: options.Axes = None,
+    epochs: options.Epochs = None,
+    patches_per_brain: Annotated[
+        int | None, typer.Option(min=1, help="Patches of each brain; those of the recipe by default.")
+    ] = None,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    seed: options.Seed = 0,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train a network to detect cells from marked brains.
+
+    The network is OUT/network, for mrhdata detect. An interrupted training resumes when you run the command again.
+    """
+    from dataclasses import replace
+
+    from mrhdata import models
+    from mrhdata.io.fingerprint import fingerprint_cases
+    from mrhdata.recipes import cells
+    from mrhdata.recipes.cross_validation import claim
+
+    read_options = options.read_options(spacing=spacing, unit=unit)
+    marked = [_read_brain(word, read_options, complete=not incomplete) for word in brains]
+    if not 0 < validation_brains < len(marked):
+        raise DataError(
+            f"--validation-brains must leave one of {len(marked)} brains or more for training, and be at least 1; got "
+            f"{validation_brains}"
+        )
+    voxel_mm = float(min(next(iter(marked[0].inputs.values())).mrh.spacing))
+    recipes = {"corrected": cells.recommended_recipe, "published": cells.published_recipe}
+    if recipe not in recipes:
+        raise ModelError(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
+    settings = recipes[recipe](voxel_mm)
+    if epochs is not None:
+        settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))
+    settings = replace(settings, **options.set_options(rounds=rounds, each=patches_per_brain))
+    radius_mm = 6 * voxel_mm if radius_um is None else radius_um * 1e-3
+    about = {"brains": brains, "validation_brains": validation_brains, "recipe": repr(settings), "seed": seed}
+    claim(out / "plan.json", about | {"volumes": fingerprint_cases(marked)})
+    parts = marked[:-validation_brains], marked[-validation_brains:]
+    bars = options.bars(progress)
+    with resumable():
+        trained = cells.train(settings, *parts, radius_mm=radius_mm, seed=seed, folder=out, progress=bars)
+    models.save(trained.model, out / "network")
+    spec: Any = trained.model.spec
+    values = {
+        "written": str(out / "network"),
+        "marks": [len(brain.cells) for brain in marked],
+        "radius_um": radius_mm * 1e3,
+        "threshold": round(spec.finish[0][1]["threshold"], 4),
+    }
+    options.answer(values, as_json)
+
+
+def _read_brain(word: str, read_options: Any, *, complete: bool) -> Brain:
+    from mrhdata.io import formats
+    from mrhdata.io.cell_tables import CELL, WORLD, read_points
+    from mrhdata.recipes.cells import Brain
+
+    volume, equals, marks = word.partition("=")
+    if not equals:
+        raise DataError(f"{word} has no marks; write a brain as VOLUME=MARKS")
+    image = formats.read(volume, **read_options)
+    table = read_points(Path(marks), image)
+    points = (table[table["type"] == CELL] if "type" in table else table)[WORLD].to_numpy()
+    name = Path(volume).name.split(".")[0]
+    return Brain(name, {"signal": image.rename("signal")}, cells=points, complete=complete)
+
+
+@command(
+    "mrhdata detect neurons/network brain-3.zarr -o brain-3/ --points brain-3.xml",
+    "mrhdata detect neurons/network signal=ch1.zarr background=ch2.zarr -o brain-3/ --memory '4 GB'",
+)
+def detect(
+    model: options.Model,
+    inputs: Annotated[list[str], options.argument("INPUTS...", "Volumes on one grid, as FILE or CHANNEL=FILE.")],
+    out: Annotated[Path, options.output("Folder of scores.zarr and cells.parquet.")],
+    points: Annotated[
+        Path | None, typer.Option(help="Second output of the cells, as XML, CSV or napari's CSV.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest score of a cell; that of the training by default.")
+    ] = None,
+    mask: options.MaskOrStored = None,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    memory: options.Memory = "1 GB",
+    device: options.Device = None,
+    precision: Annotated[str, typer.Option(help="Precision of the network: float32 or bfloat16.")] = "float32",
+    skip_corrupt: options.SkipCorrupt = False,
+    overwrite: options.Overwrite = False,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
+) -> None:
+    """Detect the cells of a brain of any size.
+
+    An interrupted run resumes when you run the command again.
+    """
+    from dataclasses import replace
+
+    from mrhdata import models
+    from mrhdata.inference import detector
+    from mrhdata.io import formats
+    from mrhdata.io.cell_tables import write_points
+
+    network = models.load(model)
+    spec: Any = network.spec
+    read_options = options.read_options(spacing=spacing, unit=unit)
+    files = options.channels(inputs)
+    # A single volume needs no name.
+    names = list(spec.channels) if len(files) == len(spec.channels) == 1 else list(files)
+    volumes = {n: formats.read(f, **read_options).rename(n) for n, f in zip(names, files.values(), strict=True)}
+    peaks = replace(detector.stored_peaks(spec), **options.set_options(threshold=threshold))
+    options.warn_of_unfamiliar(network, volumes)
+    with resumable():
+        cells = detector.detect(
+            network,
+            volumes,
+            out,
+            peaks=peaks,
+            mask=options.mask_or_stored(mask),
+            memory=memory,
+            device=device,
+            precision=precision,
+            skip_corrupt=skip_corrupt,
+            overwrite=overwrite,
+            progress=options.bars(progress),
+        )
+    if points is not None:
+        write_points(cells, points, next(iter(volumes.values())))
+    options.answer({"written": str(out), "cells": len(cells), "threshold": round(peaks.threshold, 4)}, as_json)
+
+
+@command("mrhdata count cells.parquet regions.nii.gz -o counts.csv --names ontology.json")
+def count_(
+    cells: Annotated[
+        Path, options.argument("CELLS", "Table of cells: .parquet, .csv, napari's points or cellfinder's .xml.")
+    ],
+    regions: Annotated[str, options.argument("REGIONS", "Label volume of any size.")],
+    out: Annotated[Path, options.output("CSV of counts and densities by region.")],
+    names: Annotated[
+        Path | None, typer.Option(help="JSON of region names and parents, such as the Allen ontology.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Volume in which the cells were detected, if the table has voxels only.")
+    ] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="Transform of mrhdata register BRAIN REGIONS; its inverse moves the cells.")
+    ] = None,
+    orientation: options.Orientation = None,
     unit: options.Unit = None,
     spacing: options.Spacing = None,
     origin: options.Origin = None,
@@ -29,7 +197,10 @@ def count_(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Count cells in the regions of a label volume; --axes to --space put that volume's header right."""
+    """Count cells in the regions of a label volume.
+
+    The options --orientation, --unit, --spacing, --origin and --space correct the header of the label volume.
+    """
     from mrhdata._runtime.atomic import atomic_write, check_target
     from mrhdata.analysis import region_counts
     from mrhdata.io import formats
@@ -37,14 +208,126 @@ def count_(
     from mrhdata.registration import itk
 
     check_target(out, overwrite)
-    given = options.options(axes=axes, unit=unit, spacing=spacing, origin=origin, space=space, kind="labels")
-    labels = formats.read(regions, **given)
+    read_options = options.read_options(
+        orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space, kind="labels"
+    )
+    labels = formats.read(regions, **read_options)
     table = read_points(cells, like=None if like is None else formats.read(like))
     ontology = None if names is None else region_counts.read_ontology(names)
-    through = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
-    found = region_counts.count(table, labels, ontology, through)
+    to_regions = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
+    counts = region_counts.count(table, labels, ontology, to_regions)
     with atomic_write(out, overwrite=overwrite) as draft:
-        found.to_csv(draft, index=False)
-    real = int((table["type"] == CELL).sum()) if "type" in table else len(table)
-    said = {"written": str(out), "cells": real, "of other types": len(table) - real}
-    options.answer(said | {"outside": int(found["count"].iloc[0]), "regions": len(found) - 1}, as_json)
+        counts.to_csv(draft, index=False)
+    of_type_cell = int((table["type"] == CELL).sum()) if "type" in table else len(table)
+    values = {
+        "written": str(out),
+        "cells": of_type_cell,
+        "of other types": len(table) - of_type_cell,
+        "outside": int(counts["count"].iloc[0]),
+        "regions": len(counts) - 1,
+    }
+    options.answer(values, as_json)
+
+
+@command("mrhdata review brain-3/cells.parquet brain-3.zarr -o review.html --marks marks-3.xml")
+def review(
+    cells: Annotated[Path, options.argument("CELLS", "Detected cells: cells.parquet of mrhdata detect, CSV or XML.")],
+    volume: Annotated[Path, options.argument("VOLUME", "Volume in which they were detected.")],
+    out: Annotated[Path, options.output("HTML page on which a person decides.")],
+    marks: Marks = None,
+    count: Annotated[int, typer.Option(min=1, help="Maximum number of places.")] = 60,
+    random: Annotated[
+        bool, typer.Option("--random", help="Draw false positives at random, not those of the highest scores.")
+    ] = False,
+    radius_um: RadiusUm = None,
+    width_um: Annotated[float, typer.Option(help="Width of a picture in um.")] = 80,
+    png: Annotated[Path | None, typer.Option(help="PNG of the same pictures.")] = None,
+    seed: options.Seed = 0,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    memory: options.Memory = "500 MB",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a page on which a person judges detections.
+
+    With --marks it shows false positives and misses, otherwise detections of all scores.
+    """
+    from mrhdata.analysis.review import examples
+    from mrhdata.viz.review_page import montage_png, write_review
+
+    image, radius_mm = _read_volume(volume, spacing, unit, radius_um)
+    places = examples(
+        _read_cells(cells, image),
+        None if marks is None else _read_cells(marks, image),
+        radius_mm=radius_mm,
+        count=count,
+        drawn="random" if random else "highest",
+        seed=seed,
+    )
+    pictures: dict[str, Any] = {"width_mm": width_um * 1e-3, "memory": memory}
+    write_review(out, image, places, overwrite=overwrite, **pictures)
+    if png is not None:
+        montage_png(png, image, places, **pictures)
+    kinds = {str(kind): int(number) for kind, number in places["kind"].value_counts(sort=False).items()}
+    values = {"written": str(out), "places": len(places), "kinds": kinds, "radius_um": radius_mm * 1e3}
+    options.answer(values, as_json)
+
+
+@command(
+    "mrhdata review-apply decisions.csv brain-3.zarr -o marks-3b.csv --marks marks-3.xml --cells brain-3/cells.parquet"
+)
+def review_apply(
+    decisions: Annotated[Path, options.argument("DECISIONS", "File that a page of mrhdata review saved.")],
+    volume: Annotated[Path, options.argument("VOLUME", "Volume of the page.")],
+    out: Annotated[Path, options.output("Marks for the next round, as CSV, Parquet or XML.")],
+    marks: Marks = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Detected cells, to count the false positives that remain.")
+    ] = None,
+    radius_um: RadiusUm = None,
+    spacing: options.Spacing = None,
+    unit: options.Unit = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Turn the decisions of a review into marks for training."""
+    from mrhdata.analysis.review import adjusted_count, apply_review, read_decisions
+    from mrhdata.io.cell_tables import WORLD, write_points
+    from mrhdata.metrics.detection import detection
+
+    if cells is not None and marks is None:
+        raise DataError(f"{cells} has false positives only in comparison with marks; pass --marks too")
+    image, radius_mm = _read_volume(volume, spacing, unit, radius_um)
+    table = read_decisions(decisions)
+    before = None if marks is None else _read_cells(marks, image)
+    after = apply_review(before, table, radius_mm)
+    values: dict[str, Any] = {"written": str(out), "judged": len(table)}
+    values |= {"marks_before": 0 if before is None else len(before), "marks": len(after)}
+    if cells is not None and before is not None:
+        detections = detection(before[WORLD], _read_cells(cells, image)[WORLD], radius_mm)
+        adjusted = adjusted_count(detections, table)
+        values |= {"false_positives": adjusted.false_positives, "remaining": adjusted.remaining}
+        values["adjusted"] = str(adjusted)
+        if adjusted.share:
+            values["share"] = [adjusted.share.estimate, adjusted.share.low, adjusted.share.high]
+    write_points(after, out, image, overwrite=overwrite)
+    options.answer(values, as_json)
+
+
+def _read_volume(
+    volume: Path, spacing: str | None, unit: str | None, radius_um: float | None
+) -> tuple[xr.DataArray, float]:
+    """Return a volume and the radius of a match in mm."""
+    from mrhdata.io import formats
+
+    image = formats.read(str(volume), **options.read_options(spacing=spacing, unit=unit))
+    return image, 6 * float(min(image.mrh.spacing)) if radius_um is None else radius_um * 1e-3
+
+
+def _read_cells(path: Path, image: xr.DataArray) -> pd.DataFrame:
+    """Return the cells of a file, without the objects that another program marked as no cell."""
+    from mrhdata.analysis.review import cells_of
+    from mrhdata.io.cell_tables import read_points
+
+    return cells_of(read_points(path, image))

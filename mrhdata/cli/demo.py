@@ -17,9 +17,7 @@ from mrhdata.cli.app import command
 )
 def demo(
     out: Annotated[Path, options.output("Folder of everything that is written.")] = Path("mrhdata-demo"),
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of real volumes, to run on instead of the phantom.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of real volumes, to run on instead of the phantom.")] = None,
     seed: options.Seed = 0,
     progress: Annotated[bool, typer.Option(help="Print each step.")] = True,
     as_json: options.Json = False,

@@ -1,18 +1,18 @@
-"""Commands that train networks and map them."""
+"""Commands that train networks on histology, and predict whole-brain maps."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError
+from mrhdata.errors import ParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -20,31 +20,36 @@ if TYPE_CHECKING:
     from mrhdata.training.history import History
     from mrhdata.training.settings import TrainingConfig
 
+Study = Annotated[Path, options.argument("STUDY", "Folder with files such as sub-01_T2w.nii.gz or sub-01_..._T2w.mnc.")]
 
-@command("mrhdata train virtual-af/ af.zarr t2w=t2w.zarr mt=mt.zarr --where brain.mha")
-def train(
-    out: Annotated[Path, typer.Argument(help="Folder of the network, its history and the parts of the volume.")],
-    target: Annotated[str, typer.Argument(help="Histology that is to be predicted.")],
-    inputs: Annotated[list[str], typer.Argument(help="Volumes on its grid, as FILE or CHANNEL=FILE.")],
-    where: options.Where = None,
-    align: options.Align = "same",
-    along: Annotated[str, typer.Option(help="Axis that is cut into training, validation and test.")] = "y",
-    shares: options.Shares = "0.6,0.2,0.2",
+
+@command("mrhdata train histology t2w=t2w.zarr mt=mt.zarr --histology af.zarr -o virtual-af/ --mask brain.mha")
+def train_histology(
+    contrasts: Annotated[list[str], options.argument("CONTRASTS", "Volumes as FILE or CHANNEL=FILE.")],
+    histology: Annotated[str, typer.Option(help="Histology to predict, on the grid of the contrasts.")],
+    out: Annotated[Path, options.output("Folder of the network, its history and the parts of the brain.")],
+    mask: options.Mask = None,
+    grids: options.Grids = "same",
+    split_axis: Annotated[str, typer.Option(help="Axis that is cut into train, validation and test: z, y or x.")] = "y",
+    split: options.Split = "0.6,0.2,0.2",
     stride: options.Stride = 1,
-    blocks: options.Blocks = 4,
+    loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
-    members: Annotated[int, typer.Option(help="Networks; several say together how sure they are.")] = 1,
+    ensemble_size: Annotated[
+        int, typer.Option(min=1, help="Number of networks; several also give an uncertainty.")
+    ] = 1,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train MRH-Net on one brain: parts of it, with gaps between, for training, validation and test.
+    """Train MRH-Net on parts of one brain.
 
-    A run that was stopped goes on when it is called again; one that is finished is done anew with --overwrite.
+    The brain is cut along an axis into train, validation and test, with gaps between them. The parts are written as
+    labels 1, 2 and 3 to parts.zarr in the folder of the network, for mrhdata sensitivity and report. Maps of several
+    networks have three channels: mean, uncertainty, and how unusual the inputs are.
 
-    The parts are written as labels 1, 2 and 3 beside the network, for mrhdata sensitivity and report. Maps of several
-    networks have three channels: mean, uncertainty, and how strange the inputs are.
+    An interrupted training resumes when you run the command again; --overwrite repeats a finished one.
     """
     import json
     from dataclasses import asdict, replace
@@ -57,38 +62,41 @@ def train(
     from mrhdata.patching.create import patches
     from mrhdata.recipes import mrhnet
 
-    options.check_unfinished(out, overwrite)
-    if members < 1:
-        raise DataError(f"--members {members}: train one network or more")
-    if along not in ("z", "y", "x"):
-        raise DataError(f"--along is z, y or x, the axes of mrhdata info, not {along!r}")
-    given = {name: formats.read(file) for name, file in options.channels(inputs).items()}
-    truth, mask = formats.read(target), options.optional(where, "mask")
-    planned = patches(given, truth, shape=mrhnet.PATCH, stride=stride, plane="coronal", where=mask, align=align)
-    parts = planned.split(options.shares(shares), by=along)
-    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.options(epochs=epochs))
-    volumes = [
-        fingerprint.fingerprint(volume) for volume in (*given.values(), truth, *([] if mask is None else [mask]))
-    ]
-    identity = fingerprint.digest([volumes, list(given), align, along, shares, stride, blocks, repr(settings)])
-    shown = options.shown(progress)
+    options.check_training_target(out, overwrite)
+    if split_axis not in ("z", "y", "x"):
+        raise ParameterError(f"--split-axis must be z, y or x, the axes of mrhdata info; got {split_axis!r}")
+    inputs = {name: formats.read(file) for name, file in options.channels(contrasts).items()}
+    target, tissue = formats.read(histology), options.read_optional(mask, "mask")
+    planned = patches(inputs, target, shape=mrhnet.PATCH, stride=stride, plane="coronal", mask=tissue, grids=grids)
+    parts = planned.split(options.three_shares(split), by=split_axis)
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs))
+    volumes = [*inputs.values(), target, *([] if tissue is None else [tissue])]
+    prints = [fingerprint.fingerprint(volume) for volume in volumes]
+    identity = fingerprint.digest([prints, list(inputs), grids, split_axis, split, stride, loop_blocks, repr(settings)])
+    bars = options.bars(progress)
     with resumable(), resumable_folder(out, identity) as state:
-        networks, histories = _fitted(parts, settings, blocks, [state / f"{n}.pt" for n in range(members)], shown)
-        model = networks[0] if members == 1 else robustness.calibrated_ensemble(networks, parts[0], parts[1])
+        checkpoints = [state / f"{n}.pt" for n in range(ensemble_size)]
+        networks, histories = _fit_each(parts, settings, loop_blocks, checkpoints, bars)
+        model = networks[0] if ensemble_size == 1 else robustness.calibrated_ensemble(networks, parts[0], parts[1])
         with atomic_write(out, overwrite=overwrite) as draft:
             models.save(model, draft)
             (draft / "history.json").write_text(json.dumps(asdict(histories[0])) + "\n", encoding="utf-8")
-            formats.write(splits.labelled(parts, along, next(iter(given.values()))), draft / "parts.zarr")
-    history = histories[0]
-    found = {"written": str(out), "patches": [len(part) for part in parts], "epochs": len(history.validation)}
-    seconds = round(sum(h.seconds for h in histories))
-    options.answer(found | {"best": history.best_epoch + 1, "seconds": seconds, "networks": members}, as_json)
+            formats.write(splits.labelled(parts, split_axis, next(iter(inputs.values()))), draft / "parts.zarr")
+    values = {
+        "written": str(out),
+        "patches": [len(part) for part in parts],
+        "epochs": len(histories[0].validation),
+        "best": histories[0].best_epoch + 1,
+        "seconds": round(sum(history.seconds for history in histories)),
+        "networks": ensemble_size,
+    }
+    options.answer(values, as_json)
 
 
-def _fitted(
-    parts: Sequence[Patches], settings: TrainingConfig, blocks: int, checkpoints: Sequence[Path], progress: bool
+def _fit_each(
+    parts: Sequence[Patches], settings: TrainingConfig, loop_blocks: int, checkpoints: Sequence[Path], progress: bool
 ) -> tuple[list[nn.Module], list[History]]:
-    """A network for each checkpoint; weights and order of each have a seed of their own."""
+    """Train a network for each checkpoint, with weights and an order of patches of its own."""
     from dataclasses import replace
 
     from mrhdata import models
@@ -97,27 +105,98 @@ def _fitted(
     networks, histories = [], []
     for number, path in enumerate(checkpoints):
         own = replace(settings, seed=settings.seed + number)
-        networks.append(models.create("mrhnet", in_channels=len(parts[0].channels), blocks=blocks, seed=own.seed))
-        histories.append(fit(networks[-1], parts[0], parts[1], own, checkpoint=path, progress=progress))
+        network = models.create("mrhnet", in_channels=len(parts[0].channels), loop_blocks=loop_blocks, seed=own.seed)
+        histories.append(fit(network, parts[0], parts[1], own, checkpoint=path, progress=progress))
+        networks.append(network)
     return networks, histories
 
 
 @command(
-    "mrhdata predict virtual-af/ map.zarr t2w=t2w.nii.gz mt=mt.nii.gz --where brain.mha",
-    "mrhdata predict net/ membranes.zarr em.zarr --mode dense --activation sigmoid --decide 0.5 --memory '2 GB'",
+    "mrhdata train histology-study study/ --input t2w=T2w --input mt=MTR --histology AF --mask mask -o virtual-af/",
+    "mrhdata train histology-study study/ --input 't2w=*T2w*' --histology '*NF*' -o virtual-nf/ --stride 2 --epochs 6",
+)
+def train_histology_study(
+    study: Study,
+    inputs: options.Inputs,
+    histology: Annotated[str, typer.Option(metavar="PATTERN", help="Pattern of the histology to predict.")],
+    out: Annotated[Path, options.output("Folder of the network, and of the maps and scores of the test subjects.")],
+    mask: Annotated[str | None, typer.Option(metavar="PATTERN", help="Pattern of the tissue masks.")] = None,
+    split: options.Split = "0.7,0.15,0.15",
+    stride: options.Stride = 1,
+    loop_blocks: options.LoopBlocks = 4,
+    epochs: options.Epochs = None,
+    seed: options.Seed = 0,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train MRH-Net on a folder of subjects; map others.
+
+    Whole subjects are assigned to train, validation and test. The network is OUT/network, for mrhdata predict; maps of
+    the test subjects are compared with their histology.
+
+    An interrupted training resumes when you run the command again.
+    """
+    import json
+    from dataclasses import asdict, replace
+
+    import pandas as pd
+
+    from mrhdata import models
+    from mrhdata._runtime.atomic import atomic_write
+    from mrhdata.io.fingerprint import fingerprint_cases
+    from mrhdata.recipes import mrhnet, virtual_histology
+    from mrhdata.recipes.cases import split_subjects
+    from mrhdata.recipes.cross_validation import claim
+
+    brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
+    parts = split_subjects(brains, options.three_shares(split), seed)
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs))
+    subjects = {part: [brain.subject for brain in members] for part, members in parts.items()}
+    about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}
+    volumes = fingerprint_cases(brains)
+    claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": volumes})
+    bars = options.bars(progress)
+    with resumable():
+        model, history = virtual_histology.train(
+            parts["training"], parts["validation"], settings, stride=stride, blocks=loop_blocks,
+            checkpoint=out / "mrhnet.pt", progress=bars,
+        )  # fmt: skip
+        models.save(model, out / "network")
+        scores = {
+            brain.subject: virtual_histology.map_and_score(model, brain, out, progress=bars) for brain in parts["test"]
+        }
+    with atomic_write(out / "network" / "history.json", overwrite=True) as draft:
+        draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
+    with atomic_write(out / "scores.csv", overwrite=True) as draft:
+        pd.DataFrame.from_dict(scores, orient="index").to_csv(draft, index_label="subject")
+    values: dict[str, Any] = {"written": str(out), "subjects": len(brains)}
+    values |= {part: ", ".join(members) for part, members in subjects.items()}
+    r2 = {subject: round(row["R2"], 4) for subject, row in scores.items()}
+    options.answer(values | {"best": history.best_epoch + 1, "seconds": round(history.seconds), "R2": r2}, as_json)
+
+
+@command(
+    "mrhdata predict virtual-af/ t2w=t2w.nii.gz mt=mt.nii.gz -o map.zarr --mask brain.mha",
+    "mrhdata predict net/ em.zarr -o membranes.zarr --mode dense --activation sigmoid --threshold 0.5 --memory '2 GB'",
+    "mrhdata predict net/ brains/ -o maps/",
 )
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained network.")],
-    out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write.")],
-    inputs: Annotated[list[str], typer.Argument(help="Volumes, as FILE or CHANNEL=FILE, in the order of training.")],
-    where: options.Stored = None,
-    mode: Annotated[str, typer.Option(help="patch (windows that are blended) or dense (as one pass).")] = "patch",
-    window: Annotated[list[int] | None, typer.Option(help="Voxels of a window, z, y, x: given three times.")] = None,
-    overlap: Annotated[float, typer.Option(help="Part of a window that the next one covers again.")] = 0.5,
-    blend: Annotated[str | None, typer.Option(help="gaussian, hann, constant, or centre.")] = None,
-    activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
-    decide: Annotated[str | None, typer.Option(help="argmax for labels, or a threshold for a mask.")] = None,
-    align: options.Align = "same",
+    model: options.Model,
+    inputs: options.Cases,
+    out: Annotated[Path, options.output("OME-Zarr or file; for a folder of cases a folder.")],
+    mask: options.MaskOrStored = None,
+    mode: Annotated[
+        str, typer.Option(help="Strategy: patch blends overlapping windows, dense equals one pass over the volume.")
+    ] = "patch",
+    window: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Voxels of a window.")] = None,
+    overlap: Annotated[float, typer.Option(help="Overlap of windows, from 0 to below 1.")] = 0.5,
+    blend: Annotated[str | None, typer.Option(help="Weights of a window: gaussian, hann, constant or centre.")] = None,
+    activation: Annotated[str | None, typer.Option(help="Activation of the output: softmax or sigmoid.")] = None,
+    argmax: Annotated[bool, typer.Option("--argmax", help="Write the label of the highest channel.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest value of the mask that is written instead of values.")
+    ] = None,
+    grids: options.Grids = "same",
     memory: options.Memory = "1 GB",
     device: options.Device = None,
     skip_corrupt: options.SkipCorrupt = False,
@@ -125,43 +204,55 @@ def predict(
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Map a trained network over volumes of any size.
+    """Predict maps of volumes of any size with a trained network.
 
-    Killed and run again, it goes on where it was.
+    An interrupted run resumes when you run the command again.
     """
     from mrhdata import models
     from mrhdata.inference import predictor
+    from mrhdata.inference.case_folder import process_cases
     from mrhdata.inference.output import Output
     from mrhdata.inference.strategies.sliding_window import SlidingWindow
     from mrhdata.io import formats
 
-    network, given = models.load(model), {name: formats.read(file) for name, file in options.channels(inputs).items()}
-    options.warn_of_unfamiliar(network, given)
-    with resumable():
-        mapped = predictor.predict(
+    if argmax and threshold is not None:
+        raise ParameterError("--argmax and --threshold exclude each other; pass one of them")
+    network = models.load(model)
+    region = options.mask_or_stored(mask)
+    shape = None if window is None else options.whole_numbers("--window", window)
+    windows, written_as = SlidingWindow(shape, overlap, blend), Output(activation, argmax, threshold)
+
+    def run(files: Mapping[str, str], target: Path) -> Any:
+        volumes = {name: formats.read(file) for name, file in files.items()}
+        options.warn_of_unfamiliar(network, volumes)
+        return predictor.predict(
             network,
-            given,
-            out,
-            where=options.stored(where),
+            volumes,
+            target,
+            mask=region,
             mode=mode,
-            windows=SlidingWindow(window or None, overlap, blend),
-            align=align,
-            output=Output(activation, _decision(decide)),
+            windows=windows,
+            grids=grids,
+            output=written_as,
             memory=memory,
             device=device,
             skip_corrupt=skip_corrupt,
             overwrite=overwrite,
-            progress=options.shown(progress),
+            progress=options.bars(progress),
         )
-    found = {"written": str(out), "shape": dict(mapped.sizes), "dtype": str(mapped.dtype)}
-    skipped = mapped.attrs.get("provenance", {}).get("skipped", [])
-    options.answer(found | ({"skipped": skipped} if skipped else {}), as_json)
 
-
-def _decision(text: str | None) -> str | float | None:
-    if text is None or text == "argmax":
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"--decide is argmax or a number, not {text!r}") from error
+    cases = options.case_files(inputs)
+    with resumable():
+        if cases:
+            files = {case: options.case_channels(network.spec, case, paths) for case, paths in cases.items()}
+            settings = [options.network_digest(model), options.mask_identity(region), mode, windows, written_as]
+            settings += [grids, skip_corrupt]
+            outputs = process_cases(
+                files, out, lambda _, channels, target: run(channels, target), settings=settings, overwrite=overwrite
+            )
+            options.answer({"written": str(out), "cases": len(outputs)}, as_json)
+            return
+        prediction = run(options.channels(inputs), out)
+    values = {"written": str(out), "shape": dict(prediction.sizes), "dtype": str(prediction.dtype)}
+    skipped = prediction.attrs.get("provenance", {}).get("skipped", [])
+    options.answer(values | ({"skipped": skipped} if skipped else {}), as_json)

@@ -38,8 +38,8 @@ Orientation = Annotated[
     str | None,
     typer.Option(
         metavar="LETTERS",
-        help="Directions of the file's axes if its header is wrong: PIR points to posterior, inferior, right. BrainGlobe "
-        "names origins, the opposite ends: bg:asr is PIL.",
+        help="Directions in which the file's axes point, if its header is wrong: PIR is posterior, inferior, right. "
+        "BrainGlobe names the origins, which are the opposite ends; write them as bg:asr, which is PIL.",
     ),
 ]
 Unit = Annotated[str | None, typer.Option(help="Unit of the file's lengths: mm, um or nm.")]
@@ -67,12 +67,19 @@ Memory = Annotated[str, typer.Option(help="Memory budget, such as '500 MB'.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu or cuda; cuda by default if a GPU is available.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; that of the recipe by default.")]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="CHANNEL=PATTERN",
-        help="Channel and its files: part of their names, or a pattern with *; once per channel.",
+_INPUT = typer.Option(
+    "--input",
+    metavar="CHANNEL=PATTERN",
+    help="Channel and its files: part of their names, or a pattern with *; once per channel.",
+)
+Inputs = Annotated[list[str], _INPUT]
+OptionalInputs = Annotated[list[str] | None, _INPUT]
+Cases = Annotated[
+    list[str],
+    argument(
+        "INPUTS...",
+        "Volumes as FILE or CHANNEL=FILE, in the order of training; or a folder of cases, whose channels end in _0000, "
+        "_0001.",
     ),
 ]
 Split = Annotated[
@@ -117,6 +124,14 @@ def numbers(option: str, text: str) -> list[float]:
     return values
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Parse three whole numbers with commas."""
+    values = numbers(option, text)
+    if any(value != int(value) for value in values):
+        raise ParameterError(f"{option} must be three whole numbers with commas; got {text!r}")
+    return [int(value) for value in values]
+
+
 def spacing_of(option: str, text: str) -> float | list[float]:
     """Parse one voxel size for all axes, or three with commas.
 
@@ -154,7 +169,8 @@ def directions(text: str) -> str:
         or any(len(set(axes) & set(pair)) != 1 for pair in ("RL", "AP", "SI"))
     ):
         raise ParameterError(
-            f"--orientation must be three letters, one each of R or L, A or P, S or I, such as PIR or bg:asr; got {text!r}"
+            f"--orientation must be three letters, one each of R or L, A or P, S or I, such as PIR or bg:asr; "
+            f"got {text!r}"
         )
     return axes
 
@@ -221,10 +237,17 @@ def case_files(inputs: Sequence[str]) -> dict[str, list[Path]]:
 def case_channels(spec: Any, case: str, files: Sequence[Path]) -> dict[str, str]:
     """Return the files of a case by the channels of a network, in the order of their suffix."""
     # A network of several slices has a channel for each slice of an input.
-    names = spec.channels[spec.neighbours :: 2 * spec.neighbours + 1]
+    names = spec.channels[spec.context_slices :: 2 * spec.context_slices + 1]
     if len(files) > len(names):
         raise ModelError(f"case {case} has {len(files)} files; the network takes the channels {names}")
     return dict(zip(names, map(str, files), strict=False))
+
+
+def network_digest(model: Path) -> str:
+    """Return the SHA-256 of the weights of a network."""
+    from mrhdata.models import cards
+
+    return cards.digest_of(cards.folder_of(str(model)))
 
 
 def answer(values: dict[str, Any], as_json: bool) -> None:
@@ -274,6 +297,13 @@ def warn(sentence: str) -> None:
 def mask_or_stored(mask: str | None) -> Any:
     """Return the word "stored", or the mask of a file."""
     return mask if mask == "stored" else read_optional(mask, "mask")
+
+
+def mask_identity(mask: Any) -> Any:
+    """Return the fingerprint of a mask; the word "stored" and None stand for themselves."""
+    from mrhdata.io.fingerprint import fingerprint
+
+    return mask if mask is None or isinstance(mask, str) else fingerprint(mask)
 
 
 def read_optional(path: Path | str | None, kind: str) -> Any:

@@ -10,26 +10,31 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError, ModelError, MrhdataError
+from mrhdata.errors import DataError, ModelError, MrhdataError, ParameterError
 
 if TYPE_CHECKING:
+    import xarray as xr
     from torch import nn
 
 
-@command("mrhdata train-restoration em-net/ good-stack/ --frames 5 --spacing 2 --unit nm")
+@command("mrhdata train restoration good-stack/ -o em-net/ --context-slices 2 --spacing 2 --unit nm")
 def train_restoration(
-    out: Annotated[Path, typer.Argument(help="Folder of the network.")],
-    stacks: Annotated[list[str], typer.Argument(help="Good stacks, as files, folders of planes or patterns.")],
+    stacks: Annotated[list[str], options.argument("STACKS...", "Good stacks: files, folders of planes, or patterns.")],
+    out: Annotated[Path, options.output("Folder of the network.")],
     crappifier: Annotated[
         str, typer.Option(help="Name of a published degradation, such as em_AG_D_sameas_preprint.")
     ] = "em_AG_D_sameas_preprint",
-    frames: Annotated[int, typer.Option(help="Neighbouring planes that are seen, the middle one is restored.")] = 1,
+    context_slices: Annotated[
+        int, typer.Option(min=0, help="Slices on each side of the restored one that the network sees too.")
+    ] = 0,
     recipe: Annotated[
-        str, typer.Option(help="restorer (works at the low resolution) or pssr (published).")
+        str, typer.Option(help="Network: restorer, which works at the low resolution, or pssr, which is published.")
     ] = "restorer",
-    held: Annotated[float, typer.Option(help="Part of the planes, at the end, that says when to stop.")] = 0.12,
-    tile: Annotated[int, typer.Option(help="Edge of the patches, in good pixels.")] = 96,
-    tiles: Annotated[int, typer.Option(help="Patches of an epoch.")] = 1000,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Fraction of the slices, at the end of each stack, that sets the last epoch.")
+    ] = 0.12,
+    patch_size: Annotated[int, typer.Option(min=1, help="Edge of the patches in pixels of the good images.")] = 96,
+    patches_per_epoch: Annotated[int, typer.Option(min=1, help="Number of patches in an epoch.")] = 1000,
     epochs: options.Epochs = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
@@ -38,9 +43,11 @@ def train_restoration(
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train a network to restore fast scans, from good images that are degraded as they are read.
+    """Train a network to restore fast electron-microscopy scans.
 
-    A run that was stopped goes on when it is called again; one that is finished is done anew with --overwrite.
+    It learns from good images that are degraded as they are read.
+
+    An interrupted training resumes when you run the command again; --overwrite repeats a finished one.
     """
     from dataclasses import replace
 
@@ -50,56 +57,69 @@ def train_restoration(
     from mrhdata.io import fingerprint, formats
     from mrhdata.recipes import restoration
 
-    options.check_unfinished(out, overwrite)
+    options.check_training_target(out, overwrite)
     if crappifier not in PUBLISHED:
-        raise ModelError(f"there is no degradation called {crappifier!r}; there are {', '.join(PUBLISHED)}")
-    good = [formats.read(stack, **options.options(spacing=spacing, unit=unit)).rename("em") for stack in stacks]
-    parts = _parted(good, frames, held)
-    settings = replace(restoration.EFFICIENT, seed=seed, **options.options(epochs=epochs, patience=epochs))
-    told = [fingerprint.fingerprint(stack) for stack in good]
-    identity = fingerprint.digest([told, crappifier, frames, recipe, held, tile, tiles, repr(settings)])
+        raise ModelError(f"--crappifier must be one of {', '.join(PUBLISHED)}; got {crappifier!r}")
+    read_options = options.read_options(spacing=spacing, unit=unit)
+    good = [formats.read(stack, **read_options).rename("em") for stack in stacks]
+    slices = 1 + 2 * context_slices
+    training, validation = _cut(good, slices, validation_fraction)
+    settings = replace(restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs))
+    prints = [fingerprint.fingerprint(stack) for stack in good]
+    patches = [patch_size, patches_per_epoch]
+    identity = fingerprint.digest([prints, crappifier, slices, recipe, validation_fraction, patches, repr(settings)])
     with resumable(), resumable_folder(out, identity) as state:
         model, history = restoration.train(
-            *parts,
+            training,
+            validation,
             PUBLISHED[crappifier],
             network=recipe,
-            frames=frames,
-            tile=tile,
-            tiles=tiles,
+            context_slices=context_slices,
+            patch_size=patch_size,
+            patches_per_epoch=patches_per_epoch,
             settings=settings,
             folder=state,
-            progress=options.shown(progress),
+            progress=options.bars(progress),
         )
         models.save(model, out)
-    found = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
-    options.answer(found | {"seconds": round(history.seconds)}, as_json)
+    values = {"written": str(out), "epochs": len(history.validation), "rmse": round(min(history.rmse), 5)}
+    options.answer(values | {"seconds": round(history.seconds)}, as_json)
 
 
-def _parted(stacks: list[Any], frames: int, held: float) -> tuple[list[Any], list[Any]]:
-    """Planes to learn from, and those at the end that say when to stop."""
-    learned, watched = [], []
+def _cut(
+    stacks: list[xr.DataArray], slices: int, validation_fraction: float
+) -> tuple[list[xr.DataArray], list[xr.DataArray]]:
+    """Return the slices of each stack for training, and those at its end for validation."""
+    training, validation = [], []
     for stack in stacks:
         planes = stack.sizes["z"]
-        cut = planes - max(frames, round(held * planes))
-        # As many planes between as a patch sees beyond its own.
-        if cut - frames < frames:
-            raise DataError(f"{stack.name} has {planes} planes, too few for {frames} frames with a part held back")
-        learned.append(stack.isel(z=slice(0, cut - frames)))
-        watched.append(stack.isel(z=slice(cut, None)))
-    return learned, watched
+        start = planes - max(slices, round(validation_fraction * planes))
+        # The gap is as wide as a patch sees, so no slice is in both parts.
+        if start - slices < slices:
+            raise DataError(
+                f"{stack.name} has {planes} slices, too few to train on {slices} at a time and to validate; pass a "
+                "smaller --context-slices"
+            )
+        training.append(stack.isel(z=slice(0, start - slices)))
+        validation.append(stack.isel(z=slice(start, None)))
+    return training, validation
 
 
 @command(
-    "mrhdata restore em-net/ restored.zarr scan.zarr",
-    "mrhdata restore em-net/ restored/ --watch microscope/ --spacing 8 --unit nm",
+    "mrhdata restore em-net/ scan.zarr -o restored.zarr",
+    "mrhdata restore em-net/ --watch microscope/ -o restored/ --spacing 8 --unit nm",
 )
 def restore(
-    model: Annotated[Path, typer.Argument(help="Folder of a network of mrhdata train-restoration.")],
-    out: Annotated[Path, typer.Argument(help="OME-Zarr or file to write; with --watch a folder.")],
-    stack: Annotated[str | None, typer.Argument(help="Stack to restore.")] = None,
+    model: options.Model,
+    out: Annotated[Path, options.output("OME-Zarr or file; with --watch a folder.")],
+    stack: Annotated[str | None, options.argument("[STACK]", "Stack to restore.")] = None,
     watch: Annotated[Path | None, typer.Option(help="Folder whose files are restored as they are written.")] = None,
-    idle: Annotated[float | None, typer.Option(help="With --watch: stop after so many seconds without a file.")] = None,
-    settle: Annotated[float, typer.Option(help="With --watch: seconds for which a file must not have grown.")] = 2.0,
+    stop_after: Annotated[
+        float | None, typer.Option(help="Seconds without a new file after which --watch ends; never by default.")
+    ] = None,
+    stable_for: Annotated[
+        float, typer.Option(help="Seconds without a change after which --watch takes a file as complete.")
+    ] = 2.0,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
     memory: options.Memory = "1 GB",
@@ -108,44 +128,51 @@ def restore(
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Restore a stack of any size, or tiles as a microscope writes them."""
+    """Restore a stack, or files as a microscope writes them.
+
+    An interrupted run resumes when you run the command again.
+    """
     from mrhdata import models
 
     if (stack is None) == (watch is None):
-        raise DataError("give either a stack to restore, or a folder to --watch")
+        raise ParameterError("pass either a stack to restore, or a folder to --watch")
     network = models.load(model)
-    settings = {"memory": memory, "device": device, "overwrite": overwrite, "progress": options.shown(progress)}
-    read = options.options(spacing=spacing, unit=unit)
+    settings = {"memory": memory, "device": device, "overwrite": overwrite, "progress": options.bars(progress)}
+    read_options = options.read_options(spacing=spacing, unit=unit)
     with resumable():
         if stack is not None:
-            options.answer(_restored(network, stack, out, read, settings), as_json)
+            options.answer(_restore(network, stack, out, read_options, settings), as_json)
             return
         assert watch is not None
-        count = _watched(network, watch, out, read, settings, settle, idle)
+        count = _restore_arriving(network, watch, out, read_options, settings, stable_for, stop_after)
     options.answer({"restored": count, "written": str(out)}, as_json)
 
 
-def _restored(network: nn.Module, stack: str, out: Path, read: Any, settings: Any) -> dict[str, Any]:
+def _restore(network: nn.Module, stack: str, out: Path, read_options: Any, settings: Any) -> dict[str, Any]:
     from mrhdata.io import formats
     from mrhdata.recipes import restoration
 
     start = time.perf_counter()
-    volume = formats.read(stack, **read)
-    made = restoration.restore(network, volume, out, **settings)
-    seconds = time.perf_counter() - start
-    pixels = made.size / 1e6
+    restored = restoration.restore(network, formats.read(stack, **read_options), out, **settings)
+    megapixels_per_second = restored.size / 1e6 / (time.perf_counter() - start)
     return {
         "written": str(out),
-        "shape": dict(made.sizes),
-        "dtype": str(made.dtype),
-        "Mpixel/s": round(pixels / seconds, 2),
+        "shape": dict(restored.sizes),
+        "dtype": str(restored.dtype),
+        "Mpixel/s": round(megapixels_per_second, 2),
     }
 
 
-def _watched(
-    network: nn.Module, folder: Path, out: Path, read: Any, settings: Any, settle: float, idle: float | None
+def _restore_arriving(
+    network: nn.Module,
+    folder: Path,
+    out: Path,
+    read_options: Any,
+    settings: Any,
+    stable_for: float,
+    stop_after: float | None,
 ) -> int:
-    """Each file of a folder that has no restored one; a file that cannot be read is named and left."""
+    """Restore each file of a folder that has no output yet; warn about unreadable ones."""
     from mrhdata.io import formats
     from mrhdata.recipes.watch_folder import arriving
 
@@ -154,16 +181,16 @@ def _watched(
     def target(path: Path) -> Path:
         return out / f"{path.name.split('.')[0]}{formats.written_as(path, otherwise='.ome.tif')}"
 
-    def wanted(path: Path) -> bool:
-        return any(path.name.lower().endswith(e) for e in formats.FORMATS) and not target(path).exists()
+    def is_waiting(path: Path) -> bool:
+        return any(path.name.lower().endswith(ending) for ending in formats.FORMATS) and not target(path).exists()
 
     count = 0
-    for path in arriving(folder, wanted, settle_s=settle, idle_s=idle):
+    for path in arriving(folder, is_waiting, settle_s=stable_for, idle_s=stop_after):
         try:
-            found = _restored(network, str(path), target(path), read, settings)
+            values = _restore(network, str(path), target(path), read_options, settings)
         except MrhdataError as error:
             options.warn(f"left out: {error}")
             continue
-        typer.echo(f"{path.name} -> {target(path).name}, {found['Mpixel/s']} Mpixel/s", err=True)
+        typer.echo(f"{path.name} -> {target(path).name}, {values['Mpixel/s']} Mpixel/s", err=True)
         count += 1
     return count

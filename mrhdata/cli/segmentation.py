@@ -1,8 +1,8 @@
-"""Commands that train networks on label volumes, label volumes with them, and score labels."""
+"""Commands that train networks on label volumes, and segment volumes with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +10,11 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError, ModelError
+from mrhdata.errors import DataError, ModelError, ParameterError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
     from torch import nn
 
     from mrhdata.inference.segmenter import Case
@@ -20,124 +22,175 @@ if TYPE_CHECKING:
 
 
 @command(
-    "mrhdata train-labels gm-wm/ study/ --input 't1w=*T1w*' --labels '*seg*' --recipe tissue2d_0_0",
-    "mrhdata train-labels dgm/ study/ --input 'qsm=*Chimap*' --labels '*dseg*' --recipe dgm --folds 4",
+    "mrhdata train segmentation study/ --input 't1w=*T1w*' --labels '*seg*' -o gm-wm/ --recipe tissue2d_0_0",
+    "mrhdata train segmentation study/ --input 'qsm=*Chimap*' --labels '*dseg*' -o dgm/ --recipe dgm --folds 4",
+    "mrhdata train segmentation Dataset001_BrainTumour/ -o tumour/ --folds 5",
 )
-def train_labels(
-    out: Annotated[Path, typer.Argument(help="Folder of the network, its scores and the labels of the test subjects.")],
-    folder: Annotated[Path, typer.Argument(help="Folder with files such as sub-01_T1w.nii.gz or sub-01_..._T1w.mnc.")],
-    inputs: options.Inputs,
-    labels: Annotated[str, typer.Option(help="Pattern of the label volumes, such as '*seg*'.")],
+def train_segmentation(
+    study: Annotated[
+        Path,
+        options.argument(
+            "STUDY",
+            "Folder with files such as sub-01_T1w.nii.gz, or with imagesTr, labelsTr and dataset.json (nnU-Net).",
+        ),
+    ],
+    out: Annotated[Path, options.output("Folder of the network, its scores and the labels of the test subjects.")],
+    inputs: options.OptionalInputs = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Pattern of the label volumes, such as '*seg*'.")
+    ] = None,
     recipe: Annotated[
-        str, typer.Option(help="unet, tissue2d_0_0 to tissue2d_4_0, dgm (QSM, published), dgm-aniso or dgm-unet.")
+        str,
+        typer.Option(help="Recipe: unet, tissue2d_0_0 to tissue2d_4_0, dgm (QSM, published), dgm-aniso or dgm-unet."),
     ] = "unet",
     spacing_mm: options.SpacingMm = None,
-    shares: options.Shares = "0.7,0.15,0.15",
-    folds: Annotated[int | None, typer.Option(help="Cross-validate in so many folds instead.")] = None,
+    split: options.Split = "0.7,0.15,0.15",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Number of folds, to cross-validate instead of splitting once.")
+    ] = None,
     epochs: options.Epochs = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train a network to label volumes, subject by subject apart, and score it on subjects it never saw.
+    """Train a network on label volumes and score it.
 
-    A run that was stopped goes on when it is called again.
+    Whole subjects are assigned to train, validation and test. The network is OUT/network, for mrhdata segment. With
+    --folds every subject is scored once, by a network that was trained on others.
+
+    An interrupted training resumes when you run the command again.
     """
     from dataclasses import asdict
 
     from mrhdata import models
     from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import segmentation
-    from mrhdata.recipes.cases import find_cases, split_subjects
+    from mrhdata.recipes.cases import split_subjects
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
-    cases = find_cases(folder, options.channels(inputs), labels)
-    made = _recipe(recipe, cases, spacing_mm, epochs)
+    cases, names = _read_study(study, inputs, labels)
+    spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
+    settings = _recipe(recipe, cases, spacing, epochs)
     values = segmentation.label_map(cases)
-    shown = options.shown(progress)
+    bars = options.bars(progress)
 
-    def train(training: Sequence[Case], validation: Sequence[Case], place: Path) -> nn.Module:
-        trained = segmentation.train(made, training, validation, labels=values, seed=seed, folder=place, progress=shown)
-        _written(place / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
+    def train(training: Sequence[Case], validation: Sequence[Case], folder: Path) -> nn.Module:
+        trained = segmentation.train(
+            settings, training, validation, labels=values, seed=seed, folder=folder, progress=bars
+        )
+        _write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about = {
-        "recipe": recipe,
-        "epochs": epochs,
-        "spacing_mm": spacing_mm,
-        "labels": values,
-        "volumes": fingerprint_cases(cases),
-    }
-    found: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
+    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
+    about["volumes"] = fingerprint_cases(cases)
+    result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
         with resumable():
-            table = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=shown)
-        options.answer(found | _summary(table), as_json)
+            scores = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=bars)
+        _print_folds(scores, result | _summary(scores), names, as_json)
         return
-    parts = split_subjects(cases, options.shares(shares), seed)
+    parts = split_subjects(cases, options.three_shares(split), seed)
     claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
     with resumable():
         model = train(parts["training"], parts["validation"], out)
     models.save(model, out / "network")
-    table = _tested(model, parts["test"], out)
-    options.answer(found | {k: len(v) for k, v in parts.items()} | _summary(table), as_json)
+    scores = _test(model, parts["test"], out)
+    options.answer(result | {k: len(v) for k, v in parts.items()} | _summary(scores), as_json)
 
 
-def _recipe(name: str, cases: Sequence[Case], spacing_mm: list[float] | None, epochs: int | None) -> Recipe:
-    """The recipe by its name, at the spacing of the first case where none is given."""
+def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tuple[list[Case], dict[int, str]]:
+    """Return the cases of a study and the names of its labels, as far as it has them."""
+    from mrhdata.datasets import nnunet
+    from mrhdata.recipes.cases import find_cases, find_nnunet_cases
+
+    if nnunet.is_dataset(study):
+        if inputs or labels is not None:
+            raise ParameterError(f"{study / 'dataset.json'} names inputs and labels; leave out --input and --labels")
+        return find_nnunet_cases(study), nnunet.read_dataset(study).names
+    if not inputs or labels is None:
+        raise ParameterError(
+            f"{study} has no dataset.json and imagesTr as nnU-Net has them; pass --input CHANNEL=PATTERN and --labels "
+            "PATTERN"
+        )
+    return find_cases(study, options.channels(inputs), labels), {}
+
+
+def _recipe(name: str, cases: Sequence[Case], spacing: float | list[float] | None, epochs: int | None) -> Recipe:
+    """Return the recipe of a name, by default at the spacing of the first case."""
     from dataclasses import replace
 
     from mrhdata.recipes import dgm, tissue2d
 
     first = next(iter(cases[0].inputs.values()))
-    chosen = [float(s) for s in (first.mrh.spacing if spacing_mm is None else spacing_mm)]
-    steps = (chosen[0], chosen[1], chosen[2]) if len(chosen) == 3 else (chosen[0],) * 3
-    known: dict[str, Any] = {
+    chosen = first.mrh.spacing if spacing is None else [spacing] * 3 if isinstance(spacing, float) else spacing
+    steps = (float(chosen[0]), float(chosen[1]), float(chosen[2]))
+    recipes: dict[str, Any] = {
         "unet": lambda: tissue2d.unet(steps),
         **{network: lambda network=network: tissue2d.slices(network, steps) for network in tissue2d.NETWORKS},
         "dgm": dgm.published,
         "dgm-aniso": lambda: dgm.published("fcn3d_aniso"),
         "dgm-unet": dgm.unet,
     }
-    if name not in known:
-        raise ModelError(f"there is no recipe called {name!r}; there are {', '.join(known)}")
-    made: Recipe = known[name]()
+    if name not in recipes:
+        raise ModelError(f"--recipe must be one of {', '.join(recipes)}; got {name!r}")
+    recipe: Recipe = recipes[name]()
     if name.startswith("dgm") and "qsm" not in cases[0].inputs:
         raise DataError(
-            f"the recipe {name} wants a susceptibility map; give --input qsm=PATTERN, not {list(cases[0].inputs)}"
+            f"the recipe {name} takes a susceptibility map; got {list(cases[0].inputs)}. Pass --input qsm=PATTERN."
         )
     if epochs is None:
-        return made
-    changed = [tuple(replace(t, epochs=epochs, patience=epochs) for t in part) for part in (made.training, made.again)]
-    return replace(made, training=changed[0], again=changed[1])
+        return recipe
+    training, again = (
+        tuple(replace(stage, epochs=epochs, patience=epochs) for stage in stages)
+        for stages in (recipe.training, recipe.again)
+    )
+    return replace(recipe, training=training, again=again)
 
 
-def _tested(model: nn.Module, cases: Sequence[Case], out: Path) -> Any:
-    """Labels of each case in its own format, a montage, and all scores."""
+def _test(model: nn.Module, cases: Sequence[Case], out: Path) -> pd.DataFrame:
+    """Write labels and a montage of each case, and the scores of all."""
     import pandas as pd
 
     from mrhdata._runtime.atomic import atomic_write
     from mrhdata.recipes.cross_validation import tested
 
-    table = pd.concat([tested(model, case, out) for case in cases], ignore_index=True)
+    scores = pd.concat([tested(model, case, out) for case in cases], ignore_index=True)
     with atomic_write(out / "scores.csv", overwrite=True) as draft:
-        table.to_csv(draft, index=False)
-    return table
+        scores.to_csv(draft, index=False)
+    return scores
 
 
-def _summary(table: Any) -> dict[str, Any]:
+def _summary(scores: pd.DataFrame) -> dict[str, Any]:
     from mrhdata.metrics.overlap import pool_over_subjects
 
-    subjects = table.drop_duplicates("subject")
+    subjects = scores.drop_duplicates("subject")
     return {
-        "dice": {str(label): str(held) for label, held in pool_over_subjects(table, "dice").items()},
+        "dice": {str(label): str(interval) for label, interval in pool_over_subjects(scores, "dice").items()},
         "accuracy": round(float(subjects.accuracy.mean()), 4),
         "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
         "accuracy of background alone": round(float(subjects.accuracy_background.mean()), 4),
     }
 
 
-def _written(path: Path, content: Any) -> None:
+def _print_folds(scores: pd.DataFrame, summary: dict[str, Any], names: Mapping[int, str], as_json: bool) -> None:
+    """Print the mean Dice of each label in each fold, a row per fold, and the summary."""
+    folds = scores.pivot_table(index="fold", columns="label", values="dice", aggfunc="mean")
+    folds.columns = folds.columns.map(str)
+    if as_json:
+        by_fold = {str(fold): row.round(4).to_dict() for fold, row in folds.iterrows()}
+        options.answer(summary | {"dice_by_fold": by_fold}, as_json)
+        return
+    folds = folds.rename(columns={str(value): f"{value} {name}" for value, name in names.items()})
+    folds["mean"] = folds.mean(axis=1)
+    folds.loc["all"] = folds.mean()
+    folds.insert(0, "subjects", [*scores.groupby("fold").subject.nunique(), scores.subject.nunique()])
+    typer.echo("Dice of each fold")
+    options.table(folds.rename_axis("fold").round(4))
+    typer.echo("")
+    options.answer(summary, as_json)
+
+
+def _write_json(path: Path, content: Any) -> None:
     import json
 
     from mrhdata._runtime.atomic import atomic_write
@@ -146,69 +199,200 @@ def _written(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-@command("mrhdata segment gm-wm/network labels.mnc sub-07_T1w.mnc --montage labels.png")
+@command(
+    "mrhdata segment gm-wm/network sub-07_T1w.mnc -o labels.mnc --montage labels.png",
+    "mrhdata segment tumour/network imagesTs/ -o labels/",
+)
 def segment_(
-    model: Annotated[Path, typer.Argument(help="Folder of a network that was trained on labels.")],
-    out: Annotated[Path, typer.Argument(help="File of the labels: its ending says the format.")],
-    inputs: Annotated[list[str], typer.Argument(help="Volumes, as FILE or CHANNEL=FILE; the first gives the grid.")],
-    montage: Annotated[Path | None, typer.Option(help="PNG of slices with their labels.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="True labels, to score.")] = None,
-    values: Annotated[Path | None, typer.Option(help="CSV of what the first volume holds in each label.")] = None,
+    model: options.Model,
+    inputs: options.Cases,
+    out: Annotated[
+        Path, options.output("File of the labels, whose ending sets the format; for a folder of cases a folder.")
+    ],
+    montage: Annotated[Path | None, typer.Option(help="PNG of slices with their labels; a folder for cases.")] = None,
+    ground_truth: Annotated[
+        Path | None, typer.Option(help="True labels, to score; for cases a folder with files of the same names.")
+    ] = None,
+    region_stats: Annotated[
+        Path | None, typer.Option(help="CSV of the first volume's values in each label; a folder for cases.")
+    ] = None,
     memory: options.Memory = "4 GB",
     device: options.Device = None,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
-    """Label a volume on its own grid, in any format that is written: NIfTI, MINC2, NRRD, OME-Zarr."""
+    """Segment volumes with a trained network.
+
+    Labels lie on the volume's own grid, in any format that can be written: NIfTI, MINC2, NRRD, OME-Zarr. With several
+    channels the first one sets the grid.
+    """
     from mrhdata import models
+    from mrhdata.inference.segmenter import segment
+
+    network = models.load(model)
+    spec: Any = network.spec
+
+    def run(volumes: Any) -> xr.DataArray:
+        return segment(network, volumes, memory=memory, device=device, progress=options.bars(progress))
+
+    extras = _Extras(montage, ground_truth, region_stats, spec)
+    cases = options.case_files(inputs)
+    if cases:
+        files = {case: options.case_channels(spec, case, paths) for case, paths in cases.items()}
+        digest = options.network_digest(model)
+        _segment_cases(
+            run,
+            files,
+            out,
+            extras,
+            settings=[digest, str(montage), str(region_stats)],
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+    else:
+        _segment_volume(run, inputs, out, extras, overwrite, as_json)
+
+
+class _Extras:
+    """Outputs of a segmentation besides the labels: a montage, scores, and values in each label."""
+
+    def __init__(self, montage: Path | None, truth: Path | None, region_stats: Path | None, spec: Any) -> None:
+        self.montage, self.truth, self.region_stats, self.spec = montage, truth, region_stats, spec
+
+    def of_case(self, case: str) -> _Extras:
+        """Return those of one case, whose files are in folders."""
+        from mrhdata.datasets.nnunet import cases_in
+
+        truth = None
+        if self.truth is not None:
+            files = cases_in(self.truth).get(case, [])
+            if len(files) != 1:
+                raise DataError(
+                    f"--ground-truth {self.truth} has no labels {case}; its files must be named as the cases"
+                )
+            truth = files[0]
+        montage = None if self.montage is None else self.montage / f"{case}.png"
+        region_stats = None if self.region_stats is None else self.region_stats / f"{case}.csv"
+        return _Extras(montage, truth, region_stats, self.spec)
+
+    def read_truth(self, volumes: Mapping[str, xr.DataArray]) -> xr.DataArray | None:
+        """Return the true labels; a wrong grid is found here, before hours of work."""
+        from mrhdata.io import formats
+        from mrhdata.volume.groups import on_grid_of
+
+        if self.truth is None:
+            return None
+        labels = formats.read(self.truth, kind="labels")
+        grid = next((channel for channel in self.spec.channels if channel in volumes), next(iter(volumes)))
+        on_grid_of("truth", labels, repr(grid), volumes[grid])
+        return labels
+
+    def write(self, first: xr.DataArray, truth: xr.DataArray | None, labels: xr.DataArray) -> None:
+        """Write the montage and the values of the first volume in each label."""
+        import numpy as np
+
+        from mrhdata._runtime.atomic import atomic_write
+        from mrhdata.metrics.overlap import roi_table
+        from mrhdata.viz import plots
+
+        known = _names(self.spec.labels)
+        if self.montage is not None:
+            plots.montage(first, truth, labels, self.montage, names=known)
+        if self.region_stats is not None:
+            names = {int(v): known.get(int(v), str(v)) for v in self.spec.labels[1:]}
+            table = roi_table(first.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
+            with atomic_write(self.region_stats, overwrite=True) as draft:
+                table.to_csv(draft, index=False)
+
+
+def _names(labels: Sequence[int]) -> dict[int, str]:
+    """Return the names of the labels if they are those of deep nuclei."""
+    from mrhdata.recipes.dgm import LABELS
+
+    return LABELS if tuple(labels[1:]) == tuple(LABELS) else {}
+
+
+def _segment_volume(
+    run: Callable[[Any], xr.DataArray], inputs: list[str], out: Path, extras: _Extras, overwrite: bool, as_json: bool
+) -> None:
     from mrhdata._runtime.atomic import check_target
-    from mrhdata.inference.segmenter import Case, score_labels, segment
+    from mrhdata.inference.segmenter import Case, score_labels
     from mrhdata.io import formats
-    from mrhdata.viz import plots
-    from mrhdata.volume.groups import on_grid_of
 
     check_target(out, overwrite)
     formats.writer_of(out)
-    network = models.load(model)
-    spec: Any = network.spec
-    named = {k: formats.read(v) for k, v in options.channels(inputs).items()}
-    given = next(iter(named.values())) if len(named) == 1 and "=" not in inputs[0] else named
-    known = None if truth is None else formats.read(truth, kind="labels")
-    if known is not None:
-        # Before hours of work, whose answer could not be scored.
-        grid = next((channel for channel in spec.channels if channel in named), next(iter(named)))
-        on_grid_of("truth", known, repr(grid), named[grid])
-    found = segment(network, given, memory=memory, device=device, progress=options.shown(progress))
-    formats.write(found, out, overwrite=overwrite)
-    first = next(iter(named.values()))
-    if montage is not None:
-        plots.montage(first, known, found, montage, names=_names(spec.labels))
-    answer: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in spec.labels]}
-    if known is not None:
-        table = score_labels(Case("1", {}, known), found, spec.labels)
-        answer["dice"] = dict(zip(table.label.astype(str), table.dice.round(4).tolist(), strict=True))
-        answer["accuracy"] = round(float(table.accuracy[0]), 4)
-    if values is not None:
-        _values(first, found, spec.labels, values)
-    options.answer(answer, as_json)
+    volumes = {name: formats.read(file) for name, file in options.channels(inputs).items()}
+    truth = extras.read_truth(volumes)
+    first = next(iter(volumes.values()))
+    # One volume without a name is the only channel, whatever its file is called.
+    labels = run(first if len(volumes) == 1 and "=" not in inputs[0] else volumes)
+    formats.write(labels, out, overwrite=overwrite)
+    extras.write(first, truth, labels)
+    values: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in extras.spec.labels]}
+    if truth is not None:
+        scores = score_labels(Case("1", {}, truth), labels, extras.spec.labels)
+        values["dice"] = dict(zip(scores.label.astype(str), scores.dice.round(4).tolist(), strict=True))
+        values["accuracy"] = round(float(scores.accuracy[0]), 4)
+    options.answer(values, as_json)
 
 
-def _names(known: Sequence[int]) -> dict[int, str]:
-    """Names of the labels, where they are those of deep nuclei."""
-    from mrhdata.recipes.dgm import LABELS
+def _segment_cases(
+    run: Callable[[Any], xr.DataArray],
+    cases: Mapping[str, Mapping[str, str]],
+    out: Path,
+    extras: _Extras,
+    *,
+    settings: Any,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from mrhdata.inference.case_folder import process_cases
+    from mrhdata.io import formats
 
-    return LABELS if tuple(known[1:]) == tuple(LABELS) else {}
+    def read(files: Mapping[str, str]) -> dict[str, xr.DataArray]:
+        return {name: formats.read(file).rename(name) for name, file in files.items()}
+
+    def process(case: str, files: Mapping[str, str], target: Path) -> None:
+        volumes, own = read(files), own_extras[case]
+        truth = own.read_truth(volumes)
+        labels = run(volumes)
+        formats.write(labels, target, overwrite=overwrite)
+        own.write(next(iter(volumes.values())), truth, labels)
+
+    own_extras = {case: extras.of_case(case) for case in cases}
+    for case, files in cases.items():
+        own_extras[case].read_truth(read(files))
+    for folder in (extras.montage, extras.region_stats):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    with resumable():
+        outputs = process_cases(cases, out, process, settings=settings, overwrite=overwrite)
+    values: dict[str, Any] = {
+        "written": str(out),
+        "cases": len(outputs),
+        "labels": [int(v) for v in extras.spec.labels],
+    }
+    if extras.truth is not None:
+        values["dice"] = _score_cases(outputs, own_extras, out / "scores.csv")
+    options.answer(values, as_json)
 
 
-def _values(volume: Any, labels: Any, known: Sequence[int], path: Path) -> None:
-    """Mean, standard deviation, median and volume of each label, for comparing reconstructions."""
-    import numpy as np
+def _score_cases(outputs: Mapping[str, Path], extras: Mapping[str, _Extras], path: Path) -> dict[str, Any]:
+    """Write the scores of all cases; return the mean Dice of each label."""
+    import pandas as pd
 
     from mrhdata._runtime.atomic import atomic_write
-    from mrhdata.metrics.overlap import roi_table
+    from mrhdata.inference.segmenter import Case, score_labels
+    from mrhdata.io import formats
+    from mrhdata.metrics.overlap import pool_over_subjects
 
-    names = {int(v): _names(known).get(int(v), str(v)) for v in known[1:]}
-    table = roi_table(volume.values, labels.values, names, float(np.prod(labels.mrh.spacing)))
+    tables = []
+    for case, file in outputs.items():
+        truth = formats.read(str(extras[case].truth), kind="labels")
+        labels = formats.read(file, kind="labels")
+        tables.append(score_labels(Case(case, {}, truth), labels, extras[case].spec.labels))
+    scores = pd.concat(tables, ignore_index=True)
     with atomic_write(path, overwrite=True) as draft:
-        table.to_csv(draft, index=False)
+        scores.to_csv(draft, index=False)
+    return {str(label): str(interval) for label, interval in pool_over_subjects(scores, "dice").items()}

@@ -114,17 +114,18 @@ def find_volumes(folder: Path) -> Iterator[Path]:
         if name.startswith("."):
             continue
         if path.is_dir():
-            if (
-                name.endswith(".zarr")
-                or (path / "zarr.json").exists()
-                or (path / ".zattrs").exists()
-                or _is_stack(path)
-            ):
+            if is_volume_folder(path):
                 yield path
             else:
                 yield from find_volumes(path)
         elif any(name.endswith(ending) for ending in FORMATS) and not name.endswith(voxel_files):
             yield path
+
+
+def is_volume_folder(folder: Path) -> bool:
+    """Return whether a folder is one volume: an OME-Zarr, a stack of planes or a DICOM series."""
+    is_zarr = folder.name.lower().endswith(".zarr") or any((folder / f).exists() for f in ("zarr.json", ".zattrs"))
+    return is_zarr or _is_stack(folder)
 
 
 def _is_stack(folder: Path) -> bool:

@@ -22,7 +22,7 @@ class Degradation:
     ----------
     steps : tuple of Step
         Steps in the order in which they are applied.
-    white : float, optional
+    full_scale : float, optional
         Image value that counts as 1. By default 1 for floats and the largest value of the type for integers.
 
     Examples
@@ -36,7 +36,7 @@ class Degradation:
     """
 
     steps: tuple[Step, ...]
-    white: float | None = None
+    full_scale: float | None = None
 
     def __call__(self, image: Any, seed: int | Sequence[int]) -> Any:
         """Degrade an image.
@@ -99,7 +99,7 @@ class Degradation:
         return mean * white, squares / (draws - 1) * white**2
 
     def _white(self, dtype: np.dtype[Any]) -> float:
-        return full_scale(dtype) if self.white is None else self.white
+        return full_scale(dtype) if self.full_scale is None else self.full_scale
 
     def _degraded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         for step in self.steps:

@@ -1,5 +1,6 @@
 from . import (
     box_reader,
+    case_folder,
     detector,
     input_check,
     output,
@@ -22,6 +23,7 @@ __all__ = [
     "Peaks",
     "SlidingWindow",
     "box_reader",
+    "case_folder",
     "detect",
     "detector",
     "find_peaks",

@@ -56,10 +56,10 @@ _TILES, _BLOCK = 1 / 4, 1 / 2
 def detect(  # noqa: PLR0913 (settings of one act)
     model: nn.Module,
     volume: xr.DataArray | Mapping[str, xr.DataArray],
-    store: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     peaks: Peaks | None = None,
-    where: xr.DataArray | str | None = None,
+    mask: xr.DataArray | str | None = None,
     memory: int | str = "1 GB",
     device: str | None = None,
     precision: str = "float32",
@@ -75,12 +75,12 @@ def detect(  # noqa: PLR0913 (settings of one act)
         Trained by :func:`mrhdata.recipes.cells.train`, or loaded.
     volume : volume or mapping of volumes
         By the channels that the network was trained on.
-    store : path
+    out : path
         Folder that gets ``scores.zarr``, the score volume in 8 bits, and ``cells.parquet``, the table. A run that
         was killed goes on where it was.
     peaks : Peaks, optional
         What counts as a cell; what was chosen when the network was trained by default.
-    where, memory, device, precision, skip_corrupt
+    mask, memory, device, precision, skip_corrupt
         As for :func:`mrhdata.predict`.
     overwrite, progress : bool
 
@@ -107,7 +107,7 @@ def detect(  # noqa: PLR0913 (settings of one act)
     >>> found[["z", "y", "x", "intensity_signal"]].round(2).values.tolist()
     [[2.0, 3.0, 4.0, 1.29]]
     """
-    folder = Path(store)
+    folder = Path(out)
     inputs = sources.volumes_by_name(volume)
     spec: ModelSpec | None = getattr(model, "spec", None)
     peaks = stored_peaks(spec) if peaks is None else peaks
@@ -116,14 +116,14 @@ def detect(  # noqa: PLR0913 (settings of one act)
     shared: Any = {"memory": memory, "overwrite": overwrite, "progress": progress}
     with _folder(folder):
         scores = score_volume(
-            model, inputs, folder / "scores.zarr", where=where, device=device, precision=precision,
+            model, inputs, folder / "scores.zarr", mask=mask, device=device, precision=precision,
             skip_corrupt=skip_corrupt, **shared,
         )  # fmt: skip
     return detect_cells(scores, folder / "cells.parquet", peaks, inputs, **shared)
 
 
 def score_volume(
-    model: nn.Module, inputs: Mapping[str, xr.DataArray], store: str | os.PathLike[str], **options: Any
+    model: nn.Module, inputs: Mapping[str, xr.DataArray], out: str | os.PathLike[str], **options: Any
 ) -> xr.DataArray:
     """The network's scores of a volume, 0 to 1 in 8 bits, as an OME-Zarr store; one that is there is read.
 
@@ -132,7 +132,7 @@ def score_volume(
     model : torch.nn.Module
     inputs : mapping of volumes
         By the channels that the network was trained on.
-    store : path
+    out : path
     **options
         As for :func:`mrhdata.predict`.
 
@@ -140,9 +140,9 @@ def score_volume(
     -------
     scores : volume (z, y, x), uint8
     """
-    output = Output(activation="sigmoid", dtype="uint8", range=(0, 1))
+    output = Output(activation="sigmoid", dtype="uint8", value_range=(0, 1))
     named = {name: volume.rename(name) for name, volume in inputs.items()}
-    return predict(scoring(model), named, store, mode="dense", output=output, name="scores", **options)
+    return predict(scoring(model), named, out, mode="dense", output=output, name="scores", **options)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def stored_peaks(spec: ModelSpec | None) -> Peaks:
 
 def detect_cells(
     scores: xr.DataArray,
-    target: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     peaks: Peaks,
     images: Mapping[str, xr.DataArray] | None = None,
     *,
@@ -198,7 +198,7 @@ def detect_cells(
     ----------
     scores : volume (z, y, x)
         Integers count from 0 to their type's largest, floats as they are.
-    target : path
+    out : path
         Parquet file; it appears when it is complete.
     peaks : Peaks
     images : mapping of volumes, optional
@@ -215,7 +215,7 @@ def detect_cells(
         it that scores at least half as much; ``intensity_<name>``. In the order of the score volume's voxels,
         whatever the blocks.
     """
-    path, budget = Path(target), parse_memory(memory)
+    path, budget = Path(out), parse_memory(memory)
     if scores.dims != SPATIAL:
         raise DataError(f"a score volume has the axes z, y, x, not {scores.dims}; select a channel")
     stream = sources.one_grid({"scores": scores}, (1, 1, 1), None, False)

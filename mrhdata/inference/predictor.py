@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from mrhdata._runtime.atomic import check_target, remove
 from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata._runtime.threads import run_ahead
-from mrhdata.errors import DataError, ModelError
+from mrhdata.errors import DataError, ModelError, ParameterError
 from mrhdata.inference.box_reader import BoxReader, RegionOfInterest
 from mrhdata.inference.output import Output
 from mrhdata.inference.strategies.base import BoxTask, Strategy
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from mrhdata.patching.tiles import TensorSource
 
+MODES = ("sliding_window", "patch_centre", "dense")
 Floats = NDArray[np.float32]
 
 log = logging.getLogger("mrhdata")
@@ -76,19 +78,19 @@ _PLANNED = 512
 def predict(  # noqa: PLR0913 (settings of one act)
     model: nn.Module,
     inputs: Mapping[str, xr.DataArray] | xr.DataArray,
-    store: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
-    where: xr.DataArray | str | None = None,
-    mode: str = "patch",
+    mask: xr.DataArray | str | None = None,
+    mode: str | None = None,
     windows: SlidingWindow = SlidingWindow(),  # noqa: B008
-    align: str = "same",
+    grids: str = "same",
     output: Output = Output(),
     memory: int | str = "1 GB",
     device: str | None = None,
     precision: str = "float32",
     skip_corrupt: bool = False,
     name: str = "prediction",
-    prepared: bool = False,
+    preprocessed: bool = False,
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
@@ -100,19 +102,21 @@ def predict(  # noqa: PLR0913 (settings of one act)
         Trained by :func:`mrhdata.fit`, loaded, or any network that takes (B, C, z, y, x).
     inputs : volume or mapping of volumes
         The channels that the network was trained on, in the same order.
-    store : path
-        OME-Zarr folder to write, or a file of any format that is written. A run that was killed goes on
-        where it was when it is called again with the same network, inputs and parameters.
-    where : mask volume or "stored", optional
+    out : path, optional
+        OME-Zarr folder to write, or a file of any writable format. An interrupted run resumes when it is called
+        again with the same network, inputs and parameters. Without a path the result is returned in memory, if it
+        fits `memory`.
+    mask : mask volume or "stored", optional
         Only voxels where the mask, of any grid, is not zero are computed; the others are 0. ``"stored"``
         leaves out blocks of which the first input holds no chunk.
-    mode : {"patch", "dense"}
-        *Dense* runs the network on large boxes with the exact margin of its receptive field: the result is
-        that of one pass over the whole volume. *Patch* runs it on windows of the size that it was trained
-        on and blends them.
-    windows : Windowing
-        Of patch mode: their shape, overlap and blending.
-    align : {"same", "first"}
+    mode : {"sliding_window", "patch_centre", "dense"}, optional
+        ``"sliding_window"`` runs the network on overlapping windows of the size that it was trained on and blends
+        them. ``"patch_centre"`` makes each voxel the centre of a patch of its own, as published for MRH-Net, whose
+        default it is. ``"dense"`` runs large boxes with the exact margin of the receptive field: the result is that
+        of one pass over the whole volume. The default is the mode that the network was published with.
+    windows : SlidingWindow
+        Shape, overlap and blending of windows; a `blend` selects ``"sliding_window"``.
+    grids : {"same", "resample"}
         Whether inputs lie on one grid, or are resampled to that of the first as they are read.
     output : Output
         Softmax, decision, type.
@@ -126,7 +130,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         in ``attrs["provenance"]["skipped"]``.
     name : str
         Of the result.
-    prepared : bool
+    preprocessed : bool
         The inputs have gone through the network's own steps (``spec.prepare``), as :func:`mrhdata.segment` does it.
     overwrite, progress : bool
 
@@ -134,7 +138,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
     -------
     volume : xarray.DataArray
         On the grid of the first input, or a finer or coarser one where the network makes one; read back
-        from `store`.
+        from `out`.
 
     Raises
     ------
@@ -167,17 +171,25 @@ def predict(  # noqa: PLR0913 (settings of one act)
     """
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
-    if align not in ("same", "first"):
-        raise ModelError(f"align is same or first, not {align!r}; other grids are resampled to the first")
-    target, budget = Path(store), parse_memory(memory)
+    if grids not in ("same", "resample"):
+        raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
+    budget = parse_memory(memory)
+    if out is None:
+        return _in_memory(
+            model, inputs, budget, mask=mask, mode=mode, windows=windows, grids=grids, output=output, memory=memory,
+            device=device, precision=precision, skip_corrupt=skip_corrupt, name=name, preprocessed=preprocessed,
+            progress=progress,
+        )  # fmt: skip
+    target = Path(out)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
     network = InferenceModel(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
     first = next(iter(inputs.values()))
-    stream = sources.one_grid(inputs, (1, 1, 1), None, align == "first")
-    if output.decide == "argmax" and not output.labels:
+    stream = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
+    if output.argmax and not output.labels:
         output = replace(output, labels=network.spec.labels)
-    _check(network, stream, prepared)
-    inside = RegionOfInterest(where, first, stream)
+    _check(network, stream, preprocessed)
+    inside = RegionOfInterest(mask, first, stream)
+    mode = mode or _published_mode(network, windows)
     method, windowing = _method(network, stream, inside, mode, windows, budget)
     volume = _template(stream, first, method, output, name)
     grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
@@ -194,7 +206,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         "output": asdict(output),
         "precision": precision,
     }
-    content = [_VERSION, about, _told(inputs), None if where is None else _told(where), name, align]
+    content = [_VERSION, about, _told(inputs), None if mask is None else _told(mask), name, grids]
     identity = {"digest": fingerprint.digest(content)}
     notes = resumable.provenance_notes(grown)
     result = resumable.write_resumable(
@@ -221,6 +233,19 @@ def predict(  # noqa: PLR0913 (settings of one act)
     return formats.read(target)
 
 
+def _in_memory(model: nn.Module, inputs: Any, budget: int, **settings: Any) -> xr.DataArray:
+    """Predict into a temporary store and return its voxels."""
+    first = next(iter(sources.volumes_by_name(inputs).values()))
+    nbytes = int(np.prod([first.sizes.get(d, 1) for d in SPATIAL])) * np.dtype(np.float32).itemsize
+    if nbytes > budget:
+        raise ParameterError(
+            f"memory must hold the prediction, about {nbytes / 1e6:.0f} MB, if out is None; got {settings['memory']!r}. "
+            "Pass out= to write it to a store, or a larger memory="
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        return predict(model, inputs, Path(folder, "prediction.zarr"), **settings).load()
+
+
 def _check(network: InferenceModel, stream: TensorSource, prepared: bool) -> None:
     """The inputs are those of training."""
     spec = network.spec
@@ -228,19 +253,26 @@ def _check(network: InferenceModel, stream: TensorSource, prepared: bool) -> Non
         steps = ", ".join(name for name, _ in spec.prepare)
         raise ModelError(
             f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
-            "that, or prepare them with mrhdata.preprocessing.pipeline.prepare and say prepared=True"
+            "that, or prepare them with mrhdata.preprocessing.pipeline.prepare and pass preprocessed=True"
         )
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(
             f"{spec.name} was not trained or has no intensity scales; use mrhdata.fit, load a trained one, or give "
             "maximum= to mrhdata.models.load_matlab"
         )
-    offsets = [f"{k:+d}" if k else "" for k in range(-spec.neighbours, spec.neighbours + 1)]
+    offsets = [f"{k:+d}" if k else "" for k in range(-spec.context_slices, spec.context_slices + 1)]
     channels = tuple(channel + offset for channel in stream.channels for offset in offsets)
     if spec.channels and channels != spec.channels:
         raise ModelError(
             f"the network was trained on {spec.channels} but is given {channels}; give those, in that order"
         )
+
+
+def _published_mode(network: InferenceModel, windows: SlidingWindow) -> str:
+    """Return the mode that a network was published with; blended windows if a blend is asked for."""
+    if windows.blend is not None:
+        return "sliding_window"
+    return str(getattr(network.model, "inference_mode", "sliding_window"))
 
 
 def _method(
@@ -254,19 +286,19 @@ def _method(
     """How the network is run, and on which windows."""
     shape, given, memory = stream.grid.shape, len(stream.channels), int(_TENSORS * budget)
     if mode == "dense":
-        field = receptive_field_of(network.model, given * (2 * network.spec.neighbours + 1))
+        field = receptive_field_of(network.model, given * (2 * network.spec.context_slices + 1))
         return DenseStrategy(network, field, shape, given, inside, memory), None
-    if mode != "patch":
-        raise ModelError(f"mode is patch or dense, not {mode!r}")
+    if mode not in MODES:
+        raise ParameterError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     own = windows.of(network)
     assert own.shape is not None
-    margins = [2 * network.spec.neighbours if axis == network.axis else 0 for axis in range(3)]
+    margins = [2 * network.spec.context_slices if axis == network.axis else 0 for axis in range(3)]
     answer = network.answer((1, given, *(n + m for n, m in zip(own.shape, margins, strict=True))))
     if answer[2:] != own.shape:
         raise ModelError(
             f"{network.spec.name} answers windows of {own.shape} by {answer[2:]}; only mode='dense' can place those"
         )
-    if own.blend == "centre":
+    if mode == "patch_centre":
         return PatchCentreStrategy(network, shape, given, answer[1], inside, own, memory), own
     return SlidingWindowStrategy(network, shape, answer[1], inside, own), own
 
@@ -278,9 +310,9 @@ def _template(stream: TensorSource, first: xr.DataArray, method: Strategy, outpu
     made = place(
         da.zeros((*((channels,) if channels > 1 else ()), *method.shape), dtype=output.written, chunks=-1),
         [*(["c"] if channels > 1 else []), *SPATIAL],
-        spacing * method.jump,
+        spacing * method.stride,
         first.attrs["affine"],
-        start=starts + spacing * method.first,
+        start=starts + spacing * method.offset,
         space=first.mrh.space,
         kind=output.kind,
         name=name,
@@ -358,7 +390,7 @@ class _Map:
 
     def _written(self, box: Box, answers: Floats, out: np.ndarray) -> None:
         """Put what is stored of a box into `out`: 0 where nothing is wanted."""
-        outside = self._inside.outside(box, self._method.jump, self._method.first)
+        outside = self._inside.outside(box, self._method.stride, self._method.offset)
         # So few planes at a time stay in the cache.
         deep = max(1, _CACHED // answers[:, 0].nbytes)
         for low in range(0, box.shape[0], deep):

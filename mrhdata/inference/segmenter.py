@@ -142,7 +142,7 @@ def segment(
             memory=memory,
             device=device,
             precision=precision,
-            prepared=True,
+            preprocessed=True,
             progress=progress,
         )
         labels = _decided(shares, first, spec.labels)

@@ -41,7 +41,7 @@ class Card:
     data : str
         Description of the training data.
     split : mapping
-        Subjects for ``training``, ``stopping`` and ``test``.
+        Subjects for ``training``, ``validation`` and ``test``.
     score, baseline : mapping
         ``name``, ``value``, ``low`` and ``high`` (95 % interval) of the network and of the best baseline on the test
         subjects; the baseline also has its ``method``.

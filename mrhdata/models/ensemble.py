@@ -30,7 +30,7 @@ FAMILIAR = 0.99
 #: Median absolute value of a standard normal variable.
 _NORMAL_MEDIAN = 0.6744897501960817
 #: Fields of the specification that must be equal in all members.
-_SHARED_FIELDS = ("channels", "patch", "axis", "neighbours", "spacing_mm")
+_SHARED_FIELDS = ("channels", "patch", "axis", "context_slices", "spacing_mm")
 
 
 class Ensemble(nn.Module):

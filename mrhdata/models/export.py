@@ -61,13 +61,13 @@ class _Sizes:
     ----------
     least, align : tuple of int
         Smallest length, and step to the next one; a step of 0 fixes the length.
-    jump : tuple of float
+    stride : tuple of float
         Input voxels per output voxel; empty if the lengths are fixed.
     """
 
     least: tuple[int, ...]
     align: tuple[int, ...]
-    jump: tuple[float, ...] = ()
+    stride: tuple[float, ...] = ()
 
     def larger(self, steps: int) -> tuple[int, ...]:
         """Return the smallest lengths plus a number of steps."""
@@ -96,7 +96,7 @@ def _input_sizes(model: nn.Module, spec: ModelSpec, axes: Sequence[str]) -> _Siz
     # The exporter treats an axis of length 1 as fixed, so the smallest length is 2.
     rows = zip(field.least, field.lengths, field.align, strict=True)
     least = tuple(-(-max(n, m, 2) // a) * a for n, m, a in rows)
-    return _Sizes(least, field.align, tuple(float(j) for j in field.jump))
+    return _Sizes(least, field.align, tuple(float(j) for j in field.stride))
 
 
 def _check_trained(model: nn.Module) -> _Network:
@@ -306,9 +306,9 @@ def _output_axes(
     """Return the output axes; their lengths refer to the input unless the network accepts one size only."""
     output_axes, (in_lengths, out_lengths) = [], shapes
     for i, name in enumerate(axes):
-        jump = sizes.jump[i] if sizes.jump else in_lengths[i] / out_lengths[i]
+        jump = sizes.stride[i] if sizes.stride else in_lengths[i] / out_lengths[i]
         size = out_lengths[i]
-        if sizes.jump:
+        if sizes.stride:
             # Valid convolutions make the output shorter than the input.
             offset = round(out_lengths[i] - in_lengths[i] / jump)
             size = bio.SizeReference(tensor_id=bio.TensorId(_INPUT), axis_id=bio.AxisId(name), offset=offset)

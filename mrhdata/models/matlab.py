@@ -121,7 +121,7 @@ def _build_network(
         _check_input(layers["InputLayer"])
         state = {key: value for name in layers for key, value in _weights(name, layers[name]).items()}
         channels = state["conv1.weight"].shape[1]
-        model = create("mrhnet", in_channels=channels, blocks=blocks)
+        model = create("mrhnet", in_channels=channels, loop_blocks=blocks)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: the weights are not those of MRH-Net ({_shorten(error)})") from error

@@ -30,22 +30,22 @@ class MRHNet(nn.Module):
 
     Examples
     --------
-    >>> MRHNet(in_channels=3, blocks=1)(torch.zeros(2, 3, 5, 7)).shape
+    >>> MRHNet(in_channels=3, loop_blocks=1)(torch.zeros(2, 3, 5, 7)).shape
     torch.Size([2, 1, 5, 7])
     """
 
     ndim = 2
     #: Each voxel of a map is the centre of its own patch.
-    blend = "centre"
+    inference_mode = "patch_centre"
 
-    def __init__(self, in_channels: int = 67, blocks: int = 30) -> None:
+    def __init__(self, in_channels: int = 67, loop_blocks: int = 30) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels)
         self.conv2 = _conv(FEATURES)
         self.conv3 = _conv(FEATURES)
         self.conv3_1 = _conv(FEATURES)
-        self.conv_loop1 = nn.ModuleList(_conv(FEATURES) for _ in range(blocks))
-        self.conv_loop2 = nn.ModuleList(_conv(FEATURES) for _ in range(blocks))
+        self.conv_loop1 = nn.ModuleList(_conv(FEATURES) for _ in range(loop_blocks))
+        self.conv_loop2 = nn.ModuleList(_conv(FEATURES) for _ in range(loop_blocks))
         self.conv4 = _conv(FEATURES)
         self.conv5 = _conv(FEATURES, 1)
         # Patches of 3 x 3 voxels run twice as fast with channels last.

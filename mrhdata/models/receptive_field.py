@@ -32,7 +32,7 @@ class ReceptiveField:
 
     Attributes
     ----------
-    jump : tuple of Fraction
+    stride : tuple of Fraction
         Input voxels from one output voxel to the next; below 1 if the network upsamples.
     low, high : tuple of Fraction
         First and last input voxel that output 0 depends on; negative indices are padding.
@@ -46,7 +46,7 @@ class ReceptiveField:
         Peak memory of the float32 tensors, in bytes per input voxel.
     """
 
-    jump: Fractions
+    stride: Fractions
     low: Fractions
     high: Fractions
     align: tuple[int, ...]
@@ -63,13 +63,13 @@ class ReceptiveField:
         self, jump: Sequence[Any], low: Sequence[Any], high: Sequence[Any], channels: int | None = None
     ) -> ReceptiveField:
         """Return the field after a layer whose output ``q`` depends on ``jump * q + low`` to ``jump * q + high``."""
-        jumps = tuple(j * Fraction(s) for j, s in zip(self.jump, jump, strict=True))
-        rows = zip(self.least, self.jump, self.low, self.high, low, high, strict=True)
+        jumps = tuple(j * Fraction(s) for j, s in zip(self.stride, jump, strict=True))
+        rows = zip(self.least, self.stride, self.low, self.high, low, high, strict=True)
         return replace(
             self,
-            jump=jumps,
-            low=tuple(b + j * Fraction(n) for b, j, n in zip(self.low, self.jump, low, strict=True)),
-            high=tuple(h + j * Fraction(n) for h, j, n in zip(self.high, self.jump, high, strict=True)),
+            stride=jumps,
+            low=tuple(b + j * Fraction(n) for b, j, n in zip(self.low, self.stride, low, strict=True)),
+            high=tuple(h + j * Fraction(n) for h, j, n in zip(self.high, self.stride, high, strict=True)),
             align=tuple(math.lcm(a, j.numerator) for a, j in zip(self.align, jumps, strict=True)),
             # The layer needs last - first + 1 voxels of its own input for one output voxel.
             least=tuple(max(n, math.ceil(j * (last - first + 1) + h - b)) for n, j, b, h, first, last in rows),
@@ -79,7 +79,7 @@ class ReceptiveField:
     @property
     def bytes(self) -> float:
         """Size of this tensor as float32, in bytes per input voxel."""
-        return 4.0 * self.channels / float(math.prod(self.jump))
+        return 4.0 * self.channels / float(math.prod(self.stride))
 
 
 def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
@@ -101,7 +101,7 @@ def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
     --------
     >>> detector = nn.Sequential(nn.Conv3d(1, 8, 3), nn.MaxPool3d(2), nn.Conv3d(8, 8, 3), nn.Conv3d(8, 2, 3))
     >>> field = receptive_field_of(detector, 1)
-    >>> field.lengths, [int(j) for j in field.jump], field.align
+    >>> field.lengths, [int(j) for j in field.stride], field.align
     ((12, 12, 12), [2, 2, 2], (2, 2, 2))
     """
     ndim = int(getattr(model, "ndim", 3))
@@ -110,7 +110,7 @@ def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
         traced = _trace(nn.Sequential(model))
     except Exception as error:
         raise ModelError(
-            f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass mode='patch'"
+            f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass mode='sliding_window'"
         ) from error
     zeros = (Fraction(0),) * ndim
     fields: dict[fx.Node, ReceptiveField | None] = {}
@@ -121,7 +121,7 @@ def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
         elif node.op == "output":
             field = fields.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
             if field is None:
-                raise ModelError(f"{type(model).__name__} returns more than one tensor; pass mode='patch'")
+                raise ModelError(f"{type(model).__name__} returns more than one tensor; pass mode='sliding_window'")
             return replace(field, live=_peak_bytes(traced.graph, fields))
         else:
             fields[node] = None if node.op == "get_attr" else _field_after(node, fields, modules)
@@ -165,7 +165,9 @@ def _field_after(
 
 
 def _unsupported(name: str) -> ModelError:
-    return ModelError(f"dense mode supports only layers with a fixed neighbourhood; got {name}. Pass mode='patch'")
+    return ModelError(
+        f"dense mode supports only layers with a fixed neighbourhood; got {name}. Pass mode='sliding_window'"
+    )
 
 
 def _union(inputs: Sequence[ReceptiveField], channels: int | None, node: fx.Node) -> ReceptiveField:
@@ -175,7 +177,7 @@ def _union(inputs: Sequence[ReceptiveField], channels: int | None, node: fx.Node
         raise _unsupported("cat along a spatial axis")
     if node.target in ("softmax", f.softmax, torch.softmax) and 1 not in (node.kwargs.get("dim"), *node.args[1:]):
         raise _unsupported("softmax over space")
-    if any(i.jump != first.jump for i in inputs):
+    if any(i.stride != first.stride for i in inputs):
         raise _unsupported("a sum of tensors of different strides")
     return replace(
         first,
@@ -201,7 +203,7 @@ def _peak_bytes(graph: fx.Graph, fields: Mapping[fx.Node, ReceptiveField | None]
 
 def _per_axis(value: Any, field: ReceptiveField) -> list[int]:
     """Return a setting of a layer as one value per axis."""
-    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(field.jump)
+    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * len(field.stride)
 
 
 def _unchanged(field: ReceptiveField, layer: Any) -> ReceptiveField:
@@ -245,8 +247,8 @@ def _transposed_conv(field: ReceptiveField, layer: Any) -> ReceptiveField:
 
 def _pixel_shuffle(field: ReceptiveField, layer: Any) -> ReceptiveField:
     n = layer.upscale_factor
-    upsampled = _resized(field, [n] * len(field.jump), "nearest")
-    return replace(upsampled, channels=field.channels // n ** len(field.jump))
+    upsampled = _resized(field, [n] * len(field.stride), "nearest")
+    return replace(upsampled, channels=field.channels // n ** len(field.stride))
 
 
 def _upsample(field: ReceptiveField, layer: Any) -> ReceptiveField:
@@ -256,7 +258,7 @@ def _upsample(field: ReceptiveField, layer: Any) -> ReceptiveField:
 
 
 def _integer_factors(factor: Any, field: ReceptiveField) -> list[int]:
-    factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * len(field.jump)
+    factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * len(field.stride)
     if any(int(n) != n for n in factors):
         raise _unsupported(f"resizing by {factor}")
     return [int(n) for n in factors]
@@ -327,7 +329,7 @@ def _slice(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     """Return the field after slicing, which may drop channels, and voxels at either end."""
     key: Any = node.args[1]
     key = key if isinstance(key, tuple) else (key,)
-    key = (*key, *(slice(None),) * (2 + len(field.jump) - len(key)))
+    key = (*key, *(slice(None),) * (2 + len(field.stride) - len(key)))
     simple = all(isinstance(k, slice) and k.step in (None, 1) and (k.start or 0) >= 0 for k in key[2:])
     if Ellipsis in key or not simple or not isinstance(key[1], slice):
         raise _unsupported("indexing other than by slices of channels and space")
@@ -366,8 +368,8 @@ def _pad_call(field: ReceptiveField, node: fx.Node) -> ReceptiveField:
     pad: Any = settings["pad"]
     if settings.get("mode", "constant") == "circular":
         raise _unsupported("circular padding")
-    before = [int(n) for n in pad[0::2]] + [0] * len(field.jump)
-    return _shifted(field, [-n for n in before[: len(field.jump)][::-1]])
+    before = [int(n) for n in pad[0::2]] + [0] * len(field.stride)
+    return _shifted(field, [-n for n in before[: len(field.stride)][::-1]])
 
 
 _CALLS: dict[str, Callable[[ReceptiveField, fx.Node], ReceptiveField]] = {

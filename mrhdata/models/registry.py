@@ -22,9 +22,9 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "unet2d": ("unet", "UNet", {"ndim": 2}),
     "unet3d": ("unet", "UNet", {"ndim": 3}),
     "pssr": ("pssr", "PSSR", {}),
-    "restorer": ("restorer", "Restorer", {}),
-    "cells3d": ("cells3d", "Cells3D", {}),
-    "cells3d_second": ("cells3d", "Discriminator", {}),
+    "restorer": ("restorer", "LowResSR", {}),
+    "cells3d": ("cells3d", "CellNet3D", {}),
+    "cells3d_second": ("cells3d", "VerificationNet", {}),
     "ensemble": ("ensemble", "Ensemble", {}),
 }
 #: Names used in papers and slides.
@@ -55,7 +55,7 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
 
     Examples
     --------
-    >>> model = create("mrhnet", in_channels=67, blocks=4)
+    >>> model = create("mrhnet", in_channels=67, loop_blocks=4)
     >>> sum(p.numel() for p in model.parameters())
     482369
     """

@@ -38,7 +38,7 @@ class ModelSpec:
         Axis (0 z, 1 y, 2 x) perpendicular to the planes of a 2D network.
     spacing_mm : tuple of float or None
         Voxel spacing of the training inputs, z, y, x.
-    neighbours : int
+    context_slices : int
         Number of planes on each side that are further channels of a plane.
     inputs, target : Scale or None
         Intensity scales, fixed at training; prediction never estimates its own.
@@ -54,7 +54,7 @@ class ModelSpec:
     patch: tuple[int, int, int] | None = None
     axis: int | None = None
     spacing_mm: tuple[float, ...] | None = None
-    neighbours: int = 0
+    context_slices: int = 0
     inputs: IntensityScale | None = None
     target: IntensityScale | None = None
     labels: tuple[int, ...] = ()

@@ -37,7 +37,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     Examples
     --------
     >>> import tempfile, mrhdata
-    >>> model = mrhdata.models.create("mrhnet", in_channels=5, blocks=1)
+    >>> model = mrhdata.models.create("mrhnet", in_channels=5, loop_blocks=1)
     >>> folder = tempfile.mkdtemp() + "/net"
     >>> save(model, folder)
     >>> load(folder).spec == model.spec

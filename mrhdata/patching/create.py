@@ -33,14 +33,14 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     shape: int | Sequence[int] | Mapping[str, Any],
     target_shape: int | Sequence[int] | Mapping[str, Any] | None = None,
     stride: int | Sequence[int] | None = None,
-    at: Any = None,
+    sampler: Any = None,
     plane: str | None = None,
-    neighbours: int = 0,
-    where: xr.DataArray | Sequence[xr.DataArray] | None = None,
-    inside: float | None = None,
-    align: str = "same",
+    context_slices: int = 0,
+    mask: xr.DataArray | Sequence[xr.DataArray] | None = None,
+    min_mask_fraction: float | None = None,
+    grids: str = "same",
     padding: str | None = None,
-    weights: Sequence[float] | None = None,
+    subject_weights: Sequence[float] | None = None,
     squeeze: bool = False,
     memory: str | int = "1 GB",
     seed: int = 0,
@@ -51,26 +51,26 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     ----------
     inputs : volume, mapping of volumes, or a sequence of either (one item per subject)
         The volumes of a subject lie on one grid and are stacked along C in the given order; for other
-        grids see `align`.
+        grids see `grids`.
     target : the same, optional
     shape, stride : int or (3,) sequence of int
         Voxels along z, y, x of the first input; one number stands for all axes but the fixed one of
-        `plane`. The stride is the shape where it is not given. With ``align="own"`` `shape` may be a
+        `plane`. The stride is the shape where it is not given. With ``grids="native"`` `shape` may be a
         mapping with an item for some of the inputs, the first one among them.
     target_shape : the same, optional
         Where the target is larger or smaller than the input; both have one centre.
-    at : chooser or (n, 3) int array (or one per subject), optional
+    sampler : chooser or (n, 3) int array (or one per subject), optional
         Instead of the grid of `stride`: one of :mod:`mrhdata.patching.samplers` (`Uniform`, `ClassBalanced`,
         `Weighted`, `Points`), or first voxels of your own.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
-    neighbours : int
+    context_slices : int
         Planes on each side of `plane` that the first input has as further channels (2.5D).
-    where : mask volume, or one per subject, optional
+    mask : mask volume, or one per subject, optional
         Patches are kept where it is not zero.
-    inside : float, optional
+    min_mask_fraction : float, optional
         Share of a patch's voxels that must lie in the mask; by default the centre voxel must.
-    align : {"same", "own", "first"}
+    grids : {"same", "own", "first"}
         ``"same"`` refuses volumes that do not lie on the grid of the first input. ``"first"`` resamples
         them to its voxels while reading: images linearly, labels and masks from the nearest voxel, from
         the stored level of an OME-Zarr nearest in spacing. ``"own"`` reads each at its own voxels, about
@@ -78,7 +78,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         voxels for them, unless there is `padding`.
     padding : {"constant", "edge", "reflect"}, optional
         Let patches reach beyond the volume, and what is there: 0, the nearest voxel, a mirror image.
-    weights : sequence of float, optional
+    subject_weights : sequence of float, optional
         Share of each subject in the patches of a chooser that draws a number; equal by default.
     squeeze : bool
         Drop the patch axes of length 1.
@@ -106,39 +106,43 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     >>> len(p), p.positions[1].tolist(), [tuple(t.shape) for t in p[1]]
     (8, [0, 0, 2], [(1, 2, 2, 2), (1, 2, 2, 2)])
     """
-    if align not in sources.GRIDS:
-        raise GridError(f"align is one of {', '.join(sources.GRIDS)}, not {align!r}")
+    if grids not in sources.GRIDS:
+        raise GridError(f"align is one of {', '.join(sources.GRIDS)}, not {grids!r}")
     if padding not in (None, *PADDING):
         raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
     subjects = _per_subject(inputs)
     targets = _one_name(_per_subject(target)) if target is not None else [None] * len(subjects)
-    masks = _per_subject(where) if where is not None else [None] * len(subjects)
+    masks = _per_subject(mask) if mask is not None else [None] * len(subjects)
     if not len(subjects) == len(targets) == len(masks) > 0:
         raise GridError(
             f"there are {len(subjects)} subjects of inputs, {len(targets)} of targets and {len(masks)} masks; "
             "give one of each per subject"
         )
-    shapes = sources.PatchShapes(shape, target_shape, plane, neighbours)
-    layout = _laid_out(subjects, targets, shapes, align)
-    how = as_sampler(at, sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
-    fields = []
-    for number, (given, (_, streams), mask) in enumerate(zip(subjects, layout, masks, strict=True)):
+    shapes = sources.PatchShapes(shape, target_shape, plane, context_slices)
+    layout = _laid_out(subjects, targets, shapes, grids)
+    how = as_sampler(sampler, sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
+    spaces = []
+    for number, (given, (_, streams), subject_mask) in enumerate(zip(subjects, layout, masks, strict=True)):
         with _said_of(number, given, len(subjects) > 1):
-            fields.append(SamplingSpace(_first(given), streams, mask, inside, padding is not None, align != "same"))
-    rng = np.random.default_rng((seed, len(fields)))
-    share = [1.0] * len(fields) if weights is None else [float(w) for w in weights]
-    if len(share) != len(fields):
-        raise GridError(f"there are {len(share)} weights for {len(fields)} subjects; give one for each")
-    counts = [0] * len(fields) if how.n is None else shares(how.n, share)
-    drawn = [how.draw(field, i, n, rng) for i, (field, n) in enumerate(zip(fields, counts, strict=True))]
+            spaces.append(
+                SamplingSpace(
+                    _first(given), streams, subject_mask, min_mask_fraction, padding is not None, grids != "same"
+                )
+            )
+    rng = np.random.default_rng((seed, len(spaces)))
+    share = [1.0] * len(spaces) if subject_weights is None else [float(w) for w in subject_weights]
+    if len(share) != len(spaces):
+        raise GridError(f"there are {len(share)} weights for {len(spaces)} subjects; give one for each")
+    counts = [0] * len(spaces) if how.num_patches is None else shares(how.num_patches, share)
+    drawn = [how.draw(space, i, n, rng) for i, (space, n) in enumerate(zip(spaces, counts, strict=True))]
     if not sum(len(positions) for positions, _ in drawn):
         raise DataError(
             "the mask leaves no patch; check that it is not empty and lies over the inputs"
-            if where is not None
+            if mask is not None
             else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
         )
     every = [streams for _, streams in layout]
-    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), neighbours)
+    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), context_slices)
 
 
 def _laid_out(

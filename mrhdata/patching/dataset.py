@@ -33,19 +33,19 @@ class Patches(PatchSet):
         stand together.
     subject : (n,) int64 array
         Number of the subject.
-    given : (n,) int64 array
+    draw_index : (n,) int64 array
         Where each stood among the positions of its subject as they were chosen or given.
     classes : (n,) int64 array or None
         Class that a patch was drawn for, by choosers that know one.
     shape : tuple of int
         Patch length along z, y, x, neighbouring planes included.
     plane : str or None
-    neighbours : int
+    context_slices : int
         Planes on each side that are channels of the first tensor.
     channels : list of str
-    streams : list of list of Stream
+    sources : list of list of Stream
         What the tensors of each subject are cut from.
-    resident : bool
+    in_memory : bool
         All voxels fit half of the memory and stay there after the first pass.
     """
 
@@ -63,8 +63,8 @@ class Patches(PatchSet):
         rank: tuple[int, int] | None = None,
         drop_last: bool = False,
         transform: Callable[..., Any] | None = None,
-        each: bool = False,
-        info: bool = False,
+        per_patch_transform: Callable[..., Any] | None = None,
+        return_metadata: bool = False,
     ) -> PatchIterableDataset:
         """An ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
 
@@ -77,9 +77,10 @@ class Patches(PatchSet):
         drop_last : bool
             Leave out the last batch where it is not full; all ranks then have as many.
         transform : callable, optional
-            Takes input and target (or the input alone) and returns them, a batch at a time, or with
-            `each` a patch at a time.
-        info : bool
+            Function of the input and target (or only the input) of a batch, which returns them.
+        per_patch_transform : callable, optional
+            The same for one patch; it runs before `transform`.
+        return_metadata : bool
             Batches end in a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
         """
         from mrhdata.patching.loader import PatchIterableDataset
@@ -92,17 +93,17 @@ class Patches(PatchSet):
             rank=rank,
             drop_last=drop_last,
             transform=transform,
-            each=each,
-            info=info,
+            per_patch_transform=per_patch_transform,
+            return_metadata=return_metadata,
         )
 
     def loader(
         self,
         batch_size: int,
         *,
-        ahead: int | None = None,
+        prefetch: int | None = None,
         num_workers: int = 0,
-        start_method: str = "forkserver",
+        multiprocessing_context: str = "forkserver",
         pin_memory: bool = False,
         device: Any = None,
         **options: Any,
@@ -115,13 +116,13 @@ class Patches(PatchSet):
         Parameters
         ----------
         batch_size : int
-        ahead : int, optional
+        prefetch : int, optional
             Batches (or groups of small ones) that wait, made by a thread of this process; 2, or 0 for small
             patches of volumes that stay in memory, which cost less to cut than to hand over.
         num_workers : int
             Processes that make batches instead, for a transform that is slow. Each decodes what its
             batches need, and has `memory` to itself.
-        start_method : {"forkserver", "spawn", "fork"}
+        multiprocessing_context : {"forkserver", "spawn", "fork"}
             Of those processes.
         pin_memory : bool
             Batches lie in memory that a GPU copies from without waiting.
@@ -142,9 +143,9 @@ class Patches(PatchSet):
 
         return PatchLoader(
             self.dataset(batch_size, **options),
-            ahead=ahead,
+            prefetch=prefetch,
             num_workers=num_workers,
-            start_method=start_method,
+            multiprocessing_context=multiprocessing_context,
             pin_memory=pin_memory,
             device=device,
         )

@@ -27,7 +27,7 @@ def as_torchio(patches: PatchSet, index: int) -> Any:
     torchio = _library("torchio")
     images = {}
     for i, (name, tensor, affine) in enumerate(_tensors(patches, index)):
-        kind = torchio.LabelMap if patches.streams[0][i].labels else torchio.ScalarImage
+        kind = torchio.LabelMap if patches.sources[0][i].labels else torchio.ScalarImage
         images[name] = kind(tensor=tensor, affine=affine)
     return torchio.Subject(**images)
 
@@ -42,7 +42,7 @@ def _tensors(patches: PatchSet, index: int) -> Iterator[tuple[str, Any, Any]]:
     import torch
 
     row = np.array([range(len(patches))[index]])
-    for i, (name, part) in enumerate(zip(patches.widths, patches.gather(row), strict=True)):
+    for i, (name, part) in enumerate(zip(patches.tensor_shapes, patches.gather(row), strict=True)):
         yield name, torch.from_numpy(part[0]), patches.affine(row, i)[0]
 
 
@@ -56,11 +56,11 @@ def _library(name: str) -> Any:
 
 def as_dask(patches: PatchSet) -> list[da.Array]:
     """One Dask array per tensor, a block for each run of rows of a chunk."""
-    parts: list[list[da.Array]] = [[] for _ in patches.widths]
+    parts: list[list[da.Array]] = [[] for _ in patches.tensor_shapes]
     whole = delayed(patches, pure=False)
     for start, stop in patches.chunks:
         block = delayed(_gathered, pure=False)(whole, start, stop)
-        for i, width in enumerate(patches.widths.values()):
+        for i, width in enumerate(patches.tensor_shapes.values()):
             parts[i].append(da.from_delayed(block[i], (stop - start, *width), np.float32))
     return [da.concatenate(arrays) for arrays in parts]
 
@@ -73,15 +73,15 @@ def as_dataset(patches: PatchSet) -> xr.Dataset:
     """One variable per tensor along ``patch``, and where each patch lies."""
     variables = {
         name: (("patch", *_dims(name, patches)), array)
-        for name, array in zip(patches.widths, as_dask(patches), strict=True)
+        for name, array in zip(patches.tensor_shapes, as_dask(patches), strict=True)
     }
     return xr.Dataset(variables, coords=_where(patches, np.arange(len(patches))))
 
 
 def _dims(name: str, patches: PatchSet) -> list[str]:
     """Dimensions of a tensor; inputs and targets of one length share theirs."""
-    first = next(iter(patches.widths.values()))
-    lengths = zip(("c", "z", "y", "x"), patches.widths[name], first, strict=True)
+    first = next(iter(patches.tensor_shapes.values()))
+    lengths = zip(("c", "z", "y", "x"), patches.tensor_shapes[name], first, strict=True)
     return [dim if n == like and dim != "c" else f"{dim}_{name}" for dim, n, like in lengths]
 
 
@@ -89,7 +89,7 @@ def _where(patches: PatchSet, rows: Any) -> dict[str, Any]:
     positions = patches.positions[rows]
     affines = patches.affine(rows)
     # Neighbouring planes are channels, and the affine is that of the plane in the middle.
-    lengths = next(iter(patches.widths.values()))[1:]
+    lengths = next(iter(patches.tensor_shapes.values()))[1:]
     centre = np.append((np.array(lengths) - 1) / 2, 1.0)
     found = {
         "row": ("patch", rows),
@@ -106,7 +106,7 @@ def write_patches(
     patches: PatchSet, store: str | os.PathLike[str], *, seed: int, shuffle: bool, overwrite: bool
 ) -> None:
     """Write all patches in the order of one epoch."""
-    biggest = max(4 * int(np.prod(width)) for width in patches.widths.values())
+    biggest = max(4 * int(np.prod(width)) for width in patches.tensor_shapes.values())
     length = max(1, min(len(patches), _CHUNK // biggest))
     with atomic_write(store, overwrite=overwrite) as draft:
         group = zarr.create_group(draft)
@@ -119,10 +119,10 @@ def write_patches(
                 compressors=codec(np.dtype(np.float32)),
                 dimension_names=["patch", *_dims(name, patches)],
             )
-            for name, width in patches.widths.items()
+            for name, width in patches.tensor_shapes.items()
         ]
         order, at = [], 0
-        for rows, parts in patches.stream(length, shuffle=shuffle, seed=seed):
+        for rows, parts in patches.batches(length, shuffle=shuffle, seed=seed):
             for array, part in zip(arrays, parts, strict=True):
                 array[at : at + len(rows)] = part
             order.append(rows)

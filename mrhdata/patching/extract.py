@@ -45,11 +45,11 @@ class PatchExtractor:
     def cut(self, rows: Ints) -> list[Floats]:
         """Tensors of patches, (n, C, z, y, x) each."""
         subjects = _groups(self._plan.subject[rows])
-        return [self._tensor(i, rows, subjects) for i in range(len(self._plan.streams[0]))]
+        return [self._tensor(i, rows, subjects) for i in range(len(self._plan.sources[0]))]
 
     def _tensor(self, i: int, rows: Ints, subjects: list[tuple[int, Ints]]) -> Floats:
         """Patches of one stream; small ones lie channels last in memory."""
-        stream = self._plan.streams[0][i]
+        stream = self._plan.sources[0][i]
         channels = len(stream.channels)
         if stream.small:
             out = np.moveaxis(np.empty((len(rows), *stream.shape, channels), np.float32), -1, 1)
@@ -61,7 +61,7 @@ class PatchExtractor:
 
     def _fill(self, out: Floats, i: int, number: int, rows: Ints, chosen: Ints) -> None:
         """Cut the patches of one subject into their places."""
-        stream = self._plan.streams[number][i]
+        stream = self._plan.sources[number][i]
         starts = stream.starts(self._plan.positions[rows[chosen]])
         fits = self._fits(stream, starts)
         if fits is not None:
@@ -78,7 +78,7 @@ class PatchExtractor:
                 _gather_into(out, chosen[within], joined, starts[within] - corner, stream)
 
     def _padded(self, i: int, number: int, start: Ints) -> np.ndarray:
-        stream = self._plan.streams[number][i]
+        stream = self._plan.sources[number][i]
         box = functools.partial(self._box, number, i)
         return padded(box, stream.grid.shape, start, stream.shape, str(self._plan.padding))
 
@@ -90,7 +90,7 @@ class PatchExtractor:
         return None if fits.all() else fits
 
     def _lookup(self, subject: int, i: int) -> Callable[[int, int, int], np.ndarray]:
-        offset, (_, ny, nx) = self._plan.offset(subject, i), self._plan.streams[subject][i].tiles
+        offset, (_, ny, nx) = self._plan.offset(subject, i), self._plan.sources[subject][i].tiles
         tiles = self._tiles
         return lambda z, y, x: tiles[offset + (z * ny + y) * nx + x]
 
@@ -111,7 +111,7 @@ class PatchExtractor:
 
     def _box(self, subject: int, i: int, box: Box) -> np.ndarray:
         """Return the voxels (C, z, y, x) of a box; those of tiles that are not in memory have any value."""
-        stream = self._plan.streams[subject][i]
+        stream = self._plan.sources[subject][i]
         channels_last = np.empty((*box.shape, len(stream.channels)), stream.dtype)
         offset = self._plan.offset(subject, i)
         rows = zip(box.start, box.stop, stream.tile, strict=True)

@@ -39,8 +39,8 @@ class PatchIterableDataset(IterableDataset[Any]):
         rank: tuple[int, int] | None,
         drop_last: bool,
         transform: Callable[..., Any] | None,
-        each: bool,
-        info: bool,
+        per_patch_transform: Callable[..., Any] | None,
+        return_metadata: bool,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is 1 or more, not {batch_size}")
@@ -49,7 +49,8 @@ class PatchIterableDataset(IterableDataset[Any]):
         if not 0 <= self.rank[0] < self.rank[1]:
             raise DataError(f"rank is its number from 0 and how many there are, not {self.rank}")
         self.shuffle, self.seed = shuffle, seed
-        self._transform, self._each, self._info = transform, each, info
+        self._transform, self._per_patch_transform = transform, per_patch_transform
+        self._return_metadata = return_metadata
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -68,7 +69,7 @@ class PatchIterableDataset(IterableDataset[Any]):
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         left = -(-(len(self) - self.start - number) // count)
-        stream = self.patches.stream(
+        stream = self.patches.batches(
             self.batch_size,
             shuffle=self.shuffle,
             seed=self.seed,
@@ -82,9 +83,11 @@ class PatchIterableDataset(IterableDataset[Any]):
 
     def _batch(self, rows: Any, arrays: list[Any]) -> Any:
         batch = self.patches.arranged([self.patches.tensor(a) for a in arrays])
+        if self._per_patch_transform is not None:
+            batch = _patch_by_patch(self._per_patch_transform, batch)
         if self._transform is not None:
-            batch = self._transformed(batch)
-        if not self._info:
+            batch = self._transform(*batch) if isinstance(batch, tuple) else self._transform(batch)
+        if not self._return_metadata:
             return batch
         where = {
             "subject": torch.from_numpy(self.patches.subject[rows]),
@@ -92,15 +95,6 @@ class PatchIterableDataset(IterableDataset[Any]):
             "affine": torch.from_numpy(self.patches.affine(rows)),
         }
         return (*batch, where) if isinstance(batch, tuple) else (batch, where)
-
-    def _transformed(self, batch: Any) -> Any:
-        apply: Any = self._transform
-        if not self._each:
-            return apply(*batch) if isinstance(batch, tuple) else apply(batch)
-        length = len(next(iter(_leaves(batch))))
-        samples = [_taken(batch, i) for i in range(length)]
-        done = [apply(*s) if isinstance(s, tuple) else apply(s) for s in samples]
-        return torch.utils.data.default_collate(done)
 
 
 class PatchLoader:
@@ -118,14 +112,14 @@ class PatchLoader:
         self,
         batches: PatchIterableDataset,
         *,
-        ahead: int | None,
+        prefetch: int | None,
         num_workers: int,
-        start_method: str,
+        multiprocessing_context: str,
         pin_memory: bool,
         device: Any,
     ) -> None:
         self.batches = batches
-        self._ahead, self._workers, self._method = ahead, num_workers, start_method
+        self._ahead, self._workers, self._method = prefetch, num_workers, multiprocessing_context
         self._pin, self._device = pin_memory, device
         self.epoch, self._done, self._resumed = -1, 0, False
 
@@ -154,7 +148,7 @@ class PatchLoader:
         ahead = self._ahead
         if ahead is None:
             # Small patches that are in memory cost less to cut than to hand over.
-            ahead = 0 if together > 1 and self.batches.patches.resident else _AHEAD
+            ahead = 0 if together > 1 and self.batches.patches.in_memory else _AHEAD
         sent = map(self._sent, self.batches)
         for several in run_ahead(_groups(sent, together), ahead) if ahead else ([batch] for batch in sent):
             yield from several
@@ -210,6 +204,14 @@ def _groups(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
             group = []
     if group:
         yield group
+
+
+def _patch_by_patch(transform: Callable[..., Any], batch: Any) -> Any:
+    """Apply a transform to each patch of a batch."""
+    length = len(next(iter(_leaves(batch))))
+    samples = [_taken(batch, i) for i in range(length)]
+    results = [transform(*sample) if isinstance(sample, tuple) else transform(sample) for sample in samples]
+    return torch.utils.data.default_collate(results)
 
 
 def _rank() -> tuple[int, int]:

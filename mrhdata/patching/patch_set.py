@@ -54,13 +54,13 @@ class PatchSet:
         padding: str | None,
         squeeze: bool,
         memory: int,
-        neighbours: int = 0,
+        context_slices: int = 0,
     ) -> None:
-        self.streams, self._names = [list(s) for s in streams], names
+        self.sources, self._names = [list(s) for s in streams], names
         self._padding, self._squeeze, self.memory = padding, squeeze, memory
         first = streams[0][0]
-        self.shape, self.plane, self.neighbours = first.shape, plane, neighbours
-        offsets = [f"{k:+d}" if k else "" for k in range(-neighbours, neighbours + 1)]
+        self.shape, self.plane, self.context_slices = first.shape, plane, context_slices
+        offsets = [f"{k:+d}" if k else "" for k in range(-context_slices, context_slices + 1)]
         self.channels = [channel + offset for channel in first.channels for offset in offsets]
         self.spacing_mm = tuple(float(s) for s in first.grid.spacing)
         positions = np.concatenate([p for p, _ in drawn])
@@ -70,14 +70,14 @@ class PatchSet:
         ends = np.cumsum([0, *(int(np.prod(s[0].tiles)) for s in streams)])
         chunk = np.concatenate([b + s[0].cells(p) for b, s, (p, _) in zip(ends[:-1], streams, drawn, strict=True)])
         by = np.argsort(chunk, kind="stable")
-        self.positions, self.subject, self.given = positions[by], subject[by], given[by]
+        self.positions, self.subject, self.draw_index = positions[by], subject[by], given[by]
         self._chunk = chunk[by]
         self._starts = self._runs()
         known = [c for _, c in drawn if c is not None]
         self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
-        every = [stream for of_subject in self.streams for stream in of_subject]
-        self.resident = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
-        if self.resident:
+        every = [stream for of_subject in self.sources for stream in of_subject]
+        self.in_memory = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in every) <= memory
+        if self.in_memory:
             for stream in every:
                 stream.join()
         self._plans: dict[int, Plan] = {}
@@ -90,7 +90,7 @@ class PatchSet:
             raise DataError("a part has no patches; give it a larger share, or a smaller guard")
         # As when it is pickled: without plans, tiles and rooms.
         part = copy.copy(self)
-        part.positions, part.subject, part.given = self.positions[rows], self.subject[rows], self.given[rows]
+        part.positions, part.subject, part.draw_index = self.positions[rows], self.subject[rows], self.draw_index[rows]
         part._chunk = self._chunk[rows]
         part._starts = part._runs()
         part.classes = None if self.classes is None else self.classes[rows]
@@ -114,7 +114,7 @@ class PatchSet:
         """Names of a few subjects, where their files say them."""
         if len(numbers) > _NAMED:
             return ""
-        of_each = [subject_name(source for stream in self.streams[n] for source in stream.sources) for n in numbers]
+        of_each = [subject_name(source for stream in self.sources[n] for source in stream.origins) for n in numbers]
         known = [name for name in of_each if name is not None]
         return f" ({', '.join(known)})" if len(known) == len(numbers) else ""
 
@@ -128,7 +128,7 @@ class PatchSet:
 
     def batch_bytes(self, batch_size: int) -> int:
         """Bytes of one batch."""
-        return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self.streams[0])
+        return batch_size * sum(4 * len(s.channels) * int(np.prod(s.shape)) for s in self.sources[0])
 
     def digest(self) -> int:
         """Number that stands for the positions and all else that their order hangs on."""
@@ -147,11 +147,11 @@ class PatchSet:
                     f"{self.batch_bytes(batch_size)} bytes; give more, or a smaller batch_size"
                 )
             self._plans[batch_size] = Plan(
-                self.streams, self.positions, self.subject, left, self._padding, self.resident
+                self.sources, self.positions, self.subject, left, self._padding, self.in_memory
             )
         return self._plans[batch_size]
 
-    def stream(
+    def batches(
         self,
         batch_size: int,
         *,
@@ -188,13 +188,13 @@ class PatchSet:
         batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)][start:][worker[0] :: worker[1]]
         if not batches:
             return
-        if plan.resident and plan.covered_by(self._tiles):
+        if plan.in_memory and plan.covered_by(self._tiles):
             cutter = PatchExtractor(plan, self._tiles, 0)
             yield from ((batch, self._folded(cutter.cut(batch))) for batch in batches)
             return
         loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
         # Tiles that stay have memory of their own; the others take turns.
-        tiles, rooms = (self._tiles, None) if plan.resident else ({}, self._rooms)
+        tiles, rooms = (self._tiles, None) if plan.in_memory else ({}, self._rooms)
         with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders(), rooms) as ahead:
             cutter = PatchExtractor(plan, tiles, loads.copied)
             for number, batch in enumerate(batches):
@@ -209,17 +209,17 @@ class PatchSet:
         What rows of one chunk need is read once; nothing is kept.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        out = [np.empty((len(rows), len(s.channels), *s.shape), np.float32) for s in self.streams[0]]
+        out = [np.empty((len(rows), len(s.channels), *s.shape), np.float32) for s in self.sources[0]]
         chunk = np.searchsorted(self._starts, rows, side="right")
         by = np.argsort(chunk, kind="stable")
         for chosen in np.split(by, np.flatnonzero(np.diff(chunk[by])) + 1) if len(rows) else []:
-            for whole, stream in zip(out, self.streams[int(self.subject[rows[chosen[0]]])], strict=True):
+            for whole, stream in zip(out, self.sources[int(self.subject[rows[chosen[0]]])], strict=True):
                 whole[chosen] = extract_nearby(stream, stream.starts(self.positions[rows[chosen]]), self._padding)
         return self._folded(out)
 
     def _folded(self, parts: list[Floats]) -> list[Floats]:
         """Neighbouring planes of the first tensor as channels: those of one channel stand together."""
-        if not self.neighbours or self.plane is None:
+        if not self.context_slices or self.plane is None:
             return parts
         axis = 2 + PLANES[self.plane]
         planes = np.moveaxis(parts[0], axis, 2)
@@ -249,13 +249,13 @@ class PatchSet:
         """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows)
         out = np.empty((len(chosen), 4, 4))
-        for number, streams in enumerate(self.streams):
+        for number, streams in enumerate(self.sources):
             mine = np.flatnonzero(self.subject[chosen] == number)
             affine, starts = streams[stream].grid.affine, streams[stream].starts(self.positions[chosen[mine]])
             out[mine] = affine
-            if self.neighbours and self.plane is not None and not stream:
+            if self.context_slices and self.plane is not None and not stream:
                 # The plane in the middle is where the patch lies.
-                starts = starts + self.neighbours * np.eye(3, dtype=np.int64)[PLANES[self.plane]]
+                starts = starts + self.context_slices * np.eye(3, dtype=np.int64)[PLANES[self.plane]]
             out[mine, :3, 3] += starts @ affine[:3, :3].T
         return out
 
@@ -265,12 +265,12 @@ class PatchSet:
         return list(itertools.pairwise(self._starts.tolist()))
 
     @property
-    def widths(self) -> dict[str, tuple[int, ...]]:
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name of each tensor, and its channels and lengths (C, z, y, x)."""
         found: dict[str, tuple[int, ...]] = {
-            n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.streams[0], strict=True)
+            n: (len(s.channels), *s.shape) for n, s in zip(self._names.flat(), self.sources[0], strict=True)
         }
-        if self.neighbours and self.plane is not None:
+        if self.context_slices and self.plane is not None:
             first = self._names.flat()[0]
             lengths = list(self.shape)
             lengths[PLANES[self.plane]] = 1

@@ -30,14 +30,14 @@ class Plan:
 
     Parameters
     ----------
-    streams : list of list of Stream
+    sources : list of list of Stream
         Of each subject, the first being the one whose voxels positions count.
     positions : (n, 3) int array
     subject : (n,) int array
     budget : int
         Bytes for voxels.
     padding : str or None
-    resident : bool
+    in_memory : bool
         Everything fits the budget and stays in memory.
 
     Attributes
@@ -55,10 +55,10 @@ class Plan:
         subject: Ints,
         budget: int,
         padding: str | None,
-        resident: bool,
+        in_memory: bool,
     ) -> None:
-        self.streams, self.positions, self.subject = streams, positions, subject
-        self.budget, self.padding, self.resident = budget, padding, resident
+        self.sources, self.positions, self.subject = streams, positions, subject
+        self.budget, self.padding, self.in_memory = budget, padding, in_memory
         self._each = [stream for of_subject in streams for stream in of_subject]
         counts = [int(np.prod(s.tiles)) for s in self._each]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -77,7 +77,7 @@ class Plan:
     def _keys(self) -> Ints:
         """Tile of the first stream that holds the first voxel of each row."""
         keys = np.empty(len(self.positions), dtype=np.int64)
-        for number, streams in enumerate(self.streams):
+        for number, streams in enumerate(self.sources):
             rows = np.flatnonzero(self.subject == number)
             keys[rows] = self.offset(number, 0) + streams[0].cells(self.positions[rows])
         return keys
@@ -85,16 +85,16 @@ class Plan:
     def _numbers(self, keys: Ints) -> Ints:
         """Subject and number along z, y, x of tiles of first streams: (n, 4)."""
         table = np.empty((len(keys), 4), dtype=np.int64)
-        firsts = np.array([self.offset(number, 0) for number in range(len(self.streams))])
+        firsts = np.array([self.offset(number, 0) for number in range(len(self.sources))])
         table[:, 0] = np.searchsorted(firsts, keys, side="right") - 1
-        for number, streams in enumerate(self.streams):
+        for number, streams in enumerate(self.sources):
             rows = np.flatnonzero(table[:, 0] == number)
             table[rows, 1:] = np.stack(np.unravel_index(keys[rows] - firsts[number], streams[0].tiles), axis=1)
         return table
 
     def offset(self, subject: int, stream: int) -> int:
         """Number of the first tile of a stream."""
-        return int(self._offsets[sum(len(s) for s in self.streams[:subject]) + stream])
+        return int(self._offsets[sum(len(s) for s in self.sources[:subject]) + stream])
 
     def read(self, tile: int, room: np.ndarray | None = None) -> np.ndarray:
         """Decode a tile, into some bytes where they are given."""
@@ -106,7 +106,7 @@ class Plan:
 
     def tiles_by_row(self) -> Iterator[Ints]:
         """For each subject and stream, the tiles that its rows touch, row after row, repeated as they repeat."""
-        for subject, streams in enumerate(self.streams):
+        for subject, streams in enumerate(self.sources):
             rows = np.flatnonzero(self.subject == subject)
             for i in range(len(streams)):
                 yield self._touched(subject, i, rows)[1]
@@ -127,12 +127,12 @@ class Plan:
 
     def _choose(self) -> order.Layout:
         """The layout that decodes least within the budget, with as many lanes as it allows."""
-        if self.resident:
+        if self.in_memory:
             return order.Layout(0, (1, 1, 1))
-        largest = max((s[0] for s in self.streams), key=lambda s: int(np.prod(s.tiles)))
+        largest = max((s[0] for s in self.sources), key=lambda s: int(np.prod(s.tiles)))
         tiling = zip(largest.shape, largest.tile, largest.tiles, strict=True)
         halo = [-(-(n - 1) // t) if count > 1 else 0 for n, t, count in tiling]
-        tile = int(np.prod(largest.tile)) * max(self._bytes_per_voxel(s) for s in self.streams)
+        tile = int(np.prod(largest.tile)) * max(self._bytes_per_voxel(s) for s in self.sources)
         copy = int(self._cell_bytes.max())
         for lanes in range(order.LANES, 1, -1):
             found = [
@@ -153,7 +153,7 @@ class Plan:
         """Tiles of each cell, as rows `pointer[c]` to `pointer[c + 1]` of a list."""
         total = int(self._offsets[-1])
         keys = []
-        for number, streams in enumerate(self.streams):
+        for number, streams in enumerate(self.sources):
             rows = np.flatnonzero(self.subject == number)
             for i in range(len(streams)):
                 owner, tiles = self._touched(number, i, rows)
@@ -166,7 +166,7 @@ class Plan:
         """First voxel of each cell's patches in a stream, and the one after the last."""
         low = np.full((len(self.table), 3), np.iinfo(np.int64).max)
         high = np.zeros((len(self.table), 3), dtype=np.int64)
-        for number, streams in enumerate(self.streams):
+        for number, streams in enumerate(self.sources):
             rows = np.flatnonzero(self.subject == number)
             first, end = self._reach(streams[stream], rows)
             np.minimum.at(low, self.cell[rows], first)
@@ -176,17 +176,17 @@ class Plan:
     def _copied(self) -> Ints:
         """Bytes of the copy of each cell's voxels that small patches are gathered from."""
         total = np.zeros(len(self.table), dtype=np.int64)
-        if self.resident:
+        if self.in_memory:
             return total
         for i, corners in enumerate(self.corners):
             if corners is not None:
-                voxel = np.array([streams[i].voxel_bytes for streams in self.streams])
+                voxel = np.array([streams[i].voxel_bytes for streams in self.sources])
                 total += np.prod(corners[1] - corners[0], axis=1) * voxel[self.table[:, 0]]
         return total
 
     def _touched(self, subject: int, i: int, rows: Ints) -> tuple[Ints, Ints]:
         """Tiles that rows of a subject touch: which of the rows, and the tile."""
-        stream = self.streams[subject][i]
+        stream = self.sources[subject][i]
         low, high = self._reach(stream, rows)
         owner, numbers = _expanded(low // stream.tile, (high - 1) // stream.tile)
         return owner, self.offset(subject, i) + np.ravel_multi_index(tuple(numbers.T), stream.tiles)
@@ -202,7 +202,7 @@ class Plan:
         DataError
             The budget does not hold what one batch needs.
         """
-        if self.resident or not shuffle:
+        if self.in_memory or not shuffle:
             every = np.argsort(self.cell, kind="stable")
             if shuffle:
                 every = np.random.default_rng((seed, epoch)).permutation(len(every))
@@ -232,7 +232,7 @@ class Plan:
         tiles, copied = self._tile[self._pointer[cell][visit] + within], self._cell_bytes[cell]
         batches = -(-len(rows) // batch_size)
         # Beyond the last batch: nothing is let go of.
-        ends = np.full(len(visit), batches) if self.resident else last[visit]
+        ends = np.full(len(visit), batches) if self.in_memory else last[visit]
 
         def kept_for(pause: int) -> Loads:
             tile, begin, end = order.lifetimes(tiles, first[visit], ends, pause)
@@ -242,7 +242,7 @@ class Plan:
             )
             return Loads(tile, begin, end, size, needed, order.peak(first, last, copied))
 
-        return kept_for(batches) if self.resident else longest(kept_for, batches, self.budget)
+        return kept_for(batches) if self.in_memory else longest(kept_for, batches, self.budget)
 
 
 def longest(kept_for: Callable[[int], Loads], batches: int, budget: int) -> Loads:

@@ -1,4 +1,4 @@
-"""Ways to choose where patches are taken: what is given to ``mrhdata.patches(at=...)``.
+"""Ways to choose where patches are taken: what is given to ``mrhdata.patches(sampler=...)``.
 
 Each draws positions for one subject at a time, from arithmetic (`sampling`) or from an index of a
 volume (`index`). A mask given with them holds for all.
@@ -67,9 +67,9 @@ class SamplingSpace:
         self._streams = streams
         self.grid = reference.mrh.grid
         self._resample, self._share = resample, share
-        self._mask = None if mask is None else self.stream("mask", mask.assign_attrs(kind="mask"))
+        self._mask = None if mask is None else self.source("mask", mask.assign_attrs(kind="mask"))
 
-    def stream(self, name: str, volume: xr.DataArray) -> TensorSource:
+    def source(self, name: str, volume: xr.DataArray) -> TensorSource:
         """A volume on this subject's grid, to be read tile by tile."""
         return one_grid({name: volume}, (_MASK_BOX,) * 3, self.reference, self._resample, exact=True)
 
@@ -145,10 +145,10 @@ class Sampler(Protocol):
     """A way to choose positions."""
 
     @property
-    def n(self) -> int | None:
+    def num_patches(self) -> int | None:
         """Patches of all subjects together; None where the subject decides."""
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints | None]:
         """Positions of one subject, and the class that each was drawn for."""
 
 
@@ -163,12 +163,12 @@ class Grid:
     """
 
     stride: tuple[int, int, int]
-    n: None = None
+    num_patches: None = None
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """All positions of the grid that lie in the mask."""
-        positions = strided(field.grid.shape, field.shape, self.stride, overhang=field.overhang)
-        return positions[field.keep(positions)], None
+        positions = strided(space.grid.shape, space.shape, self.stride, overhang=space.overhang)
+        return positions[space.keep(positions)], None
 
 
 @dataclass(frozen=True)
@@ -177,22 +177,22 @@ class Uniform:
 
     Attributes
     ----------
-    n : int
+    num_patches : int
         Patches of all subjects together.
     """
 
-    n: int
+    num_patches: int
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Positions at which the patch fits (with padding: whose centre lies in the volume)."""
 
         def anywhere(many: int) -> Ints:
-            if field.overhang:
-                return field.about(rng.integers(0, field.grid.shape, (many, 3)))
-            strided(field.grid.shape, field.shape, field.grid.shape)
-            return uniform(field.grid.shape, field.shape, many, rng)
+            if space.overhang:
+                return space.about(rng.integers(0, space.grid.shape, (many, 3)))
+            strided(space.grid.shape, space.shape, space.grid.shape)
+            return uniform(space.grid.shape, space.shape, many, rng)
 
-        return field.accepted(n, anywhere), None
+        return space.accepted(n, anywhere), None
 
 
 @dataclass(frozen=True)
@@ -203,50 +203,50 @@ class ClassBalanced:
 
     Attributes
     ----------
-    n : int
+    num_patches : int
         Patches of all subjects together.
     labels : volume, or one per subject
-    shares : mapping of int to float, optional
+    ratios : mapping of int to float, optional
         Of each class; the key ``"rest"`` stands for all other classes, drawn by their size. Equal
         shares for every class that occurs where it is not given. ``{1: 1, "rest": 3}`` is one
         positive to three negatives.
-    sparse : bool
-        Subjects may lack some of the classes in `shares`; the others then have their part.
+    allow_missing : bool
+        Subjects may lack some of the classes in `ratios`; the others then have their part.
     """
 
-    n: int
+    num_patches: int
     labels: Any
-    shares: Mapping[int | str, float] | None = None
-    sparse: bool = False
+    ratios: Mapping[int | str, float] | None = None
+    allow_missing: bool = False
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, and the class of the voxel in the middle of each patch.
 
         At the edge the patch is moved inside, and the voxel no longer lies in its middle.
         """
         labels = _of_subject(self.labels, subject)
-        index = index_labels(field.stream("labels", labels.assign_attrs(kind="labels")), *_store(labels))
+        index = index_labels(space.source("labels", labels.assign_attrs(kind="labels")), *_store(labels))
         quotas = self._quotas(index, n)
-        found = [field.accepted(m, self._drawing(field, index, c, rng)) for c, m in quotas]
+        found = [space.accepted(m, self._drawing(space, index, c, rng)) for c, m in quotas]
         classes = np.repeat([c for c, _ in quotas], [m for _, m in quotas])
         return np.concatenate(found), classes.astype(np.int64)
 
     def _drawing(
-        self, field: SamplingSpace, index: Index, kind: int, rng: np.random.Generator
+        self, space: SamplingSpace, index: Index, kind: int, rng: np.random.Generator
     ) -> Callable[[int], Ints]:
-        return lambda many: field.about(index.draw(kind, many, rng))
+        return lambda many: space.about(index.draw(kind, many, rng))
 
     def _quotas(self, index: Index, n: int) -> list[tuple[int, int]]:
-        wanted: dict[Any, float] = dict(self.shares) if self.shares is not None else dict.fromkeys(index.classes, 1.0)
+        wanted: dict[Any, float] = dict(self.ratios) if self.ratios is not None else dict.fromkeys(index.classes, 1.0)
         rest = wanted.pop("rest", 0.0)
         others = [c for c in index.classes if c not in wanted]
-        if rest and not others and not self.sparse:
+        if rest and not others and not self.allow_missing:
             raise DataError(f"the labels hold no class but {index.classes}, so there is no rest to draw from")
         if rest and others:
             sizes = [float(index.mass[:, index.classes.index(c)].sum()) for c in others]
             wanted |= {c: rest * size / sum(sizes) for c, size in zip(others, sizes, strict=True)}
         missing = [c for c in wanted if c not in index.classes]
-        if self.sparse:
+        if self.allow_missing:
             wanted = {c: share for c, share in wanted.items() if c not in missing}
         elif missing:
             raise DataError(f"the labels hold no voxel of class {missing}; they hold {index.classes}")
@@ -260,19 +260,19 @@ class Weighted:
 
     Attributes
     ----------
-    n : int
+    num_patches : int
         Patches of all subjects together.
     weights : volume, or one per subject
         0 or more.
     """
 
-    n: int
+    num_patches: int
     weights: Any
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Positions whose middle voxels were drawn by weight."""
-        index = index_weights(field.stream("weights", _of_subject(self.weights, subject)))
-        return field.accepted(n, lambda many: field.about(index.draw(1, many, rng))), None
+        index = index_weights(space.source("weights", _of_subject(self.weights, subject)))
+        return space.accepted(n, lambda many: space.about(index.draw(1, many, rng))), None
 
 
 @dataclass(frozen=True)
@@ -283,57 +283,57 @@ class Points:
     ----------
     points_mm : (m, 3) array, or one per subject
         World points X, Y, Z, RAS+.
-    negatives : float
+    negatives_per_point : float
         Patches beside a point for each patch about one.
-    distance_mm : tuple of float
+    negative_distance_mm : tuple of float
         Least and greatest distance of a negative from the point that it lies beside; none lies nearer
         than the least to any point.
-    n : int, optional
+    num_patches : int, optional
         Patches of all subjects together; each point once where None.
     """
 
     points_mm: Any
-    negatives: float = 0.0
-    distance_mm: tuple[float, float] = (0.0, 0.0)
-    n: int | None = None
+    negatives_per_point: float = 0.0
+    negative_distance_mm: tuple[float, float] = (0.0, 0.0)
+    num_patches: int | None = None
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Positions, class 1 about points and 0 beside them."""
         points = np.asarray(_of_subject(self.points_mm, subject, ndim=2), dtype=np.float64).reshape(-1, 3)
-        places = field.grid.index(points)
-        within = self._within(places, field)
+        places = space.grid.index(points)
+        within = self._within(places, space)
         if not within.any():
             raise DataError(f"none of {len(points)} points lies in the volume of subject {subject}; are they world mm?")
         if not within.all():
             log.warning("%d of %d points of subject %d lie outside its volume", (~within).sum(), len(points), subject)
-        about = field.about(places[within])
-        about = about[field.keep(about)]
-        if self.n is not None:
-            wanted, beside = shares(n, [1.0, self.negatives])
+        about = space.about(places[within])
+        about = about[space.keep(about)]
+        if self.num_patches is not None:
+            wanted, beside = shares(n, [1.0, self.negatives_per_point])
             if not len(about):
                 raise DataError(f"none of {within.sum()} points of subject {subject} lies in the mask")
             about = about[rng.integers(0, len(about), wanted)]
         else:
-            beside = round(len(about) * self.negatives)
-        negative = field.accepted(beside, lambda many: self._beside(points, field, many, rng))
+            beside = round(len(about) * self.negatives_per_point)
+        negative = space.accepted(beside, lambda many: self._beside(points, space, many, rng))
         classes = np.repeat([1, 0], [len(about), len(negative)])
         return np.concatenate([about, negative]), classes.astype(np.int64)
 
-    def _beside(self, points: NDArray[np.float64], field: SamplingSpace, many: int, rng: np.random.Generator) -> Ints:
-        half = (np.array(field.shape) - 1) / 2
+    def _beside(self, points: NDArray[np.float64], space: SamplingSpace, many: int, rng: np.random.Generator) -> Ints:
+        half = (np.array(space.shape) - 1) / 2
 
         def on_centres(places: NDArray[np.float64]) -> NDArray[np.float64]:
-            centres = field.about(field.grid.index(places)) + half
-            return field.grid.world(centres[self._within(centres, field)])
+            centres = space.about(space.grid.index(places)) + half
+            return space.grid.world(centres[self._within(centres, space)])
 
         # A patch's centre comes first, since it may lie too near where the place does not.
-        places = shell(points, many, self.distance_mm, rng, on_centres)
-        return field.about(field.grid.index(places))
+        places = shell(points, many, self.negative_distance_mm, rng, on_centres)
+        return space.about(space.grid.index(places))
 
     @staticmethod
-    def _within(places: NDArray[np.float64], field: SamplingSpace) -> NDArray[np.bool_]:
+    def _within(places: NDArray[np.float64], space: SamplingSpace) -> NDArray[np.bool_]:
         """Which places lie in the volume's voxels."""
-        return np.asarray(((places >= -0.5) & (places < np.array(field.grid.shape) - 0.5)).all(axis=1))
+        return np.asarray(((places >= -0.5) & (places < np.array(space.grid.shape) - 0.5)).all(axis=1))
 
 
 @dataclass(frozen=True)
@@ -347,23 +347,23 @@ class Fixed:
     """
 
     positions: Any
-    n: None = None
+    num_patches: None = None
 
-    def draw(self, field: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
+    def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Those of the subject, checked."""
         given = np.asarray(_of_subject(self.positions, subject, ndim=2))
         given = given.reshape(-1, 3) if not given.size else given
         if given.ndim != 2 or given.shape[1] != 3 or (given.size and given.dtype.kind not in "iu"):
             raise GridError(f"positions are whole numbers (n, 3) along z, y, x, not {given.dtype} {given.shape}")
         positions = given.astype(np.int64)
-        touches = ((positions + field.shape > 0) & (positions < field.grid.shape)).all(axis=1)
-        bad = np.flatnonzero(~(touches & field.fits(positions)))
+        touches = ((positions + space.shape > 0) & (positions < space.grid.shape)).all(axis=1)
+        bad = np.flatnonzero(~(touches & space.fits(positions)))
         if len(bad):
             raise GridError(
                 f"{len(bad)} positions do not fit, the first being {positions[bad[0]].tolist()}: a patch of "
-                f"{field.shape} in a volume of {field.grid.shape}; give padding= where they may reach beyond the edge"
+                f"{space.shape} in a volume of {space.grid.shape}; give padding= where they may reach beyond the edge"
             )
-        return positions[field.keep(positions)], None
+        return positions[space.keep(positions)], None
 
 
 def as_sampler(at: Any, stride: Sequence[int]) -> Sampler:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 #: How volumes of one subject may lie to each other.
-GRIDS = ("same", "own", "first")
+GRIDS = ("same", "native", "resample")
 #: Axes that turn by more than this part of a voxel over half a patch are not parallel.
 _TURNED_VOXELS = 0.5
 #: What else helps where grids differ.
-_ALIGN = "or give align='first'"
+_ALIGN = "or pass grids='resample'"
 
 
 class PatchShapes:
@@ -76,7 +76,7 @@ class PatchShapes:
 
 
 def tensor_sources(
-    inputs: Inputs, target: Inputs | None, shapes: PatchShapes, align: str
+    inputs: Inputs, target: Inputs | None, shapes: PatchShapes, grids: str
 ) -> tuple[TensorNames, list[TensorSource]]:
     """Streams of one subject, and what their tensors are called."""
     given = volumes_by_name(inputs)
@@ -84,8 +84,8 @@ def tensor_sources(
     if first_name is None or first is None:
         raise GridError("there is no volume to take patches from; give at least one")
     shape = shapes.of_first(first_name)
-    if align != "own":
-        resample = align == "first"
+    if grids != "native":
+        resample = grids == "resample"
         streams = [one_grid(inputs, shape, None, resample)]
         if target is not None:
             streams.append(one_grid(target, shapes.of_target() or shape, first, resample, about=shape))
@@ -200,7 +200,7 @@ def own_grid(
     if off.max() > _TURNED_VOXELS:
         raise GridError(
             f"{name!r} has axes that turn against those of the first volume by {off.max():.1f} of its voxels over "
-            f"half a patch of {first.shape}; use align='first', which resamples it"
+            f"half a patch of {first.shape}; pass grids='resample' to resample it"
         )
     if shape is None:
         shape = np.maximum(1, np.rint(np.array(first.shape) * first.grid.spacing / grid.spacing)).astype(int).tolist()

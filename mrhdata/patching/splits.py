@@ -126,7 +126,7 @@ def _between(patches: PatchSet, axis: int, guard: int | None, low: float, high: 
     """
     gap = _guard(patches, guard)
     keep = np.zeros(len(patches.positions), dtype=bool)
-    for number, streams in enumerate(patches.streams):
+    for number, streams in enumerate(patches.sources):
         rows = np.flatnonzero(patches.subject == number)
         start, stop = _extent(streams, patches.positions[rows], axis)
         # In voxels of the first stream; borders of the volume need no guard.
@@ -160,12 +160,12 @@ def shared_with(mine: PatchSet, other: PatchSet) -> NDArray[np.bool_]:
     Volumes are the same where they come from one file or one array, sliced or not.
     """
     shared = np.zeros(len(mine.positions), dtype=bool)
-    for a, streams in enumerate(mine.streams):
+    for a, streams in enumerate(mine.sources):
         rows = np.flatnonzero(mine.subject == a)
-        for b, others in enumerate(other.streams):
+        for b, others in enumerate(other.sources):
             theirs = other.positions[other.subject == b]
             for s, t in itertools.product(streams, others):
-                if len(rows) and len(theirs) and s.sources & t.sources:
+                if len(rows) and len(theirs) and s.origins & t.origins:
                     grid = streams[0].grid
                     shared[rows] |= _overlapping(_faces(s, mine.positions[rows], grid), _faces(t, theirs, grid))
     return shared

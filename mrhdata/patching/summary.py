@@ -45,7 +45,7 @@ class CostReport:
         Where every patch would read all chunks that it touches.
     needed_bytes, memory : int
         Most that is held at one time, batches included, and the budget.
-    resident : bool
+    in_memory : bool
         Everything stays in memory after the first pass.
     advice : list of str
     """
@@ -60,7 +60,7 @@ class CostReport:
     naive_bytes: int
     needed_bytes: int
     memory: int
-    resident: bool
+    in_memory: bool
     advice: list[str] = field(default_factory=list)
 
     @property
@@ -73,7 +73,7 @@ class CostReport:
             f"{self.patches:,} patches of {self.subjects} subject{'s' if self.subjects > 1 else ''}, "
             f"{_size(self.delivered_bytes)} in batches of {self.batch_size}",
             f"{self.chunks:,} chunks, {_size(self.chunk_bytes)}, are decoded {self.decodes:.2f} times in a pass"
-            + (", and never again" if self.resident else ""),
+            + (", and never again" if self.in_memory else ""),
             f"reading patch by patch would decode {_size(self.naive_bytes)}, "
             f"{self.naive_bytes / max(1, self.decoded_bytes):.1f} times as much",
             f"at most {_size(self.needed_bytes)} of {_size(self.memory)} are held at one time",
@@ -102,7 +102,7 @@ def explained(patches: PatchSet, batch_size: int) -> CostReport:
         naive_bytes=naive,
         needed_bytes=loads.needed + patches.memory - plan.budget,
         memory=patches.memory,
-        resident=plan.resident,
+        in_memory=plan.in_memory,
     )
     found.advice.extend(_advice(patches, plan, found))
     return found
@@ -110,7 +110,7 @@ def explained(patches: PatchSet, batch_size: int) -> CostReport:
 
 def _advice(patches: PatchSet, plan: Plan, found: CostReport) -> list[str]:
     lines = []
-    for stream in patches.streams[0]:
+    for stream in patches.sources[0]:
         slow = stream.slow
         if slow is not None:
             lines.append(f"{', '.join(stream.channels[:3])}: {slow}; convert it to OME-Zarr with mrhdata.convert")
@@ -177,7 +177,7 @@ def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> SampleRe
     rows_seen: list[Any] = []
     counts: dict[int, int] = {}
     labels = _labels(patches)
-    for rows, parts in patches.stream(batch_size, seed=seed):
+    for rows, parts in patches.batches(batch_size, seed=seed):
         values = parts[0].astype(np.float64)
         means.append(values.mean(axis=(2, 3, 4)))
         squares.append((values**2).mean(axis=(2, 3, 4)))
@@ -208,13 +208,13 @@ def diagnosed(patches: PatchSet, n: int, batch_size: int, seed: int) -> SampleRe
 
 def _labels(patches: PatchSet) -> int | None:
     """Number of the first tensor of whole numbers that stand for classes."""
-    return next((i for i, stream in enumerate(patches.streams[0]) if stream.labels), None)
+    return next((i for i, stream in enumerate(patches.sources[0]) if stream.labels), None)
 
 
 def _coverage(patches: PatchSet) -> float:
     """Share of bins of all subjects that hold the centre of a patch."""
     filled = bins = 0
-    for number, streams in enumerate(patches.streams):
+    for number, streams in enumerate(patches.sources):
         shape = np.array(streams[0].grid.shape)
         step = np.maximum(1, -(-shape.max() // _BINS))
         # A bin is no smaller than a patch.
@@ -230,7 +230,7 @@ def plotted(patches: PatchSet, subject: int, n: int, seed: int) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    stream = patches.streams[subject][0]
+    stream = patches.sources[subject][0]
     shape = np.array(stream.grid.shape)
     rng = np.random.default_rng(seed)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), layout="constrained")
@@ -260,7 +260,7 @@ def _crossed(patches: PatchSet, subject: int, fixed: int) -> tuple[int, Any]:
     """The plane in the middle of a subject's patches, so that there is something to see, and the rows that cross it."""
     rows = np.flatnonzero(patches.subject == subject)
     starts = patches.positions[rows][:, fixed]
-    last = patches.streams[subject][0].grid.shape[fixed] - 1
+    last = patches.sources[subject][0].grid.shape[fixed] - 1
     plane = int(np.clip(np.median(starts) + patches.shape[fixed] // 2, 0, last))
     return plane, rows[(starts <= plane) & (starts + patches.shape[fixed] > plane)]
 
@@ -273,12 +273,12 @@ def as_html(patches: PatchSet) -> str:
     delivered = patches.batch_bytes(len(patches))
     given: dict[str, Any] = {
         "subjects": f"{len(np.unique(patches.subject)):,}",
-        **{f"tensor {name}": f"{width} as C, z, y, x" for name, width in patches.widths.items()},
+        **{f"tensor {name}": f"{width} as C, z, y, x" for name, width in patches.tensor_shapes.items()},
         "channels": ", ".join(patches.channels[:6])
         + (f" and {n} more" if (n := len(patches.channels) - 6) > 0 else ""),
-        "voxel": " x ".join(length(float(s)) for s in patches.streams[0][0].grid.spacing),
+        "voxel": " x ".join(length(float(s)) for s in patches.sources[0][0].grid.spacing),
         "all tensors": f"{_size(delivered)}, float32",
-        "stored chunks": f"{len(patches.chunks):,}" + (", kept in memory" if patches.resident else ""),
+        "stored chunks": f"{len(patches.chunks):,}" + (", kept in memory" if patches.in_memory else ""),
         "memory": f"{_size(patches.memory)} at most",
     }
     plane, drawing = _over_plane(patches)
@@ -290,7 +290,7 @@ def _over_plane(patches: PatchSet) -> tuple[str, str]:
     """What is shown, and boxes over as much of a plane of the first subject as may be read."""
     # The first that has any: a part of a split leaves subjects out.
     shown = int(patches.subject.min())
-    stream = patches.streams[shown][0]
+    stream = patches.sources[shown][0]
     fixed = 0 if patches.plane is None else PLANES[patches.plane]
     plane, crossing = _crossed(patches, shown, fixed)
     up, across = (a for a in range(3) if a != fixed)

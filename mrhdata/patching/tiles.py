@@ -251,7 +251,7 @@ class TensorSource:
         return any(part.stored(box) for part in self._parts)
 
     @property
-    def sources(self) -> set[str]:
+    def origins(self) -> set[str]:
         """Files and arrays that the voxels come from."""
         return set().union(*(part.source for part in self._parts))
 

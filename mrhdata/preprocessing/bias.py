@@ -39,14 +39,14 @@ def n4(
     *,
     mask: xr.DataArray | None = None,
     fit_on: xr.DataArray | None = None,
-    cells: int = 40,
+    max_bins: int = 40,
     iterations: Sequence[int] = (50, 50, 50, 50),
     control_points: int = 4,
     fwhm: float = 0.15,
 ) -> xr.DataArray:
     """Divide a volume by its N4 bias field (Tustison et al. 2010, IEEE TMI 29:1310).
 
-    SimpleITK fits the field to the means of at most `cells` coarse bins along each axis, which this call computes
+    SimpleITK fits the field to the means of at most `max_bins` coarse bins along each axis, which this call computes
     block by block; the division is lazy. The mean logarithm of the field over the fitted bins is 0, so
     their geometric mean brightness does not change.
 
@@ -63,7 +63,7 @@ def n4(
         Another volume to fit the field to: a coarser level of the same store, so that the finest need not
         be read, or one image whose field all images share, such as the b0 of a diffusion series. It has the
         affine of `volume`.
-    cells : int
+    max_bins : int
         Maximum number of coarse bins along each axis.
     iterations : sequence of int
         Maximum number of iterations for each level; every level halves the spans of the previous one. A level ends
@@ -91,14 +91,20 @@ def n4(
     >>> shade = np.exp(np.linspace(-0.4, 0.4, 32))
     >>> tissue = np.where(np.indices((32, 32, 32)).sum(0) % 8 < 4, 100.0, 140.0)
     >>> v = from_array((tissue * shade).astype("float32"), spacing=(1, 1, 1))
-    >>> corrected = n4(v, mask=v > 0, cells=16)
+    >>> corrected = n4(v, mask=v > 0, max_bins=16)
     >>> bright = tissue == 140
     >>> spread = lambda a: float(a.values[bright].std() / a.values[bright].mean())
     >>> spread(v) > 0.2, spread(corrected) < 0.05
     (True, True)
     """
     field = bias_field(
-        volume, mask=mask, fit_on=fit_on, cells=cells, iterations=iterations, control_points=control_points, fwhm=fwhm
+        volume,
+        mask=mask,
+        fit_on=fit_on,
+        max_bins=max_bins,
+        iterations=iterations,
+        control_points=control_points,
+        fwhm=fwhm,
     )
     return divide(volume, field)
 
@@ -108,7 +114,7 @@ def bias_field(
     *,
     mask: xr.DataArray | None = None,
     fit_on: xr.DataArray | None = None,
-    cells: int = 40,
+    max_bins: int = 40,
     iterations: Sequence[int] = (50, 50, 50, 50),
     control_points: int = 4,
     fwhm: float = 0.15,
@@ -122,17 +128,17 @@ def bias_field(
     >>> float(field.min()), float(field.max())
     (1.0, 1.0)
     """
-    if cells < 4 or control_points < 4 or not len(iterations) or min(iterations) < 1 or not fwhm > 0:
+    if max_bins < 4 or control_points < 4 or not len(iterations) or min(iterations) < 1 or not fwhm > 0:
         raise DataError(
             "cells and control_points must be at least 4, iterations at least 1 and fwhm above 0; got "
-            f"cells={cells}, control_points={control_points}, iterations={list(iterations)}, fwhm={fwhm}. "
+            f"cells={max_bins}, control_points={control_points}, iterations={list(iterations)}, fwhm={fwhm}. "
             "The defaults are a good start."
         )
     source = volume if fit_on is None else fit_on
     _check_image(volume)
     _check_image(source)
     _check_position(source, volume)
-    bins = coarse_means(source, factors_for(source, SPATIAL, cells), _check_mask(mask, source))
+    bins = coarse_means(source, factors_for(source, SPATIAL, max_bins), _check_mask(mask, source))
 
     def fit(image: Floats, share: Floats) -> Floats:
         inside = _select_bins(image, share, bins.factors, otsu=mask is None)

@@ -69,7 +69,7 @@ def tensor_maps(
     gradients: Gradients,
     *,
     maps: Sequence[str] = ("fa", "md"),
-    where: xr.DataArray | None = None,
+    mask: xr.DataArray | None = None,
 ) -> xr.DataArray:
     """Fit the diffusion tensor by weighted least squares and return its maps (Basser et al. 1994; dipy).
 
@@ -80,7 +80,7 @@ def tensor_maps(
     gradients : Gradients
     maps : sequence of {"fa", "md", "ad", "rd"}
         Fractional anisotropy; mean, axial and radial diffusivity in um^2/ms.
-    where : mask volume, optional
+    mask : mask volume, optional
         Mask of the voxels to fit; other voxels become 0, like voxels without signal.
 
     Returns
@@ -109,7 +109,7 @@ def tensor_maps(
     """
     _check_maps(maps, _TENSOR)
     _check_directions(gradients, 2)
-    values = _fit_blocks(_signals(dwi, gradients), gradients, _stack_maps(_fit_tensor, maps), len(maps), where)
+    values = _fit_blocks(_signals(dwi, gradients), gradients, _stack_maps(_fit_tensor, maps), len(maps), mask)
     return _describe_maps(values, maps, dwi, "diffusion tensor", _TENSOR)
 
 
@@ -118,13 +118,13 @@ def kurtosis_maps(
     gradients: Gradients,
     *,
     maps: Sequence[str] = ("fa", "md", "mk"),
-    where: xr.DataArray | None = None,
+    mask: xr.DataArray | None = None,
 ) -> xr.DataArray:
     """Fit the diffusion and kurtosis tensors by weighted least squares and return maps (Jensen et al. 2005; dipy).
 
     Parameters
     ----------
-    dwi, gradients, where
+    dwi, gradients, mask
         As for :func:`tensor_maps`, but with at least two shells and 15 directions.
     maps : sequence of {"fa", "md", "ad", "rd", "mk", "ak", "rk"}
         As for :func:`tensor_maps`; also mean, axial and radial kurtosis, between -3/7 and 10.
@@ -149,7 +149,7 @@ def kurtosis_maps(
     weighted = [shell.name for shell in gradients.shells if shell.b > B0]
     if len(weighted) < 2:
         raise DataError(f"a kurtosis fit needs two weighted shells; got {', '.join(weighted)}. Use tensor_maps.")
-    values = _fit_blocks(_signals(dwi, gradients), gradients, _stack_maps(_fit_kurtosis, maps), len(maps), where)
+    values = _fit_blocks(_signals(dwi, gradients), gradients, _stack_maps(_fit_kurtosis, maps), len(maps), mask)
     return _describe_maps(values, maps, dwi, "diffusion kurtosis", _KURTOSIS)
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from mrhdata.datasets import splits
+from mrhdata.datasets import nnunet, splits
 from mrhdata.datasets.bids import parse_loosely
 from mrhdata.datasets.build import find_volumes
 from mrhdata.errors import DataError
@@ -73,6 +73,49 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
             some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             log.warning("left out for want of %s (%r): %s (%d)", name, pattern, some, len(lacking))
     return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
+
+
+def find_nnunet_cases(folder: str | Path) -> list[Case]:
+    """Return the training cases of a folder in nnU-Net's layout: ``imagesTr``, ``labelsTr``, ``dataset.json``.
+
+    Each case is a subject, unless names such as ``sub-01_ses-2`` give the subject. Other underscores become hyphens:
+    case ``BRATS_001`` is the subject ``BRATS-001``.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the data set, such as ``Dataset001_BrainTumour``.
+
+    Returns
+    -------
+    cases : list of Case
+        Cases by name; channels have the names of ``dataset.json``.
+
+    Raises
+    ------
+    FormatError, DataError
+        As :func:`mrhdata.datasets.nnunet.read_dataset`.
+
+    Examples
+    --------
+    >>> import json, tempfile, numpy as np, mrhdata
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}}))
+    >>> volume = mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1))
+    >>> for name in ("imagesTr/BRATS_001_0000.nii", "labelsTr/BRATS_001.nii"):
+    ...     (folder / name).parent.mkdir(exist_ok=True)
+    ...     mrhdata.write(volume, folder / name)
+    >>> [(case.subject, list(case.inputs)) for case in find_nnunet_cases(folder)]
+    [('BRATS-001', ['T1'])]
+    """
+    dataset = nnunet.read_dataset(folder)
+    cases = []
+    for name, images in dataset.images.items():
+        subject = name.removeprefix("sub-") if "subject" in parse_loosely(name) else name.replace("_", "-")
+        cases.append(
+            _case(subject, {**dict(zip(dataset.channels, images, strict=True)), "labels": dataset.labels[name]})
+        )
+    return cases
 
 
 Scan = TypeVar("Scan", bound=Case)

@@ -123,9 +123,9 @@ def look(second: nn.Module, candidates: pd.DataFrame, inputs: Mapping[str, xr.Da
     """Scores of candidates, from 0 to 1: (n,)."""
     if not len(candidates):
         return np.empty(0)
-    seen = patches(dict(inputs), shape=LOOKED_AT, at=_starts(candidates), padding="edge")
+    seen = patches(dict(inputs), shape=LOOKED_AT, sampler=_starts(candidates), padding="edge")
     found = np.empty(len(candidates))
-    found[seen.given] = patches_scored(second, seen)
+    found[seen.draw_index] = patches_scored(second, seen)
     return found
 
 
@@ -166,8 +166,8 @@ def _about(brains: Sequence[Brain], tables: Mapping[str, pd.DataFrame], marking:
         [{"cells": taught(b, marking)} for b in brains],
         shape=LOOKED_AT,
         target_shape=1,
-        align="own",
-        at=[_starts(tables[b.subject]) for b in brains],
+        grids="native",
+        sampler=[_starts(tables[b.subject]) for b in brains],
         padding="edge",
     )
 

@@ -348,8 +348,8 @@ def _boxes(
         [{"cells": known} for known in labels],
         shape=(STRIDE * (box - 1) + SCREENED).tolist(),
         target_shape=box.tolist(),
-        align="own",
-        at=positions,
+        grids="native",
+        sampler=positions,
         seed=seed[0],
     )
 
@@ -413,7 +413,7 @@ def patch_scores(
     chosen = patches(
         dict(brain.inputs),
         shape=SCREENED,
-        at=samplers.Points(brain.cells, negatives=negatives, distance_mm=shell_mm),
+        sampler=samplers.Points(brain.cells, negatives_per_point=negatives, negative_distance_mm=shell_mm),
         seed=seed,
     )
     assert chosen.classes is not None

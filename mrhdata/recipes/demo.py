@@ -131,7 +131,7 @@ def _on_phantom(out: Path, seed: int, say: Console) -> list[Section]:
         model,
         _inputs(test),
         out / "virtual-af.zarr",
-        where=test["mask"],
+        mask=test["mask"],
         name="virtual_af",
         overwrite=True,
         progress=not say.quiet,
@@ -201,7 +201,7 @@ def _planned(subjects: Sequence[Group], stride: int | None = None) -> Any:
         shape=mrhnet.PATCH,
         stride=stride,
         plane="coronal",
-        where=[s["mask"] for s in subjects],
+        mask=[s["mask"] for s in subjects],
     )
 
 
@@ -226,7 +226,7 @@ def _phantom_scores(subjects: Mapping[str, Group], mapped: xr.DataArray) -> tupl
     ]
     guessed = {name: table.pop(name).to_numpy() for name in ("MRH-Net", "true tissue")}
     threshold = float(np.percentile(truth[train], PERCENTILE))
-    return sensitivity(table, truth, threshold=threshold, fits=fits, predictions=guessed, train=train), raw
+    return sensitivity(table, truth, threshold=threshold, fits=fits, predictions=guessed, train_mask=train), raw
 
 
 def _shown(singles: list[str], raw: list[str]) -> list[str]:
@@ -248,7 +248,7 @@ def _on_mouse(out: Path, source: Path, seed: int, say: Console) -> list[Section]
         model,
         brain["t2w"],
         out / "virtual-af.zarr",
-        where=mask,
+        mask=mask,
         name="virtual_af",
         overwrite=True,
         progress=not say.quiet,
@@ -311,7 +311,7 @@ def _mouse_scores(table: pd.DataFrame, regions: Sequence[tuple[str, int, int]]) 
     truth, guess = table.pop("AF").to_numpy(), table.pop("MRH-Net").to_numpy()
     threshold = float(np.percentile(truth[train], PERCENTILE))
     fits = [Fit("quadratic in T2w", 2), Fit("cubic in T2w", 3)]
-    return sensitivity(table, truth, threshold=threshold, fits=fits, predictions={"MRH-Net": guess}, train=train)
+    return sensitivity(table, truth, threshold=threshold, fits=fits, predictions={"MRH-Net": guess}, train_mask=train)
 
 
 def _coronal_blocks(planes: int) -> list[tuple[str, int, int]]:
@@ -336,9 +336,9 @@ def _trained_on_blocks(
             shape=mrhnet.PATCH,
             stride=1,
             plane="coronal",
-            where=[mask.isel(y=c) for c in cuts],
+            mask=[mask.isel(y=c) for c in cuts],
         )
-    model = models.create("mrhnet", in_channels=1, blocks=4, seed=seed)
+    model = models.create("mrhnet", in_channels=1, loop_blocks=4, seed=seed)
     fit(model, planned["train"], planned["validation"], replace(mrhnet.RECOMMENDED, seed=seed), progress=not say.quiet)
     return model, len(planned["train"])
 
@@ -355,7 +355,7 @@ def _on_pairs(out: Path, source: Path, seed: int, say: Console) -> list[Section]
     guesses = {f"MRH-Net {i + 1}": predict_rows(n, np.asarray(table)) for i, n in enumerate(networks)}
     guesses["MRH-Net ensemble"] = np.mean(list(guesses.values()), axis=0)
     blocks = row_blocks(len(table), 50)
-    result = sensitivity(table, truth, threshold=0.4, blocks=blocks, train=train, predictions=guesses)
+    result = sensitivity(table, truth, threshold=0.4, blocks=blocks, train_mask=train, predictions=guesses)
     result.table.to_csv(out / "sensitivity.csv", index=False)
     names = [n for n in result.table["contrast"] if n not in {f"MRH-Net {i + 1}" for i in range(5)}]
     _say_scores(say, result, names)

@@ -47,17 +47,19 @@ PUBLISHED = TrainingConfig(
     optimizer="sgd",
     schedule="steps",
     weight_decay=1e-4,
-    clip=0.01,
+    max_grad_norm=0.01,
     patience=66,
-    scale="maximum",
+    normalization="maximum",
     # As the released code; the paper stops early and keeps the lowest validation loss.
-    keep="last",
+    restore_best=False,
 )
 
-RECOMMENDED = TrainingConfig(epochs=12, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, clip=1.0, patience=5)
+RECOMMENDED = TrainingConfig(
+    epochs=12, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, max_grad_norm=1.0, patience=5
+)
 
 #: Fine-tuning of what :func:`transfer` gives: fresh layers at ten times the rate, the others at theirs.
-TRANSFER = replace(RECOMMENDED, learning_rate=1e-4, rates=_FASTER)
+TRANSFER = replace(RECOMMENDED, learning_rate=1e-4, layer_learning_rates=_FASTER)
 
 #: For lists of single voxels: no neighbours average the noise, so noise on the inputs regularises instead.
 #: Its strength has the lowest cross-validated error (``benchmarks/studies/paired_voxels.py``, training rows alone).
@@ -67,7 +69,7 @@ VOXELWISE = TrainingConfig(epochs=20, batch_size=256, learning_rate=1e-3, weight
 def published_positions(
     target: xr.DataArray, fa: xr.DataArray, mask: xr.DataArray, *, white: float = 255.0
 ) -> NDArray[np.int64]:
-    """Places of the published training patches, for ``mrhdata.patches(at=...)``.
+    """Places of the published training patches, for ``mrhdata.patches(sampler=...)``.
 
     In each coronal slice every sixth or eighth voxel along both axes, where the histology is bright
     enough and the centre lies in the brain (``MRH_trainingPrep.m``). Its nominal stride of 20 is never
@@ -139,7 +141,7 @@ def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
     Examples
     --------
     >>> from mrhdata.models.spec import Scale
-    >>> trained = models.create("mrhnet", in_channels=2, blocks=1)
+    >>> trained = models.create("mrhnet", in_channels=2, loop_blocks=1)
     >>> trained.spec = replace(trained.spec, inputs=Scale((0.0, 0.0), (10.0, 20.0)))
     >>> ready = transfer(trained, seed=1)
     >>> [bool((a == b).all()) for a, b in ((trained.conv1.weight, ready.conv1.weight),
@@ -166,7 +168,7 @@ def frozen(settings: TrainingConfig, blocks: int) -> TrainingConfig:
     >>> frozen(TRANSFER, blocks=4).rates
     (('conv4', 10.0), ('conv5', 10.0), ('conv_loop2.3', 1.0), ('', 0.0))
     """
-    return replace(settings, rates=(*_FASTER, (f"conv_loop2.{blocks - 1}", 1.0), ("", 0.0)))
+    return replace(settings, layer_learning_rates=(*_FASTER, (f"conv_loop2.{blocks - 1}", 1.0), ("", 0.0)))
 
 
 def table_volume(table: pd.DataFrame | NDArray[np.floating]) -> xr.DataArray:
@@ -218,7 +220,7 @@ def train_on_rows(
         patches(table_volume(table[rows]), table_volume(np.asarray(target)[rows]), shape=1)
         for rows in (~validation, validation)
     ]
-    model = models.create("mrhnet", in_channels=table.shape[1], blocks=blocks, seed=settings.seed)
+    model = models.create("mrhnet", in_channels=table.shape[1], loop_blocks=blocks, seed=settings.seed)
     fit(model, parts[0], parts[1], settings, progress=progress)
     return model
 

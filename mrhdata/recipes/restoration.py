@@ -26,7 +26,7 @@ from scipy.ndimage import affine_transform
 from mrhdata import models
 from mrhdata._runtime.progress import Progress
 from mrhdata.degrade import Degradation, Reduction
-from mrhdata.errors import DataError, ModelError
+from mrhdata.errors import DataError, ModelError, ParameterError
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.strategies.sliding_window import SlidingWindow
@@ -187,9 +187,9 @@ def train(  # noqa: PLR0913 (settings of one act)
     degradation: Degradation,
     *,
     network: str = "restorer",
-    frames: int = 1,
-    tile: int = 128,
-    tiles: int = 1000,
+    context_slices: int = 0,
+    patch_size: int = 128,
+    patches_per_epoch: int = 1000,
     tissue: Sequence[xr.DataArray] | None = None,
     settings: TrainingConfig = EFFICIENT,
     folder: str | Path | None = None,
@@ -204,11 +204,12 @@ def train(  # noqa: PLR0913 (settings of one act)
         Good images, of one type; other files, or other blocks of planes with a gap between.
     degradation : Degradation
     network : {"restorer", "pssr"}
-    frames : int
-        Neighbouring planes, an odd number; the middle one is restored.
-    tile : int
+    context_slices : int
+        Planes on each side that the network takes as further channels: 2 means five planes, of which the middle one
+        is restored.
+    patch_size : int
         Edge of the good patches, in pixels.
-    tiles : int
+    patches_per_epoch : int
         Patches of an epoch, each at a place of its own.
     tissue : sequence of mask volume, optional
         Where tiles are centred, such as where a plane holds more than empty resin.
@@ -223,31 +224,31 @@ def train(  # noqa: PLR0913 (settings of one act)
     -------
     model, history
     """
-    if frames % 2 == 0:
-        raise ModelError(f"{frames} planes have no middle one; give an odd number")
+    if context_slices < 0:
+        raise ParameterError(f"context_slices must be 0 or more planes on each side; got {context_slices}")
     pairs = Pairs(degradation, full_scale(stacks[0].dtype))
 
     def tiled(given: Sequence[xr.DataArray], count: int, masks: Any, seed: int) -> Patches:
         return patches(
             [{"em": stack} for stack in given],
-            shape=(1, tile, tile),
-            at=samplers.Uniform(count),
-            where=masks,
+            shape=(1, patch_size, patch_size),
+            sampler=samplers.Uniform(count),
+            mask=masks,
             plane="axial",
-            neighbours=frames // 2,
+            context_slices=context_slices,
             seed=seed,
         )
 
-    learned = tiled(stacks, tiles, tissue, settings.seed)
-    watched = tiled(validation, max(16, tiles // 10), None, settings.seed + 1)
-    model = models.create(network, seed=settings.seed, in_channels=frames, **config)
+    learned = tiled(stacks, patches_per_epoch, tissue, settings.seed)
+    watched = tiled(validation, max(16, patches_per_epoch // 10), None, settings.seed + 1)
+    model = models.create(network, seed=settings.seed, in_channels=2 * context_slices + 1, **config)
     checkpoint = None if folder is None else Path(folder) / "checkpoint.pt"
-    history = fit(model, learned, watched, settings, change=pairs, checkpoint=checkpoint, progress=progress)
+    history = fit(model, learned, watched, settings, batch_transform=pairs, checkpoint=checkpoint, progress=progress)
     # What the network sees is the degraded image.
     factor = reduction(degradation).factor
     z, y, x = learned.spacing_mm
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    small = (1, tile // factor, tile // factor)
+    small = (1, patch_size // factor, patch_size // factor)
     model.spec = replace(spec, patch=small, spacing_mm=(z, factor * y, factor * x))  # type: ignore[assignment]
     return model, history
 
@@ -255,7 +256,7 @@ def train(  # noqa: PLR0913 (settings of one act)
 def restore(
     model: nn.Module,
     stack: xr.DataArray,
-    store: str | Path,
+    out: str | Path,
     *,
     memory: int | str = "1 GB",
     device: str | None = None,
@@ -271,7 +272,7 @@ def restore(
         From :func:`train`, or loaded.
     stack : volume (z, y, x)
         Integers of any width, or floats from 0 to 1.
-    store : path
+    out : path
         OME-Zarr, or a file of any format that is written. A run that was killed goes on.
     memory, device, precision, overwrite, progress
         As for :func:`mrhdata.predict`.
@@ -291,7 +292,7 @@ def restore(
         raise ModelError(f"{spec.name} was not trained; use mrhdata.recipes.restoration.train or load a trained one")
     white = full_scale(stack.dtype)
     name = spec.channels[len(spec.channels) // 2]
-    output = Output() if white == 1.0 else Output(dtype=str(stack.dtype), range=(0.0, white))
+    output = Output() if white == 1.0 else Output(dtype=str(stack.dtype), value_range=(0.0, white))
     # A copy that shares the weights: the model keeps its own scales.
     network, given = copy.copy(model), stack.rename(name)
     how: dict[str, Any] = {"mode": "dense"}
@@ -304,7 +305,7 @@ def restore(
     return predict(
         network,
         {name: given},
-        store,
+        out,
         output=output,
         memory=memory,
         device=device,
@@ -340,8 +341,8 @@ def fine_tune(
     pairs: Sequence[tuple[xr.DataArray, xr.DataArray]],
     validation: Sequence[tuple[xr.DataArray, xr.DataArray]],
     *,
-    tile: int = 128,
-    tiles: int = 400,
+    patch_size: int = 128,
+    patches_per_epoch: int = 400,
     settings: TrainingConfig = replace(EFFICIENT, epochs=6, learning_rate=2e-4),  # noqa: B008
     progress: bool = True,
 ) -> nn.Module:
@@ -353,7 +354,7 @@ def fine_tune(
         From :func:`train` with ``restorer``; it is not changed.
     pairs, validation : sequence of (low, high) volumes (z, y, x)
         Registered; the good one has as many pixels for each as the network makes.
-    tile, tiles, settings, progress
+    patch_size, patches_per_epoch, settings, progress
         As for :func:`train`.
 
     Returns
@@ -370,19 +371,19 @@ def fine_tune(
         return patches(
             [{name: _fraction(low)} for low, _ in given],
             [{"good": _fraction(high)} for _, high in given],
-            shape=(1, tile // factor, tile // factor),
-            target_shape=(1, tile, tile),
-            align="own",
-            at=samplers.Uniform(count),
+            shape=(1, patch_size // factor, patch_size // factor),
+            target_shape=(1, patch_size, patch_size),
+            grids="native",
+            sampler=samplers.Uniform(count),
             plane="axial",
-            neighbours=spec.neighbours,
+            context_slices=spec.context_slices,
             seed=seed,
         )
 
     fit(
         tuned,
-        parts(pairs, tiles, settings.seed),
-        parts(validation, max(16, tiles // 10), 1),
+        parts(pairs, patches_per_epoch, settings.seed),
+        parts(validation, max(16, patches_per_epoch // 10), 1),
         settings,
         progress=progress,
     )

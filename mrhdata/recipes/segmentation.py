@@ -63,7 +63,7 @@ class Slices:
             positions.append(start)
         even = bool((shapes == shapes[0]).all())
         return _patches(
-            cases, shape=shape.tolist(), at=positions, plane=self.plane, padding=None if even else "constant"
+            cases, shape=shape.tolist(), sampler=positions, plane=self.plane, padding=None if even else "constant"
         )
 
 
@@ -97,8 +97,8 @@ class Crops:
         found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORE_INDEX})
         shares: dict[int | str, float] = {label: self.labelled / len(found) for label in found}
         rest: dict[int | str, float] = {"rest": 1 - self.labelled}
-        how = samplers.ClassBalanced(self.each * len(cases), labels, shares | rest, sparse=True)
-        return _patches(cases, shape=shape.tolist(), at=how, seed=seed)
+        how = samplers.ClassBalanced(self.each * len(cases), labels, shares | rest, allow_missing=True)
+        return _patches(cases, shape=shape.tolist(), sampler=how, seed=seed)
 
     def _fitting(self, cases: Sequence[Case]) -> NDArray[np.int64]:
         """The box that lies within every case."""
@@ -146,7 +146,7 @@ class Cores:
             held = np.sort(np.concatenate([np.flatnonzero(labelled), bare[: self.background]]))
             positions.append(start[held] - margin)
         shape = (core + 2 * margin).tolist()
-        return _patches(cases, shape=shape, target_shape=core.tolist(), at=positions, padding="edge")
+        return _patches(cases, shape=shape, target_shape=core.tolist(), sampler=positions, padding="edge")
 
 
 def _patches(cases: Sequence[Case], **settings: Any) -> Patches:
@@ -245,7 +245,7 @@ def train(
         A subject is in both parts, or has no labels.
     """
     check_disjoint(cases, validation)
-    if not validation and any(t.keep == "best" for t in (*recipe.training, *recipe.again)):
+    if not validation and any(t.restore_best for t in (*recipe.training, *recipe.again)):
         raise DataError("the best epoch is chosen on validation cases; give some, or a recipe that keeps the last")
     values = label_map([*cases, *validation]) if labels is None else tuple(labels)
     model = _fresh(recipe, cases, values, seed)

@@ -25,8 +25,8 @@ PUBLISHED = TrainingConfig(
     schedule="constant",
     weight_decay=0.0,
     loss="cross-entropy",
-    scale="none",
-    keep="last",
+    normalization="none",
+    restore_best=False,
 )
 CORRECTED = TrainingConfig(
     epochs=4,

@@ -100,8 +100,8 @@ def train(
             shape=PATCH,
             stride=stride,
             plane="coronal",
-            where=[b.mask for b in part if b.mask is not None] or None,
-            align="first",
+            mask=[b.mask for b in part if b.mask is not None] or None,
+            grids="resample",
         )
         for part in (training, validation)
     ]
@@ -114,7 +114,7 @@ def map_and_score(model: nn.Module, brain: Brain, folder: Path, *, progress: boo
     path = folder / "maps" / f"sub-{brain.subject}{brain.ending}"
     path.parent.mkdir(exist_ok=True)
     found = predict(
-        model, brain.inputs, path, where=brain.mask, align="first", name="virtual", overwrite=True, progress=progress
+        model, brain.inputs, path, mask=brain.mask, grids="resample", name="virtual", overwrite=True, progress=progress
     )
     return score(brain, found)
 

@@ -47,7 +47,7 @@ def fit(
     validation: Patches,
     settings: TrainingConfig | None = None,
     *,
-    change: Change | None = None,
+    batch_transform: Change | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> History:
@@ -63,7 +63,7 @@ def fit(
     patches, validation : Patches
         With a target. They must share no voxel; slice the volumes, or use other subjects.
     settings : Training, optional
-    change : callable, optional
+    batch_transform : callable, optional
         Takes the arrays of a batch and the numbers that seed it, and returns those to learn from, such as
         :class:`mrhdata.recipes.restoration.Pairs`, which makes a degraded input of a good image. Batches of validation
         are seeded alike in every epoch.
@@ -82,7 +82,7 @@ def fit(
         Patches have no target, or values are not finite.
     ModelError
         Channels do not fit the network, the checkpoint belongs to another run, or no layer is called as
-        one of ``settings.rates``.
+        one of ``settings.layer_learning_rates``.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def fit(
     >>> values = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
     >>> mri = mrhdata.volume.from_array(values, spacing=(1, 1, 1), name="t2")
     >>> p = mrhdata.patches(mri, target=mri, shape=3, stride=1, plane="axial")
-    >>> model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    >>> model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     >>> history = fit(model, p, p, TrainingConfig(epochs=3), progress=False)
     >>> history.validation[-1] < history.validation[0]
     True
@@ -102,12 +102,12 @@ def fit(
             "mrhdata.models.spec.ModelSpec(a name), or take a network from mrhdata.models.create"
         )
     classes = _classes(model) if settings.loss in OF_CLASSES else None
-    model.spec = measured(model.spec, patches, settings.scale, classes, change)  # type: ignore[assignment, arg-type]
+    model.spec = measured(model.spec, patches, settings.normalization, classes, batch_transform)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
     with _trainable(model, settings) as groups:
-        run = _Run(model, groups, patches, settings, change)
+        run = _Run(model, groups, patches, settings, batch_transform)
         _train(run, patches, validation, Path(checkpoint) if checkpoint is not None else None, progress)
-    if settings.keep == "best":
+    if settings.restore_best:
         model.load_state_dict(run.best)
     model.eval()
     return run.history
@@ -139,15 +139,15 @@ def _trainable(model: nn.Module, settings: TrainingConfig) -> Iterator[dict[floa
     """Parameters by the factor on their rate, without the frozen ones, which take no gradient for as long."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        factor = next((float(factor) for prefix, factor in settings.rates if _begins(name, prefix)), 1.0)
+        factor = next((float(factor) for prefix, factor in settings.layer_learning_rates if _begins(name, prefix)), 1.0)
         groups.setdefault(factor, []).append(parameter)
-    for prefix, _ in settings.rates:
+    for prefix, _ in settings.layer_learning_rates:
         if not any(_begins(name, prefix) for name, _ in model.named_parameters()):
             layers = ", ".join(name for name, _ in model.named_children())
             raise ModelError(f"no layer is called {prefix!r}; there are {layers}")
     frozen = [parameter for parameter in groups.pop(0.0, []) if parameter.requires_grad]
     if not groups:
-        raise ModelError(f"the rates {settings.rates} freeze every layer; leave one to train")
+        raise ModelError(f"the rates {settings.layer_learning_rates} freeze every layer; leave one to train")
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
@@ -225,7 +225,7 @@ class _Run:
         losses = []
         settings = self.settings
         self.history.rate.append(self.schedule.get_last_lr()[0] / self.factor)
-        batches = self._changed(patches.stream(settings.batch_size, seed=settings.seed, epoch=number), number)
+        batches = self._changed(patches.batches(settings.batch_size, seed=settings.seed, epoch=number), number)
         for rows, parts in self._arriving(batches):
             x, y = self._scaled(parts)
             if settings.augment is not None:
@@ -239,7 +239,7 @@ class _Run:
                     f"the loss is {found.item()} in epoch {number + 1}; look for NaN, or lower the learning rate"
                 )
             found.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             self.optimizer.step()
             self.schedule.step()
             losses.append(found.item() * len(rows))
@@ -273,7 +273,7 @@ class _Run:
         total = squares = 0.0
         overlap = np.zeros((2, len(self.target.offset)))
         with torch.inference_mode():
-            batches = validation.stream(min(_VALIDATED, 4 * self.settings.batch_size), shuffle=False)
+            batches = validation.batches(min(_VALIDATED, 4 * self.settings.batch_size), shuffle=False)
             for rows, parts in self._changed(batches, _VALIDATION):
                 x, y = self._scaled(parts)
                 answer = centre(self._answer(x), y.shape[2:]).float()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def hard_negatives(
     truth: xr.DataArray,
-    found: xr.DataArray | None = None,
+    prediction: xr.DataArray | None = None,
     *,
     tile: Sequence[int],
     stride: Sequence[int] | None = None,
@@ -31,7 +31,7 @@ def hard_negatives(
     Parameters
     ----------
     truth : (z, y, x) label volume
-    found : label volume, optional
+    prediction : label volume, optional
         On the same grid, from the round before.
     tile, stride : (3,) sequence of int
         Voxels along z, y, x of a tile, and from one to the next; the stride is the tile by default.
@@ -56,8 +56,8 @@ def hard_negatives(
     values = np.asarray(truth.data).astype(np.int16)
     known = values != IGNORE_INDEX
     marked = known & (values != background)
-    if found is not None:
-        wrong = np.asarray(found.mrh.like(truth).data) != background
+    if prediction is not None:
+        wrong = np.asarray(prediction.mrh.like(truth).data) != background
         marked |= known & (values == background) & wrong
     held = _any_of(marked, tile, ahead=True)
     begins = np.zeros(held.shape, dtype=bool)

@@ -73,12 +73,12 @@ def measured(
     flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
     axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
     # Neighbouring planes are channels of the plane between them.
-    z, y, x = (1 if i == axis and patches.neighbours else n for i, n in enumerate(patches.shape))
+    z, y, x = (1 if i == axis and patches.context_slices else n for i, n in enumerate(patches.shape))
     return dataclasses.replace(
         spec,
         channels=tuple(patches.channels),
         patch=(z, y, x),
-        neighbours=patches.neighbours,
+        context_slices=patches.context_slices,
         axis=axis,
         spacing_mm=patches.spacing_mm,
         inputs=kept or _scale(parts[0], kind),

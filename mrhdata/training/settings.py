@@ -26,15 +26,15 @@ class TrainingConfig:
         ``sgd`` has momentum 0.9.
     schedule : {"one-cycle", "steps", "constant"}
         ``steps`` divides by 10 every 10 epochs.
-    weight_decay, clip : float
-        `clip` bounds the norm of the gradient.
+    weight_decay, max_grad_norm : float
+        `max_grad_norm` bounds the norm of the gradient.
     loss : {"mse", "mae", "cross-entropy", "dice", "dice+cross-entropy"}
         Of values, or of the classes of a label volume: see :mod:`mrhdata.training.losses`.
     patience : int
         Epochs without a lower validation loss before training stops.
     noise : float
         Standard deviation of Gaussian noise added to the scaled inputs.
-    scale : {"channel", "maximum", "none"}
+    normalization : {"channel", "maximum", "none"}
         Inputs are centred and scaled channel by channel, or (published) divided by one maximum, or were
         scaled before.
     augment : Augmentation or None
@@ -42,12 +42,12 @@ class TrainingConfig:
     precision : {"float32", "bfloat16"}
         Of convolutions. The shorter one is twice as fast where the processor has it, and rounds weights and
         answers to three digits while training; the trained weights are float32.
-    rates : tuple of (str, float)
+    layer_learning_rates : tuple of (str, float)
         Layers, by the beginning of their parameters' names, and the factor on their learning rate. The
         first that fits counts, ``""`` fits all, and those that none fits have 1. A factor of 0 freezes:
         no gradient, no weight decay. ``(("conv5", 10), ("", 0))`` trains the last layer alone.
-    keep : {"best", "last"}
-        Weights of the epoch with the lowest validation loss, or of the last.
+    restore_best : bool
+        Keep the weights of the epoch with the lowest validation loss instead of those of the last epoch.
     """
 
     epochs: int = 20
@@ -56,14 +56,14 @@ class TrainingConfig:
     optimizer: str = "adamw"
     schedule: str = "one-cycle"
     weight_decay: float = 1e-2
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     loss: str = "mse"
     patience: int = 10
     noise: float = 0.0
-    scale: str = "channel"
+    normalization: str = "channel"
     seed: int = 0
-    rates: tuple[tuple[str, float], ...] = ()
-    keep: str = "best"
+    layer_learning_rates: tuple[tuple[str, float], ...] = ()
+    restore_best: bool = True
     augment: Augmentation | None = None
     precision: str = "float32"
 
@@ -72,8 +72,7 @@ class TrainingConfig:
             "optimizer": ("adamw", "sgd"),
             "schedule": ("one-cycle", "steps", "constant"),
             "loss": LOSSES,
-            "scale": ("channel", "maximum", "none"),
-            "keep": ("best", "last"),
+            "normalization": ("channel", "maximum", "none"),
             "precision": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
@@ -83,9 +82,9 @@ class TrainingConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ModelError(f"{name} is {low} or more, not {getattr(self, name)!r}")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ModelError(f"{name} is more than 0, not {getattr(self, name)!r}")
-        for prefix, factor in self.rates:
+        for prefix, factor in self.layer_learning_rates:
             if factor < 0:
                 raise ModelError(f"the learning rate of {prefix!r} has the factor {factor}; give 0 to freeze, or more")

@@ -25,7 +25,7 @@ def on_grid_of(
         The other in words, such as ``"the first input"``.
     volume, other : xarray.DataArray
     remedy : str
-        What else helps where grids of one space differ, such as ``"or give align='first'"``.
+        What else helps where grids of one space differ, such as ``"or give grids='resample'"``.
 
     Examples
     --------

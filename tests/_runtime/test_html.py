@@ -143,7 +143,7 @@ def test_sensitivity_panel_draws_estimates_and_intervals():
     truth = np.repeat(rng.random(40), 10)
     table = pd.DataFrame({EVIL: truth + rng.normal(0, 0.3, 400), "poor": rng.random(400)})
     blocks = np.arange(400) // 10
-    result = mrhdata.sensitivity(table, truth, threshold=0.4, positive="above", blocks=blocks, fits=[])
+    result = mrhdata.sensitivity(table, truth, threshold=0.4, positive_side="above", blocks=blocks, fits=[])
     html = result._repr_html_()
     text, tags = parse_checked(html)
     assert EVIL in text

@@ -37,7 +37,7 @@ def test_single_contrasts_on_the_last_fifth(pairs):
     """The measured floors, each inside its own interval."""
     table, truth = pairs
     train = np.arange(len(table)) < int(0.8 * len(table))
-    result = sensitivity(table, truth, threshold=0.4, blocks=row_blocks(len(table), 50), train=train)
+    result = sensitivity(table, truth, threshold=0.4, blocks=row_blocks(len(table), 50), train_mask=train)
     found = result.table.set_index("contrast")
     expected = {"MTR": 0.650, "T2": 0.659, "MD": 0.732, "MK": 0.784, "FA": 0.794, "linear": 0.835, "quadratic": 0.901}
     assert {name: found.auc[name] for name in expected} == pytest.approx(expected, abs=6e-4)
@@ -78,8 +78,8 @@ def test_fits_never_see_the_test_rows():
     train = histology.copy(data=np.zeros(histology.shape))
     train[{"y": slice(0, 8)}] = 1
     changed = histology.copy(data=np.where(train == 1, histology, 1 - histology))
-    first = sensitivity(contrasts, histology, threshold=0.5, train=train, blocks=4)
-    second = sensitivity(contrasts, changed, threshold=0.5, train=train, blocks=4)
+    first = sensitivity(contrasts, histology, threshold=0.5, train_mask=train, blocks=4)
+    second = sensitivity(contrasts, changed, threshold=0.5, train_mask=train, blocks=4)
     # Turned round on the test rows only, ranks are turned round too: nothing was refitted.
     a, b = first.table.set_index("contrast").auc, second.table.set_index("contrast").auc
     np.testing.assert_allclose(a["good"], 1 - b["good"], atol=1e-9)
@@ -101,7 +101,7 @@ def test_positive_above_and_predictions_as_they_are():
     biased = histology + 10
     biased = biased.assign_attrs(histology.attrs)
     result = sensitivity(
-        contrasts, histology, threshold=0.7, positive="above", fits=[], predictions={"biased": biased}, blocks=4
+        contrasts, histology, threshold=0.7, positive_side="above", fits=[], predictions={"biased": biased}, blocks=4
     )
     row = result.table.set_index("contrast").loc["biased"]
     assert row.auc == 1
@@ -147,7 +147,7 @@ def three_kinds(seed):
     train[{"z": slice(0, 13)}] = 1
     inside = (train * 0 + 1).assign_attrs(truth.attrs)
     inside[{"z": slice(13, 17)}] = 0
-    return sensitivity(contrasts, truth, threshold="20%", train=train, where=inside, fits=[])
+    return sensitivity(contrasts, truth, threshold="20%", train_mask=train, mask=inside, fits=[])
 
 
 def test_a_contrast_with_nothing_a_copy_and_one_with_all():
@@ -187,9 +187,9 @@ def test_thresholds_are_of_the_training_rows():
     table = pd.DataFrame({"a": np.r_[np.arange(100.0), np.arange(1000.0, 1100)]})
     truth, train = table.a.to_numpy(), np.arange(200) % 2 == 0
     blocks = row_blocks(200, 10)
-    at_fifth = sensitivity(table, truth, threshold="25%", train=train, blocks=blocks, fits=[])
+    at_fifth = sensitivity(table, truth, threshold="25%", train_mask=train, blocks=blocks, fits=[])
     assert at_fifth.threshold == np.percentile(truth[train], 25)
-    otsu = sensitivity(table, truth, threshold="otsu", train=train, blocks=blocks, fits=[])
+    otsu = sensitivity(table, truth, threshold="otsu", train_mask=train, blocks=blocks, fits=[])
     assert 98 < otsu.threshold < 1000
     assert set(otsu.thresholds.percentile) == set(range(5, 100, 5))
     assert (otsu.thresholds.auc == 1).all()
@@ -203,7 +203,7 @@ def test_cuts_come_from_training_rows():
     truth = np.r_[np.arange(100) >= 50, np.arange(100) >= 80].astype(float)
     train = np.arange(200) < 100
     result = sensitivity(
-        pd.DataFrame({"other": np.cos(value)}), truth, threshold=0.5, positive="above", train=train, fits=[],
+        pd.DataFrame({"other": np.cos(value)}), truth, threshold=0.5, positive_side="above", train_mask=train, fits=[],
         predictions={"p": value}, blocks=row_blocks(200, 5),
     )  # fmt: skip
     row = result.table.set_index("contrast").loc["p"]
@@ -224,7 +224,7 @@ def test_fits_that_have_seen_what_is_scored_say_so():
     table = pd.DataFrame({"a": truth + rng.random(400)})
     given = {"threshold": 0.4, "blocks": row_blocks(400, 20), "predictions": {"map": truth + rng.random(400) / 2}}
     everywhere = sensitivity(table, truth, **given)
-    apart = sensitivity(table, truth, **given, train=np.arange(400) < 200)
+    apart = sensitivity(table, truth, **given, train_mask=np.arange(400) < 200)
     seen = everywhere.table.set_index("contrast").in_sample
     assert seen.to_dict() == {"map": False, "a": True, "linear": True, "quadratic": True}
     assert set(everywhere.table.model) == {"prediction", "single", "linear", "quadratic"}
@@ -273,7 +273,7 @@ def test_regions():
     assert set(found.region) == {3, 7}
     three = found[(found.region == 3) & (found.contrast == "good")].iloc[0]
     alone = sensitivity(
-        contrasts, histology, threshold=0.3, blocks=4, fits=[], where=(labels == 3).assign_attrs(labels.attrs)
+        contrasts, histology, threshold=0.3, blocks=4, fits=[], mask=(labels == 3).assign_attrs(labels.attrs)
     )
     # The line is fitted elsewhere, but its direction is the same: so are the ranks.
     assert three.auc == pytest.approx(alone.table.set_index("contrast").auc["good"])
@@ -305,8 +305,8 @@ def test_large_volumes_are_scored_on_a_lattice():
     truth = field().chunk(20)
     contrast = (truth + 0.5 * field()).assign_attrs(truth.attrs)
     inside = (abs(truth) < 9).assign_attrs(truth.attrs)
-    full = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], where=inside)
-    thin = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], where=inside, voxels=10_000)
+    full = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], mask=inside)
+    thin = sensitivity({"a": contrast}, truth, threshold="20%", fits=[], mask=inside, max_voxels=10_000)
     assert 5_000 < thin.rows <= 10_000 < full.rows == 60**3
     assert thin.table.auc[0] == pytest.approx(full.table.auc[0], abs=0.02)
     assert thin.block_voxels == pytest.approx(full.block_voxels, abs=3)
@@ -331,15 +331,15 @@ class TestRefusals:
         for train, covered in ((histology * 0, 0), (histology * 0 + 1, 2304)):
             kept = train.assign_attrs(histology.attrs)
             with pytest.raises(DataError, match=f"train covers {covered} of 2304"):
-                sensitivity(contrasts, histology, threshold=0.3, train=kept)
+                sensitivity(contrasts, histology, threshold=0.3, train_mask=kept)
         with pytest.raises(DataError, match=r"may not be called \['z'\]"):
             sensitivity({"z": histology}, histology, threshold=0.3)
         with pytest.raises(DataError, match="mask is empty"):
-            sensitivity(contrasts, histology, threshold=0.3, where=histology * 0)
+            sensitivity(contrasts, histology, threshold=0.3, mask=histology * 0)
         with pytest.raises(DataError, match="0 of 2304 are positive"):
             sensitivity(contrasts, histology, threshold=-1)
         with pytest.raises(DataError, match="'below' or 'above'"):
-            sensitivity(contrasts, histology, threshold=0.3, positive="low")
+            sensitivity(contrasts, histology, threshold=0.3, positive_side="low")
 
     def test_tables(self):
         """Blocks, lengths, names, too few rows."""
@@ -364,7 +364,7 @@ def test_parts_and_regions_are_whole_numbers(what):
     marks = truth.copy(data=(np.indices((8, 8, 8))[0] > 3).astype(np.float64))
     marks[:, :2] = np.nan
     with pytest.raises(DataError, match=f"128 of 512 values of {what} are NaN"):
-        mrhdata.sensitivity({"a": truth + 1}, truth, threshold=0.5, positive="above", **{what: marks})
+        mrhdata.sensitivity({"a": truth + 1}, truth, threshold=0.5, positive_side="above", **{what: marks})
 
 
 def test_places_of_a_table_may_be_written_as_floats():
@@ -373,8 +373,8 @@ def test_places_of_a_table_may_be_written_as_floats():
     z, y, x = np.indices((8, 8, 8)).reshape(3, -1)
     table = pd.DataFrame({"t2": rng.random(512), "z": z, "y": y, "x": x})
     truth = table["t2"] + rng.random(512)
-    of_ints = mrhdata.sensitivity(table, truth, threshold=1.0, positive="above")
-    of_floats = mrhdata.sensitivity(table.astype(float), truth, threshold=1.0, positive="above")
+    of_ints = mrhdata.sensitivity(table, truth, threshold=1.0, positive_side="above")
+    of_floats = mrhdata.sensitivity(table.astype(float), truth, threshold=1.0, positive_side="above")
     pd.testing.assert_frame_equal(of_ints.table, of_floats.table)
     with pytest.raises(DataError, match="512 of 512 values of z"):
-        mrhdata.sensitivity(table.astype(float).assign(z=z + 0.5), truth, threshold=1.0, positive="above")
+        mrhdata.sensitivity(table.astype(float).assign(z=z + 0.5), truth, threshold=1.0, positive_side="above")

@@ -137,7 +137,7 @@ def doubting():
         return mrhdata.patches({"a": volumes[0], "b": volumes[1]}, volumes[2], shape=1)
 
     training, validation = planned(0), planned(1)
-    members = [mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=seed) for seed in range(3)]
+    members = [mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1, seed=seed) for seed in range(3)]
     for seed, network in enumerate(members):
         settings = TrainingConfig(epochs=3, batch_size=128, learning_rate=5e-3, seed=seed)
         mrhdata.fit(network, training, validation, settings, progress=False)

@@ -33,7 +33,7 @@ truth = "mbp"
 mask = "mask"
 [split]
 training = [1, 2]
-stopping = [3]
+validation = [3]
 test = [4, 5]
 [settings]
 positive = "above"
@@ -214,7 +214,7 @@ def test_another_manifest_or_method_is_another_result(home, tmp_path):
         ("percentile = 70", "percentile = 30"),
         ('"above"', '"below"'),
         ("[4, 4, 4]", "[2, 2, 2]"),
-        ("training = [1, 2]\nstopping = [3]\ntest = [4, 5]", "training = [4, 2]\nstopping = [3]\ntest = [1, 5]"),
+        ("training = [1, 2]\nvalidation = [3]\ntest = [4, 5]", "training = [4, 2]\nvalidation = [3]\ntest = [1, 5]"),
     ],
 )
 def test_an_edited_task_is_refused_and_then_made_anew(home, tmp_path, change):
@@ -300,7 +300,7 @@ def test_a_planted_copy_is_refused(home, tmp_path, copy):
     first = volume(1)
     planted = {"same": first.values, "mirrored": first.values[:, :, ::-1], "turned": first.values.transpose(0, 2, 1)}
     brains = {"a": first, "b": volume(2), "c": volume(3), "d": first.copy(data=planted[copy].copy())}
-    text = listed(tmp_path, brains) + '[split]\ntraining = ["a"]\nstopping = ["b"]\ntest = ["c", "d"]\n'
+    text = listed(tmp_path, brains) + '[split]\ntraining = ["a"]\nvalidation = ["b"]\ntest = ["c", "d"]\n'
     (tmp_path / "leak.toml").write_text(text)
     with pytest.raises(DataError, match=r"subjects a \(training\) and d \(test\) hold the same values"):
         run_bench(tmp_path, tmp_path / "work", methods=["tiny mean"], files=[home / "own.py"], jobs=0, progress=False)
@@ -310,7 +310,7 @@ def test_a_planted_copy_is_refused(home, tmp_path, copy):
 def test_parts_of_one_volume_keep_a_guard(home, tmp_path, test, fails):
     """Planes of one brain: apart by the guard, nearer than it, and overlapping."""
     text = listed(tmp_path, {"a": volume(1), "b": volume(2)}) + (
-        f'[split]\nguard_mm = 2\ntraining = [{{ subject = "a", z = [0, 4] }}]\nstopping = ["b"]\n'
+        f'[split]\nguard_mm = 2\ntraining = [{{ subject = "a", z = [0, 4] }}]\nvalidation = ["b"]\n'
         f'test = [{{ subject = "a", z = {test} }}]\n'
     )
     (tmp_path / "parts.toml").write_text(text)

@@ -195,7 +195,7 @@ def test_training_on_two_grids(files):
     mrhdata.write(mrhdata.read(files / "af.nii").isel(x=slice(None, None, -2)), files / "coarse.nii")
     words = ["train", files / "net", files / "coarse.nii", files / "t2.nii", "--epochs", 1, "--blocks", 1]
     code, _, err = run(*words)
-    assert (code, "align='first'" in err) == (2, True), err
+    assert (code, "grids='resample'" in err) == (2, True), err
     assert not (files / "net").exists()
     code, _, err = run(*words, "--align", "first")
     assert code == 0, err

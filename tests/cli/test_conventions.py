@@ -134,7 +134,7 @@ def test_mistakes_are_one_sentence(line, sentence, tmp_path, monkeypatch):
 
 def test_warnings_say_that_they_are(tmp_path):
     """Those of the log and those of commands; the command does what it was asked to."""
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     scale = IntensityScale((0.0,), (1.0,))
     model.spec = replace(
         model.spec, channels=("a",), patch=(1, 3, 3), axis=0, spacing_mm=(1.0,) * 3, inputs=scale, target=scale

@@ -69,7 +69,7 @@ def test_masked_voxels_are_zero(trained, tmp_path):
     model, _, inputs, _ = trained
     mask = inputs["a"].copy(data=(inputs["a"].values > 0.5).astype(np.uint8))
     whole = mrhdata.predict(model, inputs, tmp_path / "a.zarr", progress=False).values
-    masked = mrhdata.predict(model, inputs, tmp_path / "b.zarr", where=mask, progress=False).values
+    masked = mrhdata.predict(model, inputs, tmp_path / "b.zarr", mask=mask, progress=False).values
     np.testing.assert_allclose(masked, np.where(mask.values, whole, 0), rtol=1e-5)
 
 
@@ -89,11 +89,11 @@ def test_refusals_leave_nothing_behind(trained, tmp_path):
     with pytest.raises(DataError, match="not finite"):
         mrhdata.predict(model, {**inputs, "b": inputs["b"] * np.nan}, tmp_path / "p.zarr", progress=False)
     with pytest.raises(DataError, match="mask is empty"):
-        mrhdata.predict(model, inputs, tmp_path / "p.zarr", where=inputs["a"] * 0, progress=False)
+        mrhdata.predict(model, inputs, tmp_path / "p.zarr", mask=inputs["a"] * 0, progress=False)
     with pytest.raises(GridError, match="shapes differ"):
         mrhdata.predict(model, {**inputs, "b": inputs["b"].isel(x=slice(5))}, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="was not trained"):
-        mrhdata.predict(mrhdata.models.create("mrhnet", blocks=1), inputs, tmp_path / "p.zarr", progress=False)
+        mrhdata.predict(mrhdata.models.create("mrhnet", loop_blocks=1), inputs, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="patch or dense"):
         mrhdata.predict(model, inputs, tmp_path / "p.zarr", mode="fast", progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -159,7 +159,7 @@ def test_a_mask_of_another_grid(tmp_path, mode):
     for name, where in (("whole", None), ("part", mask)):
         windows = SlidingWindow(shape=(16, 32, 32))
         found[name] = mrhdata.predict(
-            model, volume, tmp_path / f"{name}.zarr", where=where, mode=mode, windows=windows, progress=False
+            model, volume, tmp_path / f"{name}.zarr", mask=where, mode=mode, windows=windows, progress=False
         )
     index = [np.floor(np.arange(n) / s + 0.5).astype(int) for n, s in zip(volume.shape, (5, 10, 10), strict=True)]
     near = np.pad(inside, 2)[np.ix_(*(i + 2 for i in index))]
@@ -177,12 +177,12 @@ def test_only_what_is_stored(tmp_path):
         path.unlink()
     assert not array[:, :256, :256].any()
     mapped = mrhdata.predict(
-        smoothing(), volume, tmp_path / "m.zarr", where="stored", mode="dense", memory="10 MB", progress=False
+        smoothing(), volume, tmp_path / "m.zarr", mask="stored", mode="dense", memory="10 MB", progress=False
     )
     assert not mapped.values[:, :256, :256].any()
     assert (mapped.values[:, :, 260:] != 0).mean() > 0.9
     with pytest.raises(DataError, match="'stored', not 'brain'"):
-        mrhdata.predict(smoothing(), volume, tmp_path / "n.zarr", where="brain", mode="dense", progress=False)
+        mrhdata.predict(smoothing(), volume, tmp_path / "n.zarr", mask="brain", mode="dense", progress=False)
 
 
 def test_what_is_written(tmp_path):
@@ -201,17 +201,17 @@ def test_what_is_written(tmp_path):
     soft = made("soft", activation="softmax")
     assert soft.dims == ("c", "z", "y", "x")
     np.testing.assert_allclose(soft, odds, rtol=1e-5)
-    labels = made("labels", decide="argmax")
+    labels = made("labels", argmax=True)
     assert (labels.dtype, labels.attrs["kind"]) == (np.uint8, "labels")
     np.testing.assert_array_equal(labels, answers.argmax(0))
-    mask = made("mask", activation="softmax", decide=0.5)
+    mask = made("mask", activation="softmax", threshold=0.5)
     assert mask.attrs["kind"] == "mask"
     np.testing.assert_array_equal(mask, odds >= 0.5)
     small = made("small", activation="softmax", dtype="uint8", range=(0, 1))
     np.testing.assert_allclose(small.values, odds * 255, atol=0.51)
     for kind in ("int32", "uint32", "int64", "uint64"):
         ends = np.iinfo(kind)
-        wide = Output(dtype=kind, range=(0, 1)).of(np.array([-1, 0, 0.5, 1, 7], np.float32))
+        wide = Output(dtype=kind, value_range=(0, 1)).of(np.array([-1, 0, 0.5, 1, 7], np.float32))
         np.testing.assert_allclose(
             wide.astype(float),
             [ends.min] * 2 + [(ends.max + ends.min) / 2] + [ends.max] * 2,
@@ -233,7 +233,7 @@ def test_inputs_of_two_grids(tmp_path):
     given = {"fine": fine, "coarse": coarse}
     with pytest.raises(GridError):
         mrhdata.predict(model, given, tmp_path / "m.zarr", mode="dense", progress=False)
-    mapped = mrhdata.predict(model, given, tmp_path / "m.zarr", mode="dense", align="first", progress=False)
+    mapped = mrhdata.predict(model, given, tmp_path / "m.zarr", mode="dense", grids="resample", progress=False)
     np.testing.assert_allclose(mapped.values[::2, ::2, ::2], 0, atol=1e-6)
     assert np.abs(mapped.values[1::2]).max() > 0.1
 

@@ -270,10 +270,10 @@ def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
     """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
     case = head(26)
     image = mrhdata.preprocessing.pipeline.prepare(case.inputs, STEPS)["t1w"].compute()
-    how = {"mode": "dense", "output": mrhdata.inference.output.Output(decide="argmax"), "progress": False}
+    how = {"mode": "dense", "output": mrhdata.inference.output.Output(argmax=True), "progress": False}
     with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
         mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
-    found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", prepared=True, **how)
+    found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", preprocessed=True, **how)
     np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
 
 

@@ -158,8 +158,8 @@ def test_a_field_is_what_a_gradient_sees():
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         touched = torch.nonzero(x.grad[0, 0].abs().sum(others)).flatten()
-        assert int(touched[0]) == found.jump[axis] * at[axis] + found.low[axis]
-        assert int(touched[-1]) == found.jump[axis] * at[axis] + found.high[axis]
+        assert int(touched[0]) == found.stride[axis] * at[axis] + found.low[axis]
+        assert int(touched[-1]) == found.stride[axis] * at[axis] + found.high[axis]
     assert found.lengths == (4 + 2 + 4, 1 + 1 + 4, 5 + 1 + 4)
 
 
@@ -186,7 +186,7 @@ def test_a_call_has_the_field_of_its_layer(call, layer):
     """Also where settings are told apart by their place alone."""
     conv = nn.Conv3d(1, 1, 3)
     called, layered = (receptive_field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
-    assert (called.lengths, called.jump, called.low) == (layered.lengths, layered.jump, layered.low)
+    assert (called.lengths, called.stride, called.low) == (layered.lengths, layered.stride, layered.low)
 
 
 class _Attends(nn.Module):
@@ -216,7 +216,7 @@ class _Decides(nn.Module):
 )
 def test_layers_without_a_field_are_refused(layer, named):
     """Named, with the mode that can run them."""
-    with pytest.raises(ModelError, match=rf"{named}.*mode='patch'"):
+    with pytest.raises(ModelError, match=rf"{named}.*mode='sliding_window'"):
         receptive_field_of(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), layer), 1)
 
 
@@ -251,7 +251,7 @@ def test_neighbouring_planes_as_channels():
             return x[:, 2:3] - x[:, 0:1]
 
     model = Last()
-    model.spec = ModelSpec("last", neighbours=1, axis=1)
+    model.spec = ModelSpec("last", context_slices=1, axis=1)
     values = np.random.default_rng(0).random((4, 6, 5)).astype(np.float32)
     x = np.pad(values, [(0, 0), (1, 1), (0, 0)], mode="edge")[None, None]
     found = InferenceModel(model, "cpu", "float32")(x)[0, 0].numpy()

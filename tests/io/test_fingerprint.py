@@ -105,7 +105,7 @@ def test_a_map_is_not_taken_for_one_of_new_voxels(tmp_path):
     def predicted(overwrite=False):
         volume, mask = (mrhdata.read(tmp_path / f"{name}.zarr") for name in ("in", "mask"))
         return mrhdata.predict(
-            network, volume, tmp_path / "out.zarr", where=mask, mode="dense", overwrite=overwrite, progress=False
+            network, volume, tmp_path / "out.zarr", mask=mask, mode="dense", overwrite=overwrite, progress=False
         )
 
     mrhdata.write(cube(1), tmp_path / "in.zarr")
@@ -145,5 +145,5 @@ def test_classes_of_two_images_of_a_store_are_counted_each(tmp_path):
         mrhdata.write(volume, tmp_path / f"{name}.zarr")
         (tmp_path / f"{name}.zarr").rename(tmp_path / "img.zarr" / "labels" / name)
         labels = mrhdata.read(tmp_path / "img.zarr", dataset=f"labels/{name}")
-        p = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels, {1: 1}))
+        p = mrhdata.patches(labels, shape=1, sampler=ClassBalanced(20, labels, {1: 1}))
         assert set(p.positions[:, 0]) == {at}

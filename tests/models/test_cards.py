@@ -86,7 +86,7 @@ def test_histology_is_predicted_out_of_the_box(tmp_path):
     maps, slab = phantom.mouse_maps(brain), {"y": slice(30, 32)}
     inputs = {name: maps[name].isel(slab).rename(name) for name in network.spec.channels}
     mask = brain["mask"].isel(slab)
-    predicted = mrhdata.predict(network, inputs, tmp_path / "nf.zarr", where=mask, progress=False)
+    predicted = mrhdata.predict(network, inputs, tmp_path / "nf.zarr", mask=mask, progress=False)
     pair = [v.values[mask.values > 0] for v in (predicted, brain["nf"].isel(slab))]
     assert np.corrcoef(pair)[0, 1] > 0.85
 

@@ -18,7 +18,7 @@ from mrhdata.models.spec import IntensityScale, predict_raw
 
 def member(seed, offset=0.0, factor=1.0, **changes):
     """Return an untrained network with the intensity scales of a network trained on two channels."""
-    model = mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=seed)
+    model = mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1, seed=seed)
     model.spec = dataclasses.replace(
         model.spec,
         channels=("a", "b"),
@@ -124,7 +124,7 @@ def test_map_of_an_ensemble_has_three_channels(members, voxels, mode, tmp_path):
     ensemble = Ensemble.of(members)
     ensemble.learn(voxels)
     mask = mrhdata.volume.from_array((np.indices(a.shape)[2] < 5).astype(np.uint8), spacing=(1, 1, 1), kind="mask")
-    mapped = mrhdata.predict(ensemble, {"a": a, "b": b}, tmp_path / "map.zarr", where=mask, mode=mode, progress=False)
+    mapped = mrhdata.predict(ensemble, {"a": a, "b": b}, tmp_path / "map.zarr", mask=mask, mode=mode, progress=False)
     assert mapped.sizes["c"] == 3
     assert not mapped.values[:, :, :, 5:].any()
     patches = mrhdata.patches({"a": a, "b": b}, shape=3, stride=1, plane="coronal")

@@ -17,7 +17,7 @@ from mrhdata.models.spec import IntensityScale, predict_raw
 from tests.conftest import FULL
 
 NETWORKS = {
-    "mrhnet": ({"in_channels": 3, "blocks": 1}, {"axis": 1}, (2, 3, 9, 14), 1),
+    "mrhnet": ({"in_channels": 3, "loop_blocks": 1}, {"axis": 1}, (2, 3, 9, 14), 1),
     "restorer": ({"width": 8, "blocks": 1}, {}, (1, 1, 10, 16), 1),
     "cells3d": ({"widths": (4, 4, 4, 4), "answer": "score"}, {}, (1, 1, 14, 20, 12), 1),
     "tissue2d_1_0": ({}, {"labels": (0, 1, 2)}, (1, 1, 30, 26), 3),

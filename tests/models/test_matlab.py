@@ -95,7 +95,7 @@ def test_published_networks_agree_with_an_independent_reader(shared, name, block
     print(f"{name}: {count:,} parameters, largest relative difference to NumPy {error:.2g}")  # noqa: T201
     assert error < 1e-4
     assert model.spec.channels == CHANNELS
-    assert model.spec.config == {"in_channels": 67, "blocks": blocks}
+    assert model.spec.config == {"in_channels": 67, "loop_blocks": blocks}
 
 
 def test_published_protocol_has_67_channels():

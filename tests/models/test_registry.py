@@ -14,7 +14,7 @@ from mrhdata.errors import ModelError
 @pytest.mark.parametrize(("blocks", "count"), [(4, 482_369), (9, 851_649), (29, 2_328_769), (30, 2_402_625)])
 def test_mrhnet_has_the_published_parameters(blocks, count):
     """The authors' files have 4 and 9 loop blocks, their file names imply 29, and their code builds 30."""
-    model = mrhdata.models.create("mrhnet", in_channels=67, blocks=blocks)
+    model = mrhdata.models.create("mrhnet", in_channels=67, loop_blocks=blocks)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
@@ -39,7 +39,7 @@ def numpy_mrhnet(state, x, blocks):
 
 def test_mrhnet_forward_is_the_published_graph():
     """Skip connections after the ReLU, zero padding and no normalisation agree with an independent forward pass."""
-    model = mrhdata.models.create("mrhnet", in_channels=3, blocks=2, seed=1)
+    model = mrhdata.models.create("mrhnet", in_channels=3, loop_blocks=2, seed=1)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     x = np.random.default_rng(0).random((3, 5, 4), dtype=np.float32)
@@ -50,7 +50,7 @@ def test_mrhnet_forward_is_the_published_graph():
 
 def test_receptive_field_of_mrhnet_equals_the_extent_of_gradients():
     """One output voxel depends on exactly the stated square."""
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     for p in model.parameters():
         torch.nn.init.constant_(p, 0.01)
     x = torch.ones(1, 1, 31, 31, requires_grad=True)
@@ -62,7 +62,7 @@ def test_receptive_field_of_mrhnet_equals_the_extent_of_gradients():
 def test_equal_seeds_create_equal_weights():
     """The global random state does not change."""
     before = torch.random.get_rng_state()
-    a, b, c = (mrhdata.models.create("mrhnet", in_channels=2, blocks=1, seed=s) for s in (3, 3, 4))
+    a, b, c = (mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1, seed=s) for s in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(a.conv1.weight, b.conv1.weight)
     assert not torch.equal(a.conv1.weight, c.conv1.weight)
@@ -84,7 +84,7 @@ def test_saved_and_loaded_network_predicts_the_same(trained, tmp_path):
 
 def test_load_suggests_a_network_in_a_subfolder(tmp_path):
     """Training on labels writes its network into a subfolder, so users often pass the parent folder."""
-    mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=1, blocks=1), tmp_path / "lab" / "network")
+    mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1), tmp_path / "lab" / "network")
     inner = (tmp_path / "lab" / "network").as_posix()
     with pytest.raises(ModelError, match=rf"is not a model folder: .* is missing; did you mean {inner}\?$"):
         mrhdata.models.load(tmp_path / "lab")
@@ -96,14 +96,14 @@ def test_damaged_folders_are_refused(tmp_path):
     """Files may be missing or cut, JSON broken, keys or the network unknown, and weights those of another network."""
     with pytest.raises(ModelError, match="is missing"):
         mrhdata.models.load(tmp_path)
-    mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=2, blocks=1), tmp_path / "net")
+    mrhdata.models.save(mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1), tmp_path / "net")
     config = tmp_path / "net" / "config.json"
     good = json.loads(config.read_text("utf-8"))
     for bad, message in [
         ("{", "damaged"),
         (json.dumps(good | {"code": "import os"}), "damaged"),
         (json.dumps(good | {"name": "os.system"}), "name must be a network, .* got 'os.system'"),
-        (json.dumps(good | {"config": {"in_channels": 3, "blocks": 1}}), "do not fit"),
+        (json.dumps(good | {"config": {"in_channels": 3, "loop_blocks": 1}}), "do not fit"),
         (json.dumps(good | {"config": {"depth": 3}}), "does not accept the settings"),
     ]:
         config.write_text(bad)
@@ -127,6 +127,6 @@ def test_unknown_network_names_are_refused():
 
 def test_prediction_needs_intensity_scales():
     """The output of an untrained network has no units."""
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     with pytest.raises(ModelError, match="no intensity scales"):
         mrhdata.models.spec.predict_raw(model, torch.zeros(1, 1, 3, 1, 3))

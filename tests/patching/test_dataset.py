@@ -48,10 +48,10 @@ def naives(source, positions, shape):
 
 def agrees(p, expected):
     """Indexing, gathering, the loader, Dask and xarray all give the expected arrays, one per tensor."""
-    names = list(p.widths)
+    names = list(p.tensor_shapes)
     for part, array in zip(p.gather(np.arange(len(p))), expected, strict=True):
         np.testing.assert_array_equal(part, array)
-    batches = list(p.stream(7, seed=3))
+    batches = list(p.batches(7, seed=3))
     rows = np.concatenate([r for r, _ in batches])
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
     dataset = p.to_xarray()
@@ -67,7 +67,7 @@ def agrees(p, expected):
             if len(names) > 1
             else list(p.loader(len(p), shuffle=False))
         )
-        np.testing.assert_array_equal(only, expected[0][next(p.stream(len(p), shuffle=False))[0]])
+        np.testing.assert_array_equal(only, expected[0][next(p.batches(len(p), shuffle=False))[0]])
 
 
 @settings(max_examples=200 if FULL else 15)
@@ -99,8 +99,8 @@ def test_padding_is_that_of_numpy(shape, mode, seed):
     """Patches that hang over one side, two, or all of the volume; positions of the user's own."""
     v = volume(chunks=4)
     positions = np.random.default_rng(seed).integers(1 - np.array(shape), v.shape, (6, 3))
-    p = mrhdata.patches(v, shape=shape, at=positions, padding=mode)
-    np.testing.assert_array_equal(p.positions, positions[p.given])
+    p = mrhdata.patches(v, shape=shape, sampler=positions, padding=mode)
+    np.testing.assert_array_equal(p.positions, positions[p.draw_index])
     values = v.values
     agrees(p, [np.stack([padded_by_hand(values, c, shape, mode) for c in p.positions])])
 
@@ -133,7 +133,7 @@ def test_stored_volumes_give_the_same_patches(stores, store, shape, stride, memo
     expected = naives(v, p.positions, p.shape)
     np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
     for shuffle in (True, False):
-        batches = list(p.stream(2, shuffle=shuffle))
+        batches = list(p.batches(2, shuffle=shuffle))
         rows = np.concatenate([r for r, _ in batches])
         np.testing.assert_array_equal(np.sort(rows), np.arange(len(p)))
         np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), expected[rows])
@@ -146,7 +146,7 @@ def test_each_chunk_is_decoded_once_a_pass(stores, monkeypatch):
     monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
     p = mrhdata.patches(stores[1]["v2"], shape=(20, 16, 20), stride=9)
     for epoch in range(2):
-        list(p.stream(8, epoch=epoch))
+        list(p.batches(8, epoch=epoch))
     assert len(read) == len(set(read)) == 3 * 5 * 3
 
 
@@ -186,7 +186,7 @@ def test_planes_fix_their_axis(plane, shape):
 def test_neighbouring_planes_are_channels(plane, axis, channels):
     """2.5D: planes beside the one in the middle, channel by channel, and a flat target at the one in the middle."""
     v, target = volume(channels=channels, chunks=4 if channels is None else (2, 4, 4, 4)), volume(seed=1)
-    p = mrhdata.patches(v, target, shape=4, stride=2, plane=plane, neighbours=1)
+    p = mrhdata.patches(v, target, shape=4, stride=2, plane=plane, context_slices=1)
     names = ["image"] if channels is None else ["image:0", "image:1"]
     assert p.channels == [f"{n}{k}" for n in names for k in ("-1", "", "+1")]
     expected = []
@@ -195,12 +195,12 @@ def test_neighbouring_planes_are_channels(plane, axis, channels):
         expected.append(np.expand_dims(planes, axis + 1))
     flat = [naive(target, c + np.eye(3, dtype=int)[axis], np.where(np.arange(3) == axis, 1, 4)) for c in p.positions]
     agrees(p, [np.stack(expected), np.stack(flat)])
-    assert p.widths["input"] == expected[0].shape
+    assert p.tensor_shapes["input"] == expected[0].shape
     np.testing.assert_allclose(p.affine(), p.affine(stream=1))
     middle = v.mrh.world(p.positions + (np.array(p.shape) - 1) / 2)
     np.testing.assert_allclose(p.to_xarray().centre_mm, middle, atol=1e-9)
     with pytest.raises(GridError, match="neighbours is a number of planes on each side of plane="):
-        mrhdata.patches(v, shape=4, neighbours=1)
+        mrhdata.patches(v, shape=4, context_slices=1)
 
 
 def test_masks_keep_centres_or_shares():
@@ -209,9 +209,11 @@ def test_masks_keep_centres_or_shares():
     mask = from_array(np.random.default_rng(3).random((9, 8, 7)) > 0.6, spacing=(0.1, 0.2, 0.3), kind="mask")
     everywhere = mrhdata.patches(v, shape=3, stride=1).positions
     by_centre = {tuple(c) for c in everywhere if mask.values[tuple(c + 1)]}
-    assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, where=mask).positions} == by_centre
+    assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, mask=mask).positions} == by_centre
     share = {tuple(c) for c in everywhere if naive(mask, c, (3, 3, 3)).mean() >= 0.5}
-    assert {tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, where=mask, inside=0.5).positions} == share
+    assert {
+        tuple(c) for c in mrhdata.patches(v, shape=3, stride=1, mask=mask, min_mask_fraction=0.5).positions
+    } == share
 
 
 @pytest.mark.parametrize("memory", ["1 GB", 60_000])
@@ -220,7 +222,7 @@ def test_subjects_of_one_chunk_beside_others_of_many(memory):
     subjects = [volume((6, 6, 6), chunks=6), volume((30, 20, 10), seed=2, chunks=6, dtype=np.float32)]
     p = mrhdata.patches(subjects, shape=3, stride=2, memory=memory)
     loaded = [v.compute() for v in subjects]
-    for rows, (x,) in p.stream(8, seed=1):
+    for rows, (x,) in p.batches(8, seed=1):
         expected = [naive(loaded[s], c, p.shape) for s, c in zip(p.subject[rows], p.positions[rows], strict=True)]
         np.testing.assert_array_equal(x, expected)
 
@@ -232,7 +234,7 @@ def test_several_subjects_and_epochs():
     assert p.subject.tolist() == sorted(p.subject.tolist())
     for i in (0, len(p) // 2, len(p) - 1):
         np.testing.assert_array_equal(p[i][0], naive(subjects[p.subject[i]], p.positions[i], p.shape))
-    orders = [np.concatenate([r for r, _ in p.stream(8, seed=s, epoch=e)]) for s, e in [(0, 0), (0, 1), (1, 0)]]
+    orders = [np.concatenate([r for r, _ in p.batches(8, seed=s, epoch=e)]) for s, e in [(0, 0), (0, 1), (1, 0)]]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(len(p)))
     assert not np.array_equal(orders[0], orders[1])
@@ -248,7 +250,7 @@ def test_several_subjects_and_epochs():
 def test_memory_budget_holds_and_changes_nothing(monkeypatch):
     """Decoded tiles, joined copies and batches stay within the budget; a budget for less than a batch is refused."""
     v = volume((64, 64, 64), chunks=8, dtype=np.float32)
-    p = mrhdata.patches(v, shape=9, at=Uniform(300), memory=450_000)
+    p = mrhdata.patches(v, shape=9, sampler=Uniform(300), memory=450_000)
     held = []
     wait = ReadAhead.wait_for
 
@@ -257,15 +259,15 @@ def test_memory_budget_holds_and_changes_nothing(monkeypatch):
         held.append(sum(t.nbytes for t in self._tiles.values()))
 
     monkeypatch.setattr(ReadAhead, "wait_for", watched)
-    batches = list(p.stream(4, seed=1))
+    batches = list(p.batches(4, seed=1))
     rows = np.concatenate([r for r, _ in batches])
     np.testing.assert_array_equal(np.sort(rows), np.arange(300))
     np.testing.assert_array_equal(np.concatenate([x for _, (x,) in batches]), naives(v, p.positions[rows], p.shape))
     assert max(held) + 4 * p.batch_bytes(4) <= 450_000 < v.nbytes
     with pytest.raises(DataError, match=r"memory of 450000 bytes does not hold 4 batches of 466560 bytes"):
-        next(p.stream(160))
+        next(p.batches(160))
     with pytest.raises(DataError, match=r"a batch of 4 needs \d+ at once; give more memory"):
-        next(mrhdata.patches(v, shape=9, at=Uniform(300), memory=150_000).stream(4))
+        next(mrhdata.patches(v, shape=9, sampler=Uniform(300), memory=150_000).stream(4))
 
 
 def test_any_dataloader_may_use_it_as_a_map():
@@ -302,7 +304,7 @@ def test_frozen_sets_hold_the_patches_of_an_epoch(tmp_path):
     p = mrhdata.patches(v, v, shape=(3, 2, 2), stride=1)
     p.to_zarr(tmp_path / "frozen.zarr", seed=5)
     frozen = xr.open_zarr(tmp_path / "frozen.zarr", consolidated=False)
-    rows = np.concatenate([r for r, _ in p.stream(len(p), seed=5)])
+    rows = np.concatenate([r for r, _ in p.batches(len(p), seed=5)])
     np.testing.assert_array_equal(frozen.row, rows)
     for name in ("input", "target"):
         np.testing.assert_array_equal(frozen[name], naives(v, p.positions[rows], (3, 2, 2)))
@@ -338,11 +340,11 @@ class TestRefusals:
         assert str(caught.value) == (
             "subject 1 (sub-02): 'T2w' does not lie on the grid of 'T1w': shapes differ along z, y, x: (9, 8, 6) and "
             "(9, 8, 7); resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line), "
-            "or give align='first'"
+            "or give grids='resample'"
         )
         v, mask = volume(), volume().isel(x=slice(6))
         with pytest.raises(GridError, match=r"^subject 1: 'mask' does not lie on the grid of the first input: "):
-            mrhdata.patches([v, v], shape=2, where=[v, mask])
+            mrhdata.patches([v, v], shape=2, mask=[v, mask])
         # Another space is not put right by another grid.
         with pytest.raises(GridError, match=r"^'b' does not lie.* register one to the other first$"):
             mrhdata.patches({"a": v, "b": mrhdata.volume.describe(v, space="CCFv3")}, shape=2)
@@ -350,13 +352,13 @@ class TestRefusals:
     def test_masks_that_are_empty(self):
         """Nothing to look at is an error, not an empty set."""
         with pytest.raises(DataError, match="the mask leaves no patch; check that it is not empty"):
-            mrhdata.patches(volume(), shape=2, where=volume() * 0)
+            mrhdata.patches(volume(), shape=2, mask=volume() * 0)
         with pytest.raises(DataError, match="mask voxels are NaN between"):
-            mrhdata.patches(volume(), shape=2, where=volume() * np.nan)
+            mrhdata.patches(volume(), shape=2, mask=volume() * np.nan)
         corner = volume() * 0
         corner[0, 0, 0] = 1
         with pytest.raises(DataError, match="leaves no patch"):
-            mrhdata.patches(volume(), shape=3, where=corner)
+            mrhdata.patches(volume(), shape=3, mask=corner)
 
     def test_counts_and_channels_that_differ(self):
         """Subjects without a target, or with other channels."""
@@ -373,7 +375,7 @@ class TestRefusals:
             with pytest.raises(GridError, match=re.escape(sentence)):
                 mrhdata.patches(inputs, target, shape=2)
         with pytest.raises(GridError, match=re.escape("different inputs: ['a', 'b'] and ['a']; give all")):
-            mrhdata.patches([{"a": v, "b": v}, {"a": v}], [v, v], shape=2, align="own")
+            mrhdata.patches([{"a": v, "b": v}, {"a": v}], [v, v], shape=2, grids="native")
 
     def test_targets_by_themselves_are_one_whatever_their_names(self):
         """As the files of subjects are called after the subjects."""
@@ -409,7 +411,7 @@ def test_small_patches_of_a_volume_of_one_chunk(tmp_path, stored, dtype, channel
             mrhdata.write(made, tmp_path / f"{name}.zarr")
         volumes = {n: mrhdata.read(tmp_path / f"{n}.zarr") for n in names}
     at = rng.integers(0, (7, 10, 9), (40, 3))
-    drawn = mrhdata.patches(volumes, {"target": volumes["a"]}, shape=(3, 1, 3), at=[at])
+    drawn = mrhdata.patches(volumes, {"target": volumes["a"]}, shape=(3, 1, 3), sampler=[at])
     wanted = {tuple(np.concatenate([a[p[0] : p[0] + 3, p[1], p[2] : p[2] + 3].ravel() for a in arrays.values()]))
               for p in at.tolist()}  # fmt: skip
     found = [(x, y) for inputs, target in drawn.loader(16) for x, y in zip(inputs.numpy(), target.numpy(), strict=True)]

@@ -15,14 +15,14 @@ def patches():
     affine = oblique_affine(spacing=(0.1, 0.2, 0.3))[:, [2, 1, 0, 3]]
     image = from_array(np.random.default_rng(0).random((12, 10, 8), dtype=np.float32), affine=affine)
     labels = (image > 0.5).astype(np.uint8).assign_attrs(kind="labels").isel(z=slice(None, None, 2))
-    return mrhdata.patches(image, labels, shape=(4, 3, 2), target_shape=(2, 3, 2), align="own")
+    return mrhdata.patches(image, labels, shape=(4, 3, 2), target_shape=(2, 3, 2), grids="native")
 
 
 def test_each_tensor_has_an_affine_of_its_own(patches):
     """The voxel (0, 0, 0) of each tensor lies where its volume says."""
-    image, labels = (s.grid for s in patches.streams[0])
+    image, labels = (s.grid for s in patches.sources[0])
     np.testing.assert_allclose(patches.affine()[:, :3, 3], image.world(patches.positions))
-    starts = patches.streams[0][1].starts(patches.positions)
+    starts = patches.sources[0][1].starts(patches.positions)
     np.testing.assert_allclose(patches.affine(stream=1)[:, :3, 3], labels.world(starts))
 
 

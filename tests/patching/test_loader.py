@@ -44,7 +44,7 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="module", params=["1 GB", LITTLE])
 def many(request, stored):
     """60 patches of a stored volume: read once, or tile by tile within a budget."""
-    return mrhdata.patches(stored, shape=6, at=Uniform(60), memory=request.param)
+    return mrhdata.patches(stored, shape=6, sampler=Uniform(60), memory=request.param)
 
 
 def places(loader):
@@ -83,8 +83,11 @@ class TestWorkers:
     )
     def test_the_order_is_that_of_none(self, stored, workers, memory):
         """Each batch, and in the long form those of a second epoch, from fresh processes of a forkserver."""
-        p = mrhdata.patches(stored, shape=6, at=Uniform(60), memory=memory)
-        alone, shared = p.loader(7, seed=3, info=True), p.loader(7, seed=3, info=True, num_workers=workers)
+        p = mrhdata.patches(stored, shape=6, sampler=Uniform(60), memory=memory)
+        alone, shared = (
+            p.loader(7, seed=3, return_metadata=True),
+            p.loader(7, seed=3, return_metadata=True, num_workers=workers),
+        )
         for _ in range(2 if FULL else 1):
             for (x, where), (same, there) in zip(alone, shared, strict=True):
                 assert where["position"].tolist() == there["position"].tolist()
@@ -105,13 +108,13 @@ class TestWorkers:
     def test_forks_of_this_process_do_too(self, many):
         """Threads and decoders of this process do no harm to its children."""
         list(many.stream(7))
-        loader = many.loader(7, seed=2, info=True, num_workers=2, start_method="fork")
-        assert within(60, lambda: places(loader)) == places(many.loader(7, seed=2, info=True))
+        loader = many.loader(7, seed=2, return_metadata=True, num_workers=2, multiprocessing_context="fork")
+        assert within(60, lambda: places(loader)) == places(many.loader(7, seed=2, return_metadata=True))
 
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     def test_a_plain_dataloader_gives_each_patch_once(self, few):
         """PyTorch's own loader over the data set, with two workers, epoch by epoch."""
-        batches = few.dataset(5, seed=1, info=True)
+        batches = few.dataset(5, seed=1, return_metadata=True)
         loader = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
         orders = []
         for epoch in range(2):
@@ -124,7 +127,7 @@ class TestWorkers:
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     def test_they_go_on_in_the_middle_too(self, few):
         """With workers a state holds what was handed out, not what they have made ahead."""
-        loader = few.loader(7, info=True, num_workers=2, start_method="fork")
+        loader = few.loader(7, return_metadata=True, num_workers=2, multiprocessing_context="fork")
 
         def first_three():
             for number, _ in enumerate(loader):
@@ -135,12 +138,12 @@ class TestWorkers:
         state = within(60, first_three)
         assert state["batch"] == 3
         loader.load_state_dict(state)
-        assert within(60, lambda: places(loader)) == places(few.loader(7, info=True))[3:]
+        assert within(60, lambda: places(loader)) == places(few.loader(7, return_metadata=True))[3:]
 
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     def test_breaking_out_ends_them(self, few):
         """No process is left, and the next loop is the next epoch."""
-        loader = few.loader(7, info=True, num_workers=2, start_method="fork")
+        loader = few.loader(7, return_metadata=True, num_workers=2, multiprocessing_context="fork")
 
         def first():
             for _ in loader:
@@ -148,7 +151,7 @@ class TestWorkers:
 
         within(60, first)
         assert not multiprocessing.active_children()
-        expected = few.loader(7, info=True)
+        expected = few.loader(7, return_metadata=True)
         list(expected)
         assert within(60, lambda: places(loader)) == places(expected)
 
@@ -156,7 +159,7 @@ class TestWorkers:
     def test_their_batches_are_moved_too(self, few):
         """To the device, as without workers."""
         for workers in (0, 1):
-            loader = few.loader(40, device="meta", num_workers=workers, start_method="fork")
+            loader = few.loader(40, device="meta", num_workers=workers, multiprocessing_context="fork")
             devices = within(60, lambda loader=loader: [x.device.type for x, _ in loader])
             assert devices == ["meta", "meta"]
 
@@ -205,8 +208,8 @@ class TestRanks:
     def test_more_ranks_than_patches(self):
         """A rank without a patch has no batch."""
         v = volume((40, 40, 40), chunks=8, dtype=np.float64)
-        p = mrhdata.patches(v, shape=4, at=Uniform(2), memory=300_000)
-        assert sorted(len(list(p.stream(1, rank=(r, 3)))) for r in range(3)) == [0, 1, 1]
+        p = mrhdata.patches(v, shape=4, sampler=Uniform(2), memory=300_000)
+        assert sorted(len(list(p.batches(1, rank=(r, 3)))) for r in range(3)) == [0, 1, 1]
 
 
 class TestResume:
@@ -219,16 +222,16 @@ class TestResume:
     @pytest.mark.parametrize("shuffle", [True, False])
     def test_after_every_batch(self, few, shuffle):
         """All 21 places in two epochs, in a fresh loader and in the one that was stopped; the state is plain JSON."""
-        whole = self.passes(few.loader(7, seed=1, info=True, shuffle=shuffle), 3)
+        whole = self.passes(few.loader(7, seed=1, return_metadata=True, shuffle=shuffle), 3)
         assert len(whole) == 30
-        stopped = few.loader(7, seed=1, info=True, shuffle=shuffle)
+        stopped = few.loader(7, seed=1, return_metadata=True, shuffle=shuffle)
         states = [stopped.state_dict()]
         for _ in range(2):
             for _ in stopped:
                 states.append(stopped.state_dict())
         for k, state in enumerate(states):
             state = json.loads(json.dumps(state))
-            for loader in (few.loader(7, seed=1, info=True, shuffle=shuffle), stopped):
+            for loader in (few.loader(7, seed=1, return_metadata=True, shuffle=shuffle), stopped):
                 loader.load_state_dict(state)
                 epochs = 3 - k // 10
                 assert self.passes(loader, epochs) == whole[k:]
@@ -253,17 +256,17 @@ class TestResume:
 
     def test_a_state_of_a_state_is_the_same(self, few):
         """Loaded and taken again before any batch, also at the end of an epoch."""
-        loader = few.loader(7, info=True)
+        loader = few.loader(7, return_metadata=True)
         for number, _ in enumerate(loader):
             if number == 3:
                 break
-        fresh = few.loader(7, info=True)
+        fresh = few.loader(7, return_metadata=True)
         fresh.load_state_dict(loader.state_dict())
         assert fresh.state_dict() == loader.state_dict()
-        ended = few.loader(7, info=True)
+        ended = few.loader(7, return_metadata=True)
         list(ended)
         fresh.load_state_dict(ended.state_dict())
-        again = few.loader(7, info=True)
+        again = few.loader(7, return_metadata=True)
         again.load_state_dict(fresh.state_dict())
         assert places(again) == places(ended)
 
@@ -294,15 +297,15 @@ class TestResume:
     def test_states_of_another_order_are_refused_or_right(self, case):
         """Rows in another order, other positions of one number, another budget and so another walk."""
         v = volume((64, 64, 64), chunks=8, dtype=np.float32)
-        p = mrhdata.patches(v, shape=9, at=Uniform(40), memory=450_000)
+        p = mrhdata.patches(v, shape=9, sampler=Uniform(40), memory=450_000)
         others = {
-            "shuffle": lambda: p.loader(4, info=True, shuffle=False),
-            "positions": lambda: mrhdata.patches(v, shape=9, at=Uniform(40), memory=450_000, seed=1).loader(
-                4, info=True
+            "shuffle": lambda: p.loader(4, return_metadata=True, shuffle=False),
+            "positions": lambda: mrhdata.patches(v, shape=9, sampler=Uniform(40), memory=450_000, seed=1).loader(
+                4, return_metadata=True
             ),
-            "memory": lambda: mrhdata.patches(v, shape=9, at=Uniform(40)).loader(4, info=True),
+            "memory": lambda: mrhdata.patches(v, shape=9, sampler=Uniform(40)).loader(4, return_metadata=True),
         }
-        loader, other = p.loader(4, info=True), others[case]()
+        loader, other = p.loader(4, return_metadata=True), others[case]()
         try:
             other.load_state_dict(loader.state_dict())
         except DataError:
@@ -331,26 +334,26 @@ class TestBatches:
             return x.flip(-1) * x[0, 0, 0, 0], y[:, 0]
 
         for (x, y), (a, b) in zip(
-            few.loader(7, seed=1), few.loader(7, seed=1, transform=turned, each=True), strict=True
+            few.loader(7, seed=1), few.loader(7, seed=1, per_patch_transform=turned), strict=True
         ):
             torch.testing.assert_close(a, torch.stack([one.flip(-1) * one[0, 0, 0, 0] for one in x]))
             torch.testing.assert_close(b, y[:, :, 0])
         assert shapes == {((1, 3, 3, 3), (1, 3, 3, 3))}
         v = volume()
         (x,) = mrhdata.patches(v, shape=3).loader(99, shuffle=False)
-        (a,) = mrhdata.patches(v, shape=3).loader(99, shuffle=False, transform=lambda x: x + 1, each=True)
+        (a,) = mrhdata.patches(v, shape=3).loader(99, shuffle=False, per_patch_transform=lambda x: x + 1)
         torch.testing.assert_close(a, x + 1)
-        named = mrhdata.patches({"a": v, "b": v}, shape=3, align="own")
-        (a,) = named.loader(99, shuffle=False, transform=lambda x: {"sum": x["a"] + x["b"]}, each=True)
+        named = mrhdata.patches({"a": v, "b": v}, shape=3, grids="native")
+        (a,) = named.loader(99, shuffle=False, per_patch_transform=lambda x: {"sum": x["a"] + x["b"]})
         torch.testing.assert_close(a["sum"], 2 * x)
 
     @pytest.mark.parametrize("target", [True, False])
     def test_info_says_what_each_patch_is(self, target):
         """Subject, position and affine: the patch is cut from there, and its voxels lie there."""
         subjects = [volume((9, 9, 9), seed=s, affine=np.diag([1.0, 2, 3, 1]) + s * np.eye(4, k=3)) for s in range(3)]
-        p = mrhdata.patches(subjects, subjects if target else None, shape=(2, 3, 4), at=Uniform(40))
+        p = mrhdata.patches(subjects, subjects if target else None, shape=(2, 3, 4), sampler=Uniform(40))
         seen = []
-        for x, *y, where in p.loader(6, info=True):
+        for x, *y, where in p.loader(6, return_metadata=True):
             assert len(y) == target
             assert sorted(where) == ["affine", "position", "subject"]
             assert where["affine"].shape == (len(x), 4, 4)
@@ -364,7 +367,7 @@ class TestBatches:
 
     def test_info_goes_past_the_transform(self, few):
         """A transform sees the tensors alone."""
-        for x, y, where in few.loader(7, info=True, transform=lambda x, y: (x, y)):
+        for x, y, where in few.loader(7, return_metadata=True, transform=lambda x, y: (x, y)):
             assert len(x) == len(y) == len(where["position"])
 
 
@@ -374,13 +377,13 @@ class TestThreads:
     def test_breaking_out_stops_them(self, many):
         """No thread is left, and the next loop is the next epoch."""
         before = set(threading.enumerate())
-        loader = many.loader(4, seed=2, info=True)
+        loader = many.loader(4, seed=2, return_metadata=True)
         for _ in range(3):
             for _ in loader:
                 break
             assert set(threading.enumerate()) <= before
         assert loader.epoch == 2
-        whole = [places(one) for one in [many.loader(4, seed=2, info=True)] for _ in range(4)]
+        whole = [places(one) for one in [many.loader(4, seed=2, return_metadata=True)] for _ in range(4)]
         assert places(loader) == whole[3]
         assert set(threading.enumerate()) <= before
 
@@ -397,7 +400,7 @@ class TestThreads:
                 raise OSError("the disk is gone")
             return plain(stream, tile, room)
 
-        p = mrhdata.patches(stored, shape=18, at=Uniform(30), memory=memory)
+        p = mrhdata.patches(stored, shape=18, sampler=Uniform(30), memory=memory)
         monkeypatch.setattr(TensorSource, "read", fails)
         with pytest.raises(OSError, match="the disk is gone"):
             within(60, lambda: list(p.loader(2)))
@@ -415,7 +418,7 @@ class TestThreads:
         seen = []
         before = set(threading.enumerate())
         with pytest.raises(KeyError, match="four"):
-            within(60, lambda: seen.extend(few.loader(7, transform=fails, ahead=1)))
+            within(60, lambda: seen.extend(few.loader(7, transform=fails, prefetch=1)))
         assert len(seen) <= 4
         assert set(threading.enumerate()) <= before
 
@@ -434,9 +437,11 @@ class TestThreads:
 
     def test_two_loops_at_once(self, few):
         """Two loaders of the same patches do not disturb each other."""
-        pairs = list(zip(few.loader(7, seed=1, info=True), few.loader(7, seed=2, info=True), strict=True))
+        pairs = list(
+            zip(few.loader(7, seed=1, return_metadata=True), few.loader(7, seed=2, return_metadata=True), strict=True)
+        )
         for seed, side in ((1, 0), (2, 1)):
-            expected = few.loader(7, seed=seed, info=True)
+            expected = few.loader(7, seed=seed, return_metadata=True)
             for (x, _, where), batch in zip(expected, (pair[side] for pair in pairs), strict=True):
                 assert where["position"].tolist() == batch[2]["position"].tolist()
                 torch.testing.assert_close(x, batch[0])

@@ -74,8 +74,10 @@ class TestOrder:
 
     def test_batches_of_patches_mix_chunks(self):
         """Through `patches`: with a budget of a fraction of the volume, full batches come from 8 chunks or more."""
-        p = mrhdata.patches(volume((64, 64, 64), chunks=8, dtype=np.float32), shape=3, at=Uniform(6000), memory=900_000)
-        for rows, _ in itertools.islice(p.stream(64), 20):
+        p = mrhdata.patches(
+            volume((64, 64, 64), chunks=8, dtype=np.float32), shape=3, sampler=Uniform(6000), memory=900_000
+        )
+        for rows, _ in itertools.islice(p.batches(64), 20):
             assert len(np.unique(p.positions[rows] // 8, axis=0)) >= 8
 
 
@@ -279,7 +281,7 @@ def needed_by(p, plan, row):
     """Tiles of a patch, voxel by voxel of its edges along each axis."""
     found = set()
     subject = int(p.subject[row])
-    for i, stream in enumerate(plan.streams[subject]):
+    for i, stream in enumerate(plan.sources[subject]):
         start = stream.starts(p.positions[row][None])[0]
         axes = []
         for s, n, top, t in zip(start, stream.shape, stream.grid.shape, stream.tile, strict=True):
@@ -308,7 +310,13 @@ class TestPlan:
         subjects = [volume((30, 32, 28), chunks=c) for c in (7, (6, 8, 9))]
         targets = [volume((30, 32, 28), chunks=c) for c in (5, 16)]
         p = mrhdata.patches(
-            subjects, targets, shape=shape, at=Uniform(60), padding=padding, memory=memory, seed=int(rng.integers(99))
+            subjects,
+            targets,
+            shape=shape,
+            sampler=Uniform(60),
+            padding=padding,
+            memory=memory,
+            seed=int(rng.integers(99)),
         )
         plan = p.plan(batch_size)
         try:
@@ -343,7 +351,7 @@ class TestPlan:
         plan = p.plan(1)
         for epoch in range(3):
             loads = plan.loads(plan.rows(True, 0, epoch, 1), 1)
-            assert len(loads.tile) == len(set(loads.tile.tolist())) == np.prod(plan.streams[0][0].tiles)
+            assert len(loads.tile) == len(set(loads.tile.tolist())) == np.prod(plan.sources[0][0].tiles)
 
     def test_tiles_that_are_there_are_not_read_again(self):
         """What is left of the readings where some tiles are in memory."""
@@ -360,7 +368,7 @@ class TestPlan:
             subjects[1] = volume((19, 19, 17), chunks=5, seed=1)
         p = mrhdata.patches(subjects, subjects, shape=shape, memory=200_000)
         plan = p.plan(1)
-        for subject, streams in enumerate(plan.streams):
+        for subject, streams in enumerate(plan.sources):
             for i, stream in enumerate(streams):
                 whole = np.zeros(stream.grid.shape, np.float32)
                 for k, number in enumerate(itertools.product(*map(range, stream.tiles))):

@@ -48,7 +48,7 @@ class TestUniform:
 
     def test_every_place_is_as_likely(self):
         """Each of the 7 x 5 x 3 places at which the patch fits gets its share, and no other any."""
-        p = mrhdata.patches(volume(), shape=(3, 4, 5), at=Uniform(21_000))
+        p = mrhdata.patches(volume(), shape=(3, 4, 5), sampler=Uniform(21_000))
         assert len(p) == 21_000
         counts = np.zeros((7, 5, 3), dtype=int)
         np.add.at(counts, tuple(p.positions.T), 1)
@@ -56,7 +56,7 @@ class TestUniform:
 
     def test_with_padding_every_centre_is_as_likely(self):
         """The middle voxel is any of the 9 x 8 x 7 voxels, also for patches longer than the volume."""
-        p = mrhdata.patches(volume(), shape=(4, 9, 20), at=Uniform(21_000), padding="edge")
+        p = mrhdata.patches(volume(), shape=(4, 9, 20), sampler=Uniform(21_000), padding="edge")
         counts = np.zeros((9, 8, 7), dtype=int)
         np.add.at(counts, tuple(centres_of(p).T), 1)
         assert even(counts.ravel()) > LEAST_P
@@ -69,7 +69,7 @@ class TestUniform:
         values[2:8, 1:7, :5] = 1
         values[4, 3, 2] = seed % 2
         mask = from_array(values, spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume(), shape=shape, at=Uniform(50), where=mask, inside=inside, seed=seed)
+        p = mrhdata.patches(volume(), shape=shape, sampler=Uniform(50), mask=mask, min_mask_fraction=inside, seed=seed)
         assert len(p) == 50
         if inside is None:
             assert values[tuple(centres_of(p).T)].all()
@@ -80,7 +80,7 @@ class TestUniform:
         """Within the mask all places have one probability."""
         values = np.random.default_rng(0).random((9, 8, 7)) > 0.8
         mask = from_array(values, spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume(), shape=1, at=Uniform(5000), where=mask)
+        p = mrhdata.patches(volume(), shape=1, sampler=Uniform(5000), mask=mask)
         counts = np.zeros((9, 8, 7), dtype=int)
         np.add.at(counts, tuple(p.positions.T), 1)
         assert not counts[~values].any()
@@ -89,7 +89,7 @@ class TestUniform:
     def test_padded_patches_beyond_the_edge_count_as_outside(self):
         """The share of a patch that hangs over the edge is no part of the mask."""
         mask = from_array(np.ones((9, 8, 7), np.uint8), spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume(), shape=4, at=Uniform(300), where=mask, inside=0.9, padding="edge")
+        p = mrhdata.patches(volume(), shape=4, sampler=Uniform(300), mask=mask, min_mask_fraction=0.9, padding="edge")
         wide = np.pad(mask.values, 6)
         covered = [wide[z : z + 4, y : y + 4, x : x + 4].mean() for z, y, x in p.positions + 6]
         assert min(covered) >= 0.9
@@ -97,7 +97,7 @@ class TestUniform:
     def test_patches_that_do_not_fit_are_refused(self):
         """A patch longer than the volume needs padding."""
         with pytest.raises(GridError, match="does not fit"):
-            mrhdata.patches(volume(), shape=10, at=Uniform(3))
+            mrhdata.patches(volume(), shape=10, sampler=Uniform(3))
 
 
 class TestBalanced:
@@ -110,7 +110,7 @@ class TestBalanced:
         labels = labelled(seed=seed)
         v = volume((130, 5, 6))
         p = mrhdata.patches(
-            v, shape=shape, at=ClassBalanced(n, labels), seed=seed, padding="constant" if overhang else None
+            v, shape=shape, sampler=ClassBalanced(n, labels), seed=seed, padding="constant" if overhang else None
         )
         counts = [(p.classes == c).sum() for c in (0, 1, 2, 7)]
         assert sum(counts) == len(p) == n
@@ -126,19 +126,19 @@ class TestBalanced:
         """One positive to three negatives; the rest goes by size; a class of share 0 gets none."""
         labels = labelled()
         v = volume((130, 5, 6))
-        p = mrhdata.patches(v, shape=1, at=ClassBalanced(100, labels, {1: 1, "rest": 3}))
+        p = mrhdata.patches(v, shape=1, sampler=ClassBalanced(100, labels, {1: 1, "rest": 3}))
         sizes = np.array([(labels.values == c).sum() for c in (0, 2, 7)])
         assert (p.classes == 1).sum() == 25
         found = np.array([(p.classes == c).sum() for c in (0, 2, 7)])
         assert found.sum() == 75
         assert (np.abs(found - 75 * sizes / sizes.sum()) < 1).all()
-        p = mrhdata.patches(v, shape=1, at=ClassBalanced(30, labels, {2: 2, 7: 1, 0: 0}))
+        p = mrhdata.patches(v, shape=1, sampler=ClassBalanced(30, labels, {2: 2, 7: 1, 0: 0}))
         assert {int(c): int((p.classes == c).sum()) for c in np.unique(p.classes)} == {2: 20, 7: 10}
 
     def test_voxels_of_a_class_are_as_likely(self):
         """Over three tiles of unequal size each voxel of the class gets its share."""
         labels = labelled((130, 4, 4))
-        p = mrhdata.patches(volume((130, 4, 4)), shape=1, at=ClassBalanced(8000, labels, {2: 1}))
+        p = mrhdata.patches(volume((130, 4, 4)), shape=1, sampler=ClassBalanced(8000, labels, {2: 1}))
         counts = np.zeros(labels.shape, dtype=int)
         np.add.at(counts, tuple(p.positions.T), 1)
         assert not counts[labels.values != 2].any()
@@ -148,34 +148,36 @@ class TestBalanced:
         """Class and mask both: with a mask of one half all centres lie in it, in the asked numbers."""
         labels = labelled()
         half = from_array((np.arange(130) < 60)[:, None, None] * np.ones((130, 5, 6)), spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume((130, 5, 6)), shape=(3, 1, 1), at=ClassBalanced(40, labels), where=half)
+        p = mrhdata.patches(volume((130, 5, 6)), shape=(3, 1, 1), sampler=ClassBalanced(40, labels), mask=half)
         assert [(p.classes == c).sum() for c in (0, 1, 2, 7)] == [10] * 4
         assert centres_of(p)[:, 0].max() < 60
 
     def test_classes_that_do_not_occur_are_refused(self):
         """The message names the class, and those there are."""
         with pytest.raises(DataError, match=r"no voxel of class \[5\]; they hold \[0, 1, 2, 7\]"):
-            mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(4, labelled(), {5: 1, "rest": 1}))
+            mrhdata.patches(volume((130, 5, 6)), shape=1, sampler=ClassBalanced(4, labelled(), {5: 1, "rest": 1}))
 
     def test_subjects_may_lack_classes_where_that_is_said(self):
         """The others have their part, and where nothing is left over there is no rest."""
-        how = ClassBalanced(30, labelled(), {5: 1, 2: 1, 7: 2}, sparse=True)
-        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=how)
+        how = ClassBalanced(30, labelled(), {5: 1, 2: 1, 7: 2}, allow_missing=True)
+        p = mrhdata.patches(volume((130, 5, 6)), shape=1, sampler=how)
         assert {int(c): int((p.classes == c).sum()) for c in np.unique(p.classes)} == {2: 10, 7: 20}
         all_of_it = {0: 1, 1: 1, 2: 1, 7: 1, "rest": 4}
-        p = mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(40, labelled(), all_of_it, sparse=True))
+        p = mrhdata.patches(
+            volume((130, 5, 6)), shape=1, sampler=ClassBalanced(40, labelled(), all_of_it, allow_missing=True)
+        )
         assert [(p.classes == c).sum() for c in (0, 1, 2, 7)] == [10] * 4
 
     def test_labels_of_floating_point_are_refused(self):
         """A map of floats has no classes."""
         with pytest.raises(DataError, match="labels are integers, not float32"):
-            mrhdata.patches(volume(), shape=1, at=ClassBalanced(4, volume(dtype=np.float32)))
+            mrhdata.patches(volume(), shape=1, sampler=ClassBalanced(4, volume(dtype=np.float32)))
 
     @pytest.mark.parametrize("shares", [{1: -1}, {1: 0}, {1: np.nan}, {}])
     def test_shares_that_make_no_sense_are_refused(self, shares):
         """Negative, all zero, NaN, none."""
         with pytest.raises(DataError, match="weights are numbers from 0 up"):
-            mrhdata.patches(volume((130, 5, 6)), shape=1, at=ClassBalanced(4, labelled(), shares))
+            mrhdata.patches(volume((130, 5, 6)), shape=1, sampler=ClassBalanced(4, labelled(), shares))
 
 
 class TestIndex:
@@ -243,10 +245,10 @@ class TestIndex:
     def test_patches_use_it(self, store, read):
         """A chooser that draws no patch from a kept index reads nothing but the tiles that it draws from."""
         labels = mrhdata.read(store)
-        first = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels), seed=3)
+        first = mrhdata.patches(labels, shape=1, sampler=ClassBalanced(20, labels), seed=3)
         kept = (store.parent / "labels.zarr.index.json").read_text("utf-8")
         before = len(read)
-        second = mrhdata.patches(labels, shape=1, at=ClassBalanced(20, labels), seed=3)
+        second = mrhdata.patches(labels, shape=1, sampler=ClassBalanced(20, labels), seed=3)
         tiles = len(json.loads(kept)["tiles"])
         # One reading of a tile for each of the four classes at most.
         assert len(read) - before <= 4 * tiles
@@ -307,7 +309,7 @@ class TestIndex:
             reference = from_array(np.zeros((4, 4, 130), np.float32), spacing=(1, 1, 1))
             reference = reference.assign_coords(x=reference.x + shift)
             reference.x.attrs |= {"spacing_mm": 1.0, "units": "mm"}
-            p = mrhdata.patches(reference, shape=1, align="first", at=ClassBalanced(200, labels, {1: 1}))
+            p = mrhdata.patches(reference, shape=1, grids="resample", sampler=ClassBalanced(200, labels, {1: 1}))
             assert p.positions[:, 2].max() == last
 
 
@@ -318,7 +320,9 @@ class TestWeighted:
         """Over three tiles; where the map is 0 nothing is drawn."""
         rng = np.random.default_rng(0)
         weights = np.where(rng.random((130, 4, 4)) > 0.95, rng.uniform(0.2, 3, (130, 4, 4)), 0).astype(np.float32)
-        p = mrhdata.patches(volume((130, 4, 4)), shape=1, at=Weighted(20_000, from_array(weights, spacing=SPACING)))
+        p = mrhdata.patches(
+            volume((130, 4, 4)), shape=1, sampler=Weighted(20_000, from_array(weights, spacing=SPACING))
+        )
         counts = np.zeros(weights.shape, dtype=int)
         np.add.at(counts, tuple(p.positions.T), 1)
         assert not counts[weights == 0].any()
@@ -333,7 +337,7 @@ class TestWeighted:
         weights = from_array(np.zeros((9, 8, 7)), spacing=SPACING)
         weights[3, 3, 3] = value
         with pytest.raises(DataError, match=message):
-            mrhdata.patches(volume(), shape=1, at=Weighted(4, weights))
+            mrhdata.patches(volume(), shape=1, sampler=Weighted(4, weights))
 
 
 class TestAround:
@@ -343,7 +347,7 @@ class TestAround:
 
     def test_each_point_is_the_middle_of_a_patch(self):
         """World X, Y, Z becomes the voxel z, y, x that it lies in; every point once, class 1."""
-        p = mrhdata.patches(volume((40, 40, 40)), shape=(3, 5, 4), at=Points(self.points))
+        p = mrhdata.patches(volume((40, 40, 40)), shape=(3, 5, 4), sampler=Points(self.points))
         by_hand = {(20, 20, 15), (20, 20, 20), (15, 25, 25)}
         assert {tuple(c) for c in centres_of(p)} == by_hand
         assert p.classes.tolist() == [1, 1, 1]
@@ -353,8 +357,10 @@ class TestAround:
     def test_negatives_lie_in_the_shell_and_away_from_all(self, seed, distance, counted):
         """No middle voxel is nearer than the least to any point, nor farther from one than half a voxel more."""
         v = volume((60, 60, 60))
-        at = Points(self.points, negatives=3, distance_mm=distance, n=40 if counted else None)
-        p = mrhdata.patches(v, shape=3, at=at, seed=seed)
+        at = Points(
+            self.points, negatives_per_point=3, negative_distance_mm=distance, num_patches=40 if counted else None
+        )
+        p = mrhdata.patches(v, shape=3, sampler=at, seed=seed)
         assert np.bincount(p.classes).tolist() == ([30, 10] if counted else [9, 3])
         world = v.mrh.world(centres_of(p))
         far = cdist(world, self.points)
@@ -368,25 +374,25 @@ class TestAround:
         left = np.zeros((40, 40, 40), np.uint8)
         left[:, :, :18] = 1
         mask = from_array(left, spacing=SPACING, kind="mask")
-        p = mrhdata.patches(volume((40, 40, 40)), shape=3, at=Points(self.points), where=mask)
+        p = mrhdata.patches(volume((40, 40, 40)), shape=3, sampler=Points(self.points), mask=mask)
         assert centres_of(p).tolist() == [[20, 20, 15]]
 
     def test_points_that_lie_elsewhere_are_refused(self):
         """Points in micrometres lie outside the volume."""
         with pytest.raises(DataError, match="none of 3 points lies in the volume of subject 0; are they world mm"):
-            mrhdata.patches(volume((40, 40, 40)), shape=3, at=Points(1000 * self.points))
+            mrhdata.patches(volume((40, 40, 40)), shape=3, sampler=Points(1000 * self.points))
 
     def test_places_that_cannot_be_found_are_refused(self):
         """A shell that lies outside the volume, points without room between them, distances in no order."""
         v = volume((40, 40, 40))
         with pytest.raises(DataError, match=r"of \d+ places at 15 to 16 mm from a point hardly any lies in the volume"):
-            mrhdata.patches(v, shape=3, at=Points(self.points, 1, (15, 16)))
+            mrhdata.patches(v, shape=3, sampler=Points(self.points, 1, (15, 16)))
         everywhere = v.mrh.world(np.moveaxis(np.indices((40, 40, 40)), 0, -1)[::4, ::4, ::4].reshape(-1, 3))
         inner = everywhere[((everywhere > 3) & (everywhere < 6)).all(axis=1) | (everywhere[:, 2] < 9)]
         with pytest.raises(DataError, match="use a smaller least distance"):
-            mrhdata.patches(v, shape=3, at=Points(inner, 1, (1.0, 1.001)))
+            mrhdata.patches(v, shape=3, sampler=Points(inner, 1, (1.0, 1.001)))
         with pytest.raises(GridError, match="the least and the greatest"):
-            mrhdata.patches(v, shape=3, at=Points(self.points, 1, (2, 1)))
+            mrhdata.patches(v, shape=3, sampler=Points(self.points, 1, (2, 1)))
 
 
 class TestGiven:
@@ -397,23 +403,23 @@ class TestGiven:
     def test_they_are_kept(self, n, seed):
         """Each once, repeats too, and `given` says which it was."""
         positions = np.random.default_rng(seed).integers(0, (7, 6, 5), (n, 3))
-        p = mrhdata.patches(volume(chunks=3), shape=3, at=positions)
-        np.testing.assert_array_equal(p.positions, positions[p.given])
-        assert sorted(p.given) == list(range(n))
-        as_list = mrhdata.patches(volume(chunks=3), shape=3, at=positions.tolist())
+        p = mrhdata.patches(volume(chunks=3), shape=3, sampler=positions)
+        np.testing.assert_array_equal(p.positions, positions[p.draw_index])
+        assert sorted(p.draw_index) == list(range(n))
+        as_list = mrhdata.patches(volume(chunks=3), shape=3, sampler=positions.tolist())
         np.testing.assert_array_equal(as_list.positions, p.positions)
 
     def test_each_subject_has_its_own(self):
         """One array for each; too few are refused."""
         v = volume()
-        p = mrhdata.patches([v, v], shape=2, at=[np.array([[1, 2, 3]]), np.array([[4, 4, 4], [0, 0, 0]])])
+        p = mrhdata.patches([v, v], shape=2, sampler=[np.array([[1, 2, 3]]), np.array([[4, 4, 4], [0, 0, 0]])])
         assert sorted(zip(p.subject.tolist(), p.positions.tolist(), strict=True)) == [
             (0, [1, 2, 3]),
             (1, [0, 0, 0]),
             (1, [4, 4, 4]),
         ]
         with pytest.raises(GridError, match="there are 1 items for 2 or more subjects"):
-            mrhdata.patches([v, v], shape=2, at=[np.array([[1, 2, 3]])])
+            mrhdata.patches([v, v], shape=2, sampler=[np.array([[1, 2, 3]])])
 
     @pytest.mark.parametrize("at", [(7, 0, 0), (0, 6, 0), (0, 0, 5), (-1, 0, 0)])
     def test_positions_that_do_not_fit_are_refused(self, at):
@@ -423,27 +429,29 @@ class TestGiven:
             match=rf"1 positions do not fit, the first being \[{', '.join(map(str, at))}\]: a patch of \(3, 3, 3\) in "
             r"a volume of \(9, 8, 7\)",
         ):
-            mrhdata.patches(volume(), shape=3, at=[(0, 0, 0), at])
+            mrhdata.patches(volume(), shape=3, sampler=[(0, 0, 0), at])
 
     @pytest.mark.parametrize("at", [(9, 0, 0), (-3, 0, 0), (0, 8, 0)])
     def test_with_padding_they_must_touch_the_volume(self, at):
         """A patch of padding alone is refused; one voxel more inside it is not."""
         with pytest.raises(GridError, match="1 positions do not fit"):
-            mrhdata.patches(volume(), shape=3, at=[at], padding="edge")
+            mrhdata.patches(volume(), shape=3, sampler=[at], padding="edge")
         towards = np.clip(at, -2, (8, 7, 6))
-        assert mrhdata.patches(volume(), shape=3, at=[towards], padding="edge").positions.tolist() == [towards.tolist()]
+        assert mrhdata.patches(volume(), shape=3, sampler=[towards], padding="edge").positions.tolist() == [
+            towards.tolist()
+        ]
 
     @pytest.mark.parametrize("at", [np.zeros((2, 3)), np.zeros((2, 2), int), np.zeros((2, 2, 3), int)])
     def test_what_is_no_list_of_positions_is_refused(self, at):
         """Floats, two numbers each, too many axes."""
         with pytest.raises(GridError, match=r"positions are whole numbers \(n, 3\)"):
-            mrhdata.patches(volume(), shape=2, at=at)
+            mrhdata.patches(volume(), shape=2, sampler=at)
 
     def test_an_empty_list_leaves_no_patch(self):
         """As an empty array does."""
         for at in (np.zeros((0, 3), int), []):
             with pytest.raises(DataError, match="there is no place"):
-                mrhdata.patches(volume(), shape=2, at=at)
+                mrhdata.patches(volume(), shape=2, sampler=at)
 
 
 CHOOSERS = {
@@ -458,9 +466,9 @@ CHOOSERS = {
 def test_seeds_give_positions(name):
     """The same seed the same ones, another seed others."""
     v = volume((130, 5, 6))
-    drawn = [mrhdata.patches(v, shape=1, at=CHOOSERS[name](60), seed=s) for s in (0, 0, 1)]
+    drawn = [mrhdata.patches(v, shape=1, sampler=CHOOSERS[name](60), seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0].positions, drawn[1].positions)
-    np.testing.assert_array_equal(drawn[0].given, drawn[1].given)
+    np.testing.assert_array_equal(drawn[0].draw_index, drawn[1].draw_index)
     assert sorted(map(tuple, drawn[0].positions)) != sorted(map(tuple, drawn[2].positions))
 
 
@@ -468,9 +476,9 @@ def test_seeds_give_positions(name):
 def test_subjects_share_by_weight(name):
     """Equal shares where none are given; in proportion where they are."""
     subjects = [volume((130, 5, 6), seed=s) for s in range(3)]
-    p = mrhdata.patches(subjects, shape=1, at=CHOOSERS[name](20), weights=[3, 1, 1])
+    p = mrhdata.patches(subjects, shape=1, sampler=CHOOSERS[name](20), subject_weights=[3, 1, 1])
     assert np.bincount(p.subject).tolist() == [12, 4, 4]
-    p = mrhdata.patches(subjects, shape=1, at=CHOOSERS[name](21))
+    p = mrhdata.patches(subjects, shape=1, sampler=CHOOSERS[name](21))
     assert np.bincount(p.subject).tolist() == [7, 7, 7]
     if p.classes is not None:
         assert len(p.classes) == 21
@@ -479,7 +487,7 @@ def test_subjects_share_by_weight(name):
 def test_each_subject_has_its_own_labels():
     """A sequence of label volumes: each subject's classes are those of its own."""
     labels = [labelled(seed=1), labelled(seed=2)]
-    p = mrhdata.patches([volume((130, 5, 6))] * 2, shape=1, at=ClassBalanced(40, labels))
+    p = mrhdata.patches([volume((130, 5, 6))] * 2, shape=1, sampler=ClassBalanced(40, labels))
     for subject, own in enumerate(labels):
         mine = p.subject == subject
         assert mine.sum() == 20
@@ -490,8 +498,8 @@ def test_weights_are_one_for_each_subject():
     """Other numbers of them are refused in a sentence; an array is as good as a list."""
     v = volume()
     with pytest.raises((DataError, GridError)):
-        mrhdata.patches([v, v, v], shape=2, at=Uniform(6), weights=[1, 2])
-    p = mrhdata.patches([v, v], shape=2, at=Uniform(6), weights=np.array([1, 2]))
+        mrhdata.patches([v, v, v], shape=2, sampler=Uniform(6), subject_weights=[1, 2])
+    p = mrhdata.patches([v, v], shape=2, sampler=Uniform(6), subject_weights=np.array([1, 2]))
     assert np.bincount(p.subject).tolist() == [2, 4]
 
 
@@ -500,9 +508,9 @@ def test_even_patches_about_points():
     rng = np.random.default_rng(0)
     volume = from_array(np.zeros((40, 50, 60), np.float32), spacing=(2.0, 1.0, 0.5))
     points = volume.mrh.world(rng.uniform(8, 30, (50, 3)))
-    p = mrhdata.patches(volume, shape=12, at=Points(points, negatives=4, distance_mm=(6, 9)))
+    p = mrhdata.patches(volume, shape=12, sampler=Points(points, negatives_per_point=4, negative_distance_mm=(6, 9)))
     centres = p.positions + 5.5
-    places = volume.mrh.index(points)[p.given[p.classes == 1]]
+    places = volume.mrh.index(points)[p.draw_index[p.classes == 1]]
     assert np.abs(centres[p.classes == 1] - places).max() <= 0.5 + 1e-9
     beside = volume.mrh.world(centres[p.classes == 0])
     nearest = np.linalg.norm(beside[:, None] - points[None], axis=2).min(axis=1)

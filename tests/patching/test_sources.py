@@ -57,7 +57,7 @@ def cut(values, positions, shape):
 
 def streamed(p, batch_size=4):
     """Tensors of all patches in the order of `positions`, by the loader's way."""
-    batches = list(p.stream(batch_size, seed=1))
+    batches = list(p.batches(batch_size, seed=1))
     order = np.argsort(np.concatenate([rows for rows, _ in batches]))
     return [np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in batches), strict=True)]
 
@@ -76,7 +76,7 @@ def test_own_voxels_lie_about_the_same_point(spacing, centre, flips, shape, targ
     first = placed(numbered((9, 8, 10)), chunks=4)
     lengths = np.ceil(np.array([18, 18, 18]) / spacing).astype(int)
     other = placed(numbered(lengths, seed=1), spacing, centre, flips, chunks=chunks)
-    p = mrhdata.patches(first, other, shape=shape, target_shape=target_shape, stride=4, align="own")
+    p = mrhdata.patches(first, other, shape=shape, target_shape=target_shape, stride=4, grids="native")
     x, y = p.gather(np.arange(len(p)))
     for mine, same in zip((x, y), streamed(p), strict=True):
         np.testing.assert_array_equal(mine, same)
@@ -97,7 +97,7 @@ def test_larger_inputs_share_the_centre_of_the_target():
     """Inputs of 5 x 7 x 7 about targets of 3 x 3 x 3: the middle voxels are the same, on one grid and on two."""
     v = placed(numbered((12, 12, 12)), chunks=5)
     for align in ("same", "own"):
-        x, y = mrhdata.patches(v, v, shape=(5, 7, 7), target_shape=3, stride=2, align=align).gather(np.arange(9))
+        x, y = mrhdata.patches(v, v, shape=(5, 7, 7), target_shape=3, stride=2, grids=align).gather(np.arange(9))
         np.testing.assert_array_equal(x[:, :, 1:4, 2:5, 2:5], y)
 
 
@@ -106,9 +106,9 @@ def test_every_volume_may_have_its_own_shape():
     a = placed(numbered((12, 12, 12)))
     b = placed(numbered((30, 30, 30)), (0.5, 0.5, 0.5))
     p = mrhdata.patches(
-        {"a": a, "b": b, "c": b}, {"t": b}, shape={"a": 3, "b": (5, 7, 7)}, target_shape={"t": 1}, align="own"
+        {"a": a, "b": b, "c": b}, {"t": b}, shape={"a": 3, "b": (5, 7, 7)}, target_shape={"t": 1}, grids="native"
     )
-    assert {name: width[1:] for name, width in p.widths.items()} == {
+    assert {name: width[1:] for name, width in p.tensor_shapes.items()} == {
         "input_a": (3, 3, 3),
         "input_b": (5, 7, 7),
         "input_c": (6, 6, 6),
@@ -125,7 +125,7 @@ def test_own_patches_may_reach_beyond_their_volume(mode):
     """A block within the first volume: with padding patches are as NumPy pads the block."""
     first = placed(numbered((16, 16, 16)))
     block = placed(numbered((9, 9, 9), seed=1), centre=(0.2, -0.3, 0.1), chunks=4)
-    p = mrhdata.patches(first, block, shape=3, stride=2, align="own", padding=mode)
+    p = mrhdata.patches(first, block, shape=3, stride=2, grids="native", padding=mode)
     starts = np.rint(block.mrh.index(first.mrh.world(p.positions))).astype(int)
     touching = ((starts > -3) & (starts < 9)).all(axis=1)
     assert 50 < touching.sum() < len(p)
@@ -139,16 +139,18 @@ def test_own_patches_may_reach_beyond_their_volume(mode):
 def test_patches_lie_where_all_volumes_have_voxels():
     """Without padding the grid loses those that leave a smaller volume or a larger target; given ones are refused."""
     first = placed(numbered((9, 9, 9)))
-    block = mrhdata.patches(first, placed(numbered((4, 4, 4))), shape=3, stride=1, align="own")
+    block = mrhdata.patches(first, placed(numbered((4, 4, 4))), shape=3, stride=1, grids="native")
     assert sorted(map(tuple, block.positions)) == [tuple(i + 2) for i in np.array(list(np.ndindex(2, 2, 2)))]
     large = mrhdata.patches(first, first, shape=3, target_shape=5)
     assert large.positions.tolist() == [[3, 3, 3]]
     np.testing.assert_array_equal(large[0][1][0], first.values[2:7, 2:7, 2:7])
-    drawn = mrhdata.patches(first, placed(numbered((4, 4, 4))), shape=3, at=Uniform(50), align="own")
+    drawn = mrhdata.patches(first, placed(numbered((4, 4, 4))), shape=3, sampler=Uniform(50), grids="native")
     assert len(drawn) == 50
     assert set(drawn.positions.ravel().tolist()) == {2, 3}
     with pytest.raises(GridError, match=r"1 positions do not fit, the first being \[4, 2, 2\]"):
-        mrhdata.patches(first, placed(numbered((4, 4, 4))), shape=3, at=np.array([[2, 2, 2], [4, 2, 2]]), align="own")
+        mrhdata.patches(
+            first, placed(numbered((4, 4, 4))), shape=3, sampler=np.array([[2, 2, 2], [4, 2, 2]]), grids="native"
+        )
     with pytest.raises(DataError, match="no place where all volumes have the voxels of a patch"):
         mrhdata.patches(first, first, shape=3, target_shape=11)
 
@@ -158,8 +160,8 @@ def test_subjects_of_other_spacing_need_a_shape():
     first = placed(numbered((9, 9, 9)))
     targets = [placed(numbered((9, 9, 9))), placed(numbered((6, 6, 6)), (2, 2, 2))]
     with pytest.raises(GridError, match="shape"):
-        mrhdata.patches([first, first], targets, shape=4, align="own", padding="edge")
-    p = mrhdata.patches([first, first], targets, shape=4, target_shape=3, align="own", padding="edge")
+        mrhdata.patches([first, first], targets, shape=4, grids="native", padding="edge")
+    p = mrhdata.patches([first, first], targets, shape=4, target_shape=3, grids="native", padding="edge")
     assert p.gather(np.arange(len(p)))[1].shape == (len(p), 1, 3, 3, 3)
 
 
@@ -167,10 +169,10 @@ def test_turned_volumes_are_refused():
     """30 degrees: the sentence names the other way."""
     first = placed(numbered((12, 12, 12)))
     turned = placed(numbered((12, 12, 12)), turn=30)
-    with pytest.raises(GridError, match=r"axes that turn against those of the first volume.*use align='first'"):
-        mrhdata.patches({"a": first, "b": turned}, shape=5, align="own")
+    with pytest.raises(GridError, match=r"axes that turn against those of the first volume.*use grids='resample'"):
+        mrhdata.patches({"a": first, "b": turned}, shape=5, grids="native")
     slightly = placed(numbered((20, 20, 20)), turn=0.5)
-    assert len(mrhdata.patches({"a": first, "b": slightly}, shape=5, align="own")) == 27
+    assert len(mrhdata.patches({"a": first, "b": slightly}, shape=5, grids="native")) == 27
 
 
 @pytest.mark.parametrize(
@@ -188,12 +190,12 @@ def test_other_grids_are_refused_by_default(other):
     for call in (
         lambda: mrhdata.patches({"a": first, "b": other}, shape=3),
         lambda: mrhdata.patches(first, other, shape=3),
-        lambda: mrhdata.patches(first, shape=3, where=other),
+        lambda: mrhdata.patches(first, shape=3, mask=other),
     ):
         with pytest.raises(GridError, match="resample one"):
             call()
     with pytest.raises(GridError, match="align is one of same, own, first, not 'nearest'"):
-        mrhdata.patches(first, shape=3, align="nearest")
+        mrhdata.patches(first, shape=3, grids="nearest")
 
 
 @pytest.mark.parametrize("align", ["own", "first"])
@@ -201,7 +203,7 @@ def test_other_spaces_are_refused(align):
     """Aligned by world points, which are of one space."""
     first = placed(numbered((9, 9, 9)))
     with pytest.raises(GridError, match="space"):
-        mrhdata.patches(first, mrhdata.volume.describe(first, space="CCFv3"), shape=3, align=align)
+        mrhdata.patches(first, mrhdata.volume.describe(first, space="CCFv3"), shape=3, grids=align)
 
 
 class TestFirst:
@@ -215,7 +217,7 @@ class TestFirst:
         other = filled(placed(np.zeros((14, 15, 16)), (0.7, 0.9, 1.1), (0.3, 0.2, 0.1), turn=turn), ramp)
         if chunks is not None:
             other = other.chunk(chunks)
-        p = mrhdata.patches(first, other, shape=3, stride=2, align="first")
+        p = mrhdata.patches(first, other, shape=3, stride=2, grids="resample")
         x, y = p.gather(np.arange(len(p)))
         for mine, same in zip((x, y), streamed(p), strict=True):
             np.testing.assert_array_equal(mine, same)
@@ -236,7 +238,7 @@ class TestFirst:
         first = placed(np.zeros((11, 12, 13)))
         values = rng.choice(np.array([3, 200, 70_000]), (9, 8, 10))
         labels = placed(values, spacing, rng.uniform(-1, 1, 3), turn=turn, chunks=chunks, kind="labels")
-        p = mrhdata.patches(first, labels, shape=(4, 5, 6), stride=3, align="first")
+        p = mrhdata.patches(first, labels, shape=(4, 5, 6), stride=3, grids="resample")
         index = labels.mrh.index(world_of(first))
         # Where it is a matter of rounding, either voxel is right.
         clear = (np.abs(index - np.floor(index) - 0.5) > 1e-6).all(-1)
@@ -259,7 +261,7 @@ class TestFirst:
         whole = ndimage.affine_transform(values, to_other, output_shape=first.shape, order=1, mode="nearest")
         index = other.mrh.index(world_of(first))
         whole[((index < -0.5) | (index > np.array(values.shape) - 0.5)).any(-1)] = 0
-        p = mrhdata.patches(first, other, shape=shape, at=Uniform(60), align="first", memory=memory)
+        p = mrhdata.patches(first, other, shape=shape, sampler=Uniform(60), grids="resample", memory=memory)
         expected = cut(whole, p.positions, p.shape)
         for found in (p.gather(np.arange(len(p)))[1], streamed(p, 2)[1]):
             np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -274,7 +276,9 @@ class TestFirst:
         read = set()
         plain = Chunks.read
         monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.add(self.shape) or plain(self, at, out))
-        p = mrhdata.patches(reference, mrhdata.read(tmp_path / "fine.zarr"), shape=3, at=Uniform(5), align="first")
+        p = mrhdata.patches(
+            reference, mrhdata.read(tmp_path / "fine.zarr"), shape=3, sampler=Uniform(5), grids="resample"
+        )
         x, y = p.gather(np.arange(5))
         assert read == {(level,) * 3}
         # A level's voxel is the mean of those that it covers, which leaves a ramp as it is.
@@ -294,7 +298,7 @@ class TestFirst:
         start = 0 if change == "odd" else 0.15
         affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [0.4, 0, 0, start], [0, 0, 0, 1]])
         reference = from_array(np.zeros((33, 6, 6), np.float32), affine=affine)
-        p = mrhdata.patches(reference, fine, shape=(1, 3, 3), align="first")
+        p = mrhdata.patches(reference, fine, shape=(1, 3, 3), grids="resample")
         found = p.gather(np.arange(len(p)))[1]
         if change == "none":
             inside = p.positions[:, 0] < 32
@@ -302,7 +306,7 @@ class TestFirst:
             assert not found[~inside].any()
             return
         # What a pyramid leaves out of an odd length is like its neighbour.
-        loaded = mrhdata.patches(reference, fine.load(), shape=(1, 3, 3), align="first")
+        loaded = mrhdata.patches(reference, fine.load(), shape=(1, 3, 3), grids="resample")
         np.testing.assert_array_equal(found, loaded.gather(np.arange(len(p)))[1])
 
     def test_labels_beside_their_image_in_one_store(self, tmp_path):
@@ -319,7 +323,7 @@ class TestFirst:
         (tmp_path / "nuclei.zarr").rename(tmp_path / "img.zarr" / "labels" / "nuclei")
         labels = mrhdata.read(tmp_path / "img.zarr", dataset="labels/nuclei")
         coarse = placed(np.zeros((24, 20, 20), np.float32), (0.4, 1, 1), (0.15, 0, 0))
-        p = mrhdata.patches(coarse, labels, shape=1, align="first")
+        p = mrhdata.patches(coarse, labels, shape=1, grids="resample")
         np.testing.assert_array_equal(p.gather(np.arange(len(p)))[1].ravel(), p.positions[:, 0] >= 12)
 
     def test_masks_and_labels_of_other_grids_choose(self):
@@ -329,19 +333,19 @@ class TestFirst:
         labels = placed(values, (2.9, 2.9, 2.9), (0.2, 0.1, 0.3), kind="labels")
         mask = labels.copy(data=(values > 0).astype(np.uint8)).assign_attrs(kind="mask")
         for align in ("own", "first"):
-            p = mrhdata.patches(first, shape=1, at=ClassBalanced(90, labels, {1: 1, 2: 2}), where=mask, align=align)
+            p = mrhdata.patches(first, shape=1, sampler=ClassBalanced(90, labels, {1: 1, 2: 2}), mask=mask, grids=align)
             nearest = np.rint(labels.mrh.index(first.mrh.world(p.positions))).astype(int)
             np.testing.assert_array_equal(values[tuple(nearest.T)], p.classes)
             assert np.bincount(p.classes).tolist() == [0, 30, 60]
         with pytest.raises(GridError, match="resample one"):
-            mrhdata.patches(first, shape=1, at=ClassBalanced(90, labels))
+            mrhdata.patches(first, shape=1, sampler=ClassBalanced(90, labels))
 
     def test_masks_without_a_kind_do_not_grow(self):
         """A comparison such as `volume > 5` keeps the kind of the image, and is a mask all the same."""
         first = placed(np.zeros((22, 22, 22)))
         values = np.arange(8) > 3
         mask = placed(values[:, None, None] & np.ones((8, 8, 8), bool), (3, 3, 3))
-        p = mrhdata.patches(first, shape=1, where=mask, align="first")
+        p = mrhdata.patches(first, shape=1, mask=mask, grids="resample")
         inside = np.unique(p.positions[:, 0])
         index = mask.mrh.index(first.mrh.world(np.stack([inside, inside * 0, inside * 0], axis=1)))[:, 0]
         assert index.min() >= 3.5
@@ -362,11 +366,11 @@ def test_patches_show_one_tissue_in_five_modalities(five_modalities):
     points = points[(tissue(around) == tissue(points)[:, None]).all(1)]
     assert len(points) > 10
     shape = {"mri": 3, "qsm": 3, "histology": 5, "cleared": 7, "em": (3, 5, 7)}
-    p = mrhdata.patches(group, shape=shape, at=Points(points), align="own")
+    p = mrhdata.patches(group, shape=shape, sampler=Points(points), grids="native")
     assert len(p) == len(points)
     assert len(np.unique(tissue(p.to_xarray().centre_mm.values))) > 1
     seen = 0
-    for inputs, where in p.loader(4, info=True):
+    for inputs, where in p.loader(4, return_metadata=True):
         centres = (where["affine"].numpy() @ [1, 1, 1, 1])[:, :3]
         for name, patch in inputs.items():
             assert patch.shape[2:] == tuple(np.broadcast_to(shape[name], 3))

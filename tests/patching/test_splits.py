@@ -22,7 +22,7 @@ def volume(shape=(24, 9, 8), seed=0):
 
 def painted(p, subject=0, grow=0):
     """Voxels that patches of a subject cover, and those within `grow` of them along z."""
-    covered = np.zeros(p.streams[subject][0].grid.shape, dtype=bool)
+    covered = np.zeros(p.sources[subject][0].grid.shape, dtype=bool)
     for z, y, x in p.positions[p.subject == subject]:
         covered[max(0, z - grow) : z + p.shape[0] + grow, y : y + p.shape[1], x : x + p.shape[2]] = True
     return covered
@@ -32,7 +32,7 @@ def painted(p, subject=0, grow=0):
 @given(st.integers(1, 4), st.integers(0, 5), st.lists(st.integers(1, 3), min_size=2, max_size=3), st.integers(0, 99))
 def test_blocks_keep_their_distance(length, guard, sizes, seed):
     """Between patches of any two parts lie at least `guard` planes, and no part is a fringe of another."""
-    p = mrhdata.patches(volume((48, 6, 6)), shape=(length, 2, 2), at=Uniform(400), seed=seed)
+    p = mrhdata.patches(volume((48, 6, 6)), shape=(length, 2, 2), sampler=Uniform(400), seed=seed)
     # Every part has room for patches.
     assume(min(sizes) / sum(sizes) * 48 > 2 * (guard + length))
     parts = p.split(sizes, by="z", guard=guard)
@@ -47,7 +47,7 @@ def test_shares_are_of_patches_and_not_of_the_axis():
     """A brain that fills the middle of its volume and tapers off is shared out as asked, save for the gaps."""
     away = np.linalg.norm(np.indices((60, 30, 30)).T - [34, 15, 15], axis=-1).T
     brain = volume((60, 30, 30)).copy(data=(away < 14).astype(np.uint8))
-    p = mrhdata.patches(volume((60, 30, 30)), shape=1, stride=1, where=brain)
+    p = mrhdata.patches(volume((60, 30, 30)), shape=1, stride=1, mask=brain)
     counts = np.array([len(part) for part in p.split([0.6, 0.2, 0.2], by="z")])
     np.testing.assert_allclose(counts / len(p), [0.6, 0.2, 0.2], atol=0.08)
 
@@ -87,7 +87,7 @@ def test_a_part_of_few_subjects_is_planned_and_read():
     p = mrhdata.patches([{"v": volume((6, 9, 8), seed)} for seed in range(3)], shape=3)
     train, test = p.split([2, 1], by="subject")
     for part in (train, test):
-        rows = np.concatenate([rows for rows, _ in part.stream(8)])
+        rows = np.concatenate([rows for rows, _ in part.batches(8)])
         assert np.array_equal(np.sort(rows), np.arange(len(part)))
         assert part.explain(8).patches == len(part)
 
@@ -130,10 +130,10 @@ def test_folds_test_everything_once(by):
 def test_leakage_is_found_by_painting():
     """Patches that share a voxel, counted by hand; one voxel apart is none."""
     v = volume((20, 9, 8))
-    a = mrhdata.patches(v, shape=(2, 3, 2), at=np.array([[0, 0, 0], [5, 0, 0], [9, 4, 4]]))
+    a = mrhdata.patches(v, shape=(2, 3, 2), sampler=np.array([[0, 0, 0], [5, 0, 0], [9, 4, 4]]))
     with pytest.raises(DataError, match=r"1 of 3 patches share voxels with the other set, the first at \[5, 0, 0\]"):
-        a.check_leakage(mrhdata.patches(v, shape=(2, 3, 2), at=np.array([[6, 2, 1], [7, 0, 0]])))
-    a.check_leakage(mrhdata.patches(v, shape=(2, 3, 2), at=np.array([[7, 0, 0], [2, 0, 0], [9, 1, 4]])))
+        a.check_leakage(mrhdata.patches(v, shape=(2, 3, 2), sampler=np.array([[6, 2, 1], [7, 0, 0]])))
+    a.check_leakage(mrhdata.patches(v, shape=(2, 3, 2), sampler=np.array([[7, 0, 0], [2, 0, 0], [9, 1, 4]])))
 
 
 def test_leakage_sees_through_slices_files_and_names(tmp_path):
@@ -195,9 +195,9 @@ def test_patches_of_turned_axes_are_seen_from_both_sides():
     affine[:3, 3] = [8, -2, 0]
     volume = from_array(np.zeros((4, 24, 24), np.float32), spacing=(1, 1, 1))
     grid = from_array(np.zeros((16, 16, 4), np.float32), affine=affine, dims=("x", "y", "z"))
-    turned = mrhdata.patches(grid, volume, shape=(2, 8, 1), align="first")
+    turned = mrhdata.patches(grid, volume, shape=(2, 8, 1), grids="resample")
     for position in turned.positions[:: len(turned.positions) // 12]:
-        mine = mrhdata.patches(grid, volume, shape=(2, 8, 1), at=[position[None]], align="first")
+        mine = mrhdata.patches(grid, volume, shape=(2, 8, 1), sampler=[position[None]], grids="resample")
         whole = mrhdata.patches(volume, shape=1)
         for one, other in ((mine, whole), (whole, mine)):
             with pytest.raises(DataError, match="share voxels"):

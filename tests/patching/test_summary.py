@@ -31,10 +31,10 @@ def test_the_explanation_counts_what_is_read(store, monkeypatch):
     read = []
     plain = Chunks.read
     monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
-    p = mrhdata.patches(mrhdata.read(store), shape=20, at=Uniform(150), memory=3_500_000)
+    p = mrhdata.patches(mrhdata.read(store), shape=20, sampler=Uniform(150), memory=3_500_000)
     explanation = p.explain(batch_size=4)
     assert not read
-    rows = [r for r, _ in p.stream(4)]
+    rows = [r for r, _ in p.batches(4)]
     chunk = 2 * 32**3
     assert explanation.decoded_bytes == len(read) * chunk
     assert explanation.chunks == len(set(read))
@@ -45,8 +45,8 @@ def test_the_explanation_counts_what_is_read(store, monkeypatch):
     assert explanation.needed_bytes <= explanation.memory == 3_500_000
     assert explanation.patches == sum(map(len, rows)) == 150
     assert explanation.delivered_bytes == 150 * 4 * 20**3
-    assert not explanation.resident
-    assert mrhdata.patches(mrhdata.read(store), shape=20).explain().resident
+    assert not explanation.in_memory
+    assert mrhdata.patches(mrhdata.read(store), shape=20).explain().in_memory
     assert "150 patches of 1 subject" in str(explanation)
     assert not explanation.advice
 
@@ -57,7 +57,7 @@ def test_bad_chunking_gets_advice(store):
     assert "computed by Dask; convert it to OME-Zarr with mrhdata.convert" in str(
         mrhdata.patches(slabs, shape=8).explain()
     )
-    large = mrhdata.patches(mrhdata.read(store), shape=(4, 40, 40), at=Uniform(200), memory=1_900_000)
+    large = mrhdata.patches(mrhdata.read(store), shape=(4, 40, 40), sampler=Uniform(200), memory=1_900_000)
     assert "chunks of (32, 32, 32) voxels (262 kB) leave room to mix 1 places" in str(large.explain(1))
     small = mrhdata.patches(mrhdata.read(store), shape=(128, 96, 96))
     assert not small.explain(1).advice
@@ -77,7 +77,7 @@ def test_the_diagnosis_is_that_of_the_patches(store):
     values = v.values.astype(float)
     assert found.mean["image"] == pytest.approx(values.mean())
     assert found.sd["image"] == pytest.approx(values.std())
-    drawn = mrhdata.patches(v, shape=8, at=ClassBalanced(80, labels, {3: 3, 4: 1})).diagnose(80, batch_size=8)
+    drawn = mrhdata.patches(v, shape=8, sampler=ClassBalanced(80, labels, {3: 3, 4: 1})).diagnose(80, batch_size=8)
     assert drawn.classes == {3: 0.75, 4: 0.25}
     assert 0 < drawn.coverage < 1
     assert "classes: 3 75.0%, 4 25.0%" in str(drawn)
@@ -85,7 +85,7 @@ def test_the_diagnosis_is_that_of_the_patches(store):
 
 def test_shuffled_batches_do_not_drift_and_ordered_ones_do(store, monkeypatch):
     """Batches in the order of the ramp have means far apart; those of the plan have not."""
-    p = mrhdata.patches(mrhdata.read(store), shape=4, at=Uniform(6000), memory=4_700_000)
+    p = mrhdata.patches(mrhdata.read(store), shape=4, sampler=Uniform(6000), memory=4_700_000)
     shuffled = p.diagnose(6000).drift["image"]
     stream = p.stream
     monkeypatch.setattr(p, "stream", lambda size, seed: stream(size, shuffle=False))
@@ -94,7 +94,7 @@ def test_shuffled_batches_do_not_drift_and_ordered_ones_do(store, monkeypatch):
 
 def test_the_plot_shows_boxes_where_patches_are(store):
     """A rectangle for each patch that crosses the plane shown, at its place."""
-    p = mrhdata.patches(mrhdata.read(store), shape=(16, 8, 8), at=np.array([[10, 5, 60], [12, 40, 20]]))
+    p = mrhdata.patches(mrhdata.read(store), shape=(16, 8, 8), sampler=np.array([[10, 5, 60], [12, 40, 20]]))
     figure = p.plot()
     axial = figure.axes[0]
     assert sorted(box.get_xy() for box in axial.patches) == [(19.5, 39.5), (59.5, 4.5)]

@@ -52,7 +52,7 @@ class TestN4:
         image = sitk.GetImageFromArray(volume.values)
         correction.Execute(image, sitk.GetImageFromArray(mask.values))
         expected = agreement(np.exp(sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(image))), truth, mask)
-        coarse = agreement(bias_field(volume, mask=mask, cells=15, iterations=iterations), truth, mask)
+        coarse = agreement(bias_field(volume, mask=mask, max_bins=15, iterations=iterations), truth, mask)
         assert expected > 0.95
         assert coarse > expected - 0.01
 
@@ -212,7 +212,7 @@ class TestUnusualVolumes:
         with pytest.raises(GridError, match="two axes"):
             n4(line := volume.isel(z=[0], y=[0]) + 1000, mask=line > 0)
         with pytest.raises(DataError, match="cells=2, "):
-            n4(volume, cells=2)
+            n4(volume, max_bins=2)
         with pytest.raises(GridError, match="got 0 to 5 mm"):
             n4(volume, fit_on=volume.isel(y=slice(0, 6)))
         with pytest.raises(GridError, match="same store"):

@@ -147,14 +147,14 @@ def test_tensor_maps_are_zero_in_masked_and_empty_voxels(random_tensors):
     signals[:, 0, 0, 0], signals[5, 1, 1, 1] = 0, np.nan
     mask = dwi.isel(c=0, drop=True).astype(np.uint8) * 0 + 1
     mask[2] = 0
-    masked = tensor_maps(dwi.copy(data=signals), table, where=mask).values
+    masked = tensor_maps(dwi.copy(data=signals), table, mask=mask).values
     expected = tensor_maps(dwi, table).values
     zero = np.zeros(dwi.shape[1:], dtype=bool)
     zero[2], zero[0, 0, 0], zero[1, 1, 1] = True, True, True
     assert not masked[:, zero].any()
     np.testing.assert_allclose(masked[:, ~zero], expected[:, ~zero], atol=1e-6)
     with pytest.raises(GridError, match="shapes differ"):
-        tensor_maps(dwi, table, where=mask[:2])
+        tensor_maps(dwi, table, mask=mask[:2])
 
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])

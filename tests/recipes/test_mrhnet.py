@@ -52,7 +52,7 @@ def test_published_positions_are_those_of_the_published_loop():
     everything = from_array(np.ones(mask.shape), spacing=(0.1, 0.1, 0.1))
     assert len(mrhnet.published_positions(histology, fa, everything)) > len(got)
     assert len(mrhnet.published_positions(histology, fa, mask, white=100)) > len(got)
-    taken = mrhdata.patches(fa, histology, shape=mrhnet.PATCH, plane="coronal", at=got)
+    taken = mrhdata.patches(fa, histology, shape=mrhnet.PATCH, plane="coronal", sampler=got)
     assert len(taken) == len(got)
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_transferred(trained):
     """A network that was not trained; patches of other channels than the scales that it keeps."""
     model, _, inputs, target = trained
     with pytest.raises(ModelError, match="takes a trained mrhnet"):
-        mrhnet.transfer(mrhdata.models.create("mrhnet", in_channels=2, blocks=1))
+        mrhnet.transfer(mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1))
     train, held = linear(dict(reversed(inputs.items())), target, (1.0, 2.0), 0.0)
     with pytest.raises(ModelError, match="keeps the input scales of"):
         mrhdata.fit(mrhnet.transfer(model), train, held, FEW, progress=False)

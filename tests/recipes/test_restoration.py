@@ -77,8 +77,8 @@ def trained():
         [stack(0), stack(1)],
         [stack(2)],
         degradation,
-        tile=48,
-        tiles=160,
+        patch_size=48,
+        patches_per_epoch=160,
         settings=settings,
         progress=False,
         width=12,
@@ -137,7 +137,14 @@ def test_the_published_network_restores_in_blended_windows(tmp_path):
     degradation = Degradation((Area(4),))
     settings = TrainingConfig(epochs=1, batch_size=2, learning_rate=1e-4, patience=1)
     model, _ = restoration.train(
-        [stack(0)], [stack(1)], degradation, network="pssr", tile=64, tiles=2, settings=settings, progress=False
+        [stack(0)],
+        [stack(1)],
+        degradation,
+        network="pssr",
+        patch_size=64,
+        patches_per_epoch=2,
+        settings=settings,
+        progress=False,
     )
     low = restoration.degrade_stack(stack(2, (1, 96, 112)), degradation, seed=0)
     made = restoration.restore(model, low, tmp_path / "p.zarr", progress=False)
@@ -153,15 +160,15 @@ def test_five_planes_are_channels(tmp_path):
         [stack(0)],
         [stack(1)],
         degradation,
-        frames=5,
-        tile=32,
-        tiles=8,
+        context_slices=2,
+        patch_size=32,
+        patches_per_epoch=8,
         settings=settings,
         progress=False,
         width=4,
         blocks=1,
     )
-    assert model.spec.neighbours == 2
+    assert model.spec.context_slices == 2
     low = restoration.degrade_stack(stack(3), degradation, seed=0)
     assert restoration.restore(model, low, tmp_path / "f.zarr", progress=False).sizes["z"] == 6
 
@@ -174,7 +181,7 @@ def test_real_pairs_fine_tune(trained, tmp_path):
     low = restoration.degrade_stack(truth, other, seed=0)
     tuned = restoration.fine_tune(
         model, [(low, truth)], [(restoration.degrade_stack(stack(9), other, 0), stack(9))],
-        tile=48, tiles=120, progress=False,
+        patch_size=48, patches_per_epoch=120, progress=False,
         settings=TrainingConfig(epochs=4, batch_size=8, learning_rate=2e-3, patience=4),
     )  # fmt: skip
     before, after = (error(m, stack(10), other, tmp_path / name)[0] for m, name in ((model, "a"), (tuned, "b")))
@@ -208,7 +215,7 @@ def test_what_cannot_be_restored_is_said(trained):
     with pytest.raises(DataError, match="steps that make pixels fewer"):
         restoration.reduction(Degradation((Blur(1.0),)))
     with pytest.raises(ModelError, match="odd number"):
-        restoration.train([stack(0)], [stack(1)], Degradation((Area(4),)), frames=4)
+        restoration.train([stack(0)], [stack(1)], Degradation((Area(4),)), context_slices=-1)
     with pytest.raises(ModelError, match="was not trained"):
         restoration.restore(models.create("restorer"), stack(0), "x.zarr")
     assert sum(p.numel() for p in models.create("pssr").parameters()) == pytest.approx(48.95e6, rel=0.005)

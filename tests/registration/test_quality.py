@@ -88,7 +88,7 @@ def test_patches_are_drawn_only_in_the_validity_mask():
     assert valid.values[:, :, 10:].sum() == 0
     assert valid.values[:, 1:4, :].mean() < 0.3
     assert valid.values[:, 7:, :8].mean() == 1
-    drawn = mrhdata.patches(fixed.astype(np.float32), shape=1, at=Weighted(200, valid), seed=0)
+    drawn = mrhdata.patches(fixed.astype(np.float32), shape=1, sampler=Weighted(200, valid), seed=0)
     assert valid.values[tuple(drawn.positions.T)].all()
 
 

@@ -34,7 +34,7 @@ def weights(model):
 
 def fitted(sets, settings=QUICK, **more):
     """A fresh small network, trained."""
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     return model, mrhdata.fit(model, *sets, settings, progress=False, **more)
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_ends_as_it_would_have(sets, tmp_path, monkeypatch):
 
 def test_the_published_scale_is_one_maximum(sets):
     """One scalar over all channels, no offset."""
-    model, _ = fitted(sets, TrainingConfig(epochs=1, scale="maximum", loss="mae"))
+    model, _ = fitted(sets, TrainingConfig(epochs=1, normalization="maximum", loss="mae"))
     assert model.spec.inputs.offset == (0.0,)
     assert model.spec.inputs.factor[0] == pytest.approx(1.0, abs=0.02)
 
@@ -109,15 +109,15 @@ def test_nan_is_named_with_its_place():
     v = from_array(values, spacing=(1, 1, 1))
     p = mrhdata.patches(v, v, shape=2)
     with pytest.raises(DataError, match=r"1 patches have inputs that are not finite, the first at \[2, 2, 2\]"):
-        mrhdata.fit(mrhdata.models.create("mrhnet", in_channels=1, blocks=1), p, p, progress=False)
+        mrhdata.fit(mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1), p, p, progress=False)
 
 
 def test_what_cannot_be_trained(sets):
     """Wrong channel count, no target, thick patches for a 2D network, unknown settings."""
     with pytest.raises(ModelError, match="takes 2 channels but the patches have 1"):
-        mrhdata.fit(mrhdata.models.create("mrhnet", in_channels=2, blocks=1), *sets, QUICK, progress=False)
+        mrhdata.fit(mrhdata.models.create("mrhnet", in_channels=2, loop_blocks=1), *sets, QUICK, progress=False)
     v = from_array(np.ones((4, 4, 4), np.float32), spacing=(1, 1, 1))
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     alone = mrhdata.patches(v, shape=2)
     with pytest.raises(DataError, match="have no target"):
         mrhdata.fit(model, alone, alone, progress=False)
@@ -132,7 +132,7 @@ def test_defaults_are_a_plain_loop(sets):
     """Without factors of rates: AdamW over all parameters on a one-cycle schedule, bit for bit."""
     settings = dataclasses.replace(QUICK, noise=0.0)
     model, history = fitted(sets, settings)
-    plain = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    plain = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     plain.spec = model.spec
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3, weight_decay=1e-2)
     steps = -(-len(sets[0]) // 16)
@@ -167,7 +167,7 @@ def test_the_rmse_is_in_the_targets_units(sets):
 def test_a_factor_is_a_rate(sets):
     """Ten times the rate for all layers is ten times the rate; the history says the rate without a factor."""
     plain, _ = fitted(sets)
-    settings = dataclasses.replace(QUICK, learning_rate=3e-4, rates=(("", 10.0),))
+    settings = dataclasses.replace(QUICK, learning_rate=3e-4, layer_learning_rates=(("", 10.0),))
     faster, history = fitted(sets, settings)
     torch.testing.assert_close(weights(faster), weights(plain), rtol=1e-4, atol=1e-5)
     assert max(history.rate) <= 3e-4
@@ -175,18 +175,18 @@ def test_a_factor_is_a_rate(sets):
 
 def test_the_first_rate_that_fits_counts_and_names_are_whole(sets):
     """``conv3`` is not ``conv3_1``; what is frozen keeps its weights and can be trained again afterwards."""
-    settings = dataclasses.replace(QUICK, rates=(("conv3", 1.0), ("conv5.bias", 2.0), ("", 0.0)))
-    fresh = dict(mrhdata.models.create("mrhnet", in_channels=1, blocks=1).named_parameters())
+    settings = dataclasses.replace(QUICK, layer_learning_rates=(("conv3", 1.0), ("conv5.bias", 2.0), ("", 0.0)))
+    fresh = dict(mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1).named_parameters())
     model, _ = fitted(sets, settings)
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, fresh[name])}
     assert changed == {"conv3.weight", "conv3.bias", "conv5.bias"}
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(ModelError, match=r"no layer is called 'conv9'; there are conv1, conv2"):
-        fitted(sets, dataclasses.replace(QUICK, rates=(("conv9", 0.0),)))
+        fitted(sets, dataclasses.replace(QUICK, layer_learning_rates=(("conv9", 0.0),)))
     with pytest.raises(ModelError, match="freeze every layer"):
-        fitted(sets, dataclasses.replace(QUICK, rates=(("", 0.0),)))
+        fitted(sets, dataclasses.replace(QUICK, layer_learning_rates=(("", 0.0),)))
     with pytest.raises(ModelError, match="factor -1"):
-        TrainingConfig(rates=(("conv1", -1.0),))
+        TrainingConfig(layer_learning_rates=(("conv1", -1.0),))
 
 
 def test_the_last_weights_can_be_kept(sets):
@@ -195,7 +195,7 @@ def test_the_last_weights_can_be_kept(sets):
     opposite = mrhdata.patches(v, v.copy(data=700 + 400 * v.values), shape=3, stride=1, plane="coronal")
     best, history = fitted((sets[0], opposite))
     assert history.best_epoch < len(history.validation) - 1
-    last, _ = fitted((sets[0], opposite), dataclasses.replace(QUICK, keep="last"))
+    last, _ = fitted((sets[0], opposite), dataclasses.replace(QUICK, restore_best=False))
     assert not torch.equal(weights(best), weights(last))
     assert torch.equal(weights(last), weights(fitted((sets[0], sets[0]))[0]))
 
@@ -241,6 +241,6 @@ def test_one_answer_is_not_trained_on_two_targets():
     rng = np.random.default_rng(0)
     a, b, c = (from_array(rng.random((8, 8, 8), np.float32), spacing=(1, 1, 1), name=n) for n in "abc")
     p = mrhdata.patches({"a": a}, {"b": b, "c": c}, shape=3, plane="coronal")
-    model = mrhdata.models.create("mrhnet", in_channels=1, blocks=1)
+    model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     with pytest.raises(ModelError, match=r"answers \(1, .* target of a patch is \(2,"):
         mrhdata.fit(model, p, p, TrainingConfig(epochs=1), progress=False)

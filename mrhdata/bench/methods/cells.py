@@ -48,10 +48,10 @@ def _tuned(given: TrainingData, filters: Sequence[Response]) -> Answer:
 
     worth = []
     for response in filters:
-        tables = [candidates(s, response) for s in given.training]
+        tables = [candidates(s, response) for s in given.train]
         held = [
             (s.truth[["X", "Y", "Z"]].to_numpy(), t[["X", "Y", "Z"]].to_numpy(), t["score"].to_numpy())
-            for s, t in zip(given.training, tables, strict=True)
+            for s, t in zip(given.train, tables, strict=True)
         ]
         threshold = best_threshold(held, radius)
         worth.append((_f1(held, threshold, radius), threshold, response))
@@ -84,7 +84,7 @@ def template(given: TrainingData) -> Answer:
     from skimage.feature import match_template
 
     half, total = np.array((6, 5, 5)), np.zeros((13, 11, 11))
-    for subject in given.training:
+    for subject in given.train:
         light = _levelled(subject)
         for at in np.rint(subject.first.mrh.grid.index(subject.truth[["X", "Y", "Z"]].to_numpy())).astype(int):
             if (at >= half).all() and (at + half < light.shape).all():
@@ -105,13 +105,13 @@ def _brain(subject: Subject) -> cells.Brain:
 @method("cell detector", "cells")
 def detector(given: TrainingData) -> FittedMethod:
     """The screening network, as corrected."""
-    voxel = float(given.training[0].first.mrh.spacing.min())
+    voxel = float(given.train[0].first.mrh.spacing.min())
     recipe = cells.recommended_recipe(voxel)
     if given.quick:
         recipe = replace(recipe, each=60, training=replace(recipe.training, epochs=5, patience=5))
     radius = float(given.settings["radius_mm"])
     made = cells.train(
-        recipe, [_brain(s) for s in given.training], [_brain(s) for s in given.stopping],
+        recipe, [_brain(s) for s in given.train], [_brain(s) for s in given.validation],
         radius_mm=radius, seed=given.seed, folder=given.folder, progress=False,
     )  # fmt: skip
     spec: Any = made.model.spec
@@ -126,9 +126,9 @@ def detector(given: TrainingData) -> FittedMethod:
 
 @method("3D U-Net, peaks", "cells")
 def unet(given: TrainingData) -> FittedMethod:
-    """Taught a small blob at each cell; the threshold of its peaks is chosen on the stopping subjects."""
+    """Taught a small blob at each cell; the threshold of its peaks is chosen on the validation subjects."""
     radius = float(given.settings["radius_mm"])
-    truth = {s.name: _blobs(s) for s in (*given.training, *given.stopping)}
+    truth = {s.name: _blobs(s) for s in (*given.train, *given.validation)}
     settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=5 if given.quick else 20)
     model = regress(given, truth, settings, 40 if given.quick else 200, (24, 48, 48))
@@ -137,7 +137,7 @@ def unet(given: TrainingData) -> FittedMethod:
         found = mapped(given, model, subject, mode="dense", memory="4 GB")
         return points(subject, found.values.astype(np.float64), 0.8 * radius, 0.02)
 
-    tables = [(s.truth[["X", "Y", "Z"]].to_numpy(), candidates(s)) for s in given.stopping]
+    tables = [(s.truth[["X", "Y", "Z"]].to_numpy(), candidates(s)) for s in given.validation]
     threshold = best_threshold([(t, c[["X", "Y", "Z"]].to_numpy(), c["score"].to_numpy()) for t, c in tables], radius)
 
     def answer(subject: Subject) -> pd.DataFrame:

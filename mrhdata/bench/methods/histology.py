@@ -43,12 +43,12 @@ def polynomial(given: TrainingData) -> Answer:
 
 @method("gradient boosting of contrasts", "histology", baseline=True)
 def boosting(given: TrainingData) -> Answer:
-    """Histogram gradient boosting (scikit-learn), stopped on the stopping subjects by the number of its trees."""
+    """Histogram gradient boosting (scikit-learn), stopped on the validation subjects by the number of its trees."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     fitted = HistGradientBoostingRegressor(random_state=given.seed, max_iter=300, learning_rate=0.05)
     fitted.fit(*given.rows())
-    x, y = given.rows(given.stopping)
+    x, y = given.rows(given.validation)
     errors = [float(np.mean((found - y) ** 2)) for found in fitted.staged_predict(x)]
     fitted.set_params(max_iter=1 + int(np.argmin(errors))).fit(*given.rows())
     return by_voxel(fitted.predict)
@@ -57,7 +57,7 @@ def boosting(given: TrainingData) -> Answer:
 @method("MRH-Net", "histology")
 def network(given: TrainingData) -> FittedMethod:
     """Patches of 3 x 3 about the voxels, trained as corrected."""
-    model = models.create("mrhnet", seed=given.seed, in_channels=len(given.training[0].inputs), blocks=4)
+    model = models.create("mrhnet", seed=given.seed, in_channels=len(given.train[0].inputs), blocks=4)
     settings = replace(mrhnet.RECOMMENDED, seed=given.seed, epochs=6 if given.quick else 12)
     learned, watched = (
         patches(
@@ -65,19 +65,19 @@ def network(given: TrainingData) -> FittedMethod:
             [{"truth": s.truth} for s in part],
             shape=mrhnet.PATCH,
             plane="coronal",
-            at=[given.voxels[s.name] - np.array(mrhnet.PATCH) // 2 for s in part],
+            sampler=[given.voxels[s.name] - np.array(mrhnet.PATCH) // 2 for s in part],
             padding="edge",
         )
-        for part in (given.training, given.stopping)
+        for part in (given.train, given.validation)
     )
     fit(model, learned, watched, settings, checkpoint=given.folder / "mrhnet.pt", progress=False)
-    return FittedMethod(lambda subject: mapped(given, model, subject, where=subject.mask), model)
+    return FittedMethod(lambda subject: mapped(given, model, subject, mask=subject.mask), model)
 
 
 @method("3D U-Net, regression", "histology")
 def unet(given: TrainingData) -> FittedMethod:
     """Boxes about the voxels."""
     settings = TrainingConfig(epochs=4 if given.quick else 30, batch_size=2, learning_rate=3e-3, seed=given.seed)
-    truth = {s.name: s.truth for s in (*given.training, *given.stopping)}
+    truth = {s.name: s.truth for s in (*given.train, *given.validation)}
     model = regress(given, truth, settings, 16 if given.quick else 64, (24, 24, 24))
     return FittedMethod(lambda subject: mapped(given, model, subject, mode="dense", memory="4 GB"), model)

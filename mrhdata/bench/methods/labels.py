@@ -29,7 +29,7 @@ def mixture(given: TrainingData) -> Answer:
     from sklearn.mixture import GaussianMixture
 
     x, y = given.rows()
-    masked = given.training[0].mask is not None
+    masked = given.train[0].mask is not None
     known = labels_of(given)[1 if masked else 0 :]
     # Means in parts of each volume's own brightness, so that another gain is no other tissue.
     bright = float(np.mean(x))
@@ -62,13 +62,13 @@ def _voted(given: TrainingData, subject: Subject, kind: str, members: Sequence[S
 @method("atlas, affine", "tissue", "nuclei", baseline=True)
 def atlas(given: TrainingData) -> Answer:
     """Each training subject is laid on the new one by an affine transform; the majority of their labels counts."""
-    return lambda subject: _voted(given, subject, "affine", given.training)
+    return lambda subject: _voted(given, subject, "affine", given.train)
 
 
 @method("multi-atlas, deformable", "nuclei", baseline=True)
 def atlases(given: TrainingData) -> Answer:
     """The same after a deformable registration."""
-    members = given.training[:2] if given.quick else given.training
+    members = given.train[:2] if given.quick else given.train
     return lambda subject: _voted(given, subject, "affine+deform", members)
 
 
@@ -81,8 +81,8 @@ def _trained(given: TrainingData, recipe: segmentation.Recipe) -> FittedMethod:
     """A network of a recipe, trained on the subjects as they lie."""
     trained = segmentation.train(
         recipe,
-        [_case(s) for s in given.training],
-        [_case(s) for s in given.stopping],
+        [_case(s) for s in given.train],
+        [_case(s) for s in given.validation],
         labels=labels_of(given),
         seed=given.seed,
         folder=given.folder,
@@ -93,7 +93,7 @@ def _trained(given: TrainingData, recipe: segmentation.Recipe) -> FittedMethod:
 
 def _here(recipe: segmentation.Recipe, given: TrainingData, epochs: int) -> segmentation.Recipe:
     """At the task's own spacing and extent, for so many epochs in every stage."""
-    spacing = {"spacing_mm": given.training[0].first.mrh.spacing.tolist()}
+    spacing = {"spacing_mm": given.train[0].first.mrh.spacing.tolist()}
     prepare = tuple((n, spacing if n == "upright" else s) for n, s in recipe.prepare if n != "extent")
     training = tuple(replace(t, epochs=epochs, patience=epochs) for t in recipe.training)
     again = tuple(replace(t, epochs=max(1, epochs // 2), patience=epochs) for t in recipe.again)
@@ -110,7 +110,7 @@ def slices(given: TrainingData) -> FittedMethod:
 @method("3D U-Net", "tissue", "nuclei")
 def unet(given: TrainingData) -> FittedMethod:
     """Boxes, with augmentation."""
-    recipe = dgm.unet() if "qsm" in given.training[0].inputs else tissue2d.unet()
+    recipe = dgm.unet() if "qsm" in given.train[0].inputs else tissue2d.unet()
     if given.quick:
         crops = segmentation.Crops((16, 48, 48), each=12, labelled=0.8)
         small = {"widths": (16, 32, 64), "strides": ((1, 2, 2), (2, 2, 2))}

@@ -42,7 +42,7 @@ def boxes(
         [dict(s.inputs) for s in subjects],
         [{"truth": t} for t in truth],
         shape=shape.tolist(),
-        at=about(given, subjects, each, shape),
+        sampler=about(given, subjects, each, shape),
         seed=given.seed,
     )
 
@@ -51,9 +51,9 @@ def regress(
     given: TrainingData, truth: Mapping[str, xr.DataArray], settings: TrainingConfig, each: int, box: Sequence[int]
 ) -> Any:
     """A U-Net trained on values of the truth by subject."""
-    model = models.create("unet3d", seed=given.seed, in_channels=len(given.training[0].inputs), classes=1, **UNET)
+    model = models.create("unet3d", seed=given.seed, in_channels=len(given.train[0].inputs), classes=1, **UNET)
     learned, watched = (
-        boxes(given, part, [truth[s.name] for s in part], each, box) for part in (given.training, given.stopping)
+        boxes(given, part, [truth[s.name] for s in part], each, box) for part in (given.train, given.validation)
     )
     fit(model, learned, watched, settings, checkpoint=given.folder / "unet.pt", progress=False)
     return model

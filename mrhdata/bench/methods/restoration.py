@@ -39,9 +39,9 @@ def bicubic(_: TrainingData) -> Answer:
 
 @method("non-local means, bicubic", "restoration", baseline=True)
 def non_local(given: TrainingData) -> Answer:
-    """Denoised plane by plane (scikit-image), as strongly as is best on the stopping part, then enlarged."""
+    """Denoised plane by plane (scikit-image), as strongly as is best on the validation part, then enlarged."""
     strengths = (0.4, 0.7, 1.0, 1.4)
-    stack = given.stopping[0]
+    stack = given.validation[0]
     few = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
     truth = stack.truth.isel(z=slice(0, 4)).compute()
     sample = replace(stack, inputs=few, truth=truth)
@@ -80,12 +80,12 @@ def _restorer(given: TrainingData, planes: int) -> FittedMethod:
         settings = replace(settings, epochs=5, patience=5)
     config: dict[str, Any] = {"width": 32, "blocks": 2} if given.quick else {"width": 48, "blocks": 3}
     model, _ = restoration.train(
-        [s.truth for s in given.training],
-        [s.truth for s in given.stopping],
+        [s.truth for s in given.train],
+        [s.truth for s in given.validation],
         PUBLISHED[given.settings["degradation"]],
-        frames=planes,
-        tile=64 if given.quick else 96,
-        tiles=400 if given.quick else 2000,
+        context_slices=planes // 2,
+        patch_size=64 if given.quick else 96,
+        patches_per_epoch=400 if given.quick else 2000,
         settings=settings,
         folder=given.folder,
         progress=False,
@@ -108,10 +108,10 @@ def unet(given: TrainingData) -> FittedMethod:
         inputs = {name: enlarged(subject, v, 1).compute() for name, v in subject.inputs.items()}
         return replace(subject, inputs=inputs)
 
-    seen = replace(given, training=[large(s) for s in given.training], stopping=[large(s) for s in given.stopping])
-    everywhere = {s.name: _places(s, len(given.voxels[s.name])) for s in (*seen.training, *seen.stopping)}
+    seen = replace(given, train=[large(s) for s in given.train], validation=[large(s) for s in given.validation])
+    everywhere = {s.name: _places(s, len(given.voxels[s.name])) for s in (*seen.train, *seen.validation)}
     seen = replace(seen, voxels=everywhere)
-    truth = {s.name: s.truth.astype(np.float32) for s in (*seen.training, *seen.stopping)}
+    truth = {s.name: s.truth.astype(np.float32) for s in (*seen.train, *seen.validation)}
     settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=4 if given.quick else 20)
     model = regress(seen, truth, settings, 48 if given.quick else 400, (8, 64, 64))

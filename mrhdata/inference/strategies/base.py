@@ -37,8 +37,8 @@ class Strategy(Protocol):
 
     shape: Three
     channels: int
-    jump: tuple[float, float, float]
-    first: tuple[float, float, float]
+    stride: tuple[float, float, float]
+    offset: tuple[float, float, float]
 
     def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
         """What is read for an output box, given the one that was made just before."""

@@ -63,7 +63,7 @@ class DenseStrategy:
     ----------
     shape : tuple of int
         Of the output.
-    jump, first : tuple of float
+    stride, offset : tuple of float
         Input voxels from one output voxel to the next, and the place of the first one.
     """
 
@@ -80,20 +80,20 @@ class DenseStrategy:
         field = _of_volume(field, network)
         self._field = field
         self._padded, self.channels, self.shape = self._extent(shape, channels)
-        self.jump = three(float(j) for j in field.jump)
+        self.stride = three(float(j) for j in field.stride)
         # An answer in the middle of what it depends on; but answers as many as the voxels stand for them, also
         # where strides make the field reach further to one side, as in a U-Net.
-        rows = zip(field.low, field.high, field.jump, self.shape, shape, strict=True)
-        self.first = three(0.0 if j == 1 and n == m else float(b + h) / 2 for b, h, j, n, m in rows)
+        rows = zip(field.low, field.high, field.stride, self.shape, shape, strict=True)
+        self.offset = three(0.0 if j == 1 and n == m else float(b + h) / 2 for b, h, j, n, m in rows)
         # Output pieces begin where input boxes may.
-        self._unit = three(max(1, int(a / j)) for a, j in zip(field.align, field.jump, strict=True))
+        self._unit = three(max(1, int(a / j)) for a, j in zip(field.align, field.stride, strict=True))
         # Convolution holds a copy of its operands in another order; a finer answer has many voxels for one of input.
-        self._most = max(4096, int(memory / (2 * field.live + 4 * channels / math.prod(self.jump))))
+        self._most = max(4096, int(memory / (2 * field.live + 4 * channels / math.prod(self.stride))))
         self._warned = False
 
     def _extent(self, shape: Three, channels: int) -> tuple[Three, int, Three]:
         """Input shape that the network takes, and channels and shape of its answer, from shapes alone."""
-        margins = [2 * self._network.spec.neighbours if i == self._network.axis else 0 for i in range(3)]
+        margins = [2 * self._network.spec.context_slices if i == self._network.axis else 0 for i in range(3)]
         padded = three(-(-n // a) * a for n, a in zip(shape, self._field.align, strict=True))
         problem: Exception | None = None
         # At its far end a volume is padded where the network cannot take it as it is.
@@ -103,13 +103,13 @@ class DenseStrategy:
             except (RuntimeError, ValueError) as error:
                 problem = error
                 continue
-            sizes = zip(found[2:], tried, shape, self._field.jump, strict=True)
+            sizes = zip(found[2:], tried, shape, self._field.stride, strict=True)
             return tried, found[1], three(n if t == s else min(n, math.ceil(s / j)) for n, t, s, j in sizes)
         raise ModelError(f"{self._network.spec.name} does not take a volume of {shape} voxels: {problem}")
 
     def needs(self, box: Box) -> Box:
         """Input voxels from the first to the last one that outputs stand for."""
-        rows = list(zip(box.start, box.stop, self.jump, self.first, strict=True))
+        rows = list(zip(box.start, box.stop, self.stride, self.offset, strict=True))
         low = [math.floor(p * j + f) for p, _, j, f in rows]
         return Box.of(
             low, [max(b + 1, math.ceil((p - 1) * j + f) + 1) for b, (_, p, j, f) in zip(low, rows, strict=True)]
@@ -119,7 +119,7 @@ class DenseStrategy:
         """An input box whose answer holds an output box exactly, no shorter than `least` where the volume allows it."""
         field, low, high = self._field, [], []
         for axis, (p, q) in enumerate(zip(box.start, box.stop, strict=True)):
-            jump, align, length = field.jump[axis], field.align[axis], self._padded[axis]
+            jump, align, length = field.stride[axis], field.align[axis], self._padded[axis]
             first = math.floor(jump * p + field.low[axis])
             last = math.floor(jump * (q - 1) + field.high[axis]) + 1
             if axis == self._network.axis:
@@ -155,13 +155,13 @@ class DenseStrategy:
     def _warn(self, pieces: Sequence[Box]) -> None:
         """Say once where most of the work is for margins."""
         share = self._cost(pieces) / sum(
-            math.prod(n * j for n, j in zip(p.shape, self.jump, strict=True)) for p in pieces
+            math.prod(n * j for n, j in zip(p.shape, self.stride, strict=True)) for p in pieces
         )
         if share > _WASTEFUL and not self._warned:
             self._warned = True
             log.warning(
                 "%s sees %s voxels, so within this memory each part is computed %.0f times over; give more memory, or "
-                "mode='patch'",
+                "mode='sliding_window'",
                 self._network.spec.name,
                 " x ".join(map(str, self._field.lengths)),
                 share,
@@ -199,7 +199,7 @@ class DenseStrategy:
     def _read(self, axis: int, length: int) -> float:
         """Input voxels along an axis that an output of a length takes, margins included."""
         field = self._field
-        return min(float(field.jump[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1), self._input[axis])
+        return min(float(field.stride[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1), self._input[axis])
 
     def _cost(self, pieces: Sequence[Box]) -> float:
         return sum(self._voxels(piece.shape) for piece in pieces)
@@ -216,7 +216,7 @@ class DenseStrategy:
         """Each piece out of the answer for its box."""
         box, out = held
         for reads, piece, answer in zip(step.boxes, step.place, self._network(values).numpy(), strict=True):
-            rows = zip(reads.start, self._field.jump, piece.start, strict=True)
+            rows = zip(reads.start, self._field.stride, piece.start, strict=True)
             base = [p if axis == self._network.axis else int(a / j) for axis, (a, j, p) in enumerate(rows)]
             finish(piece, answer[:, *piece.within(base)], out[:, *piece.within(box.start)])
 
@@ -240,7 +240,7 @@ def _of_volume(field: ReceptiveField, network: InferenceModel) -> ReceptiveField
     """The field along z, y, x; along the axis that planes are stacked on it is the neighbours."""
     if network.axis is None:
         return field
-    n = network.spec.neighbours
+    n = network.spec.context_slices
     alone = {"jump": Fraction(1), "low": Fraction(-n), "high": Fraction(n), "align": 1, "least": 1}
     values: dict[str, Any] = {}
     for name, value in alone.items():

@@ -66,7 +66,7 @@ class InferenceModel:
         if self.axis is None:
             return self._physical(x)
         # Each plane by itself, with its neighbours as channels where the network was trained so.
-        axis, across = 2 + self.axis, 2 * self.spec.neighbours + 1
+        axis, across = 2 + self.axis, 2 * self.spec.context_slices + 1
         x = x.movedim(axis, 1)  # (n, planes, C, h, w)
         if across > 1:
             x = x.unfold(1, across, 1).movedim(-1, 3).flatten(2, 3)  # (n, planes, C * across, h, w)

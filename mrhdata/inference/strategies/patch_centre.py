@@ -52,7 +52,7 @@ class PatchCentreStrategy:
         self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
         self._patch, self._batch, _ = _settled(windowing)
         self._most = max(4096, memory // (8 * given))
-        self.jump, self.first = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+        self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 
     def needs(self, box: Box) -> Box:
         """The box itself."""

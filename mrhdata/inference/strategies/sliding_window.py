@@ -46,9 +46,8 @@ class SlidingWindow:
         Voxels along z, y, x; those of the training patches where None.
     overlap : float
         Part of a window that the next one covers again.
-    blend : {"gaussian", "hann", "constant", "centre"} or None
-        How windows are weighted. With ``"centre"`` every voxel is the centre of a window of its own, as
-        published for MRH-Net, whose default it is; that of other networks is Gaussian.
+    blend : {"gaussian", "hann", "constant"} or None
+        Weights of a window's voxels where windows overlap; Gaussian by default.
     batch_size : int or None
         Windows that are run together; chosen by their size where None.
     """
@@ -61,8 +60,8 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
             raise ModelError(f"overlap is a part of a window from 0 to below 1, not {self.overlap}")
-        if self.blend not in (None, "centre", *BLENDS):
-            raise ModelError(f"blend is one of {', '.join(BLENDS)} or centre, not {self.blend!r}")
+        if self.blend not in (None, *BLENDS):
+            raise ModelError(f"blend must be one of {', '.join(BLENDS)}; got {self.blend!r}")
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ModelError(f"a window has three lengths along z, y, x, not {self.shape}")
 
@@ -75,7 +74,7 @@ class SlidingWindow:
             )
         # A network of planes takes one at a time.
         shape = three(1 if axis == network.axis else int(n) for axis, n in enumerate(shape))
-        blend = str(getattr(network.model, "blend", "gaussian")) if self.blend is None else self.blend
+        blend = "gaussian" if self.blend is None else self.blend
         batch = int(np.clip(_BATCH_VOXELS // math.prod(shape), 1, 1024)) if self.batch_size is None else self.batch_size
         return SlidingWindow(shape, self.overlap, blend, batch)
 
@@ -109,7 +108,7 @@ class SlidingWindowStrategy:
         windowing: SlidingWindow,
     ) -> None:
         self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
-        self.jump, self.first = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+        self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
         self._window, self._batch, blend = _settled(windowing)
         strides = [max(1, round(w * (1 - windowing.overlap))) for w in self._window]
         grown = [max(n, w) for n, w in zip(shape, self._window, strict=True)]
@@ -139,7 +138,7 @@ class SlidingWindowStrategy:
             yield BoxTask(tuple(self._box(place) for place in several), several)
 
     def _box(self, place: Three) -> Box:
-        margin = [self._network.spec.neighbours if a == self._network.axis else 0 for a in range(3)]
+        margin = [self._network.spec.context_slices if a == self._network.axis else 0 for a in range(3)]
         return self._window_at(place).grow(margin)
 
     def _window_at(self, place: Three) -> Box:

@@ -191,7 +191,7 @@ def test_patches_of_other_layouts_are_right(tmp_path, options):
     p = mrhdata.patches(read, shape=4, stride=3)
     expected = [v.values[None, z : z + 4, y : y + 4, x : x + 4] for z, y, x in p.positions]
     np.testing.assert_array_equal(p.gather(np.arange(len(p)))[0], expected)
-    for rows, (x,) in p.stream(5):
+    for rows, (x,) in p.batches(5):
         np.testing.assert_array_equal(x, np.stack(expected)[rows])
 
 
@@ -217,7 +217,7 @@ def test_damaged_shards_are_errors_that_name_the_store(tmp_path, damage):
     for call in (
         lambda: read.values,
         lambda: p.gather(np.arange(3)),
-        lambda: list(p.stream(5)),
+        lambda: list(p.batches(5)),
         lambda: list(p.loader(5)),
     ):
         with pytest.raises(FormatError, match=r"a\.zarr cannot be read: it is damaged"):
