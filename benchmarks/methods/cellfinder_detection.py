@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from cellfinder.core.detect.detect import main as cellfinder
 
-from mrhdata.bench.api import Answer, Subject, TrainingData, method
+from mrhdata.bench.api import Answer, TrainingData, method
+from mrhdata.datasets.subjects import Subject
 from mrhdata.metrics.detection import detection
 
 #: What its manual says to change, its default first; one after the other, each with the best of those before.
@@ -46,16 +47,16 @@ def found(subject: Subject, settings: Mapping[str, Any]) -> pd.DataFrame:
 def part(subject: Subject) -> Subject:
     """The first corner of a subject."""
     volume = subject.first.isel(z=slice(EDGE), y=slice(EDGE), x=slice(EDGE)).compute()
-    voxels = volume.mrh.grid.index(subject.truth[["X", "Y", "Z"]].to_numpy())
+    voxels = volume.mrh.grid.index(subject.points)
     inside = (voxels <= np.array(volume.shape) - 1).all(axis=1)
-    return Subject(subject.name, {"signal": volume}, subject.truth[inside])
+    return Subject(subject.id, {"signal": volume}, subject.target[inside])
 
 
 @method("cellfinder, detection alone", "cells", baseline=True)
 def detected(given: TrainingData) -> Answer:
     """Filters of cellfinder 1.10 with the settings of the best F1 on a part of the first training subject."""
     sample, radius = part(given.train[0]), float(given.settings["radius_mm"])
-    truth = sample.truth[["X", "Y", "Z"]]
+    truth = sample.points
     best, most = {name: values[0] for name, values in SETTINGS.items()}, -1.0
     for name, values in SETTINGS.items():
         for value in values if most < 0 else values[1:]:

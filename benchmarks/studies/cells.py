@@ -27,6 +27,7 @@ from tables import RESULTS, committed, markdown, merged, written
 import mrhdata
 from mrhdata import models
 from mrhdata.analysis import region_counts
+from mrhdata.datasets.subjects import Subject
 from mrhdata.inference.detector import stored_peaks
 from mrhdata.io.cell_tables import read_points
 from mrhdata.metrics.bootstrap import wilson_interval
@@ -35,7 +36,7 @@ from mrhdata.metrics.matching import match
 from mrhdata.metrics.roc import auc, average_precision
 from mrhdata.phantom import cleared
 from mrhdata.recipes import cell_verification, cells
-from mrhdata.recipes.cells import Brain, Recipe
+from mrhdata.recipes.cells import Recipe
 from mrhdata.recipes.cross_validation import cross_validate, folds
 from mrhdata.registration.resampling import resample
 
@@ -52,7 +53,7 @@ BOXES = 200
 REPORTED = {"F1": 0.737, "AUC ROC": 0.916, "AUC PR": 0.791}
 
 
-def brain(work: Path, seed: int, *, complete: bool = True) -> Brain:
+def brain(work: Path, seed: int, *, complete: bool = True) -> Subject:
     """A phantom brain, made once, with its marks."""
     place = work / "brains"
     if not (place / f"{seed}.parquet").exists():
@@ -64,7 +65,9 @@ def brain(work: Path, seed: int, *, complete: bool = True) -> Brain:
     table = pd.read_parquet(place / f"{seed}.parquet")
     marks = table if complete else table[table["annotated"]]
     volume = mrhdata.read(place / f"{seed}.zarr").rename("signal")
-    return Brain(f"{seed:02d}", {"signal": volume}, cells=marks[["X", "Y", "Z"]].to_numpy(), complete=complete)
+    return Subject(
+        f"{seed:02d}", {"signal": volume}, points=marks[["X", "Y", "Z"]].to_numpy(), points_complete=complete
+    )
 
 
 def truth_of(work: Path, subject: str) -> pd.DataFrame:
@@ -89,13 +92,13 @@ def trainer(recipe: Recipe, **options: Any) -> Any:
 def tester(work: Path) -> Any:
     """What cross-validation calls: scores of a brain that was left out, against every cell of it."""
 
-    def test(model: Any, case: Brain, folder: Path) -> pd.DataFrame:
+    def test(model: Any, case: Subject, folder: Path) -> pd.DataFrame:
         start = time.perf_counter()
         peaks = stored_peaks(model.spec)
-        table = cells.candidates(model, case, folder / "tested" / case.subject, peaks)
+        table = cells.candidates(model, case, folder / "tested" / case.id, peaks)
         seconds = time.perf_counter() - start
         found = table[table["score"] >= peaks.threshold]
-        row = scored(work, case.subject, found) | {"threshold": peaks.threshold, "seconds": seconds}
+        row = scored(work, case.id, found) | {"threshold": peaks.threshold, "seconds": seconds}
         volume = case.inputs["signal"]
         return pd.DataFrame([row | patched(model, work, case) | {"Mvoxel/s": volume.size / 1e6 / seconds}])
 
@@ -122,9 +125,9 @@ def scored(work: Path, subject: str, found: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def patched(model: Any, work: Path, case: Brain) -> dict[str, float]:
+def patched(model: Any, work: Path, case: Subject) -> dict[str, float]:
     """Single patches at ten negatives for each cell, 6 to 20 voxels from it, as the report scored them."""
-    given = replace(case, cells=truth_of(work, case.subject)[["X", "Y", "Z"]].to_numpy())
+    given = replace(case, cells=truth_of(work, case.id)[["X", "Y", "Z"]].to_numpy())
     truth, score = cells.patch_scores(model, given, shell_mm=(6 * VOXEL_MM, 20 * VOXEL_MM))
     right = (score >= 0.5) == truth
     return {
@@ -165,7 +168,7 @@ def once(task: Any, path: Path, *given: Any) -> None:
         path.write_text(json.dumps(task(*given)))
 
 
-def parts(work: Path, fold: int) -> tuple[list[Brain], list[Brain], list[Brain]]:
+def parts(work: Path, fold: int) -> tuple[list[Subject], list[Subject], list[Subject]]:
     """Training, stopping and test brains of a fold of the corrected recipe."""
     shared = folds([brain(work, s) for s in SEEDS], FOLDS, SEED)
     left_out = shared.pop(fold)
@@ -188,8 +191,8 @@ def second(work: Path, only: list[int]) -> None:
         )
         for case in tested:
             start = time.perf_counter()
-            found = cell_verification.detect_twice(model, again, case.inputs, place / "tested" / case.subject)
-            rows.append(scored(work, case.subject, found) | {"fold": fold + 1, "seconds": time.perf_counter() - start})
+            found = cell_verification.detect_twice(model, again, case.inputs, place / "tested" / case.id)
+            rows.append(scored(work, case.id, found) | {"fold": fold + 1, "seconds": time.perf_counter() - start})
         pd.DataFrame(rows).to_csv(place / "scores.csv", index=False)
 
 
@@ -209,8 +212,8 @@ def rounds(_: Path, work: Path) -> list[dict[str, Any]]:
         for number, model in enumerate(made.rounds):
             peaks, f1 = stored_peaks(model.spec), []
             for case in tested:
-                table = cells.candidates(model, case, place / f"tested-{number + 1}" / case.subject, peaks)
-                f1.append(scored(work, case.subject, table[table["score"] >= peaks.threshold])["F1, 6 voxels"])
+                table = cells.candidates(model, case, place / f"tested-{number + 1}" / case.id, peaks)
+                f1.append(scored(work, case.id, table[table["score"] >= peaks.threshold])["F1, 6 voxels"])
             row["before" if not number else f"after round {number}"] = float(np.mean(f1))
         rows.append(row)
     return rows
@@ -297,7 +300,7 @@ def as_trained(planes: Any, marks: Any, step: float, work: Path) -> tuple[Any, n
 
 def found_in(model: Any, fine: Any, folder: Path) -> pd.DataFrame:
     """Candidates, with their rows and columns."""
-    table = cells.candidates(model, Brain("real", {"signal": fine}), folder, stored_peaks(model.spec))
+    table = cells.candidates(model, Subject("real", {"signal": fine}), folder, stored_peaks(model.spec))
     index = fine.mrh.grid.index(table[["X", "Y", "Z"]].to_numpy())
     return table.assign(row=index[:, 1], column=index[:, 2])
 
@@ -328,7 +331,7 @@ def gone_on(model: Any, fine: Any, places: np.ndarray, box: Any, folder: Path) -
            for axis, ends in (("y", rows), ("x", columns))}  # fmt: skip
     part = {"signal": fine.isel(cut)}
     marked = places[((places >= box[0]) & (places <= box[1])).all(axis=1)]
-    learned, watched = (Brain(name, part, cells=marked, complete=False) for name in ("learned", "watched"))
+    learned, watched = (Subject(name, part, points=marked, points_complete=False) for name in ("learned", "watched"))
     training = replace(CORRECTED.training, epochs=8, patience=8, learning_rate=1e-3)
     recipe = replace(CORRECTED, training=training, about=0.7, each=100)
     radius = RADII["6 voxels"] * VOXEL_MM

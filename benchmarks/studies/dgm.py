@@ -20,7 +20,8 @@ import torch
 from tables import committed, markdown, merged, written
 
 from mrhdata import models, phantom
-from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.datasets.subjects import Subject
+from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.metrics.overlap import agreement, pool_over_subjects, roi_table
 from mrhdata.recipes import dgm, segmentation
 
@@ -29,10 +30,10 @@ LABELS = (0, *dgm.LABELS)
 RECIPES = {"published": dgm.published, "unet": dgm.unet}
 
 
-def subject(seed: int) -> Case:
+def subject(seed: int) -> Subject:
     """One phantom brain."""
     group = phantom.deep_grey(seed)
-    return Case(f"{seed:02d}", {"qsm": group["qsm"].rename("qsm")}, group["labels"])
+    return Subject(f"{seed:02d}", {"qsm": group["qsm"].rename("qsm")}, group["labels"])
 
 
 def trained(method: str, work: Path) -> None:
@@ -66,7 +67,7 @@ def tested(method: str, work: Path) -> tuple[list[dict[str, Any]], dict[str, Any
             found = segment(network, case.inputs)
             tables.append(score_labels(case, found, LABELS))
             if place == rounds[-1]:
-                regions.append(_regions(case, found).assign(subject=case.subject))
+                regions.append(_regions(case, found).assign(subject=case.id))
         table = pd.concat(tables)
         row: dict[str, Any] = {
             "method": f"{method}, {place.name}",
@@ -79,10 +80,10 @@ def tested(method: str, work: Path) -> tuple[list[dict[str, Any]], dict[str, Any
     return rows, _values(pd.concat(regions))
 
 
-def _regions(case: Case, found: Any) -> pd.DataFrame:
+def _regions(case: Subject, found: Any) -> pd.DataFrame:
     """Mean susceptibility within found and true labels, in the same map."""
     qsm = case.inputs["qsm"].values
-    tables = [roi_table(qsm, labels.values, dgm.LABELS, 3.0) for labels in (found, case.labels)]
+    tables = [roi_table(qsm, labels.values, dgm.LABELS, 3.0) for labels in (found, case.target)]
     return tables[0].assign(true_mean=tables[1]["mean"], true_volume_mm3=tables[1].volume_mm3)
 
 

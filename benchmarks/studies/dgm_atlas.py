@@ -21,7 +21,8 @@ from tables import markdown, written
 
 import mrhdata
 from mrhdata import models
-from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.datasets.subjects import Subject
+from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.recipes import segmentation, tissue2d
 
 NAMES = {
@@ -29,7 +30,7 @@ NAMES = {
 }
 
 
-def brains(data: Path) -> list[Case]:
+def brains(data: Path) -> list[Subject]:
     """Both, with the nuclei that they share."""
     folder = data / "dgm-atlas"
     names = {k: [n.strip() for n in json.loads((folder / f).read_text())["labels"]] for k, f in LABELS.items()}
@@ -55,7 +56,7 @@ def brains(data: Path) -> list[Case]:
                 values = [names[who].index(f"{side[0].upper()} {part}") for part in SHARED[nucleus]]
             labels[np.isin(given[who], values)] = number
         truth = image.copy(data=labels).assign_attrs(kind="labels")
-        cases.append(Case(who, {"t1": image.rename("t1")}, truth))
+        cases.append(Subject(who, {"t1": image.rename("t1")}, truth))
     return cases
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     cases = brains(given.data)
     rows: list[dict[str, Any]] = []
     for case, other in (cases, cases[::-1]):
-        place = given.work / case.subject
+        place = given.work / case.id
         place.mkdir(parents=True, exist_ok=True)
         made = recipe()
         if not (place / "network").exists():
@@ -93,8 +94,8 @@ def main() -> None:
             table = score_labels(where, segment(network, where.inputs), (0, *NAMES))
             rows.append(
                 {
-                    "trained on": case.subject,
-                    "tested on": where.subject + (" (itself)" if where is case else ""),
+                    "trained on": case.id,
+                    "tested on": where.id + (" (itself)" if where is case else ""),
                     **{NAMES[int(r.label)]: float(r.dice) for r in table.itertuples()},
                     "mean Dice": float(table.dice.mean()),
                 }

@@ -23,10 +23,10 @@ from tables import committed, markdown, merged, written
 
 import mrhdata
 from mrhdata import models
-from mrhdata.inference.segmenter import Case, segment
+from mrhdata.datasets.subjects import Subject, find_subjects
+from mrhdata.inference.segmenter import segment
 from mrhdata.metrics.overlap import accuracy, overlap, pool_over_subjects
 from mrhdata.recipes import segmentation, tissue2d
-from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.cross_validation import cross_validate
 from mrhdata.registration.resampling import resample
 
@@ -46,7 +46,7 @@ def recipe(network: str) -> segmentation.Recipe:
     return replace(made, training=tuple(replace(t, epochs=epochs, patience=epochs) for t in made.training))
 
 
-def validate(network: str, cases: list[Case], work: Path, only: list[int] | None) -> pd.DataFrame:
+def validate(network: str, cases: list[Subject], work: Path, only: list[int] | None) -> pd.DataFrame:
     """Scores of every subject by a network that never saw it."""
     made = recipe(network)
 
@@ -61,9 +61,9 @@ def validate(network: str, cases: list[Case], work: Path, only: list[int] | None
     )
 
 
-def background(cases: list[Case]) -> dict[str, Any]:
+def background(cases: list[Subject]) -> dict[str, Any]:
     """What a network that says nothing reaches."""
-    scores = [accuracy(case.labels, np.zeros(case.labels.shape)) for case in cases if case.labels is not None]
+    scores = [accuracy(case.target, np.zeros(case.target.shape)) for case in cases if case.target is not None]
     return {"network": "all background", "accuracy": float(np.mean(scores)), "parameters": 0}
 
 
@@ -117,14 +117,14 @@ def spheres(head: xr.DataArray) -> np.ndarray:
     return np.asarray((parts == largest) | (parts == 0))
 
 
-def other_grids(network: str, cases: list[Case], work: Path) -> list[dict[str, Any]]:
+def other_grids(network: str, cases: list[Subject], work: Path) -> list[dict[str, Any]]:
     """The first fold's subjects at other resolutions, orientations and crops, scored on their own grids.
 
     The nearest label lies up to half a voxel away: where grids differ, so carried labels disagree with right ones.
     """
     model = models.load(work / network / "fold-1" / "network")
     plan = json.loads((work / network / "plan.json").read_text())
-    chosen = [case for case in cases if case.subject in plan["folds"][0]]
+    chosen = [case for case in cases if case.id in plan["folds"][0]]
     changes: dict[str, Any] = {
         "aligned": lambda v: v,
         "mirrored and turned axes": lambda v: v.isel(y=slice(None, None, -1), x=slice(None, None, -1)),
@@ -137,12 +137,12 @@ def other_grids(network: str, cases: list[Case], work: Path) -> list[dict[str, A
     for name, change in changes.items():
         scores, by_share = [], []
         for case in chosen:
-            image, labels = change(case.inputs["t1w"]).compute(), change(case.labels).compute()
+            image, labels = change(case.inputs["t1w"]).compute(), change(case.target).compute()
             found = segment(model, image)
             if not found.mrh.grid.same_as(image.mrh.grid):
                 raise SystemExit(f"{name}: labels came back on another grid")
             scores.append(overlap(labels.values, found.values, list(CLASSES)).dice)
-            by_share.append(overlap(largest_share(case.labels, image), found.values, list(CLASSES)).dice)
+            by_share.append(overlap(largest_share(case.target, image), found.values, list(CLASSES)).dice)
         mean, other = np.mean(scores, axis=0), float(np.mean(by_share))
         row = {"network": network, "grid": name, **dict(zip(CLASSES.values(), mean, strict=True))}
         rows.append(row | {"mean": mean.mean(), "mean, labels of the largest share": other})
@@ -167,7 +167,7 @@ def tilted(volume: xr.DataArray) -> xr.DataArray:
     return resample(volume, mrhdata.volume.Grid(grid.shape, affine), order=3)
 
 
-def report(data: Path, work: Path, cases: list[Case], threads: int) -> None:
+def report(data: Path, work: Path, cases: list[Subject], threads: int) -> None:
     """Tables of what is there."""
     before = committed("tissue")
     rows, heads, grids = [background(cases)], [], before.get("grids", [])
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    cases = find_cases(given.data / "human-t1-tissue", {"t1w": "T1w"}, "tissue")
+    cases = find_subjects(given.data / "human-t1-tissue", {"t1w": "T1w"}, "tissue")
     only = None if given.folds is None else [i - 1 for i in given.folds]
     for network in given.networks:
         scores = validate(network, cases, given.work, only)

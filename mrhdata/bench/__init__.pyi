@@ -9,7 +9,7 @@ from . import (
     subjects,
     tasks,
 )
-from .api import METHODS, FittedMethod, Subject, TrainingData, method
+from .api import METHODS, FittedMethod, TrainingData, method
 from .leaderboard import sections, standings
 from .runner import Bench, run_bench
 from .tasks import Task, read_task
@@ -18,7 +18,6 @@ __all__ = [
     "METHODS",
     "Bench",
     "FittedMethod",
-    "Subject",
     "Task",
     "TrainingData",
     "api",

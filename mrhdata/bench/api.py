@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
-from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,44 +31,6 @@ Ints = NDArray[np.int64]
 #: Kinds of tasks. What an answer is: values of histology, labels of a volume's tissue or nuclei, a stack's pixels,
 #: a table of cells.
 KINDS = ("histology", "tissue", "nuclei", "restoration", "cells")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One subject of a task, or a part of one.
-
-    Attributes
-    ----------
-    name : str
-    inputs : mapping of volumes
-        By channel; on one grid.
-    truth : volume or DataFrame or None
-        What is to be answered: a volume (z, y, x), which may be finer than the inputs, or world ``X, Y, Z`` of cells.
-    mask : volume or None
-        Where the truth counts.
-    grid : Grid or None
-        Of the volume that is to be answered; that of the truth where it is there.
-    """
-
-    name: str
-    inputs: Mapping[str, xr.DataArray]
-    truth: Any = None
-    mask: xr.DataArray | None = None
-    grid: Grid | None = None
-
-    @property
-    def first(self) -> xr.DataArray:
-        """The first input, whose grid counts."""
-        return next(iter(self.inputs.values()))
-
-    def blind(self) -> Subject:
-        """The same without its truth, but with the grid that it lies on."""
-        return replace(self, truth=None, grid=self.asked)
-
-    @property
-    def asked(self) -> Grid | None:
-        """The grid on which an answer lies; None for cells."""
-        return self.truth.mrh.grid if isinstance(self.truth, xr.DataArray) else self.grid
 
 
 @dataclass(frozen=True)
@@ -105,8 +66,8 @@ class TrainingData:
         return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
     def _rows(self, subject: Subject) -> tuple[Floats, Floats]:
-        at = tuple(self.voxels[subject.name].T)
-        return channels(subject)[at], np.asarray(subject.truth.data)[at].astype(np.float64)
+        at = tuple(self.voxels[subject.id].T)
+        return channels(subject)[at], np.asarray(subject.target.data)[at].astype(np.float64)
 
 
 def channels(subject: Subject) -> Floats:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mrhdata.bench.api import Subject
 from mrhdata.bench.manifest import in_box, part_of, scored_grid, voxels_of
+from mrhdata.datasets.subjects import Subject
 from mrhdata.volume.box import Box
 
 #: Cells that are drawn lie within so many planes of the one that is shown.
@@ -24,7 +24,7 @@ def of_block(subject: Subject, answer: Any, box: Box) -> Figure:
     like, plane = scored_grid(subject), (box.start[0] + box.stop[0]) // 2
     marks: list[Any] = [None] * 3
     if isinstance(answer, pd.DataFrame):
-        voxels = [voxels_of(t[["X", "Y", "Z"]].to_numpy(), like) for t in (subject.truth, answer)]
+        voxels = [voxels_of(points, like) for points in (subject.points, answer[["X", "Y", "Z"]].to_numpy())]
         inside = [v[in_box(v, box)] for v in voxels]
         depths = np.sort(np.concatenate([v[:, 0] for v in inside]))
         plane = int(depths[len(depths) // 2]) if len(depths) else plane
@@ -32,7 +32,7 @@ def of_block(subject: Subject, answer: Any, box: Box) -> Figure:
         seen = _plane(subject.first, like, box, plane)
         shown = [(seen, "input"), (seen, "cells"), (seen, "found")]
     else:
-        held = [np.asarray(part_of(v, box).data)[plane - box.start[0]] for v in (subject.truth, answer)]
+        held = [np.asarray(part_of(v, box).data)[plane - box.start[0]] for v in (subject.target, answer)]
         shown = [(_plane(subject.first, like, box, plane), "input"), (held[0], "truth"), (held[1], "answer")]
     limits = [np.percentile(shown[i][0], (1, 99)) for i in (0, 1, 1)]
     figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")

@@ -19,9 +19,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.bench.api import Subject
 from mrhdata.bench.subjects import values
 from mrhdata.bench.tasks import PARTS, Task
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
 from mrhdata.io import fingerprint
 from mrhdata.patching.create import patches
@@ -112,11 +112,11 @@ def _path(task: Task, folder: Path) -> Path:
 
 def _made(task: Task, parts: Mapping[str, Sequence[Subject]], held: dict[str, Any]) -> Manifest:
     learned = [*parts["training"], *parts["validation"]]
-    voxels = {s.name: _drawn(s, task, number) for number, s in enumerate(learned)}
+    voxels = {s.id: _drawn(s, task, number) for number, s in enumerate(learned)}
     blocks = [[i, *box] for i, s in enumerate(parts["test"]) for box in _blocks(s, task.block_mm)]
     threshold = None
     if task.kind == "histology":
-        inside = [values(s.truth)[_inside(s)] for s in parts["training"]]
+        inside = [values(s.target)[_inside(s)] for s in parts["training"]]
         threshold = float(np.percentile(np.concatenate(inside), task.settings["percentile"]))
     return Manifest(task.slug, voxels, blocks, held, threshold, _asked(task))
 
@@ -134,7 +134,7 @@ def _inside(subject: Subject) -> NDArray[np.bool_]:
 
 def scored_grid(subject: Subject) -> xr.DataArray:
     """The volume on whose grid a subject is scored: the truth's, or that of the first input for cells."""
-    return subject.truth if isinstance(subject.truth, xr.DataArray) else subject.first
+    return subject.first if subject.target is None else subject.target
 
 
 def _drawn(subject: Subject, task: Task, number: int) -> list[int]:
@@ -158,7 +158,10 @@ def _blocks(subject: Subject, edge_mm: Sequence[float]) -> list[list[int]]:
 def _told(subject: Subject) -> dict[str, Any]:
     """Shape, moments and sorted digest of each volume."""
     found = {}
-    for name, volume in {**subject.inputs, "truth": subject.truth}.items():
+    for name, volume in {
+        **subject.inputs,
+        "truth": subject.points if subject.target is None else subject.target,
+    }.items():
         data = values(volume)
         held = {"shape": list(data.shape), "mean": float(data.mean()), "sd": float(data.std())}
         found[name] = held | {"digest": hashlib.sha256(np.sort(data.ravel()).tobytes()).hexdigest()}
@@ -202,15 +205,15 @@ def check_split(task: Task, parts: Mapping[str, Sequence[Subject]]) -> dict[str,
         Something is shared; it says what.
     """
     guard = float(task.split.get("guard_mm", 0.0))
-    held = {s.name: _told(s) for part in PARTS for s in parts[part]}
+    held = {s.id: _told(s) for part in PARTS for s in parts[part]}
     for a, b in itertools.combinations(PARTS, 2):
         for mine, theirs in itertools.product(parts[a], parts[b]):
-            if mine.name == theirs.name:
-                raise DataError(f"{task.name}: subject {mine.name} is in {a} and in {b}; name others")
-            same = {v["digest"] for v in held[mine.name].values()} & {v["digest"] for v in held[theirs.name].values()}
+            if mine.id == theirs.id:
+                raise DataError(f"{task.name}: subject {mine.id} is in {a} and in {b}; name others")
+            same = {v["digest"] for v in held[mine.id].values()} & {v["digest"] for v in held[theirs.id].values()}
             if same:
                 raise DataError(
-                    f"{task.name}: subjects {mine.name} ({a}) and {theirs.name} ({b}) hold the same values, perhaps "
+                    f"{task.name}: subjects {mine.id} ({a}) and {theirs.id} ({b}) hold the same values, perhaps "
                     "mirrored; leave one out"
                 )
             _boxes(mine, 0.0).check_leakage(_boxes(theirs, guard))

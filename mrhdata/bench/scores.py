@@ -15,10 +15,10 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata.bench.api import Subject
 from mrhdata.bench.manifest import Manifest, in_box, part_of, scored_grid, voxels_of
 from mrhdata.bench.subjects import values
 from mrhdata.bench.tasks import Task
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
 from mrhdata.metrics.bootstrap import Bootstrap, draw_blocks, error_replicates, roc_replicates
 from mrhdata.metrics.image import restoration_scores
@@ -88,15 +88,15 @@ def score_answers(task: Task, subjects: Sequence[Subject], answers: Sequence[Any
 def _check(task: Task, subject: Subject, answer: Any) -> None:
     if task.kind == "cells":
         if not (isinstance(answer, pd.DataFrame) and {"X", "Y", "Z"} <= set(answer)):
-            raise DataError(f"{subject.name}: the answer is a table with columns X, Y, Z, not {type(answer).__name__}")
+            raise DataError(f"{subject.id}: the answer is a table with columns X, Y, Z, not {type(answer).__name__}")
         return
     like = scored_grid(subject)
     if not isinstance(answer, xr.DataArray) or answer.shape != like.shape:
         found = getattr(answer, "shape", type(answer).__name__)
-        raise DataError(f"{subject.name}: the answer is a volume of {like.shape} voxels like the truth, not {found}")
+        raise DataError(f"{subject.id}: the answer is a volume of {like.shape} voxels like the truth, not {found}")
     answer.mrh.like(like)
     if not np.isfinite(values(answer)).all():
-        raise DataError(f"{subject.name}: the answer holds values that are not finite")
+        raise DataError(f"{subject.id}: the answer holds values that are not finite")
 
 
 def _histology(
@@ -108,7 +108,7 @@ def _histology(
     for number, (who, box) in enumerate(blocks):
         mask = subjects[who].mask
         inside = slice(None) if mask is None else values(part_of(mask, box)) > 0
-        truth.append(values(part_of(subjects[who].truth, box))[inside].ravel().astype(np.float64))
+        truth.append(values(part_of(subjects[who].target, box))[inside].ravel().astype(np.float64))
         given.append(values(part_of(answers[who], box))[inside].ravel().astype(np.float64))
         block.append(np.full(truth[-1].size, number))
     t, p, b = (np.concatenate(part) for part in (truth, given, block))
@@ -126,7 +126,7 @@ def _labels(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blo
     names = {int(value): name for name, value in task.settings["labels"].items()}
     both, either = (np.zeros((len(blocks), len(names))) for _ in range(2))
     for number, (who, box) in enumerate(blocks):
-        t, p = (values(part_of(v, box)) for v in (subjects[who].truth, answers[who]))
+        t, p = (values(part_of(v, box)) for v in (subjects[who].target, answers[who]))
         for column, label in enumerate(names):
             both[number, column] = ((t == label) & (p == label)).sum()
             either[number, column] = (t == label).sum() + (p == label).sum()
@@ -148,8 +148,8 @@ def _restoration(
     """PSNR and SSIM of planes, as published; means over planes."""
     planes, sums = np.zeros(len(blocks)), np.zeros((len(blocks), 2))
     for number, (who, box) in enumerate(blocks):
-        t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[who].truth, answers[who]))
-        white = np.iinfo(subjects[who].truth.dtype).max
+        t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[who].target, answers[who]))
+        white = np.iinfo(subjects[who].target.dtype).max
         found = restoration_scores(t / white, p / white)
         planes[number], sums[number] = len(t), [part.sum() for part in found]
 
@@ -164,7 +164,7 @@ def _cells(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], bloc
     """Cells matched one to one over whole subjects; each pair, miss and false one counts in the block it lies in."""
     counts = np.zeros((len(blocks), 3))
     for who, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
-        truth, found = (table[["X", "Y", "Z"]].to_numpy() for table in (subject.truth, answer))
+        truth, found = subject.points, answer[["X", "Y", "Z"]].to_numpy()
         pairs = match(truth, found, float(task.settings["radius_mm"]))
         mine = np.flatnonzero([number == who for number, _ in blocks])
         boxes = [blocks[i][1] for i in mine]

@@ -13,9 +13,9 @@ import xarray as xr
 
 from mrhdata import phantom
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.bench.api import Subject
 from mrhdata.bench.tasks import PARTS, Task
 from mrhdata.datasets import catalog
+from mrhdata.datasets.subjects import Subject
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.errors import DataError
 from mrhdata.io import fingerprint, formats
@@ -50,7 +50,11 @@ def _subject(task: Task, given: Any, work: Path) -> Subject:
     told = "".join(f" {d}{r.start}-{r.stop}" for d, r in ranges.items())
     inputs = {name: held[name].rename(name) for name in task.data["inputs"]}
     mask = held[task.data["mask"]] if "mask" in task.data else None
-    made = Subject(f"{who}{told}", inputs, held[task.data["truth"]], mask)
+    truth = held[task.data["truth"]]
+    if isinstance(truth, pd.DataFrame):
+        made = Subject(f"{who}{told}", inputs, points=truth[["X", "Y", "Z"]].to_numpy(), mask=mask)
+    else:
+        made = Subject(f"{who}{told}", inputs, truth, mask)
     return _scanned(made, task, who) if task.kind == "restoration" else made
 
 
@@ -124,5 +128,5 @@ PHANTOMS: dict[str, Callable[[int, dict[str, Any]], Volumes]] = {
 
 
 def values(volume: Any) -> np.ndarray[Any, Any]:
-    """Voxels of a volume, or rows of a table of cells, in memory."""
-    return volume[["X", "Y", "Z"]].to_numpy() if isinstance(volume, pd.DataFrame) else np.asarray(volume.data)
+    """Voxels of a volume in memory; points as they are."""
+    return volume if isinstance(volume, np.ndarray) else np.asarray(volume.data)

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from mrhdata.models.spec import ModelSpec
 
 
-Contrasts = Annotated[
-    list[str], options.argument("CONTRASTS...", "Single contrasts on one grid, as FILE or NAME=FILE.")
-]
+Contrasts = Annotated[list[str], options.argument("CONTRASTS", "Single contrasts on one grid, as FILE or NAME=FILE.")]
 Threshold = Annotated[
     str, typer.Option(help="Threshold of the histology: a number, 'otsu', or a percentile such as 20%.")
 ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from mrhdata.recipes.cells import Brain
+    from mrhdata.datasets.subjects import Subject
 
 Marks = Annotated[Path | None, typer.Option(help="Marked cells as XML, CSV or Parquet.")]
 RadiusUm = Annotated[
@@ -26,7 +26,7 @@ RadiusUm = Annotated[
 @command("mrhdata train detection brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml -o neurons/")
 def train_detection(
     brains: Annotated[
-        list[str], options.argument("BRAINS...", "Each brain as VOLUME=MARKS, with marks as XML, CSV or Parquet.")
+        list[str], options.argument("BRAINS", "Each brain as VOLUME=MARKS, with marks as XML, CSV or Parquet.")
     ],
     out: Annotated[Path, options.output("Folder of the network, its scores and checkpoints.")],
     validation_brains: Annotated[
@@ -87,17 +87,17 @@ def train_detection(
     spec: Any = trained.model.spec
     values = {
         "written": str(out / "network"),
-        "marks": [len(brain.cells) for brain in marked],
+        "marks": [len(brain.points) for brain in marked],
         "radius_um": radius_mm * 1e3,
         "threshold": round(spec.finish[0][1]["threshold"], 4),
     }
     options.answer(values, as_json)
 
 
-def _read_brain(word: str, read_options: Any, *, complete: bool) -> Brain:
+def _read_brain(word: str, read_options: Any, *, complete: bool) -> Subject:
+    from mrhdata.datasets.subjects import Subject
     from mrhdata.io import formats
     from mrhdata.io.cell_tables import CELL, WORLD, read_points
-    from mrhdata.recipes.cells import Brain
 
     volume, equals, marks = word.partition("=")
     if not equals:
@@ -106,7 +106,7 @@ def _read_brain(word: str, read_options: Any, *, complete: bool) -> Brain:
     table = read_points(Path(marks), image)
     points = (table[table["type"] == CELL] if "type" in table else table)[WORLD].to_numpy()
     name = Path(volume).name.split(".")[0]
-    return Brain(name, {"signal": image.rename("signal")}, cells=points, complete=complete)
+    return Subject(name, {"signal": image.rename("signal")}, points=points, points_complete=complete)
 
 
 @command(
@@ -115,7 +115,7 @@ def _read_brain(word: str, read_options: Any, *, complete: bool) -> Brain:
 )
 def detect(
     model: options.Model,
-    inputs: Annotated[list[str], options.argument("INPUTS...", "Volumes on one grid, as FILE or CHANNEL=FILE.")],
+    inputs: Annotated[list[str], options.argument("INPUTS", "Volumes on one grid, as FILE or CHANNEL=FILE.")],
     out: Annotated[Path, options.output("Folder of scores.zarr and cells.parquet.")],
     points: Annotated[
         Path | None, typer.Option(help="Second output of the cells, as XML, CSV or napari's CSV.")

@@ -77,7 +77,7 @@ def catalog_check(catalog: CatalogFile, as_json: options.Json = False) -> None:
 )
 def fetch(
     name: Annotated[
-        str | None, options.argument("[NAME]", "Name of a published volume; without it all are listed.")
+        str | None, options.argument("NAME", "Name of a published volume; without it all are listed.")
     ] = None,
     out: Annotated[Path | None, options.output("Folder of the stores and of their catalogue.")] = None,
     progress: options.Progress = None,

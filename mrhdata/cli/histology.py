@@ -143,15 +143,15 @@ def train_histology_study(
 
     from mrhdata import models
     from mrhdata._runtime.atomic import atomic_write
+    from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import mrhnet, virtual_histology
-    from mrhdata.recipes.cases import split_subjects
     from mrhdata.recipes.cross_validation import claim
 
     brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
     parts = split_subjects(brains, options.three_shares(split), seed)
     settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs))
-    subjects = {part: [brain.subject for brain in members] for part, members in parts.items()}
+    subjects = {part: [brain.id for brain in members] for part, members in parts.items()}
     about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}
     volumes = fingerprint_cases(brains)
     claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": volumes})
@@ -163,7 +163,7 @@ def train_histology_study(
         )  # fmt: skip
         models.save(model, out / "network")
         scores = {
-            brain.subject: virtual_histology.map_and_score(model, brain, out, progress=bars) for brain in parts["test"]
+            brain.id: virtual_histology.map_and_score(model, brain, out, progress=bars) for brain in parts["test"]
         }
     with atomic_write(out / "network" / "history.json", overwrite=True) as draft:
         draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")

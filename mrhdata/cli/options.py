@@ -77,7 +77,7 @@ OptionalInputs = Annotated[list[str] | None, _INPUT]
 Cases = Annotated[
     list[str],
     argument(
-        "INPUTS...",
+        "INPUTS",
         "Volumes as FILE or CHANNEL=FILE, in the order of training; or a folder of cases, whose channels end in _0000, "
         "_0001.",
     ),
@@ -283,9 +283,9 @@ def bars(progress: bool | None) -> bool:
 
 def warn_of_unfamiliar(model: Any, inputs: dict[str, Any]) -> None:
     """Warn if inputs differ from the training data of a network."""
-    from mrhdata.inference.input_check import unfamiliar
+    from mrhdata.inference.input_check import check_inputs
 
-    for reason in unfamiliar(model.spec, inputs):
+    for reason in check_inputs(model.spec, inputs):
         warn(reason)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command("mrhdata train restoration good-stack/ -o em-net/ --context-slices 2 --spacing 2 --unit nm")
 def train_restoration(
-    stacks: Annotated[list[str], options.argument("STACKS...", "Good stacks: files, folders of planes, or patterns.")],
+    stacks: Annotated[list[str], options.argument("STACKS", "Good stacks: files, folders of planes, or patterns.")],
     out: Annotated[Path, options.output("Folder of the network.")],
     crappifier: Annotated[
         str, typer.Option(help="Name of a published degradation, such as em_AG_D_sameas_preprint.")
@@ -112,7 +112,7 @@ def _cut(
 def restore(
     model: options.Model,
     out: Annotated[Path, options.output("OME-Zarr or file; with --watch a folder.")],
-    stack: Annotated[str | None, options.argument("[STACK]", "Stack to restore.")] = None,
+    stack: Annotated[str | None, options.argument("STACK", "Stack to restore.")] = None,
     watch: Annotated[Path | None, typer.Option(help="Folder whose files are restored as they are written.")] = None,
     stop_after: Annotated[
         float | None, typer.Option(help="Seconds without a new file after which --watch ends; never by default.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from mrhdata.inference.segmenter import Case
+    from mrhdata.datasets.subjects import Subject
     from mrhdata.recipes.segmentation import Recipe
 
 
@@ -63,9 +63,9 @@ def train_segmentation(
     from dataclasses import asdict
 
     from mrhdata import models
+    from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import segmentation
-    from mrhdata.recipes.cases import split_subjects
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
     cases, names = _read_study(study, inputs, labels)
@@ -74,7 +74,7 @@ def train_segmentation(
     values = segmentation.label_map(cases)
     bars = options.bars(progress)
 
-    def train(training: Sequence[Case], validation: Sequence[Case], folder: Path) -> nn.Module:
+    def train(training: Sequence[Subject], validation: Sequence[Subject], folder: Path) -> nn.Module:
         trained = segmentation.train(
             settings, training, validation, labels=values, seed=seed, folder=folder, progress=bars
         )
@@ -90,7 +90,7 @@ def train_segmentation(
         _print_folds(scores, result | _summary(scores), names, as_json)
         return
     parts = split_subjects(cases, options.three_shares(split), seed)
-    claim(out / "split.json", {**about, "seed": seed, **{k: [c.subject for c in v] for k, v in parts.items()}})
+    claim(out / "split.json", {**about, "seed": seed, **{k: [c.id for c in v] for k, v in parts.items()}})
     with resumable():
         model = train(parts["training"], parts["validation"], out)
     models.save(model, out / "network")
@@ -98,10 +98,10 @@ def train_segmentation(
     options.answer(result | {k: len(v) for k, v in parts.items()} | _summary(scores), as_json)
 
 
-def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tuple[list[Case], dict[int, str]]:
+def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tuple[list[Subject], dict[int, str]]:
     """Return the cases of a study and the names of its labels, as far as it has them."""
     from mrhdata.datasets import nnunet
-    from mrhdata.recipes.cases import find_cases, find_nnunet_cases
+    from mrhdata.datasets.subjects import find_nnunet_cases, find_subjects
 
     if nnunet.is_dataset(study):
         if inputs or labels is not None:
@@ -112,10 +112,10 @@ def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tu
             f"{study} has no dataset.json and imagesTr as nnU-Net has them; pass --input CHANNEL=PATTERN and --labels "
             "PATTERN"
         )
-    return find_cases(study, options.channels(inputs), labels), {}
+    return find_subjects(study, options.channels(inputs), labels), {}
 
 
-def _recipe(name: str, cases: Sequence[Case], spacing: float | list[float] | None, epochs: int | None) -> Recipe:
+def _recipe(name: str, cases: Sequence[Subject], spacing: float | list[float] | None, epochs: int | None) -> Recipe:
     """Return the recipe of a name, by default at the spacing of the first case."""
     from dataclasses import replace
 
@@ -147,7 +147,7 @@ def _recipe(name: str, cases: Sequence[Case], spacing: float | list[float] | Non
     return replace(recipe, training=training, again=again)
 
 
-def _test(model: nn.Module, cases: Sequence[Case], out: Path) -> pd.DataFrame:
+def _test(model: nn.Module, cases: Sequence[Subject], out: Path) -> pd.DataFrame:
     """Write labels and a montage of each case, and the scores of all."""
     import pandas as pd
 
@@ -317,7 +317,8 @@ def _segment_volume(
     run: Callable[[Any], xr.DataArray], inputs: list[str], out: Path, extras: _Extras, overwrite: bool, as_json: bool
 ) -> None:
     from mrhdata._runtime.atomic import check_target
-    from mrhdata.inference.segmenter import Case, score_labels
+    from mrhdata.datasets.subjects import Subject
+    from mrhdata.inference.segmenter import score_labels
     from mrhdata.io import formats
 
     check_target(out, overwrite)
@@ -331,7 +332,7 @@ def _segment_volume(
     extras.write(first, truth, labels)
     values: dict[str, Any] = {"written": str(out), "labels": [int(v) for v in extras.spec.labels]}
     if truth is not None:
-        scores = score_labels(Case("1", {}, truth), labels, extras.spec.labels)
+        scores = score_labels(Subject("1", {}, truth), labels, extras.spec.labels)
         values["dice"] = dict(zip(scores.label.astype(str), scores.dice.round(4).tolist(), strict=True))
         values["accuracy"] = round(float(scores.accuracy[0]), 4)
     options.answer(values, as_json)
@@ -383,7 +384,8 @@ def _score_cases(outputs: Mapping[str, Path], extras: Mapping[str, _Extras], pat
     import pandas as pd
 
     from mrhdata._runtime.atomic import atomic_write
-    from mrhdata.inference.segmenter import Case, score_labels
+    from mrhdata.datasets.subjects import Subject
+    from mrhdata.inference.segmenter import score_labels
     from mrhdata.io import formats
     from mrhdata.metrics.overlap import pool_over_subjects
 
@@ -391,7 +393,7 @@ def _score_cases(outputs: Mapping[str, Path], extras: Mapping[str, _Extras], pat
     for case, file in outputs.items():
         truth = formats.read(str(extras[case].truth), kind="labels")
         labels = formats.read(file, kind="labels")
-        tables.append(score_labels(Case(case, {}, truth), labels, extras[case].spec.labels))
+        tables.append(score_labels(Subject(case, {}, truth), labels, extras[case].spec.labels))
     scores = pd.concat(tables, ignore_index=True)
     with atomic_write(path, overwrite=True) as draft:
         scores.to_csv(draft, index=False)

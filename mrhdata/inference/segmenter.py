@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from mrhdata._runtime.progress import Progress
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
@@ -38,45 +39,19 @@ if TYPE_CHECKING:
     from mrhdata.models.spec import ModelSpec
 
 
-@dataclass(frozen=True)
-class Case:
-    """One scan of one subject: its volumes by channel, and its labels where they are known.
-
-    ``subject`` may go on behind an underscore, such as ``01_ses-2``: who was scanned stands before it.
-    ``ending`` is that of the first volume's file.
-    """
-
-    subject: str
-    inputs: Mapping[str, xr.DataArray]
-    labels: xr.DataArray | None = field(default=None, compare=False)
-    ending: str = ".nii.gz"
-
-    @property
-    def person(self) -> str:
-        """Who was scanned; scans of one person are never on both sides of a split."""
-        return self.subject.partition("_")[0]
-
-
-def check_disjoint(training: Sequence[Case], validation: Sequence[Case]) -> None:
-    """Raise `DataError` where somebody is on both sides of a split."""
-    both = {case.person for case in training} & {case.person for case in validation}
-    if both:
-        raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
-
-
-def on_network_grid(case: Case, spec: ModelSpec) -> Case:
+def on_network_grid(case: Subject, spec: ModelSpec) -> Subject:
     """The case as the network sees it; labels are carried along by their nearest voxels.
 
     Voxels that the labels do not reach are `IGNORE_INDEX` in training, not background.
     """
     inputs = prepare(case.inputs, spec.prepare)
-    if case.labels is None:
+    if case.target is None:
         return replace(case, inputs=inputs)
     first = next(iter(inputs.values()))
     # Wide enough for every label and for what is ignored.
-    wide = np.int64 if case.labels.dtype.itemsize > 2 else np.int32
-    carried = resample(case.labels.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORE_INDEX)
-    return replace(case, inputs=inputs, labels=carried)
+    wide = np.int64 if case.target.dtype.itemsize > 2 else np.int32
+    carried = resample(case.target.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORE_INDEX)
+    return replace(case, inputs=inputs, target=carried)
 
 
 def segment(
@@ -178,17 +153,17 @@ def _decided(shares: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) ->
     return found
 
 
-def score_labels(case: Case, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
+def score_labels(case: Subject, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
     """Overlap of each label but the first, the background, with the case's own, a row each.
 
     ``accuracy`` counts all voxels, ``accuracy_inside`` those whose truth is not background, and
     ``accuracy_background`` is what an answer of nothing but background has.
     """
-    if case.labels is None:
-        raise DataError(f"{case.subject} has no labels to score with")
-    truth = case.labels.mrh.like(found)
+    if case.target is None:
+        raise DataError(f"{case.id} has no labels to score with")
+    truth = case.target.mrh.like(found)
     table = overlap.overlap(truth.values, found.values, labels[1:], found.mrh.spacing)
-    table.insert(0, "subject", case.subject)
+    table.insert(0, "subject", case.id)
     right = overlap.accuracy(truth.values, found.values)
     inner = overlap.accuracy(truth.values, found.values, background=labels[0])
     nothing = overlap.accuracy(truth.values, np.full(truth.shape, labels[0]))

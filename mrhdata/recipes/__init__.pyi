@@ -1,5 +1,4 @@
 from . import (
-    cases,
     cell_verification,
     cells,
     cross_validation,
@@ -14,7 +13,6 @@ from . import (
 )
 
 __all__ = [
-    "cases",
     "cell_verification",
     "cells",
     "cross_validation",

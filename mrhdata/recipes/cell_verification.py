@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from mrhdata import models
 from mrhdata._runtime.atomic import atomic_write
+from mrhdata.datasets.subjects import Subject, check_disjoint
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import detect, stored_peaks
-from mrhdata.inference.segmenter import check_disjoint
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import LOOKED_AT
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
-from mrhdata.recipes.cells import STRIDE, Brain, Marking, patches_scored, taught
+from mrhdata.recipes.cells import STRIDE, Marking, patches_scored, taught
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
@@ -57,8 +57,8 @@ TRAINING = TrainingConfig(
 
 def train(
     first: nn.Module,
-    brains: Sequence[Brain],
-    validation: Sequence[Brain],
+    brains: Sequence[Subject],
+    validation: Sequence[Subject],
     marking: Marking,
     *,
     radius_mm: float,
@@ -94,7 +94,7 @@ def train(
     check_disjoint(brains, validation)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if folder is None else folder
-        tables = {b.subject: screen(first, b.inputs, work / "candidates" / b.subject) for b in (*brains, *validation)}
+        tables = {b.id: screen(first, b.inputs, work / "candidates" / b.id) for b in (*brains, *validation)}
         learned, watched = (_about(part, tables, marking) for part in (brains, validation))
         second = models.create("cells3d_second", seed=seed, in_channels=len(brains[0].inputs))
         second.spec = replace(second.spec, labels=(0, 1))  # type: ignore[type-var]
@@ -103,8 +103,8 @@ def train(
         history = fit(second, learned, watched, settings, checkpoint=checkpoint, progress=progress)
         given = []
         for brain in validation:
-            places = tables[brain.subject][["X", "Y", "Z"]].to_numpy()
-            given.append((brain.cells, places, look(second, tables[brain.subject], brain.inputs)))
+            places = tables[brain.id][["X", "Y", "Z"]].to_numpy()
+            given.append((brain.points, places, look(second, tables[brain.id], brain.inputs)))
     peaks = replace(stored_peaks(_spec(first)), threshold=best_threshold(given, radius_mm))
     second.spec = replace(second.spec, finish=(("cells", asdict(peaks)),))  # type: ignore[type-var]
     return second, history
@@ -156,9 +156,9 @@ def detect_twice(
     return table
 
 
-def _about(brains: Sequence[Brain], tables: Mapping[str, pd.DataFrame], marking: Marking) -> Patches:
+def _about(brains: Sequence[Subject], tables: Mapping[str, pd.DataFrame], marking: Marking) -> Patches:
     """Candidates with what marks teach at their centres."""
-    bare = [b.subject for b in brains if not len(tables[b.subject])]
+    bare = [b.id for b in brains if not len(tables[b.id])]
     if bare:
         raise DataError(f"the first network finds no candidate in {bare}; train it further, or on brains alike")
     return patches(
@@ -167,7 +167,7 @@ def _about(brains: Sequence[Brain], tables: Mapping[str, pd.DataFrame], marking:
         shape=LOOKED_AT,
         target_shape=1,
         grids="native",
-        sampler=[_starts(tables[b.subject]) for b in brains],
+        sampler=[_starts(tables[b.id]) for b in brains],
         padding="edge",
     )
 

@@ -29,10 +29,10 @@ from scipy.spatial import cKDTree
 from scipy.special import expit
 
 from mrhdata import models
+from mrhdata.datasets.subjects import Subject, check_disjoint
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import detect_cells, score_volume, scoring
 from mrhdata.inference.peaks import Peaks
-from mrhdata.inference.segmenter import Case, check_disjoint
 from mrhdata.inference.voxelwise import predict_patches
 from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import SCREENED
@@ -66,22 +66,6 @@ _TAKEN = 0.5
 _FLOOR = 0.05
 #: Patches that are scored at a time.
 _TOGETHER = 512
-
-
-@dataclass(frozen=True)
-class Brain(Case):
-    """One brain: its volumes by channel, and the cells that were marked in it.
-
-    Attributes
-    ----------
-    cells : (n, 3) array
-        World X, Y, Z in mm.
-    complete : bool
-        Whether every cell was marked; where not, what looks like a cell and has no mark is not taught.
-    """
-
-    cells: Floats = field(default_factory=lambda: np.empty((0, 3)), compare=False)
-    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -182,12 +166,12 @@ class Trained:
         return self.rounds[-1]
 
 
-def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None, seed: int = 0) -> xr.DataArray:
+def taught(brain: Subject, marking: Marking, *, found: xr.DataArray | None = None, seed: int = 0) -> xr.DataArray:
     """What a brain teaches, on the grid of the network's scores.
 
     Parameters
     ----------
-    brain : Brain
+    brain : Subject
     marking : Marking
     found : score volume, optional
         Of an earlier round: in a brain that is not complete, what it calls a cell is not background.
@@ -203,7 +187,7 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> volume = from_array(np.zeros((12, 12, 40), np.float32), spacing=(1, 1, 1))
-    >>> brain = Brain("01", {"signal": volume}, cells=volume.mrh.world([[5.5, 5.5, 15.5]]))
+    >>> brain = Subject("01", {"signal": volume}, cells=volume.mrh.world([[5.5, 5.5, 15.5]]))
     >>> taught(brain, Marking(2, 6, 12)).values.ravel().tolist()
     [0, 0, -1, -1, 1, 1, 1, -1, -1, 0, 0, 0, -1, -1, -1]
     """
@@ -211,9 +195,9 @@ def taught(brain: Brain, marking: Marking, *, found: xr.DataArray | None = None,
     grid = volume.mrh.grid
     shape = tuple((n - SCREENED[0]) // STRIDE + 1 for n in grid.shape)
     if min(shape) < 1:
-        raise DataError(f"{brain.subject} has {grid.shape} voxels; the network needs {SCREENED} at least")
-    labels = _marked(shape, (grid.index(brain.cells) - FIRST) / STRIDE, STRIDE * grid.spacing, marking)
-    if found is not None and not brain.complete:
+        raise DataError(f"{brain.id} has {grid.shape} voxels; the network needs {SCREENED} at least")
+    labels = _marked(shape, (grid.index(brain.points) - FIRST) / STRIDE, STRIDE * grid.spacing, marking)
+    if found is not None and not brain.points_complete:
         labels[(labels == 0) & (_fraction(found) >= _DOUBTFUL)] = IGNORE_INDEX
     if marking.negatives is not None:
         _thin(labels, marking.negatives, seed)
@@ -258,8 +242,8 @@ def _thin(labels: Labels, negatives: float, seed: int) -> None:
 
 def train(
     recipe: Recipe,
-    brains: Sequence[Brain],
-    validation: Sequence[Brain],
+    brains: Sequence[Subject],
+    validation: Sequence[Subject],
     *,
     radius_mm: float,
     start: nn.Module | None = None,
@@ -272,7 +256,7 @@ def train(
     Parameters
     ----------
     recipe : Recipe
-    brains, validation : sequence of Brain
+    brains, validation : sequence of Subject
         Different subjects; those of validation say when to stop and which threshold is best by F1.
     radius_mm : float
         Within which a cell that is found counts as one that was marked.
@@ -296,7 +280,7 @@ def train(
     check_disjoint(brains, validation)
     if not validation:
         raise DataError("the threshold is chosen on brains of validation; give one or more")
-    unmarked = [b.subject for b in (*brains, *validation) if not len(b.cells)]
+    unmarked = [b.id for b in (*brains, *validation) if not len(b.points)]
     if unmarked:
         raise DataError(f"{unmarked} have no marked cells to learn from")
     with tempfile.TemporaryDirectory() as temporary:
@@ -322,22 +306,22 @@ def train(
     return trained
 
 
-def _found(model: nn.Module, brains: Sequence[Brain], folder: Path) -> dict[str, xr.DataArray]:
+def _found(model: nn.Module, brains: Sequence[Subject], folder: Path) -> dict[str, xr.DataArray]:
     """Score volumes of brains by subject."""
-    return {b.subject: scores_of(model, b, folder / b.subject) for b in brains}
+    return {b.id: scores_of(model, b, folder / b.id) for b in brains}
 
 
 def _boxes(
-    recipe: Recipe, brains: Sequence[Brain], found: Mapping[str, xr.DataArray], seed: tuple[int, int]
+    recipe: Recipe, brains: Sequence[Subject], found: Mapping[str, xr.DataArray], seed: tuple[int, int]
 ) -> Patches:
     """Training boxes: a part of them where something is to be learned, the others anywhere."""
-    labels = [taught(b, recipe.marking, found=found.get(b.subject), seed=seed[0]) for b in brains]
+    labels = [taught(b, recipe.marking, found=found.get(b.id), seed=seed[0]) for b in brains]
     box = np.minimum(recipe.box, np.min([known.shape for known in labels], axis=0))
     positions = []
     for i, (brain, known) in enumerate(zip(brains, labels, strict=True)):
         rng = np.random.default_rng((*seed, i))
         about, anywhere = shares(recipe.each, [recipe.about, 1 - recipe.about])
-        held = _worth(known, found.get(brain.subject))
+        held = _worth(known, found.get(brain.id))
         top = np.array(known.shape) - box
         chosen = held[rng.integers(0, len(held), about)] - rng.integers(0, box, (about, 3))
         start = np.concatenate([np.clip(chosen, 0, top), rng.integers(0, top + 1, (anywhere, 3))])
@@ -365,14 +349,14 @@ def _fraction(scores: xr.DataArray) -> Floats:
     return np.asarray(scores.data) / full_scale(scores.dtype)
 
 
-def scores_of(model: nn.Module, brain: Brain, folder: Path, *, memory: int | str = "2 GB") -> xr.DataArray:
+def scores_of(model: nn.Module, brain: Subject, folder: Path, *, memory: int | str = "2 GB") -> xr.DataArray:
     """The score volume of a brain; one that is there already is read."""
     folder.mkdir(parents=True, exist_ok=True)
     options: Any = {"memory": memory, "precision": "bfloat16", "progress": False}
     return score_volume(model, brain.inputs, folder / "scores.zarr", **options)
 
 
-def candidates(model: nn.Module, brain: Brain, folder: Path, peaks: Peaks) -> pd.DataFrame:
+def candidates(model: nn.Module, brain: Subject, folder: Path, peaks: Peaks) -> pd.DataFrame:
     """Peaks of a brain's scores from a low threshold on."""
     scores = scores_of(model, brain, folder)
     return detect_cells(
@@ -380,10 +364,12 @@ def candidates(model: nn.Module, brain: Brain, folder: Path, peaks: Peaks) -> pd
     )
 
 
-def _judged(model: nn.Module, recipe: Recipe, validation: Sequence[Brain], radius_mm: float, folder: Path) -> nn.Module:
+def _judged(
+    model: nn.Module, recipe: Recipe, validation: Sequence[Subject], radius_mm: float, folder: Path
+) -> nn.Module:
     """A copy of the network with the threshold that has the best F1 on the brains of validation."""
     kept = models.copy(model)
-    tables = [(b.cells, candidates(kept, b, folder / b.subject, recipe.peaks)) for b in validation]
+    tables = [(b.points, candidates(kept, b, folder / b.id, recipe.peaks)) for b in validation]
     given = [(truth, t[["X", "Y", "Z"]].to_numpy(), t["score"].to_numpy()) for truth, t in tables]
     peaks = replace(recipe.peaks, threshold=float(best_threshold(given, radius_mm)))
     kept.spec = replace(kept.spec, finish=(("cells", asdict(peaks)),))  # type: ignore[type-var]
@@ -391,14 +377,14 @@ def _judged(model: nn.Module, recipe: Recipe, validation: Sequence[Brain], radiu
 
 
 def patch_scores(
-    model: nn.Module, brain: Brain, *, negatives: int = 10, shell_mm: tuple[float, float], seed: int = 0
+    model: nn.Module, brain: Subject, *, negatives: int = 10, shell_mm: tuple[float, float], seed: int = 0
 ) -> tuple[NDArray[np.int64], Floats]:
     """Scores of single patches, as published: about each mark, and so many beside it.
 
     Parameters
     ----------
     model : torch.nn.Module
-    brain : Brain
+    brain : Subject
     negatives : int
     shell_mm : (float, float)
         Least and greatest distance of a negative from its mark; published 6 and 20 voxels.
@@ -413,7 +399,7 @@ def patch_scores(
     chosen = patches(
         dict(brain.inputs),
         shape=SCREENED,
-        sampler=samplers.Points(brain.cells, negatives_per_point=negatives, negative_distance_mm=shell_mm),
+        sampler=samplers.Points(brain.points, negatives_per_point=negatives, negative_distance_mm=shell_mm),
         seed=seed,
     )
     assert chosen.classes is not None

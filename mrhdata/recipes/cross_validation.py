@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from mrhdata import models
 from mrhdata._runtime.atomic import atomic_write
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
-from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.io import formats
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def folds(cases: Sequence[Any], k: int, seed: int = 0) -> list[list[Any]]:
     Examples
     --------
     >>> cases = [Case(name, {}) for name in ("a_ses-1", "a_ses-2", "b", "c")]
-    >>> [[case.subject for case in fold] for fold in folds(cases, 3)]
+    >>> [[case.id for case in fold] for fold in folds(cases, 3)]
     [['a_ses-1', 'a_ses-2'], ['c'], ['b']]
     """
-    names = [case.subject for case in cases]
+    names = [case.id for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{twice} come more than once; give each scan a name of its own")
@@ -105,7 +106,7 @@ def cross_validate(
     """
     target = Path(folder)
     parts = folds(cases, k, seed)
-    names = [[case.subject for case in part] for part in parts]
+    names = [[case.id for case in part] for part in parts]
     claim(target / "plan.json", {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
     tables = []
     for i in tqdm(range(k) if only is None else only, desc="folds", unit="fold", disable=not progress):
@@ -118,7 +119,7 @@ def cross_validate(
 
 
 def _fold(
-    number: int, train: Train, test: Test, rest: list[Case], left_out: list[Case], validation: int, place: Path
+    number: int, train: Train, test: Test, rest: list[Subject], left_out: list[Subject], validation: int, place: Path
 ) -> None:
     """Train on the rest and score who was left out; the scores are written last."""
     people = list(dict.fromkeys(case.person for case in rest))
@@ -136,15 +137,15 @@ def _fold(
         rows.to_csv(draft, index=False)
 
 
-def tested(model: nn.Module, case: Case, place: Path) -> pd.DataFrame:
+def tested(model: nn.Module, case: Subject, place: Path) -> pd.DataFrame:
     """Overlap of the labels of a subject that was left out; they are kept in the format of its first volume."""
     from mrhdata.viz import plots
 
     found = segment(model, case.inputs)
     (place / "labels").mkdir(parents=True, exist_ok=True)
-    file = place / "labels" / f"sub-{case.subject}{case.ending}"
+    file = place / "labels" / f"sub-{case.id}{case.ending}"
     formats.write(found, file, overwrite=True)
-    plots.montage(next(iter(case.inputs.values())), case.labels, found, file.with_name(f"sub-{case.subject}.png"))
+    plots.montage(next(iter(case.inputs.values())), case.target, found, file.with_name(f"sub-{case.id}.png"))
     spec: Any = model.spec
     return score_labels(case, found, spec.labels)
 

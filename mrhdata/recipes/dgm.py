@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mrhdata.inference.segmenter import Case
+from mrhdata.datasets.subjects import Subject
 from mrhdata.models.fcn3d import FCN3D, VARIANTS
 from mrhdata.recipes.segmentation import Cores, Crops, Recipe, Steps
 from mrhdata.training.augmentation import Augmentation
@@ -107,7 +107,7 @@ def unet(epochs: int = 32, each: int = 8) -> Recipe:
     return Recipe("unet3d", _steps(), crops, (training,), config, finish=_LARGEST)
 
 
-def single(recipe: Recipe, cases: Sequence[Case], label: int) -> tuple[Recipe, list[Case]]:
+def single(recipe: Recipe, cases: Sequence[Subject], label: int) -> tuple[Recipe, list[Subject]]:
     """A network for one nucleus alone: the recipe with Dice loss, and the cases with that label and no other.
 
     Examples
@@ -116,5 +116,5 @@ def single(recipe: Recipe, cases: Sequence[Case], label: int) -> tuple[Recipe, l
     'dice'
     """
     stages = [tuple(replace(t, loss="dice") for t in part) for part in (recipe.training, recipe.again)]
-    alone = [c if c.labels is None else replace(c, labels=c.labels.where(c.labels == label, 0)) for c in cases]
+    alone = [c if c.target is None else replace(c, target=c.target.where(c.target == label, 0)) for c in cases]
     return replace(recipe, training=stages[0], again=stages[1]), alone

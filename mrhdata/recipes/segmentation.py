@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata import models
+from mrhdata.datasets.subjects import Subject, check_disjoint
 from mrhdata.errors import DataError
-from mrhdata.inference.segmenter import Case, check_disjoint, on_network_grid, segment
+from mrhdata.inference.segmenter import on_network_grid, segment
 from mrhdata.io import formats
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec
 from mrhdata.patching import samplers
@@ -34,7 +35,7 @@ Steps = tuple[tuple[str, dict[str, Any]], ...]
 class Sampling(Protocol):
     """Which patches of prepared cases a network learns from."""
 
-    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
         """Patches with inputs and labels; those of validation cover each case once."""
 
 
@@ -49,7 +50,7 @@ class Slices:
 
     plane: str = "axial"
 
-    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
         """Slices as large as the largest case; smaller ones are filled up with 0."""
         shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
         axis = PLANES[self.plane]
@@ -88,7 +89,7 @@ class Crops:
     labelled: float = 0.5
     multiple: tuple[int, int, int] = (4, 8, 8)
 
-    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
         """Drawn boxes for training; for validation those of a grid."""
         shape = self._fitting(cases)
         if not training:
@@ -100,7 +101,7 @@ class Crops:
         how = samplers.ClassBalanced(self.each * len(cases), labels, shares | rest, allow_missing=True)
         return _patches(cases, shape=shape.tolist(), sampler=how, seed=seed)
 
-    def _fitting(self, cases: Sequence[Case]) -> NDArray[np.int64]:
+    def _fitting(self, cases: Sequence[Subject]) -> NDArray[np.int64]:
         """The box that lies within every case."""
         shortest = np.min([next(iter(case.inputs.values())).shape[-3:] for case in cases], axis=0)
         found = np.where(shortest < self.shape, shortest // self.multiple * self.multiple, self.shape)
@@ -130,7 +131,7 @@ class Cores:
     margin: tuple[int, int, int]
     background: int | None = None
 
-    def __call__(self, cases: Sequence[Case], *, training: bool, seed: int) -> Patches:
+    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
         """Boxes whose core holds voxels that are not `IGNORE_INDEX`; beyond a volume its edge is repeated."""
         core, margin = np.array(self.core), np.array(self.margin)
         positions = []
@@ -149,14 +150,14 @@ class Cores:
         return _patches(cases, shape=shape, target_shape=core.tolist(), sampler=positions, padding="edge")
 
 
-def _patches(cases: Sequence[Case], **settings: Any) -> Patches:
+def _patches(cases: Sequence[Subject], **settings: Any) -> Patches:
     return patches([dict(c.inputs) for c in cases], [{"labels": _labels(c)} for c in cases], **settings)
 
 
-def _labels(case: Case) -> Any:
-    if case.labels is None:
-        raise DataError(f"{case.subject} has no labels to learn from")
-    return case.labels
+def _labels(case: Subject) -> Any:
+    if case.target is None:
+        raise DataError(f"{case.id} has no labels to learn from")
+    return case.target
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,8 @@ class Trained:
 
 def train(
     recipe: Recipe,
-    cases: Sequence[Case],
-    validation: Sequence[Case],
+    cases: Sequence[Subject],
+    validation: Sequence[Subject],
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
@@ -276,13 +277,13 @@ def train(
     return trained
 
 
-def label_map(cases: Sequence[Case]) -> tuple[int, ...]:
+def label_map(cases: Sequence[Subject]) -> tuple[int, ...]:
     """Every label of a data set in order, background 0 first, so that a case without one changes nothing."""
     held = {int(v) for case in cases for v in np.unique(np.asarray(_labels(case).data))}
     return (0, *sorted(held - {0, IGNORE_INDEX}))
 
 
-def _fresh(recipe: Recipe, cases: Sequence[Case], values: tuple[int, ...], seed: int) -> nn.Module:
+def _fresh(recipe: Recipe, cases: Sequence[Subject], values: tuple[int, ...], seed: int) -> nn.Module:
     """The network with what is known before training."""
     channels = len(cases[0].inputs)
     config = {"in_channels": channels, "classes": len(values), **recipe.config}
@@ -297,19 +298,19 @@ def _fresh(recipe: Recipe, cases: Sequence[Case], values: tuple[int, ...], seed:
     return model
 
 
-def _in_memory(case: Case) -> Case:
-    return replace(case, inputs={k: v.compute() for k, v in case.inputs.items()}, labels=_labels(case).compute())
+def _in_memory(case: Subject) -> Subject:
+    return replace(case, inputs={k: v.compute() for k, v in case.inputs.items()}, target=_labels(case).compute())
 
 
-def _learned(recipe: Recipe, case: Case, found: Any) -> Case:
+def _learned(recipe: Recipe, case: Subject, found: Any) -> Subject:
     if recipe.tile is None:
         return case
-    return replace(case, labels=hard_negatives(_labels(case), found, tile=recipe.tile, stride=recipe.stride))
+    return replace(case, target=hard_negatives(_labels(case), found, tile=recipe.tile, stride=recipe.stride))
 
 
-def _found(model: nn.Module, case: Case, folder: Path | None) -> Any:
+def _found(model: nn.Module, case: Subject, folder: Path | None) -> Any:
     """What the network labels in a case that is prepared already, every voxel, unfinished; made once for a folder."""
-    path = None if folder is None else folder / f"{case.subject}.zarr"
+    path = None if folder is None else folder / f"{case.id}.zarr"
     if path is not None and path.exists():
         return formats.read(path)
     plain = whole(model)

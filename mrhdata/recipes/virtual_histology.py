@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,10 @@ import numpy as np
 import xarray as xr
 
 from mrhdata import models
+from mrhdata.datasets.subjects import Subject, check_disjoint, find_subjects
 from mrhdata.errors import DataError
 from mrhdata.inference.predictor import predict
-from mrhdata.inference.segmenter import Case, check_disjoint
 from mrhdata.patching.create import patches
-from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.mrhnet import PATCH, RECOMMENDED
 from mrhdata.registration.resampling import resample
 from mrhdata.training.history import History
@@ -26,40 +24,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class Brain(Case):
-    """A case with histology, and where its tissue is.
-
-    Volumes may lie on grids of their own: all are carried to that of the first contrast as they are read.
-    """
-
-    histology: xr.DataArray = field(kw_only=True)
-    mask: xr.DataArray | None = None
-
-
-def find_brains(folder: str | Path, inputs: dict[str, str], histology: str, mask: str | None = None) -> list[Brain]:
-    """Brains of a folder, by patterns of file names as :func:`mrhdata.recipes.cases.find_cases` takes them.
+def find_brains(folder: str | Path, inputs: dict[str, str], histology: str, mask: str | None = None) -> list[Subject]:
+    """Brains of a folder, by patterns of file names as :func:`mrhdata.datasets.subjects.find_subjects` takes them.
 
     Raises
     ------
     DataError
-        A channel is called as histology or mask are here, or what `find_cases` raises.
+        A channel is called as histology or mask are here, or what `find_subjects` raises.
     """
     others = {"histology": histology, **({} if mask is None else {"mask": mask})}
     taken = sorted(inputs.keys() & {"histology", "mask"})
     if taken:
         raise DataError(f"the channels {taken} cannot be called so; give another name")
     found = []
-    for case in find_cases(folder, {**inputs, **others}):
+    for case in find_subjects(folder, {**inputs, **others}):
         volumes = dict(case.inputs)
         truth, tissue = volumes.pop("histology"), volumes.pop("mask", None)
-        found.append(Brain(case.subject, volumes, ending=case.ending, histology=truth, mask=tissue))
+        found.append(Subject(case.id, volumes, target=truth, mask=tissue, ending=case.ending))
     return found
 
 
 def train(
-    training: Sequence[Brain],
-    validation: Sequence[Brain],
+    training: Sequence[Subject],
+    validation: Sequence[Subject],
     settings: TrainingConfig = RECOMMENDED,
     *,
     stride: int = 1,
@@ -71,7 +58,7 @@ def train(
 
     Parameters
     ----------
-    training, validation : sequence of Brain
+    training, validation : sequence of Subject
         Whole subjects; contrasts of all are to be in the same units.
     settings : Training
     stride : int
@@ -96,7 +83,7 @@ def train(
     planned = [
         patches(
             [dict(b.inputs) for b in part],
-            [{"histology": b.histology} for b in part],
+            [{"histology": b.target} for b in part],
             shape=PATCH,
             stride=stride,
             plane="coronal",
@@ -109,9 +96,9 @@ def train(
     return model, fit(model, planned[0], planned[1], settings, checkpoint=checkpoint, progress=progress)
 
 
-def map_and_score(model: nn.Module, brain: Brain, folder: Path, *, progress: bool = True) -> dict[str, float]:
+def map_and_score(model: nn.Module, brain: Subject, folder: Path, *, progress: bool = True) -> dict[str, float]:
     """Scores of a brain's map, which is written to ``maps`` in the folder, in the format of its first contrast."""
-    path = folder / "maps" / f"sub-{brain.subject}{brain.ending}"
+    path = folder / "maps" / f"sub-{brain.id}{brain.ending}"
     path.parent.mkdir(exist_ok=True)
     found = predict(
         model, brain.inputs, path, mask=brain.mask, grids="resample", name="virtual", overwrite=True, progress=progress
@@ -119,7 +106,7 @@ def map_and_score(model: nn.Module, brain: Brain, folder: Path, *, progress: boo
     return score(brain, found)
 
 
-def score(brain: Brain, found: xr.DataArray) -> dict[str, float]:
+def score(brain: Subject, found: xr.DataArray) -> dict[str, float]:
     """How a map of a brain agrees with its histology over its mask.
 
     Returns
@@ -131,10 +118,10 @@ def score(brain: Brain, found: xr.DataArray) -> dict[str, float]:
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> af = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> score(Brain("01", {"t2w": af}, histology=af), af + 1)
+    >>> score(Subject("01", {"t2w": af}, histology=af), af + 1)
     {'R2': 0.8095238095238095, 'RMSE': 1.0, 'correlation': 1.0}
     """
-    truth = resample(brain.histology.astype(np.float32), found, fill=np.nan)
+    truth = resample(brain.target.astype(np.float32), found, fill=np.nan)
     inside = np.isfinite(truth.values)
     if brain.mask is not None:
         inside &= resample(brain.mask.assign_attrs(kind="mask"), found).values > 0

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from mrhdata.bench.api import Subject
 from mrhdata.bench.figures import of_block
+from mrhdata.datasets.subjects import Subject
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
 

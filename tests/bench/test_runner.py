@@ -53,7 +53,7 @@ def line(given):
     x, y = given.rows()
     weights, *_ = np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), y, rcond=None)
     def answer(subject):
-        assert subject.truth is None
+        assert subject.target is None
         held = channels(subject)
         return subject.first.copy(data=held @ weights[:-1] + weights[-1])
     return answer

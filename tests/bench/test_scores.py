@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 import mrhdata
-from mrhdata.bench.api import Subject
 from mrhdata.bench.manifest import Manifest
 from mrhdata.bench.scores import BOOTSTRAP, score_answers
 from mrhdata.bench.tasks import Task
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
 from mrhdata.metrics.overlap import overlap
 

@@ -9,11 +9,11 @@ import torch
 
 import mrhdata
 from mrhdata import models
+from mrhdata.datasets.subjects import Subject, find_subjects
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale
 from mrhdata.recipes import dgm, segmentation, tissue2d
-from mrhdata.recipes.cases import find_cases
 from mrhdata.recipes.cross_validation import cross_validate, folds
 from mrhdata.registration.resampling import resample
 from mrhdata.training.mining import hard_negatives
@@ -35,7 +35,7 @@ def head(seed, shape=(10, 36, 32), spacing=(3.0, 1.0, 1.0), place=(0.0, 0.0, 0.0
     values = (values * rng.uniform(50, 200)).astype(np.float32)
     made = (mrhdata.volume.from_array(v, spacing=spacing, kind=k) for v, k in ((values, "image"), (labels, "labels")))
     image, truth = made
-    return Case(f"{seed:02d}", {"t1w": image.rename("t1w")}, truth)
+    return Subject(f"{seed:02d}", {"t1w": image.rename("t1w")}, truth)
 
 
 def quick(recipe, epochs=6, **changes):
@@ -80,7 +80,7 @@ def test_labels_come_back_on_the_grid_of_the_input(trained):
     """
     case = head(21, shape=(12, 44, 44))
     plain = dice(case, trained.model)
-    grid = case.labels.mrh.grid
+    grid = case.target.mrh.grid
     angle = np.deg2rad(12)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     oblique = np.eye(4)
@@ -94,9 +94,9 @@ def test_labels_come_back_on_the_grid_of_the_input(trained):
         lambda v: resample(v, mrhdata.volume.Grid(grid.shape, oblique)),
     ]
     for change in changes:
-        moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, labels=change(case.labels))
+        moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, labels=change(case.target))
         found = segment(trained.model, moved.inputs)
-        assert found.mrh.grid.same_as(moved.labels.mrh.grid)
+        assert found.mrh.grid.same_as(moved.target.mrh.grid)
         assert score_labels(moved, found, VALUES).dice.mean() > plain - 0.08
 
 
@@ -119,7 +119,7 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
     calls = []
 
     def train(training, stopping, folder):
-        calls.append((sorted(c.subject for c in training), [c.subject for c in stopping]))
+        calls.append((sorted(c.id for c in training), [c.id for c in stopping]))
         if len(calls) in (2, 3):
             raise KeyboardInterrupt
         return segmentation.train(recipe, training, stopping, labels=VALUES, folder=folder, progress=False).model
@@ -134,8 +134,8 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert sorted(table.subject.unique()) == ["00", "01", "02", "03"]
     held = [set(t) | set(s) for t, s in calls]
     for fold, seen in zip(folds(cases, 2, 3), (held[0], held[3]), strict=True):
-        assert not {c.subject for c in fold} & seen
-    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].subject}.nii.gz").sizes[
+        assert not {c.id for c in fold} & seen
+    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].id}.nii.gz").sizes[
         "z"
     ]
     with pytest.raises(DataError, match="other subjects, files or settings"):
@@ -144,10 +144,10 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
 def test_one_person_is_never_on_both_sides():
     """Two sessions of one subject stay together, and train refuses what does not."""
-    cases = [Case(f"{who}_ses-{n}", {}) for who in "abcd" for n in (1, 2)]
+    cases = [Subject(f"{who}_ses-{n}", {}) for who in "abcd" for n in (1, 2)]
     for fold in folds(cases, 3):
         people = {c.person for c in fold}
-        assert {c.subject for c in fold} == {f"{p}_ses-{n}" for p in people for n in (1, 2)}
+        assert {c.id for c in fold} == {f"{p}_ses-{n}" for p in people for n in (1, 2)}
     with pytest.raises(DataError, match="in training and in validation"):
         segmentation.train(RECIPE, cases[:1], cases[1:2], labels=VALUES)
     with pytest.raises(DataError, match="folds"):
@@ -168,7 +168,7 @@ def test_the_second_round_takes_false_positives_away():
         values[3:6, 22:27, 22:27] += 1
         values[3:6, 17:21, 22:27] -= 1
         image, truth = (mrhdata.volume.from_array(v, spacing=(3, 1, 1)) for v in (values, labels))
-        return Case(str(seed), {"qsm": image.rename("qsm")}, truth.assign_attrs(kind="labels"))
+        return Subject(str(seed), {"qsm": image.rename("qsm")}, truth.assign_attrs(kind="labels"))
 
     recipe = dgm.published(core=(9, 18, 18))
     settings = replace(
@@ -181,8 +181,8 @@ def test_the_second_round_takes_false_positives_away():
     assert first == second
     test = case(5)
     answers = [segment(model, test.inputs).values for model in found.rounds]
-    false = [int(((a != 0) & (test.labels.values == 0)).sum()) for a in answers]
-    scores = [2 * ((a == 6) & (test.labels.values == 6)).sum() / ((a == 6).sum() + 75) for a in answers]
+    false = [int(((a != 0) & (test.target.values == 0)).sum()) for a in answers]
+    scores = [2 * ((a == 6) & (test.target.values == 6)).sum() / ((a == 6).sum() + 75) for a in answers]
     assert false[0] > 50
     assert false[1] < false[0] / 3
     assert scores[1] > max(0.8, scores[0])
@@ -222,16 +222,16 @@ def test_cases_of_a_folder(tmp_path, caplog):
     for name in ("sub-1_T1w", "sub-1_seg", "sub-10_T1w", "sub-10_seg", "sub-2_T1w", "loose_T1w"):
         (tmp_path / name.split("_")[0]).mkdir(exist_ok=True)
         mrhdata.write(blank, tmp_path / name.split("_")[0] / f"{name}.nii.gz")
-    assert [c.subject for c in find_cases(tmp_path, {"t1w": "*T1w*"}, "*seg*")] == ["1", "10"]
+    assert [c.id for c in find_subjects(tmp_path, {"t1w": "*T1w*"}, "*seg*")] == ["1", "10"]
     assert caplog.messages == ["left out for want of labels ('*seg*'): 2 (1)"]
     caplog.clear()
-    assert [c.subject for c in find_cases(tmp_path, {"t1w": "T1w"})] == ["1", "10", "2"]
+    assert [c.id for c in find_subjects(tmp_path, {"t1w": "T1w"})] == ["1", "10", "2"]
     assert caplog.messages == []
     with pytest.raises(DataError, match="no file"):
-        find_cases(tmp_path, {"t1w": "T2w"})
+        find_subjects(tmp_path, {"t1w": "T2w"})
     mrhdata.write(blank, tmp_path / "sub-1" / "sub-1_acq2_T1w.nii.gz")
     with pytest.raises(DataError, match="narrow"):
-        find_cases(tmp_path, {"t1w": "T1w"})
+        find_subjects(tmp_path, {"t1w": "T1w"})
 
 
 def test_minc_goes_in_and_comes_out(trained, tmp_path):
@@ -240,8 +240,8 @@ def test_minc_goes_in_and_comes_out(trained, tmp_path):
     path = tmp_path / "sub-01" / "sub-01_task-01_ses-01_T1w_anat_rsl.mnc"
     path.parent.mkdir()
     mrhdata.write(case.inputs["t1w"], path)
-    mrhdata.write(case.labels, path.with_name("sub-01_task-01_ses-01_variant-seg_rsl.mnc"))
-    (found,) = find_cases(tmp_path, {"t1w": "*T1w_anat*"}, "*seg*")
+    mrhdata.write(case.target, path.with_name("sub-01_task-01_ses-01_variant-seg_rsl.mnc"))
+    (found,) = find_subjects(tmp_path, {"t1w": "*T1w_anat*"}, "*seg*")
     labels = segment(trained.model, found.inputs)
     mrhdata.write(labels, tmp_path / "labels.mnc")
     back = mrhdata.read(tmp_path / "labels.mnc", kind="labels")
@@ -253,7 +253,7 @@ def test_minc_goes_in_and_comes_out(trained, tmp_path):
 def test_what_is_no_label_is_refused(trained):
     """Fractions, labels that the network does not know, a network of values."""
     case = head(24, shape=(4, 12, 12))
-    strange = replace(case, labels=case.labels.where(case.labels != 3, 9))
+    strange = replace(case, target=case.target.where(case.target != 3, 9))
     with pytest.raises(DataError, match="not among those"):
         segmentation.train(quick(RECIPE, 1), [strange], [head(25, shape=(4, 12, 12))], labels=VALUES, progress=False)
     with pytest.raises(ModelError, match="was not trained on labels"):
@@ -309,7 +309,7 @@ def test_places_reach_the_second_generation():
     )
     model.spec = spec
     values = np.random.default_rng(0).random((9, 21, 21), dtype=np.float32) + 1
-    case = Case("1", {"qsm": mrhdata.volume.from_array(values, spacing=(3, 1, 1)).rename("qsm")})
+    case = Subject("1", {"qsm": mrhdata.volume.from_array(values, spacing=(3, 1, 1)).rename("qsm")})
     seen = []
     model.fine.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
     joined = []
@@ -328,7 +328,7 @@ def test_a_whole_word_of_a_name_wins(tmp_path):
     """MT is no MTR, and T2w* is both T2w and T2w2."""
     for name in ("sub-1_MT.nii", "sub-1_MTR.nii", "sub-1_T2wa.nii", "sub-1_T2wb.nii"):
         mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), tmp_path / name)
-    (case,) = find_cases(tmp_path, {"mt": "MT", "mtr": "MTR"})
+    (case,) = find_subjects(tmp_path, {"mt": "MT", "mtr": "MTR"})
     assert [file_of(v.data).path.name for v in case.inputs.values()] == ["sub-1_MT.nii", "sub-1_MTR.nii"]
     with pytest.raises(DataError, match=r"make the pattern narrower, such as '\*_T2w\.\*'"):
-        find_cases(tmp_path, {"t2w": "T2w"})
+        find_subjects(tmp_path, {"t2w": "T2w"})

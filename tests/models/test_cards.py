@@ -10,9 +10,10 @@ import torch
 import mrhdata
 from mrhdata import models, phantom
 from mrhdata.bench.api import KINDS
+from mrhdata.datasets.subjects import Subject
 from mrhdata.degrade import PUBLISHED
 from mrhdata.errors import ModelError
-from mrhdata.inference.segmenter import Case, score_labels, segment
+from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.metrics.detection import detection
 from mrhdata.models.cards import WEIGHTS, Card, read_card
 from mrhdata.recipes import restoration
@@ -96,7 +97,7 @@ def test_tissue_is_labelled_out_of_the_box():
     """The voxel size of the head differs from that of the card."""
     head = {name: v.isel(z=slice(13, 15)) for name, v in phantom.deep_grey(999, spacing_mm=(6, 3, 3)).items()}
     predicted = segment(models.load("phantom-tissue"), head["t1w"])
-    case = Case("999", {"t1w": head["t1w"]}, head["tissue"])
+    case = Subject("999", {"t1w": head["t1w"]}, head["tissue"])
     assert score_labels(case, predicted, (0, 1, 2, 3)).dice.mean() > 0.8
 
 
@@ -107,7 +108,7 @@ def test_nuclei_are_labelled_out_of_the_box():
     middle = {d: slice(n // 4, n - n // 4) for d, n in zip("zyx", head["qsm"].shape, strict=True)}
     qsm, labels = (head[name].isel(middle) for name in ("qsm", "labels"))
     network = models.load("phantom-nuclei")
-    table = score_labels(Case("999", {"qsm": qsm}, labels), segment(network, qsm), network.spec.labels)
+    table = score_labels(Subject("999", {"qsm": qsm}, labels), segment(network, qsm), network.spec.labels)
     assert table.dice.mean() > 0.75
 
 

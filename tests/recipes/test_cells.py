@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
 from mrhdata.inference.detector import detect, stored_peaks
 from mrhdata.metrics.detection import detection
@@ -36,7 +37,7 @@ def brain(seed, missing=0.0):
     volume = from_array(values.clip(0).astype(np.uint16), spacing=(2 * UM,) * 3, name="signal")
     truth = volume.mrh.world(np.array(places))
     marked = truth[rng.random(len(truth)) >= missing]
-    return cells.Brain(f"{seed:02d}", {"signal": volume}, cells=marked, complete=not missing), truth
+    return Subject(f"{seed:02d}", {"signal": volume}, points=marked, points_complete=not missing), truth
 
 
 def quick(**changes):
@@ -52,7 +53,7 @@ def test_marks_as_labels():
     volume = from_array(np.zeros((40, 50, 60), np.uint16), spacing=(4 * UM, 2 * UM, 2 * UM))
     marks = volume.mrh.world(np.random.default_rng(0).uniform(4, 36, (12, 3)))
     marking = cells.Marking(4 * UM, 12 * UM, 40 * UM)
-    labels = cells.taught(cells.Brain("01", {"signal": volume}, cells=marks), marking)
+    labels = cells.taught(Subject("01", {"signal": volume}, points=marks), marking)
     assert labels.shape == (15, 20, 25)
     places = labels.mrh.world(np.indices(labels.shape).reshape(3, -1).T)
     assert np.allclose(volume.mrh.index(places[0]), 5.5)
@@ -63,7 +64,7 @@ def test_marks_as_labels():
     own = own[((own >= 0) & (own < labels.shape)).all(axis=1)]
     expected[tuple(own.T)] = 1
     assert np.array_equal(labels.values, expected)
-    few = cells.taught(cells.Brain("01", {"signal": volume}, cells=marks), replace(marking, negatives=10.0))
+    few = cells.taught(Subject("01", {"signal": volume}, points=marks), replace(marking, negatives=10.0))
     assert (few.values == 0).sum() == 10 * (few.values == 1).sum()
     assert (few.values[labels.values != 0] == labels.values[labels.values != 0]).all()
 

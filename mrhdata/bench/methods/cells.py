@@ -11,8 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 
-from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
+from mrhdata.bench.api import Answer, FittedMethod, TrainingData, method
 from mrhdata.bench.methods.networks import mapped, regress
+from mrhdata.datasets.subjects import Subject
 from mrhdata.inference.detector import stored_peaks
 from mrhdata.inference.peaks import Peaks, find_peaks
 from mrhdata.metrics.detection import best_threshold, detection
@@ -50,7 +51,7 @@ def _tuned(given: TrainingData, filters: Sequence[Response]) -> Answer:
     for response in filters:
         tables = [candidates(s, response) for s in given.train]
         held = [
-            (s.truth[["X", "Y", "Z"]].to_numpy(), t[["X", "Y", "Z"]].to_numpy(), t["score"].to_numpy())
+            (s.points, t[["X", "Y", "Z"]].to_numpy(), t["score"].to_numpy())
             for s, t in zip(given.train, tables, strict=True)
         ]
         threshold = best_threshold(held, radius)
@@ -86,7 +87,7 @@ def template(given: TrainingData) -> Answer:
     half, total = np.array((6, 5, 5)), np.zeros((13, 11, 11))
     for subject in given.train:
         light = _levelled(subject)
-        for at in np.rint(subject.first.mrh.grid.index(subject.truth[["X", "Y", "Z"]].to_numpy())).astype(int):
+        for at in np.rint(subject.first.mrh.grid.index(subject.points)).astype(int):
             if (at >= half).all() and (at + half < light.shape).all():
                 box = light[tuple(slice(a - h, a + h + 1) for a, h in zip(at, half, strict=True))]
                 total += (box - box.mean()) / np.linalg.norm(box - box.mean())
@@ -97,9 +98,9 @@ def template(given: TrainingData) -> Answer:
     return _tuned(given, [likeness])
 
 
-def _brain(subject: Subject) -> cells.Brain:
-    marks = np.empty((0, 3)) if subject.truth is None else subject.truth[["X", "Y", "Z"]].to_numpy()
-    return cells.Brain(subject.name, dict(subject.inputs), cells=marks)
+def _brain(subject: Subject) -> Subject:
+    marks = np.empty((0, 3)) if subject.target is None else subject.points
+    return Subject(subject.id, dict(subject.inputs), points=marks)
 
 
 @method("cell detector", "cells")
@@ -118,7 +119,7 @@ def detector(given: TrainingData) -> FittedMethod:
     peaks = stored_peaks(spec)
 
     def answer(subject: Subject) -> pd.DataFrame:
-        table = cells.candidates(made.model, _brain(subject), given.folder / "answers" / subject.name, peaks)
+        table = cells.candidates(made.model, _brain(subject), given.folder / "answers" / subject.id, peaks)
         return table[table["score"] >= peaks.threshold].reset_index(drop=True)
 
     return FittedMethod(answer, made.model)
@@ -128,7 +129,7 @@ def detector(given: TrainingData) -> FittedMethod:
 def unet(given: TrainingData) -> FittedMethod:
     """Taught a small blob at each cell; the threshold of its peaks is chosen on the validation subjects."""
     radius = float(given.settings["radius_mm"])
-    truth = {s.name: _blobs(s) for s in (*given.train, *given.validation)}
+    truth = {s.id: _blobs(s) for s in (*given.train, *given.validation)}
     settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=5 if given.quick else 20)
     model = regress(given, truth, settings, 40 if given.quick else 200, (24, 48, 48))
@@ -137,7 +138,7 @@ def unet(given: TrainingData) -> FittedMethod:
         found = mapped(given, model, subject, mode="dense", memory="4 GB")
         return points(subject, found.values.astype(np.float64), 0.8 * radius, 0.02)
 
-    tables = [(s.truth[["X", "Y", "Z"]].to_numpy(), candidates(s)) for s in given.validation]
+    tables = [(s.points, candidates(s)) for s in given.validation]
     threshold = best_threshold([(t, c[["X", "Y", "Z"]].to_numpy(), c["score"].to_numpy()) for t, c in tables], radius)
 
     def answer(subject: Subject) -> pd.DataFrame:
@@ -151,7 +152,7 @@ def _blobs(subject: Subject) -> Any:
     """A Gaussian of 1.5 voxels about each cell, 1 at its centre."""
     like = subject.first
     held = np.zeros(like.shape)
-    at = np.rint(like.mrh.grid.index(subject.truth[["X", "Y", "Z"]].to_numpy())).astype(int)
+    at = np.rint(like.mrh.grid.index(subject.points)).astype(int)
     inside = at[((at >= 0) & (at < like.shape)).all(axis=1)]
     held[tuple(inside.T)] = 1
     wide = gaussian_filter(held, 1.5)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mrhdata import models
-from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, channels, method
+from mrhdata.bench.api import Answer, FittedMethod, TrainingData, channels, method
 from mrhdata.bench.methods.networks import mapped, regress
+from mrhdata.datasets.subjects import Subject
 from mrhdata.patching.create import patches
 from mrhdata.recipes import mrhnet
 from mrhdata.training.loop import fit
@@ -62,10 +63,10 @@ def network(given: TrainingData) -> FittedMethod:
     learned, watched = (
         patches(
             [dict(s.inputs) for s in part],
-            [{"truth": s.truth} for s in part],
+            [{"truth": s.target} for s in part],
             shape=mrhnet.PATCH,
             plane="coronal",
-            sampler=[given.voxels[s.name] - np.array(mrhnet.PATCH) // 2 for s in part],
+            sampler=[given.voxels[s.id] - np.array(mrhnet.PATCH) // 2 for s in part],
             padding="edge",
         )
         for part in (given.train, given.validation)
@@ -78,6 +79,6 @@ def network(given: TrainingData) -> FittedMethod:
 def unet(given: TrainingData) -> FittedMethod:
     """Boxes about the voxels."""
     settings = TrainingConfig(epochs=4 if given.quick else 30, batch_size=2, learning_rate=3e-3, seed=given.seed)
-    truth = {s.name: s.truth for s in (*given.train, *given.validation)}
+    truth = {s.id: s.target for s in (*given.train, *given.validation)}
     model = regress(given, truth, settings, 16 if given.quick else 64, (24, 24, 24))
     return FittedMethod(lambda subject: mapped(given, model, subject, mode="dense", memory="4 GB"), model)

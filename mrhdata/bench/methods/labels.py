@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
-from mrhdata.inference.segmenter import Case, segment
+from mrhdata.bench.api import Answer, FittedMethod, TrainingData, method
+from mrhdata.datasets.subjects import Subject
+from mrhdata.inference.segmenter import segment
 from mrhdata.recipes import dgm, segmentation, tissue2d
 from mrhdata.registration.pipeline import register
 from mrhdata.registration.resampling import resample
@@ -52,7 +53,7 @@ def _voted(given: TrainingData, subject: Subject, kind: str, members: Sequence[S
     votes = np.zeros((len(known), *subject.first.shape), np.uint8)
     for member in members:
         onto = register(member.first.compute(), subject.first.compute(), kind, seed=given.seed)
-        carried = resample(member.truth.compute(), subject.first, onto).values
+        carried = resample(member.target.compute(), subject.first, onto).values
         for row, label in enumerate(known):
             votes[row] += carried == label
     found = np.array(known, np.uint8)[votes.argmax(axis=0)]
@@ -72,9 +73,9 @@ def atlases(given: TrainingData) -> Answer:
     return lambda subject: _voted(given, subject, "affine+deform", members)
 
 
-def _case(subject: Subject) -> Case:
-    labels = None if subject.truth is None else subject.truth.compute()
-    return Case(subject.name, {name: v.compute() for name, v in subject.inputs.items()}, labels)
+def _case(subject: Subject) -> Subject:
+    labels = None if subject.target is None else subject.target.compute()
+    return Subject(subject.id, {name: v.compute() for name, v in subject.inputs.items()}, labels)
 
 
 def _trained(given: TrainingData, recipe: segmentation.Recipe) -> FittedMethod:

@@ -11,7 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mrhdata import models
-from mrhdata.bench.api import Subject, TrainingData
+from mrhdata.bench.api import TrainingData
+from mrhdata.datasets.subjects import Subject
 from mrhdata.inference.predictor import predict
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
@@ -25,7 +26,7 @@ def about(given: TrainingData, subjects: Sequence[Subject], each: int, box: Sequ
     """First voxels of boxes about the first voxels of the manifest in a random order, inside each volume."""
     starts = []
     for number, subject in enumerate(subjects):
-        at = given.voxels[subject.name]
+        at = given.voxels[subject.id]
         chosen = np.random.default_rng([given.seed, number]).permutation(len(at))[:each]
         top = np.maximum(np.array(subject.first.shape) - box, 0)
         starts.append(np.clip(at[chosen] - np.array(box) // 2, 0, top))
@@ -53,7 +54,7 @@ def regress(
     """A U-Net trained on values of the truth by subject."""
     model = models.create("unet3d", seed=given.seed, in_channels=len(given.train[0].inputs), classes=1, **UNET)
     learned, watched = (
-        boxes(given, part, [truth[s.name] for s in part], each, box) for part in (given.train, given.validation)
+        boxes(given, part, [truth[s.id] for s in part], each, box) for part in (given.train, given.validation)
     )
     fit(model, learned, watched, settings, checkpoint=given.folder / "unet.pt", progress=False)
     return model
@@ -68,6 +69,6 @@ def mapped(given: TrainingData, model: Any, subject: Subject, **how: Any) -> xr.
 
 def store_of(given: TrainingData, subject: Subject) -> Path:
     """Where an answer to a subject is written."""
-    place = given.folder / "answers" / f"{subject.name}.zarr".replace(" ", "-")
+    place = given.folder / "answers" / f"{subject.id}.zarr".replace(" ", "-")
     place.parent.mkdir(parents=True, exist_ok=True)
     return place

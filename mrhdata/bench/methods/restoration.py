@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata.bench.api import Answer, FittedMethod, Subject, TrainingData, method
+from mrhdata.bench.api import Answer, FittedMethod, TrainingData, method
 from mrhdata.bench.methods.networks import mapped, regress, store_of
+from mrhdata.datasets.subjects import Subject
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
 from mrhdata.recipes import restoration
@@ -21,8 +22,8 @@ from mrhdata.volume.dtypes import full_scale
 
 def enlarged(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
     """An image on the grid of the answer."""
-    assert subject.asked is not None
-    return resample(image.astype(np.float32), subject.asked, order=order)
+    assert subject.target_grid is not None
+    return resample(image.astype(np.float32), subject.target_grid, order=order)
 
 
 @method("bilinear", "restoration", baseline=True)
@@ -43,8 +44,8 @@ def non_local(given: TrainingData) -> Answer:
     strengths = (0.4, 0.7, 1.0, 1.4)
     stack = given.validation[0]
     few = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
-    truth = stack.truth.isel(z=slice(0, 4)).compute()
-    sample = replace(stack, inputs=few, truth=truth)
+    truth = stack.target.isel(z=slice(0, 4)).compute()
+    sample = replace(stack, inputs=few, target=truth)
     worth = [float(psnr_and_ssim(truth.values, _denoised(sample, s).values)[0].mean()) for s in strengths]
     best = strengths[int(np.argmax(worth))]
     return lambda subject: _denoised(subject, best)
@@ -80,8 +81,8 @@ def _restorer(given: TrainingData, planes: int) -> FittedMethod:
         settings = replace(settings, epochs=5, patience=5)
     config: dict[str, Any] = {"width": 32, "blocks": 2} if given.quick else {"width": 48, "blocks": 3}
     model, _ = restoration.train(
-        [s.truth for s in given.train],
-        [s.truth for s in given.validation],
+        [s.target for s in given.train],
+        [s.target for s in given.validation],
         PUBLISHED[given.settings["degradation"]],
         context_slices=planes // 2,
         patch_size=64 if given.quick else 96,
@@ -109,9 +110,9 @@ def unet(given: TrainingData) -> FittedMethod:
         return replace(subject, inputs=inputs)
 
     seen = replace(given, train=[large(s) for s in given.train], validation=[large(s) for s in given.validation])
-    everywhere = {s.name: _places(s, len(given.voxels[s.name])) for s in (*seen.train, *seen.validation)}
+    everywhere = {s.id: _places(s, len(given.voxels[s.id])) for s in (*seen.train, *seen.validation)}
     seen = replace(seen, voxels=everywhere)
-    truth = {s.name: s.truth.astype(np.float32) for s in (*seen.train, *seen.validation)}
+    truth = {s.id: s.target.astype(np.float32) for s in (*seen.train, *seen.validation)}
     settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
     settings = replace(settings, epochs=4 if given.quick else 20)
     model = regress(seen, truth, settings, 48 if given.quick else 400, (8, 64, 64))

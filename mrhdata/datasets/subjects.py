@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mrhdata.datasets import nnunet, splits
 from mrhdata.datasets.bids import parse_loosely
 from mrhdata.datasets.build import find_volumes
 from mrhdata.errors import DataError
-from mrhdata.inference.segmenter import Case
 from mrhdata.io import formats
+from mrhdata.volume.grid import Grid
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 log = logging.getLogger("mrhdata")
 
@@ -22,7 +26,60 @@ log = logging.getLogger("mrhdata")
 _SCAN = {"session": "ses", "task": "task", "acq": "acq", "run": "run"}
 
 
-def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None = None) -> list[Case]:
+@dataclass(frozen=True)
+class Subject:
+    """A subject, or one scan or part of it: input volumes and, if they are known, the ground truth and a mask.
+
+    Attributes
+    ----------
+    id : str
+        Name of the subject. A scan may follow an underscore, such as ``01_ses-2``: the person stands before it.
+    inputs : mapping of str to volume
+        Volumes by channel.
+    target : volume, optional
+        Ground truth: labels, histology or a good image.
+    mask : volume, optional
+        Where the target counts.
+    points : (n, 3) array, optional
+        Ground truth of detection: world points X, Y, Z in mm.
+    points_complete : bool
+        Whether every cell was annotated; if not, places that look like cells and have no annotation are not learned.
+    ending : str
+        Ending of the first volume's file.
+    grid : Grid, optional
+        Grid of the target, for a subject whose target is withheld.
+    """
+
+    id: str
+    inputs: Mapping[str, xr.DataArray]
+    target: Any = field(default=None, compare=False)
+    mask: xr.DataArray | None = field(default=None, compare=False)
+    points: Any = field(default=None, compare=False)
+    points_complete: bool = True
+    ending: str = ".nii.gz"
+    grid: Grid | None = None
+
+    @property
+    def person(self) -> str:
+        """The person; scans of one person are never on both sides of a split."""
+        return self.id.partition("_")[0]
+
+    @property
+    def first(self) -> xr.DataArray:
+        """The first input, whose grid counts."""
+        return next(iter(self.inputs.values()))
+
+    @property
+    def target_grid(self) -> Grid | None:
+        """The grid of the target, also if the target is withheld; None for points."""
+        return self.target.mrh.grid if self.target is not None else self.grid
+
+    def blind(self) -> Subject:
+        """Return the subject without its ground truth, but with the grid of the target."""
+        return replace(self, target=None, points=None, grid=self.target_grid)
+
+
+def find_subjects(folder: str | Path, inputs: Mapping[str, str], target: str | None = None) -> list[Subject]:
     """Cases of a folder, by patterns of file names.
 
     Parameters
@@ -33,14 +90,14 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     inputs : mapping of str to str
         A pattern for each channel, such as ``{"t1w": "*T1w*"}``; ``T1w`` means the same, and where that fits two
         files of a scan, the one of which it is a whole word.
-    labels : str, optional
-        Pattern of the label volumes.
+    target : str, optional
+        Pattern of the target volumes, such as labels.
 
     Returns
     -------
-    cases : list of Case
+    subjects : list of Subject
         Those that have all channels (and labels, where a pattern is given), by name; a warning names the others.
-        ``subject`` is all that stands in the name, such as ``01_ses-2``, where a subject was scanned more than
+        ``id`` is all that stands in the name, such as ``01_ses-2``, where a subject was scanned more than
         once.
 
     Raises
@@ -54,13 +111,13 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
     >>> folder = Path(tempfile.mkdtemp())
     >>> for name in ("sub-1_T1w.nii", "sub-1_seg.nii", "sub-10_T1w.nii"):
     ...     mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), folder / name)
-    >>> [c.subject for c in find_cases(folder, {"t1w": "T1w"}, "seg")]
+    >>> [c.id for c in find_subjects(folder, {"t1w": "T1w"}, "seg")]
     ['1']
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is no folder; give the one that holds the subjects")
-    patterns = {**inputs, **({} if labels is None else {"labels": labels})}
+    patterns = {**inputs, **({} if target is None else {"target": target})}
     files = list(find_volumes(root))
     found = {name: _matching(files, pattern, root) for name, pattern in patterns.items()}
     complete = sorted(set.intersection(*(set(held) for held in found.values())))
@@ -72,14 +129,14 @@ def find_cases(folder: str | Path, inputs: Mapping[str, str], labels: str | None
         if lacking:
             some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             log.warning("left out for want of %s (%r): %s (%d)", name, pattern, some, len(lacking))
-    return [_case(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
+    return [_subject(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
 
 
-def find_nnunet_cases(folder: str | Path) -> list[Case]:
-    """Return the training cases of a folder in nnU-Net's layout: ``imagesTr``, ``labelsTr``, ``dataset.json``.
+def find_nnunet_cases(folder: str | Path) -> list[Subject]:
+    """Return the training subjects of a folder in nnU-Net's layout: ``imagesTr``, ``labelsTr``, ``dataset.json``.
 
-    Each case is a subject, unless names such as ``sub-01_ses-2`` give the subject. Other underscores become hyphens:
-    case ``BRATS_001`` is the subject ``BRATS-001``.
+    Each subject is a subject, unless names such as ``sub-01_ses-2`` give the subject. Other underscores become hyphens:
+    subject ``BRATS_001`` is the subject ``BRATS-001``.
 
     Parameters
     ----------
@@ -88,7 +145,7 @@ def find_nnunet_cases(folder: str | Path) -> list[Case]:
 
     Returns
     -------
-    cases : list of Case
+    subjects : list of Subject
         Cases by name; channels have the names of ``dataset.json``.
 
     Raises
@@ -105,27 +162,24 @@ def find_nnunet_cases(folder: str | Path) -> list[Case]:
     >>> for name in ("imagesTr/BRATS_001_0000.nii", "labelsTr/BRATS_001.nii"):
     ...     (folder / name).parent.mkdir(exist_ok=True)
     ...     mrhdata.write(volume, folder / name)
-    >>> [(case.subject, list(case.inputs)) for case in find_nnunet_cases(folder)]
+    >>> [(subject.subject, list(subject.inputs)) for subject in find_nnunet_cases(folder)]
     [('BRATS-001', ['T1'])]
     """
     dataset = nnunet.read_dataset(folder)
-    cases = []
+    subjects = []
     for name, images in dataset.images.items():
         subject = name.removeprefix("sub-") if "subject" in parse_loosely(name) else name.replace("_", "-")
-        cases.append(
-            _case(subject, {**dict(zip(dataset.channels, images, strict=True)), "labels": dataset.labels[name]})
+        subjects.append(
+            _subject(subject, {**dict(zip(dataset.channels, images, strict=True)), "labels": dataset.labels[name]})
         )
-    return cases
+    return subjects
 
 
-Scan = TypeVar("Scan", bound=Case)
-
-
-def split_subjects(cases: Sequence[Scan], sizes: Sequence[float], seed: int) -> dict[str, list[Scan]]:
+def split_subjects(subjects: Sequence[Subject], sizes: Sequence[float], seed: int) -> dict[str, list[Subject]]:
     """Whole persons for training, validation and test, in the given shares, at least one for each."""
     split = {name: size / sum(sizes) for name, size in zip(("training", "validation", "test"), sizes, strict=True)}
-    part_of = splits.assign_parts([case.person for case in cases], split, seed)
-    return {name: [case for case in cases if part_of[case.person] == name] for name in split}
+    part_of = splits.assign_parts([subject.person for subject in subjects], split, seed)
+    return {name: [subject for subject in subjects if part_of[subject.person] == name] for name in split}
 
 
 def _matching(files: list[Path], pattern: str, root: Path) -> dict[str, Path]:
@@ -156,12 +210,19 @@ def _whole(pattern: str, path: Path) -> bool:
     return pattern in re.split(r"[_.]", path.name)
 
 
-def _case(key: str, files: dict[str, Path]) -> Case:
-    labels = files.pop("labels", None)
+def _subject(key: str, files: dict[str, Path]) -> Subject:
+    labels = files.pop("target", None)
     inputs = {name: formats.read(path).rename(name) for name, path in files.items()}
-    return Case(
+    return Subject(
         key,
         inputs,
         None if labels is None else formats.read(labels, kind="labels"),
-        formats.written_as(next(iter(files.values()))),
+        ending=formats.written_as(next(iter(files.values()))),
     )
+
+
+def check_disjoint(training: Sequence[Subject], validation: Sequence[Subject]) -> None:
+    """Raise `DataError` where somebody is on both sides of a split."""
+    both = {subject.person for subject in training} & {subject.person for subject in validation}
+    if both:
+        raise DataError(f"the subjects {sorted(both)} are in training and in validation; give others")
