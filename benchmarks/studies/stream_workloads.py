@@ -184,7 +184,7 @@ def detector(folder, planes):
 
 def _boxes(folder, net):
     """What the detector's map reads, box by box."""
-    from mrhdata.inference.box_reader import RegionOfInterest
+    from mrhdata.inference.region import RegionOfInterest
     from mrhdata.inference.strategies.dense import DenseStrategy
     from mrhdata.models.receptive_field import receptive_field_of
     from mrhdata.patching import sources

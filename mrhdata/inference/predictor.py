@@ -29,8 +29,9 @@ from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ModelError, ParameterError
-from mrhdata.inference.box_reader import BoxReader, RegionOfInterest
+from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.output import Output
+from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Strategy
 from mrhdata.inference.strategies.dense import DenseStrategy
 from mrhdata.inference.strategies.network import InferenceModel
@@ -221,7 +222,7 @@ def predict(  # noqa: PLR0913 (settings of one act)
         encoders=os.cpu_count() or 1,
         overwrite=overwrite,
         progress=progress,
-        shown=("predicting", volume.dtype.itemsize, "voxel"),
+        label=ProgressLabel(text="predicting", unit_bytes=volume.dtype.itemsize, unit="voxel"),
     )
     skipped = result.attrs["provenance"].get("skipped", [])
     if skipped:

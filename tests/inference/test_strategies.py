@@ -11,8 +11,9 @@ from torch.nn import functional as f
 
 from mrhdata import models
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import BoxReader, RegionOfInterest
+from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.predictor import predict
+from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.dense import DenseStrategy
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
-from mrhdata.inference.box_reader import RegionOfInterest
+from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.models.receptive_field import ReceptiveField

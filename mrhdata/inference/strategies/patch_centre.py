@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mrhdata.inference.box_reader import RegionOfInterest
+from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, _settled
