@@ -186,11 +186,17 @@ def predict(
     out: Annotated[Path, options.output("OME-Zarr or file; for a folder of cases a folder.")],
     mask: options.MaskOrStored = None,
     mode: Annotated[
-        str, typer.Option(help="Strategy: patch blends overlapping windows, dense equals one pass over the volume.")
-    ] = "patch",
+        str | None,
+        typer.Option(
+            help="Strategy: sliding_window, patch_centre, or dense, which equals one pass over the volume; that of the "
+            "network by default."
+        ),
+    ] = None,
     window: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="Voxels of a window.")] = None,
     overlap: Annotated[float, typer.Option(help="Overlap of windows, from 0 to below 1.")] = 0.5,
-    blend: Annotated[str | None, typer.Option(help="Weights of a window: gaussian, hann, constant or centre.")] = None,
+    blend: Annotated[
+        str | None, typer.Option(help="Weights of overlapping windows: gaussian, hann or constant.")
+    ] = None,
     activation: Annotated[str | None, typer.Option(help="Activation of the output: softmax or sigmoid.")] = None,
     argmax: Annotated[bool, typer.Option("--argmax", help="Write the label of the highest channel.")] = False,
     threshold: Annotated[

@@ -101,12 +101,12 @@ def train_segmentation(
 def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tuple[list[Subject], dict[int, str]]:
     """Return the cases of a study and the names of its labels, as far as it has them."""
     from mrhdata.datasets import nnunet
-    from mrhdata.datasets.subjects import find_nnunet_cases, find_subjects
+    from mrhdata.datasets.subjects import find_nnunet_subjects, find_subjects
 
     if nnunet.is_dataset(study):
         if inputs or labels is not None:
             raise ParameterError(f"{study / 'dataset.json'} names inputs and labels; leave out --input and --labels")
-        return find_nnunet_cases(study), nnunet.read_dataset(study).names
+        return find_nnunet_subjects(study), nnunet.read_dataset(study).names
     if not inputs or labels is None:
         raise ParameterError(
             f"{study} has no dataset.json and imagesTr as nnU-Net has them; pass --input CHANNEL=PATTERN and --labels "

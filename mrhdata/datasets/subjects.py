@@ -132,11 +132,11 @@ def find_subjects(folder: str | Path, inputs: Mapping[str, str], target: str | N
     return [_subject(key, {name: scans[key] for name, scans in found.items()}) for key in complete]
 
 
-def find_nnunet_cases(folder: str | Path) -> list[Subject]:
+def find_nnunet_subjects(folder: str | Path) -> list[Subject]:
     """Return the training subjects of a folder in nnU-Net's layout: ``imagesTr``, ``labelsTr``, ``dataset.json``.
 
-    Each subject is a subject, unless names such as ``sub-01_ses-2`` give the subject. Other underscores become hyphens:
-    subject ``BRATS_001`` is the subject ``BRATS-001``.
+    Each case is a subject, unless its name gives one, such as ``sub-01_ses-2``. Other underscores become hyphens: case
+    ``BRATS_001`` is the subject ``BRATS-001``.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def find_nnunet_cases(folder: str | Path) -> list[Subject]:
     Returns
     -------
     subjects : list of Subject
-        Cases by name; channels have the names of ``dataset.json``.
+        Subjects by name, with labels as targets; channels have the names of ``dataset.json``.
 
     Raises
     ------
@@ -162,16 +162,15 @@ def find_nnunet_cases(folder: str | Path) -> list[Subject]:
     >>> for name in ("imagesTr/BRATS_001_0000.nii", "labelsTr/BRATS_001.nii"):
     ...     (folder / name).parent.mkdir(exist_ok=True)
     ...     mrhdata.write(volume, folder / name)
-    >>> [(subject.subject, list(subject.inputs)) for subject in find_nnunet_cases(folder)]
+    >>> [(subject.id, list(subject.inputs)) for subject in find_nnunet_subjects(folder)]
     [('BRATS-001', ['T1'])]
     """
     dataset = nnunet.read_dataset(folder)
     subjects = []
-    for name, images in dataset.images.items():
-        subject = name.removeprefix("sub-") if "subject" in parse_loosely(name) else name.replace("_", "-")
-        subjects.append(
-            _subject(subject, {**dict(zip(dataset.channels, images, strict=True)), "labels": dataset.labels[name]})
-        )
+    for case, images in dataset.images.items():
+        name = case.removeprefix("sub-") if "subject" in parse_loosely(case) else case.replace("_", "-")
+        files = {**dict(zip(dataset.channels, images, strict=True)), "target": dataset.labels[case]}
+        subjects.append(_subject(name, files))
     return subjects
 
 

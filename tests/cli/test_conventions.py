@@ -24,7 +24,6 @@ from mrhdata.training import loop
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as typed
 
-
 MAIN = get_command(app)
 GROUPS = {(name,): c for name, c in MAIN.commands.items() if hasattr(c, "commands")}
 

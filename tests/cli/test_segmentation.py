@@ -55,8 +55,8 @@ def segmenter(tmp_path_factory):
     """Folder of a small network with the labels 0 and 7, trained by the function that the command calls."""
     from dataclasses import replace
 
+    from mrhdata.datasets.subjects import find_subjects
     from mrhdata.recipes import segmentation, tissue2d
-    from mrhdata.recipes.cases import find_cases
 
     folder = tmp_path_factory.mktemp("segmenter")
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def segmenter(tmp_path_factory):
         for name, values in {"T1w": labels + rng.normal(0, 1, labels.shape), "seg": labels}.items():
             volume = from_array(values.astype(np.uint8 if name == "seg" else np.float32), spacing=(2, 1, 1))
             mrhdata.write(volume, folder / f"sub-{subject}_{name}.nii")
-    cases = find_cases(folder, {"t1w": "T1w"}, "seg")
+    cases = find_subjects(folder, {"t1w": "T1w"}, "seg")
     recipe = tissue2d.slices("tissue2d_3_0", (2.0, 1.0, 1.0))
     quick = replace(recipe, training=tuple(replace(stage, epochs=2) for stage in recipe.training))
     model = segmentation.train(quick, cases[:2], cases[2:], progress=False).model
