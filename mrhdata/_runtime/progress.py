@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 Progress = bool | Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class ProgressLabel:
+    """Text and unit of a progress bar.
+
+    Parameters
+    ----------
+    text : str
+        Description of the bar.
+    unit_bytes : int
+        Bytes per unit.
+    unit : str
+        Name of the unit.
+    """
+
+    text: str
+    unit_bytes: int
+    unit: str
+
+
 @contextmanager
 def progress_bar(
-    progress: Progress, total: int, already: int, label: tuple[str, int, str]
+    progress: Progress, total: int, already: int, label: ProgressLabel
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function that reports finished bytes.
 
@@ -22,8 +42,7 @@ def progress_bar(
         Whether to show a bar, or a function of (bytes done, total bytes).
     total, already : int
         Bytes of the whole run, and bytes that an earlier run has finished.
-    label : (str, int, str)
-        Description of the bar, bytes per unit, and name of the unit.
+    label : ProgressLabel
     """
     if callable(progress):
         done = already
@@ -35,13 +54,12 @@ def progress_bar(
 
         yield report
         return
-    description, unit_bytes, unit = label
     with tqdm(
-        total=total // unit_bytes,
-        initial=already // unit_bytes,
-        unit=unit,
+        total=total // label.unit_bytes,
+        initial=already // label.unit_bytes,
+        unit=label.unit,
         unit_scale=True,
         disable=not progress,
-        desc=description,
+        desc=label.text,
     ) as bar:
-        yield lambda size: bar.update(size // unit_bytes)
+        yield lambda size: bar.update(size // label.unit_bytes)

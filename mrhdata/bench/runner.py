@@ -24,7 +24,7 @@ import xarray as xr
 
 from mrhdata import models
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata._runtime.progress import Progress, progress_bar
+from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
 from mrhdata.bench import api
 from mrhdata.bench.api import METHODS, FittedMethod, Method, TrainingData
 from mrhdata.bench.figures import of_block
@@ -153,7 +153,8 @@ def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: Progr
     keys = [run.key(made.manifests[run.task]) for run in runs]
     left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
     results.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar(progress, len(runs), len(runs) - len(left), ("methods", 1, "run")) as step:
+    label = ProgressLabel(text="methods", unit_bytes=1, unit="run")
+    with progress_bar(progress, len(runs), len(runs) - len(left), label) as step:
         for key, record in _made(left, jobs):
             held[key] = {"key": key, **record}
             # A line is whole or not there: a reader leaves out one that was cut off.

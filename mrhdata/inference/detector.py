@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import atomic_write, check_target, remove
 from mrhdata._runtime.memory import parse_memory
-from mrhdata._runtime.progress import Progress, progress_bar
+from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.output import Output
@@ -232,7 +232,8 @@ def detect_cells(
     left = [i for i in range(len(boxes)) if not _part(parts, i).exists()]
     total = sum(b.size for b in boxes)
     done = total - sum(boxes[i].size for i in left)
-    with progress_bar(progress, total, done, ("finding cells", 1, "voxel")) as step:
+    label = ProgressLabel(text="finding cells", unit_bytes=1, unit="voxel")
+    with progress_bar(progress, total, done, label) as step:
         for i, found in zip(left, search.of([boxes[i] for i in left]), strict=True):
             with atomic_write(_part(parts, i)) as draft:
                 _rows(found, boxes[i], scores.mrh.grid, beside).to_parquet(draft, index=False)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import check_target, remove
 from mrhdata._runtime.memory import parse_memory
-from mrhdata._runtime.progress import Progress
+from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ModelError, ParameterError
 from mrhdata.inference.box_reader import BoxReader

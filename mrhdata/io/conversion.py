@@ -1,4 +1,4 @@
-"""Anything readable becomes OME-Zarr: one pass, bounded memory, resumable."""
+"""Conversion of any readable source to OME-Zarr: one pass, bounded memory, resumable."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Unpack
 import xarray as xr
 
 from mrhdata._runtime.memory import parse_memory
-from mrhdata._runtime.progress import Progress
-from mrhdata.errors import FormatError
+from mrhdata._runtime.progress import Progress, ProgressLabel
+from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import formats, omezarr
 from mrhdata.io.fingerprint import digest, file_state, fingerprint, header_and_data_files
 from mrhdata.io.formats import Options
@@ -20,8 +20,8 @@ from mrhdata.io.omezarr.resumable import write_resumable
 from mrhdata.io.omezarr.write_blocks import VolumeBlocks
 from mrhdata.volume.construct import DIMS
 
-#: Raised when what is written for the same source and parameters changes.
-_LAYOUT = 1
+#: Part of the digest. Increase it when the same source and parameters no longer give the same store.
+_LAYOUT_VERSION = 1
 
 
 def convert(
@@ -36,36 +36,36 @@ def convert(
 ) -> xr.DataArray:
     """Convert a file, folder, URL or volume to OME-Zarr and return the stored volume.
 
-    Chunks are cubes of 64 voxels (fewer where channels make them larger than 2 MB), shards up to
-    2 x 4 x 4 of them, compressed by Blosc (bit shuffle; zstd 3, LZ4 for real numbers). Levels are halved
-    until no axis is longer than 64 voxels, images by mean, labels and masks by mode. Where a
+    Chunks are cubes of 64 voxels (smaller if channels make them larger than 2 MB), shards up to
+    2 x 4 x 4 chunks, compressed with Blosc (bit shuffle; zstd 3, LZ4 for floating point). Levels are halved
+    until no axis is longer than 64 voxels, images by mean, labels and masks by mode. If a
     ``dask.distributed`` client is active, its workers convert.
 
     Parameters
     ----------
     source : path, URL or volume
-        Anything that :func:`mrhdata.read` reads; or a volume, such as one that was resampled or corrected,
+        Any source that :func:`mrhdata.read` reads; or a volume, such as a resampled or corrected one,
         which is computed block by block.
     store : path
-        A folder ending in ``.zarr``; it appears when it is complete. Killed and called again, the
-        conversion goes on behind the last finished block. A store that is already there from the same
-        source and parameters is returned as it is.
+        Folder ending in ``.zarr``; it appears when it is complete. An interrupted conversion resumes after
+        the last finished block when it is called again. An existing store from the same source and
+        parameters is returned unchanged.
     overwrite : bool
-        Replace a store that is there.
+        Whether to replace an existing store.
     memory : int or str
-        Bytes held at once, such as ``"500 MB"``. Sources that cannot be read in parts (compressed
-        NIfTI, NRRD and MATLAB 5 files) are held whole besides.
+        Bytes in memory at once, such as ``"500 MB"``. Sources that cannot be read in parts (compressed
+        NIfTI, NRRD and MATLAB 5 files) are kept in memory in addition.
     progress : bool or callable
-        Show a bar with bytes per second and the time left, or call this with bytes done and bytes in all.
+        Whether to show a bar, or a function of (bytes done, total bytes).
     checksum : bool
-        Put the SHA-256 of the source into the provenance.
+        Whether to store the SHA-256 of the source in the provenance.
     **options
-        As for :func:`mrhdata.read`; none for a volume.
+        Options of :func:`mrhdata.read`; not for a volume.
 
     Returns
     -------
     volume : xarray.DataArray
-        Lazy, with the source's name, size and SHA-256 and the options in ``attrs["provenance"]``.
+        Lazy volume with the source's name, size and SHA-256 and the options in ``attrs["provenance"]``.
 
     Raises
     ------
@@ -85,47 +85,50 @@ def convert(
     if not target.name.lower().endswith(".zarr"):
         raise FormatError(f"{target} must end in .zarr; for other formats use mrhdata.write")
     budget = parse_memory(memory)
-    with ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(1) as executor:
         if isinstance(source, xr.DataArray):
             if options:
-                raise FormatError(
-                    f"{sorted(options)} say how a file is read; describe a volume by mrhdata.volume.describe"
+                raise ParameterError(
+                    f"a volume must be passed without options of read; got {', '.join(sorted(options))}. "
+                    "Set attributes of a volume with mrhdata.volume.describe"
                 )
-            volume, held = _ordered(source), dict(source.attrs.get("provenance", {}))
-            identity = {"digest": digest([_LAYOUT, fingerprint(volume)])}
-            checksums: Future[dict[str, Any]] = aside.submit(dict)
+            volume = _file_order(source)
+            record = dict(source.attrs.get("provenance", {}))
+            identity = {"digest": digest([_LAYOUT_VERSION, fingerprint(volume)])}
+            checksums: Future[dict[str, Any]] = executor.submit(dict)
         else:
-            volume = _ordered(formats.read(source, **options))
-            held = {"options": {key: value for key, value in options.items() if key not in ("storage_options", "name")}}
+            volume = _file_order(formats.read(source, **options))
+            recorded = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
+            record = {"options": recorded}
             identity = _identity(source, options, checksum)
-            checksums = aside.submit(source_checksum, source, checksum)
+            checksums = executor.submit(source_checksum, source, checksum)
         return write_resumable(
             target,
             volume,
             lambda: VolumeBlocks(volume),
             identity,
-            lambda: {**checksums.result(), **held},
+            lambda: {**checksums.result(), **record},
             memory=budget,
             overwrite=overwrite,
             progress=progress,
-            shown=("convert", 1, "B"),
+            label=ProgressLabel(text="convert", unit_bytes=1, unit="B"),
         )
 
 
-def _ordered(volume: xr.DataArray) -> xr.DataArray:
+def _file_order(volume: xr.DataArray) -> xr.DataArray:
     return omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
 
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:
-    """What makes two conversions the same: files with their sizes and times, options, layout."""
+    """Return the digest of a conversion: files with sizes and times, options, layout version."""
     remote = "://" in str(source)
     states = [] if remote else [(p.name, file_state(p)) for p in _files(source) or [Path(source)]]
-    listed = [str(source) if remote else Path(source).name, states, sorted(options.items()), checksum]
-    return {"digest": digest([_LAYOUT, *listed]), "source": str(source)}
+    content = [str(source) if remote else Path(source).name, states, sorted(options.items()), checksum]
+    return {"digest": digest([_LAYOUT_VERSION, *content]), "source": str(source)}
 
 
 def _files(source: str | os.PathLike[str]) -> list[Path]:
-    """Files of a source, in order; of a Zarr store and a URL, none."""
+    """Return the files of a source, sorted; an empty list for a Zarr store or a URL."""
     if "://" in str(source):
         return []
     path = Path(source)
@@ -139,19 +142,19 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
 
 
 def source_checksum(source: str | os.PathLike[str], checksum: bool = True) -> dict[str, Any]:
-    """Name, size and SHA-256; of several files, the SHA-256 of the list of theirs."""
+    """Return name, size and SHA-256 of a source; for several files, the SHA-256 of the list of their SHA-256."""
     files = _files(source)
-    found: dict[str, Any] = {"source": str(source) if "://" in str(source) else Path(source).name}
+    record: dict[str, Any] = {"source": str(source) if "://" in str(source) else Path(source).name}
     if not files:
-        return found
-    found["bytes"] = sum(p.stat().st_size for p in files)
+        return record
+    record["bytes"] = sum(p.stat().st_size for p in files)
     if len(files) > 1:
-        found["files"] = len(files)
+        record["files"] = len(files)
     if checksum:
         digests = [(p.name, _sha256(p)) for p in files]
         lines = "".join(f"{digest}  {name}\n" for name, digest in digests)
-        found["sha256"] = digests[0][1] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest()
-    return found
+        record["sha256"] = digests[0][1] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    return record
 
 
 def _sha256(path: Path) -> str:

@@ -290,7 +290,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(writer.Writer, "_write", full)
     how = {"mode": "dense", "memory": "10 MB", "progress": False}
     with pytest.raises(
-        FormatError, match=r"cannot be written \(.*No space left on device\); make room and run it again"
+        FormatError, match=r"cannot be written \(.*No space left on device\). Free disk space; another run resumes"
     ):
         mrhdata.predict(model, volume, tmp_path / "m.zarr", **how)
     monkeypatch.setattr(writer.Writer, "_write", write)
@@ -411,9 +411,9 @@ def test_a_worker_that_dies_while_it_is_handed_the_work(tmp_path, monkeypatch):
 
         monkeypatch.setattr(client, "scatter", closed)
         monkeypatch.setattr(resumable, "_active_client", lambda: client)
-        monkeypatch.setattr(resumable, "_LOSSES", 2)
+        monkeypatch.setattr(resumable, "_MAX_LOSSES", 2)
         failing = 3
-        with pytest.raises(FormatError, match="run it again to go on"):
+        with pytest.raises(FormatError, match="another run resumes"):
             mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", **how)
         calls, failing = [], 2
         shared = mrhdata.predict(smoothing(), volume, tmp_path / "shared.zarr", **how)

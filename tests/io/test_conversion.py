@@ -1,4 +1,4 @@
-"""Conversion: equal however it is interrupted, within its budget, and valid for others."""
+"""Conversion: the same store after any interruption, within the memory budget, readable by other software."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.processes import apart, killed
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """A folder of planes that makes some twenty blocks at the smallest budget."""
+    """A folder of planes that needs about twenty blocks at the smallest memory budget."""
     folder = tmp_path_factory.mktemp("stack")
     values = np.random.default_rng(0).integers(0, 4000, (150, 300, 330)).astype(np.uint16)
     for i, plane in enumerate(values):
@@ -34,13 +34,13 @@ def stack(tmp_path_factory):
     return folder, values
 
 
-def contents(store):
-    """Every file of a store with its bytes."""
+def file_contents(store):
+    """Return the bytes of every file of a store."""
     return {p.relative_to(store): p.read_bytes() for p in sorted(Path(store).rglob("*")) if p.is_file()}
 
 
-def test_stack_becomes_a_pyramid(stack, tmp_path):
-    """Values, place, provenance and chunk layout; each level is the mean of the one before."""
+def test_conversion_of_a_stack_gives_values_geometry_provenance_and_levels(stack, tmp_path):
+    """A converted stack keeps values and geometry; each coarser level is the rounded mean of the finer one."""
     folder, values = stack
     volume = mrhdata.convert(folder, tmp_path / "a.zarr", spacing=(4, 2, 2), unit="um", memory="20 MB")
     np.testing.assert_array_equal(volume, values)
@@ -58,44 +58,44 @@ def test_stack_becomes_a_pyramid(stack, tmp_path):
 
 
 @pytest.mark.full
-def test_the_budget_changes_nothing_but_the_blocks(stack, tmp_path):
+def test_store_bytes_do_not_depend_on_memory_budget(stack, tmp_path):
     """Blocks of any size give the same bytes."""
     for memory in ("20 MB", "60 MB", "1 GB"):
         name = memory.replace(" ", "") + ".zarr"
         mrhdata.convert(stack[0], tmp_path / name, spacing=1, memory=memory)
-    first = contents(tmp_path / "20MB.zarr")
-    assert first == contents(tmp_path / "60MB.zarr")
-    assert first == contents(tmp_path / "1GB.zarr")
+    first = file_contents(tmp_path / "20MB.zarr")
+    assert first == file_contents(tmp_path / "60MB.zarr")
+    assert first == file_contents(tmp_path / "1GB.zarr")
 
 
 @pytest.mark.parametrize("kind", ["image", "labels"])
 @pytest.mark.parametrize("dims", ["zyx", "czyx", "tczyx"])
-def test_levels_agree_with_a_plain_computation(tmp_path, dims, kind):
-    """Halves that are kept and halves that are read back are the same, in every shape of volume."""
+def test_levels_from_memory_equal_levels_read_back(tmp_path, dims, kind):
+    """Halved blocks kept in memory equal those computed from the stored finer level, for every number of dims."""
     rng = np.random.default_rng(0)
     shape = (2, 3, 70, 150, 141)[-len(dims) :]
     values = rng.integers(0, 5, shape).astype(np.uint8)
     volume = from_array(values, spacing=(1, 1, 1), dims=dims, kind=kind)
     omezarr.write(volume, tmp_path / "kept.zarr")
-    made, name = omezarr.plan(volume)
+    levels, name = omezarr.plan(volume)
     omezarr.create(volume, tmp_path / "read.zarr")
-    paths = [tmp_path / "read.zarr" / omezarr.level_path(n, name) for n in range(len(made))]
-    filling = writer.Writer(VolumeBlocks(volume), made, paths, kind, 10_000_000)
-    for level, boxes in enumerate(filling.blocks):
+    paths = [tmp_path / "read.zarr" / omezarr.level_path(n, name) for n in range(len(levels))]
+    block_writer = writer.Writer(VolumeBlocks(volume), levels, paths, kind, 10_000_000)
+    for level, boxes in enumerate(block_writer.blocks):
         for index in range(len(boxes)):
-            filling.write_one(level, index)
+            block_writer.write_one(level, index)
     omezarr.finish(volume, tmp_path / "read.zarr")
-    assert contents(tmp_path / "kept.zarr") == contents(tmp_path / "read.zarr")
+    assert file_contents(tmp_path / "kept.zarr") == file_contents(tmp_path / "read.zarr")
 
 
-def test_a_run_that_failed_goes_on_without_redoing(stack, tmp_path, monkeypatch):
-    """Blocks that were finished are not written again, and the store is that of one run."""
+def test_interrupted_conversion_resumes_after_the_last_finished_block(stack, tmp_path, monkeypatch):
+    """Finished blocks are not written again, and the store equals that of an uninterrupted run."""
     folder, _ = stack
     mrhdata.convert(folder, tmp_path / "whole.zarr", spacing=1, memory="20 MB")
-    seen = []
+    reported = []
 
     def stop_after(bytes_done, total):
-        seen.append(bytes_done)
+        reported.append(bytes_done)
         if bytes_done > total / 2:
             raise KeyboardInterrupt
 
@@ -105,18 +105,21 @@ def test_a_run_that_failed_goes_on_without_redoing(stack, tmp_path, monkeypatch)
     before = {p: p.stat().st_mtime_ns for p in draft.rglob("c/*") if p.is_file()}
     assert not (tmp_path / "a.zarr").exists()
     finished = len((draft.parent / "journal").read_text("utf-8").splitlines()) - 1
-    assert finished == len(seen)
-    resumed = []
-    monkeypatch.setattr(
-        resumable, "put", lambda source, target: resumed.append(_mtimes(source)) or os.replace(source, target)
-    )
+    assert finished == len(reported)
+    resumed_mtimes = []
+
+    def record_and_publish(source, target):
+        resumed_mtimes.append(_mtimes(source))
+        os.replace(source, target)
+
+    monkeypatch.setattr(resumable, "publish", record_and_publish)
     mrhdata.convert(
-        folder, tmp_path / "a.zarr", spacing=1, memory="20 MB", progress=lambda done, total: seen.append(done)
+        folder, tmp_path / "a.zarr", spacing=1, memory="20 MB", progress=lambda done, total: reported.append(done)
     )
-    assert seen[finished] > seen[finished - 1]
-    kept = sum(resumed[0].get(p) == t for p, t in before.items())
-    assert kept >= len(before) - 2
-    assert contents(tmp_path / "a.zarr") == contents(tmp_path / "whole.zarr")
+    assert reported[finished] > reported[finished - 1]
+    unchanged = sum(resumed_mtimes[0].get(p) == t for p, t in before.items())
+    assert unchanged >= len(before) - 2
+    assert file_contents(tmp_path / "a.zarr") == file_contents(tmp_path / "whole.zarr")
 
 
 def _mtimes(store):
@@ -124,34 +127,34 @@ def _mtimes(store):
 
 
 def convert(tell, folder, target):
-    """What is killed."""
+    """Convert in the subprocess that is killed."""
     mrhdata.convert(folder, target, spacing=1, memory="20 MB", progress=lambda done, total: tell(done))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(20))
-def test_killed_at_random_moments(stack, tmp_path, seed):
-    """SIGKILL anywhere; run again until it ends. The store equals that of one run."""
+def test_conversion_killed_at_random_moments_gives_the_same_store(stack, tmp_path, seed):
+    """A conversion that is killed and repeated until it ends gives the store of an uninterrupted run."""
     folder, _ = stack
     mrhdata.convert(folder, tmp_path / "whole.zarr", spacing=1, memory="20 MB")
     target = tmp_path / "a.zarr"
     rng = random.Random(seed)
     kills = 0
     for run in range(30):
-        # From the first finished block on, so that the work goes forward: at once, then anywhere within it.
+        # Kill after the first finished block, so that every run makes progress: at once, then at a random moment.
         kills += killed(rng.random() * 0.3 * bool(run), convert, folder, target)
         if target.exists():
             break
     else:
         pytest.fail("30 runs did not finish")
     mrhdata.convert(folder, target, spacing=1, memory="20 MB")
-    assert contents(target) == contents(tmp_path / "whole.zarr")
+    assert file_contents(target) == file_contents(tmp_path / "whole.zarr")
     assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
     assert kills >= 1
 
 
-def test_a_torn_journal_and_other_parameters(stack, tmp_path):
-    """A line without an end does not count; a draft of other parameters is begun again."""
+def test_incomplete_journal_line_is_ignored_and_other_parameters_start_again(stack, tmp_path):
+    """A journal line without an end is ignored; a draft with other parameters is discarded."""
     folder, values = stack
 
     def stop(done, total):
@@ -171,8 +174,8 @@ def test_a_torn_journal_and_other_parameters(stack, tmp_path):
     assert volume.mrh.spacing.tolist() == [2, 2, 2]
 
 
-def test_torn_shards_are_written_anew(stack, tmp_path):
-    """Shards of a block that was not finished hold anything, those at the array's edge too."""
+def test_incomplete_shards_are_rewritten(stack, tmp_path):
+    """Damaged shards of an unfinished block are replaced, including those at the array's edge."""
     folder, values = stack
 
     def stop(done, total):
@@ -182,15 +185,15 @@ def test_torn_shards_are_written_anew(stack, tmp_path):
         mrhdata.convert(folder, tmp_path / "a.zarr", spacing=1, memory="20 MB", progress=stop)
     array = tmp_path / ".a.zarr.partial" / "store" / "scale0" / f"{folder.name}"
     first = sorted(p for p in array.rglob("c/*/*/*") if p.is_file())
-    torn = [array / "c" / str(z) / str(y) / str(x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
-    for path in set(torn) - set(first):
+    damaged = [array / "c" / str(z) / str(y) / str(x) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    for path in set(damaged) - set(first):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(first[0].read_bytes()[:1000])
     np.testing.assert_array_equal(mrhdata.convert(folder, tmp_path / "a.zarr", spacing=1, memory="20 MB"), values)
 
 
-def test_again_is_no_work_and_another_source_is_an_error(stack, tmp_path):
-    """The same call returns what is there; another one needs overwrite."""
+def test_repeated_conversion_returns_the_store_and_other_parameters_need_overwrite(stack, tmp_path):
+    """The same call returns the existing store; a call with other parameters needs overwrite=True."""
     first = mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
     stamp = (tmp_path / "a.zarr").stat().st_mtime_ns
     again = mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
@@ -202,8 +205,8 @@ def test_again_is_no_work_and_another_source_is_an_error(stack, tmp_path):
     assert changed.mrh.spacing.tolist() == [2, 2, 2]
 
 
-def converts_where_there_is_no_room(tell, source, target):
-    """Tells how it ended."""
+def convert_with_file_size_limit(tell, source, target):
+    """Convert with files limited to 1 MB and send the error message."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     with pytest.raises(FormatError) as caught:
@@ -211,49 +214,49 @@ def converts_where_there_is_no_room(tell, source, target):
     tell(str(caught.value))
 
 
-def test_a_disk_that_is_full(stack, tmp_path):
-    """One sentence; nothing under the target's name; room made, it goes on."""
-    assert "cannot be written" in apart(converts_where_there_is_no_room, stack[0], tmp_path / "a.zarr")
+def test_full_disk_is_reported_and_the_conversion_resumes(stack, tmp_path):
+    """A full disk gives one error and no target; with free space the conversion resumes."""
+    assert "cannot be written" in apart(convert_with_file_size_limit, stack[0], tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
     np.testing.assert_array_equal(mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1), stack[1])
 
 
-@pytest.mark.parametrize("step", ["finish", "put", "remove"])
-def test_killed_in_the_last_steps(stack, tmp_path, monkeypatch, step):
-    """After the last block: before and after the metadata, and after the store has its name."""
+@pytest.mark.parametrize("step", ["finish", "publish", "remove"])
+def test_conversion_interrupted_in_its_last_steps_resumes(stack, tmp_path, monkeypatch, step):
+    """A run that stops before or after the metadata, or after publishing the store, resumes."""
     mrhdata.convert(stack[0], tmp_path / "whole.zarr", spacing=1)
 
     class Killed(BaseException):
         pass
 
-    def killed(*args):
+    def interrupt(*args):
         raise Killed
 
     if step == "finish":
-        monkeypatch.setattr(resumable.omezarr, "finish", killed)
+        monkeypatch.setattr(resumable.omezarr, "finish", interrupt)
     else:
-        monkeypatch.setattr(resumable, step, killed)
+        monkeypatch.setattr(resumable, step, interrupt)
     with pytest.raises(Killed):
         mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
     assert (tmp_path / ".a.zarr.partial").exists()
     monkeypatch.undo()
     mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
-    assert contents(tmp_path / "a.zarr") == contents(tmp_path / "whole.zarr")
+    assert file_contents(tmp_path / "a.zarr") == file_contents(tmp_path / "whole.zarr")
     assert sorted(os.listdir(tmp_path)) == ["a.zarr", "whole.zarr"]
 
 
-def test_two_at_once_are_refused(stack, tmp_path):
-    """The second process is told that the first is at work."""
+def test_concurrent_conversion_to_one_store_raises(stack, tmp_path):
+    """A second conversion to the same store fails while the first one runs."""
 
-    def second(done, total):
+    def convert_again(done, total):
         with pytest.raises(FormatError, match="another process is writing"):
             mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1)
 
-    mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1, progress=second)
+    mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1, progress=convert_again)
 
 
-def test_a_damaged_source_leaves_nothing(tmp_path):
-    """The first block fails, so there is nothing to go on with."""
+def test_damaged_source_leaves_no_output(tmp_path):
+    """A failure in the first block leaves no draft, because there is no finished block to keep."""
     for i in range(3):
         tifffile.imwrite(tmp_path / f"p{i}.tif", np.zeros((20, 30), np.uint8))
     (tmp_path / "p1.tif").write_bytes((tmp_path / "p0.tif").read_bytes()[:300])
@@ -263,14 +266,14 @@ def test_a_damaged_source_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("memory", ["12", "lots", -5])
-def test_budgets_that_are_none(tmp_path, memory):
-    """A size too small, and no size."""
+def test_invalid_memory_budgets_raise(tmp_path, memory):
+    """A budget that is too small, unreadable or negative raises ParameterError."""
     with pytest.raises(ParameterError, match="memory must be"):
         parse_memory(memory)
 
 
-def test_others_can_open_it(tmp_path):
-    """Valid for ome-zarr-models; xarray opens a level alone, Dask opens its array."""
+def test_store_opens_in_ome_zarr_models_xarray_and_dask(tmp_path):
+    """The store is valid for ome-zarr-models; xarray opens one level and Dask its array."""
     import dask.array as da
     from ome_zarr_models.v05.image import Image
 
@@ -285,37 +288,37 @@ def test_others_can_open_it(tmp_path):
 
 
 @pytest.mark.full
-def test_a_dask_client_does_the_work(stack, tmp_path):
-    """The same store when the blocks are written by the workers of a client."""
+def test_store_written_by_dask_workers_is_the_same(stack, tmp_path):
+    """Blocks written by the workers of a dask.distributed client give the same store."""
     distributed = pytest.importorskip("distributed")
-    mrhdata.convert(stack[0], tmp_path / "alone.zarr", spacing=1, memory="20 MB")
+    mrhdata.convert(stack[0], tmp_path / "local.zarr", spacing=1, memory="20 MB")
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with distributed.Client(**cluster):
         mrhdata.convert(stack[0], tmp_path / "client.zarr", spacing=1, memory="20 MB")
-    assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
+    assert file_contents(tmp_path / "local.zarr") == file_contents(tmp_path / "client.zarr")
 
 
 @pytest.mark.full
-def test_prepared_volumes_are_converted_block_by_block(stack, tmp_path):
-    """A resampled volume becomes a store, here or on a client's workers; one that is there already is left."""
+def test_resampled_volume_is_converted_locally_and_by_dask_workers(stack, tmp_path):
+    """A resampled volume gives the same store locally and on a client's workers; an existing store is kept."""
     distributed = pytest.importorskip("distributed")
-    made = mrhdata.resample(mrhdata.read(stack[0], spacing=1), spacing_mm=1.7)
-    stored = mrhdata.convert(made, tmp_path / "alone.zarr", memory="20 MB")
-    np.testing.assert_array_equal(stored, made)
-    np.testing.assert_allclose(stored.mrh.affine, made.mrh.affine)
+    resampled = mrhdata.resample(mrhdata.read(stack[0], spacing=1), spacing_mm=1.7)
+    stored = mrhdata.convert(resampled, tmp_path / "local.zarr", memory="20 MB")
+    np.testing.assert_array_equal(stored, resampled)
+    np.testing.assert_allclose(stored.mrh.affine, resampled.mrh.affine)
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with distributed.Client(**cluster):
-        mrhdata.convert(made, tmp_path / "client.zarr", memory="20 MB")
-    assert contents(tmp_path / "alone.zarr") == contents(tmp_path / "client.zarr")
-    before = (tmp_path / "alone.zarr" / "zarr.json").stat().st_mtime_ns
-    mrhdata.convert(made, tmp_path / "alone.zarr", memory="20 MB")
-    assert (tmp_path / "alone.zarr" / "zarr.json").stat().st_mtime_ns == before
-    with pytest.raises(FormatError, match=r"\['unit'\] say how a file is read"):
-        mrhdata.convert(made, tmp_path / "b.zarr", unit="um")
+        mrhdata.convert(resampled, tmp_path / "client.zarr", memory="20 MB")
+    assert file_contents(tmp_path / "local.zarr") == file_contents(tmp_path / "client.zarr")
+    before = (tmp_path / "local.zarr" / "zarr.json").stat().st_mtime_ns
+    mrhdata.convert(resampled, tmp_path / "local.zarr", memory="20 MB")
+    assert (tmp_path / "local.zarr" / "zarr.json").stat().st_mtime_ns == before
+    with pytest.raises(ParameterError, match="without options of read; got unit"):
+        mrhdata.convert(resampled, tmp_path / "b.zarr", unit="um")
 
 
-def test_names_cannot_lead_out_of_the_store(tmp_path):
-    """A name is a folder within the store, whatever it holds."""
+def test_volume_name_with_path_separators_stays_inside_the_store(tmp_path):
+    """A volume name becomes a folder inside the store, even if it contains path separators."""
     volume = from_array(np.zeros((2, 3, 4)), spacing=(1, 1, 1), name="../../etc/x")
     mrhdata.write(volume, tmp_path / "a.zarr")
     assert (tmp_path / "a.zarr" / "scale0" / "etc_x").is_dir()
@@ -324,8 +327,8 @@ def test_names_cannot_lead_out_of_the_store(tmp_path):
 
 @pytest.mark.parametrize("ending", ["nii", "mha", "mnc", "ome.tif", "zarr"])
 @pytest.mark.parametrize("kind", ["image", "mask"])
-def test_a_file_is_told_alike_each_time_it_is_read(tmp_path, ending, kind):
-    """What another process takes up is known again, also with axes reordered or rounded; other files are not."""
+def test_fingerprint_is_equal_for_one_file_and_differs_between_files(tmp_path, ending, kind):
+    """Reading a file twice gives one fingerprint, also with reordered axes or rounding; other files differ."""
     values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.float32)
     for name in ("a", "b"):
         mrhdata.write(from_array(values, affine=np.diag([1, 2, 3, 1])), tmp_path / f"{name}.{ending}")

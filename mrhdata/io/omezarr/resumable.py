@@ -1,8 +1,8 @@
-"""A store that grows block by block and goes on where it was stopped.
+"""OME-Zarr stores that are written block by block; interrupted runs resume.
 
-It grows in a hidden folder beside its target, ``.<name>.partial``, together with a journal of the
-finished blocks. A run that was killed is taken up by the next one that makes the same from the same;
-another one begins again. Where a ``dask.distributed`` client is active, its workers make the blocks.
+The draft lies in a hidden folder next to its target, ``.<name>.partial``, with a journal of the finished
+blocks. The next run with the same inputs and parameters resumes an interrupted run; any other run starts
+again. If a ``dask.distributed`` client is active, its workers compute the blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrhdata._runtime.atomic import check_target, publish, remove, remove_leftovers
-from mrhdata._runtime.progress import Progress, progress_bar
+from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.io import omezarr
 from mrhdata.volume.construct import describe
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from mrhdata.io.omezarr.writer import Writer
 
 
-def write_resumable(  # noqa: PLR0913  (what is made, from what, within what)
+#: Label of a progress bar that counts bytes.
+_WRITING = ProgressLabel(text="writing", unit_bytes=1, unit="B")
+
+
+def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
     target: Path,
     volume: xr.DataArray,
     finest: Callable[[], BlockSource],
@@ -40,88 +44,89 @@ def write_resumable(  # noqa: PLR0913  (what is made, from what, within what)
     encoders: int = 1,
     overwrite: bool = False,
     progress: Progress = False,
-    shown: tuple[str, int, str] = ("writing", 1, "B"),
+    label: ProgressLabel = _WRITING,
 ) -> xr.DataArray:
-    """Write an OME-Zarr store whose finest voxels are made block by block.
+    """Write an OME-Zarr store whose finest level is computed block by block.
 
     Parameters
     ----------
     target : path
-        Appears when it is complete.
+        Path of the store; it appears when it is complete.
     volume : xarray.DataArray
-        What the store describes; its voxels are not looked at. Its axes run forward.
+        Geometry, type and attributes of the store; the voxels are not read. The axes run forward.
     finest : callable
-        Returns what makes them; called when it is known that there is something to make.
+        Function that returns the source of the finest blocks; it is not called if the store is up to date.
     identity : mapping
-        JSON; two runs of one ``"digest"`` make the same voxels.
+        JSON. Two runs with equal ``"digest"`` compute the same voxels.
     provenance : callable
-        Asked at the end for what is kept in ``attrs["provenance"]``, beside the digest.
+        Function that returns the content of ``attrs["provenance"]``, except the digest; called last.
     memory : int
-        Bytes for everything that is held to write it.
+        Bytes for everything that is kept in memory.
     limit, encoders : int, optional
         Bytes of a block, and threads that encode a shard, as for :class:`~mrhdata.io.omezarr.writer.Writer`.
     overwrite : bool
+        Whether to replace an existing store.
     progress : bool or callable
-        Show a bar, or call this with what is done and all there is, in bytes of voxels.
-    shown : (str, int, str)
-        What the bar says, bytes of its unit, and the unit.
+        Whether to show a bar, or a function of (bytes done, total bytes) of voxels.
+    label : ProgressLabel
+        Text and unit of the bar.
 
     Returns
     -------
     volume : xarray.DataArray
-        Read back. A store that is there already and was made from the same is left as it is.
+        The volume, read back. An existing store with the same digest is returned unchanged.
 
     Raises
     ------
     mrhdata.errors.FormatError
         The store exists, or another process is writing it, or it cannot be written.
     """
-    if target.exists() and not overwrite and _made_from(target) == identity["digest"]:
+    if target.exists() and not overwrite and _stored_digest(target) == identity["digest"]:
         if _draft(target).exists():
-            # A run that was killed behind its last step leaves the empty draft.
+            # A run that is interrupted after its last step leaves an empty draft.
             remove(_draft(target))
         return omezarr.read(target)
     check_target(target, overwrite)
     remove_leftovers(target)
-    made, name = omezarr.plan(volume)
+    levels, name = omezarr.plan(volume)
     from mrhdata.io.omezarr.writer import Writer
 
-    paths = [_draft(target) / "store" / omezarr.level_path(n, name) for n in range(len(made))]
-    writer = Writer(finest(), made, paths, volume.attrs["kind"], memory, limit, encoders)
-    # The numbers of blocks mean others where the budget makes them of another size.
+    paths = [_draft(target) / "store" / omezarr.level_path(n, name) for n in range(len(levels))]
+    writer = Writer(finest(), levels, paths, volume.attrs["kind"], memory, limit, encoders)
+    # Block numbers in the journal are valid for one block size, which depends on the memory budget.
     head = dict(identity) | {"blocks": [list(blocks.size) for blocks in writer.blocks]}
     with _journal(target, head) as journal:
-        with _writing(target):
+        with _write_errors(target):
             if not journal.finished:
                 remove(journal.store)
                 remove(provenance_notes(target))
                 omezarr.create(volume, journal.store)
-            _run(writer, journal, progress, shown)
-        held = dict(provenance()) | {"digest": identity["digest"]}
-        omezarr.finish(describe(volume, provenance=held), journal.store)
+            _write_blocks(writer, journal, progress, label)
+        record = dict(provenance()) | {"digest": identity["digest"]}
+        omezarr.finish(describe(volume, provenance=record), journal.store)
         publish(journal.store, target)
     return omezarr.read(target)
 
 
-#: So often may all workers that hold a writer die before a level is given up.
-_LOSSES = 10
+#: Times that all workers with a copy of the writer may die before a level fails.
+_MAX_LOSSES = 10
 
 
 class _Journal:
-    """The draft store, and its finished blocks: whether each holds voxels other than 0."""
+    """Path of the draft store, and its finished blocks: whether each contains voxels other than 0."""
 
     def __init__(self, folder: Path, file: Any, finished: dict[tuple[int, int], bool]) -> None:
         self.store, self.finished, self._file = folder / "store", finished, file
 
     def note(self, level: int, index: int, filled: bool) -> None:
-        """Remember a block whose shards are all written."""
+        """Record a block whose shards are all written."""
         self.finished[level, index] = filled
         self._file.write(f"{level} {index} {int(filled)}\n")
         self._file.flush()
 
 
 def provenance_notes(target: Path) -> Path:
-    """A text file that lives as long as the store grows, for what is worth a line in its provenance."""
+    """Return the path of a text file for lines of the provenance; it is removed when the store is complete."""
     return _draft(target) / "notes"
 
 
@@ -131,7 +136,7 @@ def _draft(target: Path) -> Path:
 
 @contextmanager
 def _journal(target: Path, head: Mapping[str, Any]) -> Iterator[_Journal]:
-    """Take up the draft of a target, or begin one; it is removed when the block ends well."""
+    """Resume or start the draft of a target; it is removed if the `with` block succeeds."""
     folder = _draft(target)
     folder.mkdir(exist_ok=True)
     with (folder / "journal").open("a+", encoding="utf-8") as file:
@@ -139,21 +144,21 @@ def _journal(target: Path, head: Mapping[str, Any]) -> Iterator[_Journal]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise FormatError(f"another process is writing {target}; wait for it, or stop it first") from error
-        journal = _Journal(folder, file, _finished(file, head, folder / "store"))
+        journal = _Journal(folder, file, _read_finished(file, head, folder / "store"))
         try:
             yield journal
         except MrhdataError:
-            # Nothing is lost by starting over.
+            # An empty draft is not worth resuming.
             if not journal.finished:
                 remove(folder)
             raise
     remove(folder)
 
 
-def _finished(file: Any, head: Mapping[str, Any], store: Path) -> dict[tuple[int, int], bool]:
-    """Blocks that an earlier run of the same finished; the journal ends behind them."""
+def _read_finished(file: Any, head: Mapping[str, Any], store: Path) -> dict[tuple[int, int], bool]:
+    """Return the blocks that an earlier equal run finished, and cut the journal off after them."""
     file.seek(0)
-    # The last part is empty, or a line that was torn.
+    # The last item is empty, or an incomplete line.
     first, *lines = file.read().split("\n")
     if first == json.dumps(head) and lines and store.exists():
         file.truncate(sum(len(line) + 1 for line in (first, *lines[:-1])))
@@ -166,20 +171,21 @@ def _finished(file: Any, head: Mapping[str, Any], store: Path) -> dict[tuple[int
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """What goes wrong while voxels are written becomes our error."""
+def _write_errors(target: Path) -> Iterator[None]:
+    """Raise errors of writing as FormatError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         if isinstance(error, MrhdataError):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"{target} cannot be written ({reason}); make room and run it again to go on") from error
+        raise FormatError(f"{target} cannot be written ({reason}). Free disk space; another run resumes") from error
 
 
-def _run(writer: Writer, journal: _Journal, progress: Progress, shown: tuple[str, int, str]) -> None:
-    already = dict(journal.finished)
-    with progress_bar(progress, writer.total_bytes(), sum(writer.bytes_of(*block) for block in already), shown) as step:
+def _write_blocks(writer: Writer, journal: _Journal, progress: Progress, label: ProgressLabel) -> None:
+    finished = dict(journal.finished)
+    finished_bytes = sum(writer.bytes_of(*block) for block in finished)
+    with progress_bar(progress, writer.total_bytes(), finished_bytes, label) as step:
 
         def done(level: int, index: int, size: int, filled: bool) -> None:
             journal.note(level, index, filled)
@@ -187,18 +193,18 @@ def _run(writer: Writer, journal: _Journal, progress: Progress, shown: tuple[str
 
         client = _active_client()
         if client is None:
-            writer.run(already, done)
+            writer.run(finished, done)
         else:
-            _run_on(client, writer, already, done)
+            _write_distributed(client, writer, finished, done)
 
 
-def _run_on(
+def _write_distributed(
     client: Any,
     writer: Writer,
     finished: Mapping[tuple[int, int], bool],
     done: Callable[[int, int, int, bool], None],
 ) -> None:
-    """Levels one after another, their blocks on the workers; each reads the level before from the store."""
+    """Write the levels in turn, their blocks on the workers; each block reads the finer level from the store."""
     from distributed import as_completed
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError
@@ -208,7 +214,7 @@ def _run_on(
         losses = 0
         while pending:
             try:
-                # To one worker, which hands it on: a broadcast waits forever for a worker that dies meanwhile.
+                # To one worker, which copies it to others: a broadcast hangs if a worker dies meanwhile.
                 shared = client.scatter(writer, hash=False)
                 futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}
                 for future in as_completed(list(futures)):
@@ -216,10 +222,10 @@ def _run_on(
                     done(level, futures[future], writer.bytes_of(level, futures[future]), filled)
                     pending.discard(futures[future])
             except (FutureCancelledError, CommClosedError):
-                # A worker died while it was given the writer, or every one that held it has: it is handed out anew,
-                # when the scheduler has had time to see that.
+                # A worker died during the transfer, or no worker with a copy is left. Send the writer again
+                # after the scheduler has had time to notice.
                 losses += 1
-                if losses > _LOSSES:
+                if losses > _MAX_LOSSES:
                     raise
                 time.sleep(0.1 * losses)
 
@@ -229,7 +235,7 @@ def _write_one(writer: Writer, level: int, index: int) -> bool:
 
 
 def _active_client() -> Any:
-    """The client that the user has made, if any; none is made here."""
+    """Return the user's client, or None; never create one."""
     import sys
 
     distributed = sys.modules.get("distributed")
@@ -241,7 +247,7 @@ def _active_client() -> Any:
         return None
 
 
-def _made_from(store: Path) -> str | None:
+def _stored_digest(store: Path) -> str | None:
     try:
         return omezarr.read(store).attrs.get("provenance", {}).get("digest")
     except FormatError:
