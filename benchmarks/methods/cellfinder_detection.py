@@ -1,7 +1,7 @@
 """cellfinder's detection among the baselines for cells, in an environment that has it.
 
     pip install -c constraints.txt -e . -r benchmarks/requirements-cells.txt
-    mrhdata bench benchmarks/ --task phantom-cells --with benchmarks/methods/cellfinder_detection.py
+    mrhdata bench benchmarks/ --task phantom-cells --method-file benchmarks/methods/cellfinder_detection.py
 
 Its filters and size rules alone (Tyson et al. 2021, PLOS Computational Biology 17:e1009074), set to what finds most on
 a training subject. The classifier that follows them is left out: its weights are of another microscope, and are

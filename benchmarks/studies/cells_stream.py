@@ -2,7 +2,7 @@
 
 Run: python benchmarks/studies/cells_stream.py NETWORK BRAINS WORK [--planes 2400] [--memory '1 GB'] [--threads 2]
 
-NETWORK is a folder of `mrhdata train-cells` or of `cells.py`, BRAINS the folder of phantom brains that `cells.py` made:
+NETWORK is a folder of `mrhdata train detection` or of `cells.py`, BRAINS the folder of phantom brains that `cells.py` made:
 the large brain is a mosaic of them, each next to mirror images of others, so that its cells are known. WORK holds
 TIFF planes, the store, scores and table. Each step runs in a process of its own, whose peak of memory is taken
 above what it was after the imports.

@@ -262,7 +262,7 @@ def methods_text(name: str, result: Sensitivity) -> str:
 
 
 def training_section(folder: str | os.PathLike[str]) -> Section:
-    """Loss and error by epoch of a network that ``mrhdata train`` wrote.
+    """Loss and error by epoch of a network that ``mrhdata train histology`` wrote.
 
     Raises
     ------
@@ -274,7 +274,9 @@ def training_section(folder: str | os.PathLike[str]) -> Section:
     try:
         history = History(**json.loads((Path(folder) / "history.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder} holds no history of a training; give a folder of mrhdata train") from error
+        raise ModelError(
+            f"{folder} holds no history of a training; pass a folder that mrhdata train histology wrote"
+        ) from error
     rows = zip(history.training, history.validation, history.rmse, strict=True)
     shown = [(n, *(f"{value:.5g}" for value in row)) for n, row in enumerate(rows, 1)]
     table = pd.DataFrame(shown, columns=["epoch", "training loss", "validation loss", "validation RMSE"])

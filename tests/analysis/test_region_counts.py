@@ -196,7 +196,7 @@ def test_count_on_the_command_line(tmp_path, monkeypatch):
     itk.write(to_scan, tmp_path / "to-scan.h5")
     (tmp_path / "names.json").write_text('{"3": "left", "4": "right"}')
     write_points(cells[VOXEL], tmp_path / "cells.csv")
-    words = ["count", "cells.csv", "atlas.nii", "counts.csv", "--names", "names.json", "--like", "scan.nii"]
+    words = ["count", "cells.csv", "atlas.nii", "-o", "counts.csv", "--names", "names.json", "--like", "scan.nii"]
     words += ["--transform", "to-scan.h5", "--json"]
     monkeypatch.chdir(tmp_path)
     code, out, err = command(*words)

@@ -245,7 +245,7 @@ def test_a_method_that_fails_is_a_row(home, tmp_path):
     write_markdown(tmp_path / "page.md", "Bench", parts)
     assert "tiny mean (baseline)" in (tmp_path / "page.md").read_text("utf-8")
     assert 'alt="A tiny histology' in (tmp_path / "page.html").read_text("utf-8")
-    told = ["bench", str(home), "--out", str(tmp_path), "--with", str(home / "own.py"), "--jobs", "0"]
+    told = ["bench", str(home), "--out", str(tmp_path), "--method-file", str(home / "own.py"), "--jobs", "0"]
     ended = CliRunner().invoke(app, [*told, "--method", "tiny failure"])
     assert isinstance(ended.exception, DataError)
     assert "1 of 1 methods failed" in str(ended.exception)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,20 @@ def parsed(line):
 def test_examples_can_be_typed(line):
     """Every example has the arguments of its command, and options that exist."""
     assert parsed(line).params
+
+
+def test_commands_of_the_documentation_can_be_typed():
+    """Lines of code blocks, and code in sentences if it has more words than the name of a command."""
+    root = Path(__file__).parents[2]
+    count = 0
+    for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))):
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        lines = re.findall(r"^(?:    )?(?:\.venv/bin/)?(mrhdata .*)$", text, flags=re.MULTILINE)
+        lines += [code for code in re.findall(r"`(mrhdata [^`]*)`", text) if len(code.split()) > 3]
+        for line in lines:
+            assert parsed(re.sub(r"\s+# .*", "", line)).params is not None, line
+        count += len(lines)
+    assert count > 30
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The methods of the harness, a file per kind of task: ours, and the well-known ones that they are compared with.
 
 Each is a recipe of `mrhdata.recipes`, or a few lines around a well-kept library. A method of your own is a file like
-these, given to ``mrhdata bench --with``.
+these, given to ``mrhdata bench --method-file``.
 """
 
 from __future__ import annotations
