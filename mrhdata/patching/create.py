@@ -13,10 +13,11 @@ from mrhdata.errors import DataError, GridError
 from mrhdata.patching import sources
 from mrhdata.patching.dataset import Patches
 from mrhdata.patching.positions import shares
+from mrhdata.patching.readers import VolumeReader
 from mrhdata.patching.samplers import SamplingSpace, as_sampler
 from mrhdata.patching.sources import TensorNames
 from mrhdata.patching.subjects import subject_name
-from mrhdata.patching.tiles import TensorSource, VolumeReader
+from mrhdata.patching.tiles import TensorSource
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from mrhdata.errors import GridError
-from mrhdata.io import omezarr
-from mrhdata.patching.tiles import TensorSource, VolumeReader, VoxelReader
-from mrhdata.volume.box import Box
+from mrhdata.patching.readers import ResampledReader, VolumeReader, VoxelReader
+from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.construct import PLANES
 from mrhdata.volume.grid import Grid
 from mrhdata.volume.groups import group, on_grid_of, stack
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     Inputs = xr.DataArray | Mapping[str, xr.DataArray]
-
-Ints = NDArray[np.int64]
 
 #: How volumes of one subject may lie to each other.
 GRIDS = ("same", "native", "resample")
@@ -244,78 +239,3 @@ def _flipped(grid: Grid, flips: Sequence[bool]) -> Grid:
         if flip:
             turn[axis, axis], turn[axis, 3] = -1, grid.shape[axis] - 1
     return Grid(grid.shape, grid.affine @ turn)
-
-
-class ResampledReader:
-    """A volume read at the voxels of another grid: linearly, labels and masks from the nearest voxel.
-
-    Voxels farther than half a voxel outside the volume are 0. Of a pyramid the coarsest level is read that is as
-    fine as the grid. Reads like a :class:`mrhdata.patching.tiles.VolumeReader`.
-    """
-
-    array = None
-
-    def __init__(self, volume: xr.DataArray, grid: Grid) -> None:
-        level = omezarr.level_for(volume, grid.spacing)
-        self._part = VolumeReader(level)
-        self._order = 0 if self._part.labels or self._part.dtype.kind == "b" else 1
-        self.channels, self.source = self._part.channels, self._part.source
-        self.labels, self.slow = self._part.labels, self._part.slow
-        self.dtype = np.dtype(np.float32) if self._order else self._part.dtype
-        self.shape: tuple[int, ...] = grid.shape
-        affine = np.linalg.solve(level.mrh.grid.affine, grid.affine)
-        self._matrix, self._shift = affine[:3, :3], affine[:3, 3]
-        # An odd last voxel has no half in a coarser level, which reaches as far all the same.
-        ends = np.array([[-0.5] * 3, np.array(volume.mrh.grid.shape) - 0.5])
-        self._first, self._last = level.mrh.grid.index(volume.mrh.grid.world(ends))
-        # Blocks of the new grid that need about one chunk.
-        steps = np.abs(self._matrix).sum(axis=0)
-        lengths = np.clip(
-            np.asarray(self._part.chunk) / np.maximum(steps, 1e-9), np.minimum(16, grid.shape), grid.shape
-        )
-        self.chunk = (int(lengths[0]), int(lengths[1]), int(lengths[2]))
-
-    def whole_chunk(self, box: Box, room: np.ndarray | None) -> None:
-        """Stored chunks are of another grid."""
-
-    def stored(self, box: Box) -> bool:
-        """Whether some voxels that a box needs were ever written."""
-        source, _ = self._needed(box)
-        return self._part.stored(source)
-
-    def into(self, out: np.ndarray, box: Box) -> None:
-        """Resample into an array (C, z, y, x)."""
-        low, lengths = np.array(box.start, dtype=np.float64), np.array(box.shape)
-        source, ends = self._needed(box)
-        first = np.array(source.start)
-        voxels = np.empty((self.channels, *source.shape), self._part.dtype)
-        self._part.into(voxels, source)
-        shift = self._shift + self._matrix @ low - first
-        inside = self._inside(low, lengths, ends)
-        for channel, target in zip(voxels, out, strict=True):
-            values = channel.astype(np.float32) if self._order else channel
-            target[...] = ndimage.affine_transform(
-                values, self._matrix, shift, tuple(lengths), order=self._order, mode="nearest"
-            )
-            if inside is not None:
-                target[~inside] = 0
-
-    def _needed(self, box: Box) -> tuple[Box, np.ndarray]:
-        """The box of the volume that a box of the new grid needs, and its corners in the volume."""
-        low = np.array(box.start, dtype=np.float64)
-        ends = (low + _CORNERS * (np.array(box.shape) - 1)) @ self._matrix.T + self._shift
-        top = np.array(self._part.shape) - 1
-        first = np.clip(np.floor(ends.min(axis=0)).astype(int), 0, top)
-        last = np.clip(np.ceil(ends.max(axis=0)).astype(int), 0, top)
-        return Box.of(first, last + 1), ends
-
-    def _inside(self, low: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> NDArray[np.bool_] | None:
-        """Which voxels of the box lie over the volume; None for all."""
-        if ((ends >= self._first) & (ends <= self._last)).all():
-            return None
-        index = np.stack(np.meshgrid(*(a + np.arange(n) for a, n in zip(low, lengths, strict=True)), indexing="ij"), -1)
-        places = index @ self._matrix.T + self._shift
-        return np.asarray(((places >= self._first) & (places <= self._last)).all(axis=-1))
-
-
-_CORNERS = np.array(list(np.ndindex(2, 2, 2)))

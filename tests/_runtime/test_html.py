@@ -11,7 +11,7 @@ import mrhdata
 from mrhdata._runtime import html
 from mrhdata.datasets import catalog
 from mrhdata.patching import summary
-from mrhdata.patching.tiles import VolumeReader
+from mrhdata.patching.readers import VolumeReader
 from mrhdata.volume.construct import from_array
 
 EVIL = "<script>alert('x')</script>\"&"
