@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
+from mrhdata._runtime.arguments import check_choice, refuse_unknown
 from mrhdata._runtime.memory import parse_memory
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import DataError, GridError, ParameterError
 from mrhdata.patching import sources
 from mrhdata.patching.dataset import Patches
-from mrhdata.patching.positions import shares
+from mrhdata.patching.positions import Ints, shares
 from mrhdata.patching.readers import VolumeReader
-from mrhdata.patching.samplers import SamplingSpace, as_sampler
+from mrhdata.patching.samplers import Sampler, SamplingSpace, as_sampler
 from mrhdata.patching.sources import TensorNames
-from mrhdata.patching.subjects import subject_name
+from mrhdata.patching.subjects import describe_subjects, subject_name
 from mrhdata.patching.tiles import TensorSource
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 PADDING = ("constant", "edge", "reflect")
 
 
-def patches(  # noqa: PLR0913  (one call says all about a training set)
+def patches(  # noqa: PLR0913  (one call describes a training set)
     inputs: Inputs | Sequence[Inputs],
-    target: Inputs | Sequence[Inputs] | None = None,
+    target: str | Inputs | Sequence[Inputs] | None = None,
     *,
     shape: int | Sequence[int] | Mapping[str, Any],
     target_shape: int | Sequence[int] | Mapping[str, Any] | None = None,
-    stride: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | Mapping[str, int] | None = None,
     sampler: Any = None,
     plane: str | None = None,
     context_slices: int = 0,
-    mask: xr.DataArray | Sequence[xr.DataArray] | None = None,
+    mask: str | xr.DataArray | Sequence[xr.DataArray] | None = None,
     min_mask_fraction: float | None = None,
     grids: str = "same",
     padding: str | None = None,
@@ -45,6 +46,7 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     squeeze: bool = False,
     memory: str | int = "1 GB",
     seed: int = 0,
+    **unknown: Never,
 ) -> Patches:
     """Plan patches over the volumes of one or several subjects.
 
@@ -52,41 +54,43 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     ----------
     inputs : volume, mapping of volumes, or a sequence of either (one item per subject)
         The volumes of a subject lie on one grid and are stacked along C in the given order; for other
-        grids see `grids`.
-    target : the same, optional
-    shape, stride : int or (3,) sequence of int
+        grids see `grids`. Subjects from :func:`mrhdata.datasets.find_subjects` bring their target and mask.
+    target : the same, or str, optional
+        Volumes to predict, or the name of one of the volumes in `inputs`, such as ``"seg"``, which is then not an
+        input.
+    shape, stride : int, (3,) sequence of int, or mapping of "z", "y", "x" to int
         Voxels along z, y, x of the first input; one number stands for all axes but the fixed one of
-        `plane`. The stride is the shape where it is not given. With ``grids="native"`` `shape` may be a
-        mapping with an item for some of the inputs, the first one among them.
+        `plane`. The stride is the shape by default. With ``grids="native"`` `shape` may also be a mapping of input
+        names to shapes; the first input must be among them.
     target_shape : the same, optional
-        Where the target is larger or smaller than the input; both have one centre.
-    sampler : chooser or (n, 3) int array (or one per subject), optional
-        Instead of the grid of `stride`: one of :mod:`mrhdata.patching.samplers` (`Uniform`, `ClassBalanced`,
-        `Weighted`, `Points`), or first voxels of your own.
+        Shape of the target's patches if it differs; both have one centre.
+    sampler : sampler or (n, 3) int array (or one per subject), optional
+        One of :mod:`mrhdata.patching.samplers` (`Uniform`, `ClassBalanced`, `Weighted`, `Points`), or first voxels
+        of your own. The default is the grid of `stride`.
     plane : {"axial", "coronal", "sagittal"}, optional
         Flat patches: length 1, stride 1 along z, y or x.
     context_slices : int
         Planes on each side of `plane` that the first input has as further channels (2.5D).
-    mask : mask volume, or one per subject, optional
-        Patches are kept where it is not zero.
+    mask : mask volume, one per subject, or str, optional
+        Patches are kept where the mask is not zero. A name selects one of the volumes in `inputs`.
     min_mask_fraction : float, optional
-        Share of a patch's voxels that must lie in the mask; by default the centre voxel must.
-    grids : {"same", "own", "first"}
-        ``"same"`` refuses volumes that do not lie on the grid of the first input. ``"first"`` resamples
+        Fraction of a patch's voxels that must lie in the mask. By default only the centre voxel must.
+    grids : {"same", "native", "resample"}
+        ``"same"`` refuses volumes that do not lie on the grid of the first input. ``"resample"`` resamples
         them to its voxels while reading: images linearly, labels and masks from the nearest voxel, from
-        the stored level of an OME-Zarr nearest in spacing. ``"own"`` reads each at its own voxels, about
+        the stored level of an OME-Zarr nearest in spacing. ``"native"`` reads each volume at its own voxels, about
         the same world point; then patches are mappings by name. Patches lie where all volumes have
         voxels for them, unless there is `padding`.
     padding : {"constant", "edge", "reflect"}, optional
-        Let patches reach beyond the volume, and what is there: 0, the nearest voxel, a mirror image.
+        Allow patches that reach beyond the volume, and fill them with 0, the nearest voxel or a mirror image.
     subject_weights : sequence of float, optional
-        Share of each subject in the patches of a chooser that draws a number; equal by default.
+        Fraction of each subject in the patches of a sampler that draws a number; equal by default.
     squeeze : bool
         Drop the patch axes of length 1.
     memory : str or int
         Bytes that decoded voxels and batches may take together, such as ``"512 MB"``.
     seed : int
-        For choosers that draw.
+        Random seed of samplers that draw.
 
     Returns
     -------
@@ -98,6 +102,8 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
         Grids or spaces of one subject differ, channels differ between subjects, or no patch fits.
     DataError
         The mask leaves no patch.
+    ParameterError
+        An argument has a value that it cannot have.
 
     Examples
     --------
@@ -107,43 +113,51 @@ def patches(  # noqa: PLR0913  (one call says all about a training set)
     >>> len(p), p.positions[1].tolist(), [tuple(t.shape) for t in p[1]]
     (8, [0, 0, 2], [(1, 2, 2, 2), (1, 2, 2, 2)])
     """
-    if grids not in sources.GRIDS:
-        raise GridError(f"align is one of {', '.join(sources.GRIDS)}, not {grids!r}")
-    if padding not in (None, *PADDING):
-        raise GridError(f"padding is one of {', '.join(PADDING)}, not {padding!r}")
-    subjects = _per_subject(inputs)
-    targets = _one_name(_per_subject(target)) if target is not None else [None] * len(subjects)
-    masks = _per_subject(mask) if mask is not None else [None] * len(subjects)
-    if not len(subjects) == len(targets) == len(masks) > 0:
-        raise GridError(
-            f"there are {len(subjects)} subjects of inputs, {len(targets)} of targets and {len(masks)} masks; "
-            "give one of each per subject"
-        )
+    refuse_unknown(patches, unknown, {"patch_size": "shape", "roi_size": "shape", "num_patches": "sampler"})
+    check_choice("grids", grids, sources.GRIDS)
+    check_choice("padding", padding, (None, *PADDING))
+    subjects = describe_subjects(inputs, target, mask)
     shapes = sources.PatchShapes(shape, target_shape, plane, context_slices)
-    layout = _laid_out(subjects, targets, shapes, grids)
-    how = as_sampler(sampler, sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride"))
+    layout = _laid_out([s.inputs for s in subjects], [s.target for s in subjects], shapes, grids)
+    default_stride = sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride")
+    chosen = as_sampler(sampler, default_stride)
     spaces = []
-    for number, (given, (_, streams), subject_mask) in enumerate(zip(subjects, layout, masks, strict=True)):
-        with _said_of(number, given, len(subjects) > 1):
+    for number, (subject, (_, tensors)) in enumerate(zip(subjects, layout, strict=True)):
+        with _said_of(number, subject.inputs, len(subjects) > 1):
             spaces.append(
                 SamplingSpace(
-                    _first(given), streams, subject_mask, min_mask_fraction, padding is not None, grids != "same"
+                    _first(subject.inputs),
+                    tensors,
+                    subject.mask,
+                    min_mask_fraction,
+                    overhang=padding is not None,
+                    resample=grids != "same",
+                    volumes=subject.volumes,
                 )
             )
-    rng = np.random.default_rng((seed, len(spaces)))
-    share = [1.0] * len(spaces) if subject_weights is None else [float(w) for w in subject_weights]
-    if len(share) != len(spaces):
-        raise GridError(f"there are {len(share)} weights for {len(spaces)} subjects; give one for each")
-    counts = [0] * len(spaces) if how.num_patches is None else shares(how.num_patches, share)
-    drawn = [how.draw(space, i, n, rng) for i, (space, n) in enumerate(zip(spaces, counts, strict=True))]
+    drawn = _draw(chosen, spaces, subject_weights, seed)
     if not sum(len(positions) for positions, _ in drawn):
         raise DataError(
             "the mask leaves no patch; check that it is not empty and lies over the inputs"
             if mask is not None
             else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
         )
-    every = [streams for _, streams in layout]
+    every = [tensors for _, tensors in layout]
     return Patches(every, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), context_slices)
+
+
+def _draw(
+    sampler: Sampler, spaces: Sequence[SamplingSpace], weights: Sequence[float] | None, seed: int
+) -> list[tuple[Ints, Ints | None]]:
+    """Return positions and classes of each subject."""
+    rng = np.random.default_rng((seed, len(spaces)))
+    share = [1.0] * len(spaces) if weights is None else [float(w) for w in weights]
+    if len(share) != len(spaces):
+        raise ParameterError(
+            f"subject_weights must have one number for each subject; got {len(share)} for {len(spaces)} subjects"
+        )
+    counts = [0] * len(spaces) if sampler.num_patches is None else shares(sampler.num_patches, share)
+    return [sampler.draw(space, i, n, rng) for i, (space, n) in enumerate(zip(spaces, counts, strict=True))]
 
 
 def _laid_out(
@@ -198,14 +212,3 @@ def _said_of(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
 
 def _first(inputs: Inputs) -> xr.DataArray:
     return next(iter(sources.volumes_by_name(inputs).values()))
-
-
-def _per_subject(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-
-
-def _one_name(targets: list[Any]) -> list[Any]:
-    """Targets that are given by themselves are one target, whatever their files are called."""
-    if any(target is None or isinstance(target, Mapping) for target in targets):
-        return targets
-    return [target.rename(targets[0].name) for target in targets]

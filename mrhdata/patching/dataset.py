@@ -65,6 +65,7 @@ class Patches(PatchSet):
         transform: Callable[..., Any] | None = None,
         per_patch_transform: Callable[..., Any] | None = None,
         return_metadata: bool = False,
+        as_dict: bool = False,
     ) -> PatchIterableDataset:
         """An ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
 
@@ -82,6 +83,9 @@ class Patches(PatchSet):
             The same for one patch; it runs before `transform`.
         return_metadata : bool
             Batches end in a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
+        as_dict : bool
+            Batches are mappings with the keys ``image``, ``label`` and ``metadata``, as MONAI has them; several
+            inputs or targets keep their own names.
         """
         from mrhdata.patching.loader import PatchIterableDataset
 
@@ -95,6 +99,7 @@ class Patches(PatchSet):
             transform=transform,
             per_patch_transform=per_patch_transform,
             return_metadata=return_metadata,
+            as_dict=as_dict,
         )
 
     def loader(

@@ -41,6 +41,7 @@ class PatchIterableDataset(IterableDataset[Any]):
         transform: Callable[..., Any] | None,
         per_patch_transform: Callable[..., Any] | None,
         return_metadata: bool,
+        as_dict: bool = False,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch_size is 1 or more, not {batch_size}")
@@ -50,7 +51,7 @@ class PatchIterableDataset(IterableDataset[Any]):
             raise DataError(f"rank is its number from 0 and how many there are, not {self.rank}")
         self.shuffle, self.seed = shuffle, seed
         self._transform, self._per_patch_transform = transform, per_patch_transform
-        self._return_metadata = return_metadata
+        self._return_metadata, self._as_dict = return_metadata, as_dict
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -87,14 +88,18 @@ class PatchIterableDataset(IterableDataset[Any]):
             batch = _patch_by_patch(self._per_patch_transform, batch)
         if self._transform is not None:
             batch = self._transform(*batch) if isinstance(batch, tuple) else self._transform(batch)
-        if not self._return_metadata:
+        metadata = None
+        if self._return_metadata:
+            metadata = {
+                "subject": torch.from_numpy(self.patches.subject[rows]),
+                "position": torch.from_numpy(self.patches.positions[rows]),
+                "affine": torch.from_numpy(self.patches.affine(rows)),
+            }
+        if self._as_dict:
+            return _named_batch(batch, metadata)
+        if metadata is None:
             return batch
-        where = {
-            "subject": torch.from_numpy(self.patches.subject[rows]),
-            "position": torch.from_numpy(self.patches.positions[rows]),
-            "affine": torch.from_numpy(self.patches.affine(rows)),
-        }
-        return (*batch, where) if isinstance(batch, tuple) else (batch, where)
+        return (*batch, metadata) if isinstance(batch, tuple) else (batch, metadata)
 
 
 class PatchLoader:
@@ -204,6 +209,15 @@ def _groups(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
             group = []
     if group:
         yield group
+
+
+def _named_batch(batch: Any, metadata: Any) -> dict[str, Any]:
+    """Return a batch as a mapping with ``image``, ``label`` and ``metadata``; named tensors keep their names."""
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    named: dict[str, Any] = {}
+    for key, part in zip(("image", "label"), parts, strict=False):
+        named |= part if isinstance(part, Mapping) else {key: part}
+    return named if metadata is None else named | {"metadata": metadata}
 
 
 def _patch_by_patch(transform: Callable[..., Any], batch: Any) -> Any:

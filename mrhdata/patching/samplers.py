@@ -16,7 +16,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import DataError, GridError, NameMissingError
 from mrhdata.io.omezarr.chunks import ZarrReader
 from mrhdata.patching.class_index import Index, index_labels, index_weights
 from mrhdata.patching.positions import Ints, about, centre_voxels, fraction_inside, shares, shell, strided, uniform
@@ -62,12 +62,25 @@ class SamplingSpace:
         share: float | None,
         overhang: bool,
         resample: bool,
+        volumes: Mapping[str, xr.DataArray] | None = None,
     ) -> None:
         self.reference, self.shape, self.overhang = reference, streams[0].shape, overhang
         self._streams = streams
         self.grid = reference.mrh.grid
         self._resample, self._share = resample, share
+        self._volumes = dict(volumes or {})
         self._mask = None if mask is None else self.source("mask", mask.assign_attrs(kind="mask"))
+
+    def volume(self, given: Any, subject: int, role: str) -> xr.DataArray:
+        """Return labels or weights of this subject: by the name of one of its volumes, or from one per subject."""
+        if not isinstance(given, str):
+            return _of_subject(given, subject)
+        if given not in self._volumes:
+            raise NameMissingError(
+                f"{role} must name a volume of every subject; got {given!r}, and subject {subject} has "
+                f"{list(self._volumes)}"
+            )
+        return self._volumes[given]
 
     def source(self, name: str, volume: xr.DataArray) -> TensorSource:
         """A volume on this subject's grid, to be read tile by tile."""
@@ -205,7 +218,8 @@ class ClassBalanced:
     ----------
     num_patches : int
         Patches of all subjects together.
-    labels : volume, or one per subject
+    labels : volume, one per subject, or str
+        Label volume; a name selects one of each subject's volumes.
     ratios : mapping of int to float, optional
         Of each class; the key ``"rest"`` stands for all other classes, drawn by their size. Equal
         shares for every class that occurs where it is not given. ``{1: 1, "rest": 3}`` is one
@@ -224,7 +238,7 @@ class ClassBalanced:
 
         At the edge the patch is moved inside, and the voxel no longer lies in its middle.
         """
-        labels = _of_subject(self.labels, subject)
+        labels = space.volume(self.labels, subject, "labels")
         index = index_labels(space.source("labels", labels.assign_attrs(kind="labels")), *_store(labels))
         quotas = self._quotas(index, n)
         found = [space.accepted(m, self._drawing(space, index, c, rng)) for c, m in quotas]
@@ -262,8 +276,8 @@ class Weighted:
     ----------
     num_patches : int
         Patches of all subjects together.
-    weights : volume, or one per subject
-        0 or more.
+    weights : volume, one per subject, or str
+        0 or more; a name selects one of each subject's volumes.
     """
 
     num_patches: int
@@ -271,7 +285,7 @@ class Weighted:
 
     def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Positions whose middle voxels were drawn by weight."""
-        index = index_weights(space.source("weights", _of_subject(self.weights, subject)))
+        index = index_weights(space.source("weights", space.volume(self.weights, subject, "weights")))
         return space.accepted(n, lambda many: space.about(index.draw(1, many, rng))), None
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from mrhdata.errors import GridError
+from mrhdata._runtime.arguments import check_choice
+from mrhdata.errors import GridError, ParameterError
 from mrhdata.patching.readers import ResampledReader, VolumeReader, VoxelReader
 from mrhdata.patching.tiles import TensorSource
-from mrhdata.volume.construct import PLANES
+from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import Grid
 from mrhdata.volume.groups import group, on_grid_of, stack
 
@@ -41,7 +42,7 @@ class PatchShapes:
     def _read(self, given: Any, what: str) -> Any:
         if given is None:
             return None
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping) and not given.keys() <= set(SPATIAL):
             return {name: lengths(item, self._plane, what) for name, item in given.items()}
         return lengths(given, self._plane, what)
 
@@ -123,16 +124,29 @@ class TensorNames:
         return given, dict(zip(self.target, parts[count:], strict=True)) if self.target else parts[count]
 
 
-def lengths(given: int | Sequence[int], plane: str | None, what: str) -> tuple[int, int, int]:
-    """Voxels along z, y, x; one number stands for all axes but the one that a plane holds fixed."""
-    found = [given] * 3 if isinstance(given, int | np.integer) else [int(n) for n in given]
-    if len(found) != 3 or min(found) < 1:
-        raise GridError(f"{what} is one number or three along z, y, x, 1 or more, not {given}")
+def lengths(size: int | Sequence[int] | Mapping[str, int], plane: str | None, name: str) -> tuple[int, int, int]:
+    """Return voxels along z, y, x of a size that is one number, three, or a mapping by dimension.
+
+    Examples
+    --------
+    >>> lengths(16, "axial", "shape"), lengths({"z": 1, "y": 16, "x": 8}, None, "shape")
+    ((1, 16, 16), (1, 16, 8))
+    """
     if plane is not None:
-        if plane not in PLANES:
-            raise GridError(f"plane is one of {', '.join(PLANES)}, not {plane!r}")
-        found[PLANES[plane]] = 1
-    return (int(found[0]), int(found[1]), int(found[2]))
+        check_choice("plane", plane, tuple(PLANES))
+    fixed = None if plane is None else PLANES[plane]
+    if isinstance(size, Mapping):
+        voxels: list[Any] = [size.get(dim, 1 if axis == fixed else 0) for axis, dim in enumerate(SPATIAL)]
+    else:
+        voxels = [size] * 3 if isinstance(size, int | np.integer) else list(size)
+    if len(voxels) != 3 or not all(isinstance(n, int | np.integer) and n >= 1 for n in voxels):
+        raise ParameterError(
+            f"{name} must be a whole number of voxels, three of them along z, y, x, or a mapping of 'z', 'y', 'x'; "
+            f"got {size!r}"
+        )
+    if fixed is not None:
+        voxels[fixed] = 1
+    return (int(voxels[0]), int(voxels[1]), int(voxels[2]))
 
 
 def one_grid(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +116,31 @@ class Geometry:
             )
         volume = self._volume.assign_coords({d: other.coords[d] for d in SPATIAL if d in self._volume.dims})
         return with_frame(volume, other.mrh.affine, self.space)
+
+    def resample(self, like: xr.DataArray | Any, **options: Any) -> xr.DataArray:
+        """Return the volume on the grid of another one: :func:`mrhdata.resample`."""
+        import mrhdata
+
+        return mrhdata.resample(self._volume, like, **options)
+
+    def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the volume to a file: :func:`mrhdata.write`."""
+        import mrhdata
+
+        mrhdata.write(self._volume, path, overwrite=overwrite)
+
+    def patches(self, target: Any = None, **options: Any) -> Any:
+        """Plan patches of the volume: :func:`mrhdata.patches`."""
+        import mrhdata
+
+        return mrhdata.patches(self._volume, target, **options)
+
+    def plot(self, **options: Any) -> Any:
+        """Return a figure of three orthogonal slices: :func:`mrhdata.viz.plots.slices`."""
+        import mrhdata
+
+        name = "volume" if self._volume.name is None else str(self._volume.name)
+        return mrhdata.viz.plots.slices({name: self._volume}, **options)
 
     def in_order(self, dims: Sequence[str]) -> tuple[Any, Floats]:
         """Data with its axes in the order of `dims`, and the affine from that index to world mm."""
