@@ -30,7 +30,7 @@ def convert(
     *,
     overwrite: bool = False,
     memory: int | str = "1 GB",
-    progress: Progress = False,
+    progress: Progress = True,
     checksum: bool = True,
     **options: Unpack[Options],
 ) -> xr.DataArray:
