@@ -48,9 +48,9 @@ def diff(
 
     The exit code is 1 if they differ.
     """
-    from mrhdata.io import formats, inspection
+    from mrhdata.io import comparison, formats
 
-    difference = inspection.difference(formats.read(first), formats.read(second))
+    difference = comparison.difference(formats.read(first), formats.read(second))
     options.answer(difference, as_json)
     if not difference["same"]:
         raise typer.Exit(1)

@@ -1,5 +1,6 @@
 from . import (
     cell_tables,
+    comparison,
     conversion,
     dicom,
     fingerprint,
@@ -11,16 +12,21 @@ from . import (
     minc,
     nifti,
     omezarr,
+    reader,
     tiff,
     xarray_backend,
 )
 from .cell_tables import read_points, write_points
+from .comparison import difference
 from .conversion import convert
 from .formats import read, write
-from .inspection import difference, inspect
+from .inspection import inspect
+from .reader import Reader
 
 __all__ = [
+    "Reader",
     "cell_tables",
+    "comparison",
     "conversion",
     "convert",
     "dicom",
@@ -37,6 +43,7 @@ __all__ = [
     "omezarr",
     "read",
     "read_points",
+    "reader",
     "tiff",
     "write",
     "write_points",

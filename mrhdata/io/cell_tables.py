@@ -344,4 +344,4 @@ def _format_of(path: Path) -> _Format:
     for ending, found in _FORMATS.items():
         if path.name.lower().endswith(ending):
             return found
-    raise FormatError(f"{path.name} has no ending that is known for points; they are {', '.join(_FORMATS)}")
+    raise FormatError(f"{path.name} has no known ending for points; known endings are {', '.join(_FORMATS)}")

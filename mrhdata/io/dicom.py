@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _EVEN = 0.01
 
 
+OPTIONS = ("dataset",)
+
+
 def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     """Read the series of a folder (the one whose UID is `dataset`, where there are several), or one file."""
     names = [str(path)] if path.is_file() else _series(path, dataset)

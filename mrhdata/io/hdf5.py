@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _SIZES = {"element_size_um": 1e-3, "resolution": 1e-6}
 
 
+OPTIONS = ("dataset",)
+
+
 def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     """Read one array of an HDF5 or MATLAB file; `dataset` names it where there are several."""
     with format_errors(path):

@@ -25,6 +25,9 @@ _LPS = (-1, -1, 1)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
+OPTIONS: tuple[str, ...] = ()
+
+
 def read(path: Path) -> xr.DataArray:
     """Read NRRD or MetaImage."""
     reader = _reader(path)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+OPTIONS: tuple[str, ...] = ()
+
+
 def read(path: Path) -> xr.DataArray:
     """Read MINC 1 or 2."""
     image = open_image(path)

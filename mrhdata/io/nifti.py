@@ -34,6 +34,9 @@ _EXTRA = "mrhdata "
 _EXTRA_ATTRS = ("units", "modality", "kind")
 
 
+OPTIONS: tuple[str, ...] = ()
+
+
 def read(path: Path) -> xr.DataArray:
     """Read NIfTI (``.nii``, ``.nii.gz``, ``.hdr``/``.img``), ANALYZE, MGH, AFNI or PAR/REC."""
     image = open_image(path)

@@ -36,6 +36,9 @@ _NAMESPACE = "mrhdata"
 _KEPT = ("affine", "space", "kind", "units", "modality", "source_axes")
 
 
+OPTIONS: tuple[str, ...] = ()
+
+
 def read(path: Path) -> xr.DataArray:
     """Read one TIFF file, its first series."""
     with format_errors(path), tifffile.TiffFile(path) as file:

@@ -212,7 +212,7 @@ def test_completion():
         ("predict {folder}/text.txt a.nii -o out.zarr", "is not a model folder"),
         ("train segmentation {folder} -o net --input t1w=T1w --labels seg --recipe best", "no file of"),
         ("fetch nothing", "must be a published volume; got 'nothing'"),
-        ("count {folder} a.nii -o c.csv", "no ending that is known for points"),
+        ("count {folder} a.nii -o c.csv", "no known ending for points"),
     ],
 )
 def test_user_errors_are_one_sentence(line, sentence, tmp_path, monkeypatch):

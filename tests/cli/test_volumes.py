@@ -85,7 +85,7 @@ def test_one_volume_of_a_time_series_is_converted(tmp_path):
         np.testing.assert_array_equal(one, values[1])
         assert one.mrh.grid.same_as(mrhdata.read(tmp_path / "a.nii").mrh.grid)
     code, _, err = run("convert", tmp_path / "a.nii", "-o", tmp_path / "b.zarr", "--time", 3)
-    assert (code, "has the times 0 to 2" in err) == (2, True), err
+    assert (code, "time must be 0 to 2" in err) == (2, True), err
 
 
 def test_view_draws_slices_through_a_world_point(files):
@@ -122,7 +122,7 @@ def damaged(files, kind):
         return ["convert", bad, "-o", files / "out.zarr"], "truncated"
     if kind == "unknown format":
         (files / "a.xyz").write_bytes(b"?")
-        return ["info", files / "a.xyz"], "no ending that is known"
+        return ["info", files / "a.xyz"], "no known ending"
     if kind == "shapes":
         mrhdata.write(t2.isel(x=slice(5)), bad)
         return [*score, "--mask", bad], "shapes differ"

@@ -145,7 +145,7 @@ BAD = {
     "ragged.csv": ("z,y,x\n1,2,3\n1,2,3,4,5\n", "header"),
     "time.csv": ("index,axis-0,axis-1,axis-2,axis-3\n0,1,2,3,4\n", "axis-3"),
     "plane.csv": ("index,axis-0,axis-1\n0,1,2\n", "3D layer"),
-    "a.txt": ("z,y,x\n1,2,3\n", "no ending that is known"),
+    "a.txt": ("z,y,x\n1,2,3\n", "no known ending"),
 }
 
 

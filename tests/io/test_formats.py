@@ -1,6 +1,8 @@
-"""One contract for every format: voxels, geometry, errors."""
+"""Behaviour that all formats share: voxels, geometry, errors."""
 
 import gzip
+import importlib
+import inspect
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import pytest
 from scipy.io import netcdf_file
 
 import mrhdata
-from mrhdata.errors import DataError, FormatError
+from mrhdata.errors import DataError, FormatError, ParameterError
+from mrhdata.io.formats import FORMATS, Options
+from mrhdata.io.reader import Reader
 from mrhdata.volume.construct import describe, from_array
 from tests.conftest import oblique_affine
 
@@ -23,8 +27,8 @@ WRITABLE = [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha", ".ome.tif", ".zarr"]
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
 @pytest.mark.parametrize("origin", [(1.0, -2.0, 3.0), (-203.123456789, 187.7, 99.9)])
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
-def test_round_trip(tmp_path, ending, flip, origin, order):
-    """Voxels equal, world to 1e-6 mm, dims and the source's own order of axes kept; oblique, flipped, far."""
+def test_write_and_read_keep_voxels_geometry_and_axis_order(tmp_path, ending, flip, origin, order):
+    """Voxels, dims, axis order and world points (to 1e-6 mm) survive; for oblique, flipped and distant volumes."""
     values = np.random.default_rng(0).integers(0, 1000, (5, 6, 7)).astype(np.uint16)
     affine = oblique_affine(angles=(33, -21, 12), flip=flip, origin=origin)[:, [*order, 3]]
     v = from_array(values, affine=affine, name="t2w")
@@ -38,8 +42,8 @@ def test_round_trip(tmp_path, ending, flip, origin, order):
 
 
 @pytest.mark.parametrize("ending", WRITABLE)
-def test_labels_come_back_as_the_same_integers(tmp_path, ending):
-    """Scaling and float storage never renumber labels."""
+def test_labels_are_read_back_as_the_same_integers(tmp_path, ending):
+    """Scaling and float storage never change labels."""
     labels = np.random.default_rng(0).choice([0, 1, 997, 1009], (5, 6, 7)).astype(np.int32)
     v = from_array(labels, affine=oblique_affine(), kind="labels", name="atlas")
     mrhdata.write(v, tmp_path / f"a{ending}")
@@ -49,8 +53,8 @@ def test_labels_come_back_as_the_same_integers(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".zarr"])
-def test_channels_keep_their_axis(tmp_path, ending):
-    """Channel volumes round trip."""
+def test_volume_with_channels_is_read_back(tmp_path, ending):
+    """Channel volumes keep their dims and values."""
     values = np.random.default_rng(0).random((3, 5, 6, 7), dtype=np.float32)
     v = from_array(values, affine=oblique_affine(), dims=("c", "x", "y", "z"))
     mrhdata.write(v, tmp_path / f"a{ending}")
@@ -60,7 +64,7 @@ def test_channels_keep_their_axis(tmp_path, ending):
 
 
 def write_minc1(path, values, affine):
-    """A MINC 1 file (netCDF-3) of unscaled floats; axes of `values` are z, y, x."""
+    """Write a MINC 1 file (netCDF-3) of unscaled floats; axes of `values` are z, y, x."""
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     cosines = affine[:3, :3] / steps
     start = np.linalg.solve(cosines, affine[:3, 3])
@@ -78,8 +82,8 @@ def write_minc1(path, values, affine):
             file.createVariable(name, "f8", ("zspace",))[:] = float(bound)
 
 
-def test_every_format_places_one_volume_alike(tmp_path):
-    """MINC 1, MINC 2, NIfTI, ANALYZE, NRRD, MHA, OME-Zarr: the same world point for the same voxel, to 1e-6 mm."""
+def test_all_formats_give_the_same_world_points(tmp_path):
+    """MINC 1, MINC 2, NIfTI, ANALYZE, NRRD, MHA and OME-Zarr give one world point per voxel, to 1e-6 mm."""
     values = np.random.default_rng(0).integers(0, 255, (7, 6, 5)).astype(np.float64)
     v = from_array(values, affine=oblique_affine()[:, [2, 1, 0, 3]], name="t2w")
     files = [tmp_path / f"a{ending}" for ending in (".nii", ".mnc", ".nrrd", ".mha", ".zarr")]
@@ -87,7 +91,7 @@ def test_every_format_places_one_volume_alike(tmp_path):
         mrhdata.write(v, file)
     write_minc1(tmp_path / "one.mnc", values, v.mrh.grid.affine)
     data, affine = v.mrh.in_order("xyz")
-    # ANALYZE itself has no orientation; SPM's .mat beside it has.
+    # ANALYZE itself has no orientation; SPM's .mat file has.
     nib.Spm99AnalyzeImage(np.asarray(data, np.float32), affine).to_filename(tmp_path / "b.img")
     points = []
     for file in [*files, tmp_path / "one.mnc", tmp_path / "b.img"]:
@@ -99,7 +103,7 @@ def test_every_format_places_one_volume_alike(tmp_path):
 
 
 def nibabel_world_values(path, n=200):
-    """World points and values of random voxels, by nibabel alone."""
+    """Return world points and values of random voxels, read with nibabel only."""
     image = nib.load(path)
     data = np.asarray(image.dataobj)
     spatial = (
@@ -128,7 +132,7 @@ def nibabel_world_values(path, n=200):
     ],
 )
 def test_real_files_agree_with_nibabel(shared, name):
-    """The value nibabel has at a world point is the value we have there."""
+    """Both nibabel and mrhdata read the same value at the same world point."""
     points, values = nibabel_world_values(shared / name)
     v = mrhdata.read(shared / name)
     v = (v.isel(t=0) if "t" in v.dims else v).compute()
@@ -137,8 +141,8 @@ def test_real_files_agree_with_nibabel(shared, name):
     np.testing.assert_array_equal(v.values[tuple(np.rint(index).astype(int).T)], values)
 
 
-def test_human_slabs_are_turned_axial(shared):
-    """The slabs are stored P, S, R; z runs along S, y along A (here backwards), x along R."""
+def test_file_axes_are_reordered_to_z_y_x(shared):
+    """Slabs stored P, S, R get z along S, y along A (here backwards) and x along R."""
     v = mrhdata.read(shared / "human-t1-tissue/sub-01_T1w.nii.gz")
     assert v.attrs["source_axes"] == ["y", "z", "x"]
     assert v.sizes == {"z": 18, "y": 217, "x": 182}
@@ -160,7 +164,7 @@ def test_units_of_length_become_millimetres(tmp_path):
 
 
 def test_big_endian_and_scaled_values(tmp_path):
-    """Scaling is applied, byte order is native, stored dtype is kept where there is no scaling."""
+    """Scaling is applied, byte order is native, and the stored dtype is kept without scaling."""
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(">i2")
     image = nib.Nifti1Image(np.arange(24, dtype=">i2").reshape(2, 3, 4), np.eye(4), header)
@@ -177,7 +181,7 @@ def test_big_endian_and_scaled_values(tmp_path):
 
 
 def test_reading_is_lazy(tmp_path):
-    """Only the planes that are asked for are read from an uncompressed file."""
+    """An uncompressed file is read when its values are computed."""
     v = from_array(np.zeros((40, 400, 400), np.float32), spacing=(1, 1, 1))
     mrhdata.write(v, tmp_path / "a.nii")
     image = nib.load(tmp_path / "a.nii")
@@ -186,13 +190,13 @@ def test_reading_is_lazy(tmp_path):
     with (tmp_path / "a.nii").open("r+b") as file:
         file.seek(image.dataobj.offset)
         file.write(np.float32(7).tobytes())
-    # Written after read() returned, and yet seen: nothing was held.
+    # The value was written after read() returned, so read() did not load it.
     assert float(back.isel(z=0, y=0, x=0)) == 7
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mnc", ".nrrd", ".mha"])
-def test_truncated_files_are_named(tmp_path, oblique, ending):
-    """A file cut short is a FormatError with its path, on opening or on computing."""
+def test_truncated_file_raises_with_its_path(tmp_path, oblique, ending):
+    """A truncated file raises FormatError with its path, when it is opened or computed."""
     path = tmp_path / f"a{ending}"
     mrhdata.write(from_array(np.random.default_rng(0).random((40, 40, 40)), affine=oblique_affine()), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -201,24 +205,24 @@ def test_truncated_files_are_named(tmp_path, oblique, ending):
 
 
 @pytest.mark.parametrize("ending", [".nii", ".mnc", ".nrrd", ".mha", ".hdr"])
-def test_files_that_are_something_else(tmp_path, ending):
-    """Text under an image's name is a FormatError."""
+def test_text_file_with_image_ending_raises(tmp_path, ending):
+    """A text file with an image's ending raises FormatError."""
     (tmp_path / f"a{ending}").write_text("not an image\n" * 100)
     with pytest.raises(FormatError, match="cannot be read"):
         mrhdata.read(tmp_path / f"a{ending}").compute()
 
 
-def test_missing_unknown_and_existing(tmp_path, oblique):
-    """The path and the remedy stand in the message; nothing is overwritten unasked."""
+def test_missing_unknown_and_existing_files_raise(tmp_path, oblique):
+    """Messages name the path and the remedy; nothing is overwritten by default."""
     with pytest.raises(FormatError, match=r"gone.nii does not exist"):
         mrhdata.read(tmp_path / "gone.nii")
     (tmp_path / "a.xyz").write_bytes(b"?")
-    with pytest.raises(FormatError, match=r"a.xyz has no ending that is known; known are .*.nii.gz"):
+    with pytest.raises(FormatError, match=r"a.xyz has no known ending; known endings are .*.nii.gz"):
         mrhdata.read(tmp_path / "a.xyz")
-    with pytest.raises(FormatError, match=r"a.img cannot be written; the endings that can"):
+    with pytest.raises(FormatError, match=r"a.img cannot be written; endings that can be written are"):
         mrhdata.write(oblique, tmp_path / "a.img")
-    # Of an ending that nothing reads, what can be written is of use, not what can be read.
-    with pytest.raises(FormatError, match=r"a.nifti cannot be written; the endings that can are .nii.gz, ") as caught:
+    # An unknown ending lists the endings that can be written, not those that can only be read.
+    with pytest.raises(FormatError, match=r"a.nifti cannot be written; endings that .* are .nii.gz, ") as caught:
         mrhdata.write(oblique, tmp_path / "a.nifti")
     assert ".par" not in str(caught.value)
     mrhdata.write(oblique, tmp_path / "a.nii")
@@ -231,8 +235,8 @@ def test_missing_unknown_and_existing(tmp_path, oblique):
 
 
 @pytest.mark.parametrize("ending", WRITABLE)
-def test_a_failed_write_leaves_nothing(tmp_path, ending):
-    """Values that fail while they are computed leave neither the file nor a draft, and an old file stays."""
+def test_failed_write_leaves_no_file_and_keeps_an_old_one(tmp_path, ending):
+    """Values that fail while they are computed leave neither a file nor a draft; an existing file is kept."""
     import dask.array as da
 
     def fail(block):
@@ -252,8 +256,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, ending):
     assert [p.name for p in tmp_path.iterdir()] == [f"a{ending}"]
 
 
-def test_an_image_is_no_label_volume(tmp_path, oblique):
-    """kind="labels" on values between whole numbers is an error, not a rounding."""
+def test_fractions_read_as_labels_raise(tmp_path, oblique):
+    """Fractions read with kind="labels" raise DataError instead of being rounded."""
     mrhdata.write((oblique / 7.0).assign_attrs(oblique.attrs), tmp_path / "a.nii")
     with pytest.raises(DataError, match="no label volume"):
         mrhdata.read(tmp_path / "a.nii", kind="labels").compute()
@@ -271,8 +275,8 @@ def test_an_image_is_no_label_volume(tmp_path, oblique):
         ("25.nii", "image"),
     ],
 )
-def test_whole_numbers_are_labels_by_the_name_of_their_file(tmp_path, name, kind):
-    """Where nobody says otherwise: then they are never interpolated. Fractions stay an image whatever the name."""
+def test_kind_of_whole_numbers_follows_the_file_name(tmp_path, name, kind):
+    """Whole numbers are labels or a mask by their file's name, unless kind is passed; fractions are always an image."""
     values = np.arange(24).reshape(2, 3, 4)
     mrhdata.write(from_array(values.astype(np.int16), spacing=(1, 1, 1)), tmp_path / name)
     assert mrhdata.read(tmp_path / name).attrs["kind"] == kind
@@ -281,8 +285,8 @@ def test_whole_numbers_are_labels_by_the_name_of_their_file(tmp_path, name, kind
     assert mrhdata.read(tmp_path / name).attrs["kind"] == "image"
 
 
-def test_what_a_format_cannot_hold(tmp_path):
-    """Shear in MHA, complex in NRRD, time in NRRD: refused in one sentence."""
+def test_unsupported_content_raises_on_writing(tmp_path):
+    """Shear, a time axis, complex values and half precision raise FormatError if the format cannot hold them."""
     sheared = oblique_affine()
     sheared[0, 1] += 0.1
     with pytest.raises(FormatError, match="shear"):
@@ -296,8 +300,8 @@ def test_what_a_format_cannot_hold(tmp_path):
         mrhdata.write(from_array(np.zeros((2, 2, 2), np.float16), spacing=(1, 1, 1)), tmp_path / "a.nrrd")
 
 
-def test_source_order_is_written_back(shared, tmp_path):
-    """A file stored P, S, R is written P, S, R again, affine and voxels."""
+def test_axis_order_of_the_source_is_written_back(shared, tmp_path):
+    """A file stored P, S, R is written P, S, R again, with equal affine and voxels."""
     source = shared / "human-t1-tissue/sub-01_tissue.nii.gz"
     mrhdata.write(mrhdata.read(source), tmp_path / "back.nii.gz")
     first, back = nib.load(source), nib.load(tmp_path / "back.nii.gz")
@@ -306,16 +310,16 @@ def test_source_order_is_written_back(shared, tmp_path):
     np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(back.dataobj))
 
 
-def test_gzip_of_half_a_header(tmp_path):
-    """A compressed file whose stream ends in the header."""
+def test_compressed_file_that_ends_in_its_header_raises(tmp_path):
+    """A compressed file whose stream ends in the header raises FormatError."""
     with gzip.open(tmp_path / "a.nii.gz", "wb") as file:
         file.write(bytes(100))
     with pytest.raises(FormatError):
         mrhdata.read(tmp_path / "a.nii.gz")
 
 
-def test_conversion_keeps_everything(tmp_path, oblique):
-    """File to OME-Zarr: voxels, geometry, given attributes, provenance."""
+def test_conversion_keeps_voxels_geometry_and_attributes(tmp_path, oblique):
+    """Conversion to OME-Zarr keeps voxels and geometry and adds the passed attributes and provenance."""
     mrhdata.write(oblique, tmp_path / "t2w.mnc")
     v = mrhdata.convert(tmp_path / "t2w.mnc", tmp_path / "t2w.zarr", modality="mri", space="phantom", units="1")
     np.testing.assert_array_equal(v, oblique)
@@ -331,36 +335,36 @@ def test_conversion_keeps_everything(tmp_path, oblique):
 
 @pytest.mark.full
 @pytest.mark.parametrize("ending", [".zarr", ".nii.gz"])
-def test_a_killed_write_shows_nothing_or_everything(tmp_path, ending):
-    """SIGKILL at ten moments: under its name the file is absent or complete."""
+def test_killed_write_leaves_no_file_or_a_complete_one(tmp_path, ending):
+    """After SIGKILL at ten moments the file is absent or complete."""
     values = np.random.default_rng(0).random((120, 120, 120), dtype=np.float32)
     v = from_array(values, spacing=(1, 1, 1))
     mrhdata.write(v, tmp_path / "source.nii")
     target = tmp_path / f"a{ending}"
     source = str(tmp_path / "source.nii")
     code = f"import mrhdata; print('go', flush=True); mrhdata.write(mrhdata.read({source!r}), {str(target)!r})"
-    seen = set()
+    existed = set()
     for moment in np.linspace(0.02, 1.5, 10):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
             time.sleep(moment)
             process.kill()
-        seen.add(target.exists())
+        existed.add(target.exists())
         if target.exists():
             np.testing.assert_array_equal(mrhdata.read(target), values)
             shutil.rmtree(target) if target.is_dir() else target.unlink()
-    assert False in seen
+    assert False in existed
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(1, "u1"), (0, "u1"), (5, "i2"), (-3, "i2"), (5, "f4")])
-def test_minc_of_one_value(tmp_path, value, dtype):
-    """A mask of ones is a mask of ones: its range has no width that values could be scaled by."""
+def test_minc_with_constant_values_is_read(tmp_path, value, dtype):
+    """A constant MINC file keeps its value although its valid range is empty."""
     mrhdata.write(from_array(np.full((3, 4, 5), value, dtype), spacing=(1, 1, 1)), tmp_path / "a.mnc")
     np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.mnc"), np.full((3, 4, 5), value))
 
 
-def test_minc_has_no_channels(tmp_path):
-    """They would come back as times, in another order."""
+def test_channels_in_minc_raise(tmp_path):
+    """Channels would be read back as times, in another order."""
     volume = from_array(np.zeros((2, 3, 4, 5), np.float32), spacing=(1, 1, 1), dims=("c", "z", "y", "x"))
     with pytest.raises(FormatError, match="without channels"):
         mrhdata.write(volume, tmp_path / "a.mnc")
@@ -368,15 +372,38 @@ def test_minc_has_no_channels(tmp_path):
 
 @pytest.mark.parametrize("ending", [".nii", ".mnc", ".nrrd", ".mha", ".zarr", ".ome.tif"])
 def test_big_endian_arrays_are_written(tmp_path, ending):
+    """Big-endian arrays are read back with equal values."""
     values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
     mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / f"a{ending}")
     np.testing.assert_array_equal(mrhdata.read(tmp_path / f"a{ending}"), values)
 
 
-def test_labels_and_masks_do_not_wrap_around(tmp_path):
-    """Floats read as a mask are 0 or not; as labels they fit the type, or are none."""
+def test_large_values_read_as_labels_or_mask_do_not_overflow(tmp_path):
+    """Floats read as a mask become 0 or 1; labels outside of the integer type raise DataError."""
     values = np.array([0, 1, 256, 512, 3e9], np.float32).reshape(5, 1, 1) * np.ones((5, 3, 3), np.float32)
     mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii")
     assert mrhdata.read(tmp_path / "a.nii", kind="mask").values[:, 0, 0].tolist() == [0, 1, 1, 1, 1]
     with pytest.raises(DataError, match="labels lie between"):
         mrhdata.read(tmp_path / "a.nii", kind="labels").compute()
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in FORMATS.values()} | {"dicom", "omezarr.store"}))
+def test_every_format_module_is_a_reader(module):
+    """Each module of FORMATS declares the options that its read function accepts, all with defaults."""
+    reader = importlib.import_module(f"mrhdata.io.{module}")
+    assert isinstance(reader, Reader)
+    path, *options = inspect.signature(reader.read).parameters.values()
+    assert path.name == "path"
+    assert {option.name for option in options} == set(reader.OPTIONS) <= set(Options.__annotations__)
+    assert all(option.default is not option.empty for option in options)
+
+
+def test_invalid_kind_and_unused_options_raise(tmp_path, oblique):
+    """Unknown kinds and options that a reader does not accept are named in the message; level 0 is always valid."""
+    mrhdata.write(oblique, tmp_path / "a.nii")
+    with pytest.raises(ParameterError, match="kind must be one of image, labels, mask; got 'atlas'"):
+        mrhdata.read(tmp_path / "a.nii", kind="atlas")
+    with pytest.raises(FormatError, match=r"a.nii is read without level or dataset=; leave it out"):
+        mrhdata.read(tmp_path / "a.nii", level=1, dataset="t2w")
+    for level in (0, -1):
+        np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.nii", level=level), oblique)

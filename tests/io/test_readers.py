@@ -35,7 +35,7 @@ REFUSED = {
     "bad_datatype+orig.HEAD": "multiple data types",
     "phantom_truncated.PAR": "Header inconsistency",
     "phantom_truncated.REC": "Header inconsistency",
-    "tinypet.v": "no ending that is known",
+    "tinypet.v": "no known ending",
     "ARzs_CW_avvr.DEL+orig.HEAD": "IJK_TO_DICOM_REAL",
     "ARzs_CW_avvr.DEL+orig.BRIK": "IJK_TO_DICOM_REAL",
 }

@@ -6,9 +6,10 @@ from . import (
     write_blocks,
     writer,
 )
-from .store import codec, create, finish, forward, image_metadata, level_for, level_path, plan, read, write
+from .store import OPTIONS, codec, create, finish, forward, image_metadata, level_for, level_path, plan, read, write
 
 __all__ = [
+    "OPTIONS",
     "chunks",
     "codec",
     "create",

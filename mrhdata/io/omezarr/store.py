@@ -34,6 +34,7 @@ MEMORY = 1_000_000_000
 
 _ATTRS = ("affine", "space", "kind", "units", "modality", "provenance", "source_axes", "spacing_stated")
 _VERSIONS = ("0.4", "0.5")
+OPTIONS = ("level", "dataset", "storage_options")
 
 
 def codec(dtype: np.dtype[Any]) -> BloscCodec:
