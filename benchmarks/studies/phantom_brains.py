@@ -46,7 +46,7 @@ def threshold(subjects):
 
 def trained(training, validation, seed=0, settings=SETTINGS):
     """MRH-Net with 4 blocks, and the seconds that it took."""
-    model = models.create("mrhnet", in_channels=len(training.channels), blocks=4, seed=seed)
+    model = models.create("mrhnet", in_channels=len(training.channels), loop_blocks=4, seed=seed)
     history = fit(model, training, validation, replace(settings, seed=seed), progress=False)
     return model, history.seconds
 

@@ -58,7 +58,8 @@ def sensitivity(
     if as_json:
         typer.echo(result.table.to_json(orient="records"))
     else:
-        typer.echo(readable(result, scores=("auc", "sensitivity", "r2", "rmse", "adds")).to_string(index=False))
+        scores = ("auc", "sensitivity", "r2", "rmse", "partial_correlation")
+        typer.echo(readable(result, scores=scores).to_string(index=False))
         typer.echo(
             f"{result.positives} of {result.rows} voxels positive ({positive} {result.threshold:.4g}); sensitivity at "
             f"a specificity of {result.specificity}; {result.blocks} blocks of {result.block_voxels} voxels"

@@ -75,7 +75,7 @@ def train_detection(
     settings = recipes[recipe](voxel_mm)
     if epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))
-    settings = replace(settings, **options.set_options(rounds=rounds, each=patches_per_brain))
+    settings = replace(settings, **options.set_options(rounds=rounds, patches_per_brain=patches_per_brain))
     radius_mm = 6 * voxel_mm if radius_um is None else radius_um * 1e-3
     about = {"brains": brains, "validation_brains": validation_brains, "recipe": repr(settings), "seed": seed}
     claim(out / "plan.json", about | {"volumes": fingerprint_cases(marked)})

@@ -158,7 +158,7 @@ def train_histology_study(
     bars = options.bars(progress)
     with resumable():
         model, history = virtual_histology.train(
-            parts["training"], parts["validation"], settings, stride=stride, blocks=loop_blocks,
+            parts["training"], parts["validation"], settings, stride=stride, loop_blocks=loop_blocks,
             checkpoint=out / "mrhnet.pt", progress=bars,
         )  # fmt: skip
         models.save(model, out / "network")

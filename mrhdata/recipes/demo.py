@@ -122,7 +122,7 @@ def _on_phantom(out: Path, seed: int, say: Console) -> list[Section]:
     validation = _planned([subjects[VALIDATION]], stride=4)
     say.print(f"    training {train}\n    validation {validation}")
     say.print("3/5 training MRH-Net, 4 loop blocks")
-    model = models.create("mrhnet", in_channels=len(train.channels), blocks=4, seed=seed)
+    model = models.create("mrhnet", in_channels=len(train.channels), loop_blocks=4, seed=seed)
     history = fit(model, train, validation, replace(mrhnet.RECOMMENDED, seed=seed), progress=not say.quiet)
     models.save(model, out / "mrhnet")
     say.print(f"4/5 map of the whole brain of subject {TEST}")

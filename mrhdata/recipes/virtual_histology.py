@@ -50,7 +50,7 @@ def train(
     settings: TrainingConfig = RECOMMENDED,
     *,
     stride: int = 1,
-    blocks: int = 4,
+    loop_blocks: int = 4,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, History]:
@@ -63,7 +63,7 @@ def train(
     settings : Training
     stride : int
         Voxels from one patch to the next.
-    blocks : int
+    loop_blocks : int
         Loop blocks of the network.
     checkpoint : path, optional
         A training that was stopped goes on from there.
@@ -92,7 +92,7 @@ def train(
         )
         for part in (training, validation)
     ]
-    model = models.create("mrhnet", in_channels=len(training[0].inputs), blocks=blocks, seed=settings.seed)
+    model = models.create("mrhnet", in_channels=len(training[0].inputs), loop_blocks=loop_blocks, seed=settings.seed)
     return model, fit(model, planned[0], planned[1], settings, checkpoint=checkpoint, progress=progress)
 
 
