@@ -32,7 +32,7 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     inputs: Inputs | Sequence[Inputs],
     target: str | Inputs | Sequence[Inputs] | None = None,
     *,
-    shape: int | Sequence[int] | Mapping[str, Any],
+    shape: int | Sequence[int] | Mapping[str, Any] | None = None,
     target_shape: int | Sequence[int] | Mapping[str, Any] | None = None,
     stride: int | Sequence[int] | Mapping[str, int] | None = None,
     sampler: Any = None,
@@ -114,6 +114,8 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     (8, [0, 0, 2], [(1, 2, 2, 2), (1, 2, 2, 2)])
     """
     refuse_unknown(patches, unknown, {"patch_size": "shape", "roi_size": "shape", "num_patches": "sampler"})
+    if shape is None:
+        raise ParameterError("shape must be the voxels of a patch along z, y, x; got None. Pass shape=32, for example")
     check_choice("grids", grids, sources.GRIDS)
     check_choice("padding", padding, (None, *PADDING))
     subjects = describe_subjects(inputs, target, mask)
