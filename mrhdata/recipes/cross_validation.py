@@ -141,7 +141,7 @@ def tested(model: nn.Module, case: Subject, place: Path) -> pd.DataFrame:
     """Overlap of the labels of a subject that was left out; they are kept in the format of its first volume."""
     from mrhdata.viz import plots
 
-    found = segment(model, case.inputs)
+    found = segment(model, case.inputs, progress=False)
     (place / "labels").mkdir(parents=True, exist_ok=True)
     file = place / "labels" / f"sub-{case.id}{case.ending}"
     formats.write(found, file, overwrite=True)

@@ -180,7 +180,7 @@ def _phantom_catalogue(out: Path, seed: int, say: Console) -> catalog.Catalog:
             raw, store = folder / "raw" / (name + ending), folder / f"{name}.zarr"
             formats.write(brain[name], raw, overwrite=True)
             held = {key: brain[name].attrs[key] for key in ("kind", "modality", "units")}
-            conversion.convert(raw, store, overwrite=True, space="phantom", name=name, **held)
+            conversion.convert(raw, store, overwrite=True, progress=False, space="phantom", name=name, **held)
             relative = store.relative_to(out).as_posix()
             entries[f"sub-{subject}_{name}"] = (
                 relative,
@@ -295,7 +295,8 @@ def _mouse_catalogue(out: Path, source: Path) -> catalog.Catalog:
     entries: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, (file, kind, modality) in files.items():
         store = out / f"{name}.zarr"
-        conversion.convert(source / file, store, overwrite=True, kind=kind, modality=modality, space="CCFv3", name=name)
+        options = {"kind": kind, "modality": modality, "space": "CCFv3", "name": name}
+        conversion.convert(source / file, store, overwrite=True, progress=False, **options)
         entries[name] = (store.name, {"role": name, "modality": modality, "kind": kind, "space": "CCFv3"})
     catalog.write(out / "catalog.yaml", "DSURQE MRI and CCFv3 template", entries, licence="cite, non-commercial")
     return catalog.open_catalog(out / "catalog.yaml")

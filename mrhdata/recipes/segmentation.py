@@ -315,7 +315,7 @@ def _found(model: nn.Module, case: Subject, folder: Path | None) -> Any:
         return formats.read(path)
     plain = whole(model)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
-    found = segment(plain, dict(case.inputs), precision="bfloat16")
+    found = segment(plain, dict(case.inputs), precision="bfloat16", progress=False)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         formats.write(found, path)
