@@ -201,8 +201,8 @@ def _boxes(folder, net):
         RegionOfInterest(None, volume, read),
         memory,
     )
-    steps = dense.steps(Box.of((0, 0, 0), dense.shape), None)
-    return [box.within() for step in steps for box in step.boxes]
+    tasks = dense.tasks(Box.of((0, 0, 0), dense.shape), None)
+    return [box.within() for task in tasks for box in task.boxes]
 
 
 def sparse(folder, planes):

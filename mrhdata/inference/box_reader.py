@@ -1,4 +1,4 @@
-"""Boxes of a volume, read one batch after another: decoded ahead, each stored chunk once where memory allows."""
+"""Read boxes of a volume in batches. Chunks are decoded ahead, and only once if memory allows."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ Ints = NDArray[np.int64]
 
 
 class BoxReader:
-    """Reads boxes of one stream within a budget.
+    """Read boxes of one source within a memory budget.
 
     Parameters
     ----------
-    stream : Stream
-        Its tiles are what is decoded at once; patches of it are not small.
+    source : TensorSource
+        Source whose tiles are decoded as a whole.
     memory : int
-        Bytes of decoded tiles.
+        Budget for decoded tiles, in bytes.
     notes : path, optional
-        Where tiles that cannot be read are listed, a line each; they are then 0. Refused where None.
+        File that lists unreadable tiles, one per line; their voxels are 0. Without it an unreadable tile is an error.
     """
 
-    def __init__(self, stream: TensorSource, memory: int, notes: Path | None = None) -> None:
-        self.stream = stream
-        self._memory, self._notes, self._rooms = memory, notes, BufferPool()
+    def __init__(self, source: TensorSource, memory: int, notes: Path | None = None) -> None:
+        self.source = source
+        self._memory, self._notes, self._buffers = memory, notes, BufferPool()
 
     def skip(self, reason: str) -> bool:
-        """Note something that cannot be read or used; False where that is not allowed."""
+        """Note unreadable or unusable data; return False if that is not allowed."""
         if self._notes is None:
             return False
-        # One line at once, since several processes may write.
+        # A single write per line, since several processes may append.
         with self._notes.open("a", encoding="utf-8") as file:
             file.write(reason + "\n")
         return True
 
     def read(self, batches: Sequence[Sequence[Box]]) -> Iterator[Floats]:
-        """Voxels (n, C, z, y, x) of the boxes of each batch, which are of one size.
+        """Yield the voxels (n, C, z, y, x) of each batch of boxes of equal size.
 
-        Voxels beyond the volume are those at its border. The array is used up before the next one.
+        Voxels beyond the volume repeat its border. The next batch overwrites the array.
         """
         buffer = np.empty(0, np.float32)
         tiles: dict[int, np.ndarray] = {}
-        with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, decoders(), self._rooms) as ahead:
+        with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, decoders(), self._buffers) as ahead:
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)
-                shape = (len(batch), len(self.stream.channels), *batch[0].shape)
+                shape = (len(batch), len(self.source.channels), *batch[0].shape)
                 if buffer.size < np.prod(shape):
                     buffer = np.empty(int(np.prod(shape)), np.float32)
                 values = buffer[: int(np.prod(shape))].reshape(shape)
@@ -65,56 +65,58 @@ class BoxReader:
                 ahead.done_with(number)
                 yield values
 
-    def _loads(self, group: Sequence[Sequence[Box]]) -> Loads:
-        """Which tiles are read when; one that is needed again soon is kept as long as the budget allows."""
-        stream = self.stream
+    def _loads(self, batches: Sequence[Sequence[Box]]) -> Loads:
+        """Plan when each tile is read; a tile that is needed again soon is kept if the budget allows."""
+        source = self.source
         used, when = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for number, batch in enumerate(group):
-            found = np.unique(np.concatenate([self._tiles_of(box) for box in batch]))
-            used.append(found)
-            when.append(np.full(len(found), number))
+        for number, batch in enumerate(batches):
+            numbers = np.unique(np.concatenate([self._tiles_of(box) for box in batch]))
+            used.append(numbers)
+            when.append(np.full(len(numbers), number))
         tile, time = np.concatenate(used), np.concatenate(when)
 
-        def kept_for(pause: int) -> Loads:
+        def plan(pause: int) -> Loads:
             tiles, first, last = order.lifetimes(tile, time, time, pause)
-            size = stream.sizes(np.stack(np.unravel_index(tiles, stream.tiles), axis=1))
+            size = source.sizes(np.stack(np.unravel_index(tiles, source.tiles), axis=1))
             return Loads(tiles, first, last, size, order.peak(first, last, size), 0)
 
-        return longest(kept_for, len(group), self._memory)
+        return longest(plan, len(batches), self._memory)
 
     def _tiles_of(self, box: Box) -> Ints:
-        inside = box.clip(self.stream.grid.shape)
-        rows = zip(inside.start, inside.stop, self.stream.tile, strict=True)
-        numbers = np.meshgrid(*(np.arange(a // t, (b - 1) // t + 1) for a, b, t in rows), indexing="ij")
-        return np.asarray(np.ravel_multi_index([n.ravel() for n in numbers], self.stream.tiles), dtype=np.int64)
+        """Return the numbers of the tiles that a box touches."""
+        clipped = box.clip(self.source.grid.shape)
+        rows = zip(clipped.start, clipped.stop, self.source.tile, strict=True)
+        indices = np.meshgrid(*(np.arange(a // t, (b - 1) // t + 1) for a, b, t in rows), indexing="ij")
+        return np.asarray(np.ravel_multi_index([i.ravel() for i in indices], self.source.tiles), dtype=np.int64)
 
-    def _tile(self, number: int, room: np.ndarray | None) -> np.ndarray:
-        place = np.unravel_index(number, self.stream.tiles)
+    def _tile(self, number: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Decode a tile; zeros if it is unreadable and may be skipped."""
+        source = self.source
+        index = [int(i) for i in np.unravel_index(number, source.tiles)]
         try:
-            return self.stream.read([int(i) for i in place], room)
+            return source.read(index, buffer)
         except FormatError as error:
-            low = [int(i) * t for i, t in zip(place, self.stream.tile, strict=True)]
+            low = [i * t for i, t in zip(index, source.tile, strict=True)]
             if not self.skip(f"input from {tuple(low)} on: {error}"):
                 raise
-            lengths = [min(t, n - b) for t, n, b in zip(self.stream.tile, self.stream.grid.shape, low, strict=True)]
-            channels = len(self.stream.channels)
-            shape = (*lengths, channels) if self.stream.small else (channels, *lengths)
-            return np.zeros(shape, self.stream.dtype)
+            lengths = [min(t, n - b) for t, n, b in zip(source.tile, source.grid.shape, low, strict=True)]
+            channels = len(source.channels)
+            return np.zeros((*lengths, channels) if source.small else (channels, *lengths), source.dtype)
 
     def _assemble(self, out: Floats, box: Box, tiles: dict[int, np.ndarray]) -> None:
-        """A box from the tiles that it touches, in the cast to float32."""
-        stream = self.stream
-        inside = box.clip(stream.grid.shape)
-        before = [a - b for a, b in zip(inside.start, box.start, strict=True)]
-        target = out[:, *(slice(p, p + n) for p, n in zip(before, inside.shape, strict=True))]
-        rows = zip(inside.start, inside.stop, stream.tile, strict=True)
-        for place in itertools.product(*(range(a // t, (b - 1) // t + 1) for a, b, t in rows)):
-            tile = tiles[int(np.ravel_multi_index(place, stream.tiles))]
-            voxels = np.moveaxis(tile, -1, 0) if stream.small else tile
-            begin = [i * t for i, t in zip(place, stream.tile, strict=True)]
-            part = inside.intersect(Box.of(begin, (a + n for a, n in zip(begin, voxels.shape[1:], strict=True))))
+        """Fill `out` with the voxels of a box from the tiles that it touches, cast to float32."""
+        source = self.source
+        clipped = box.clip(source.grid.shape)
+        before = [a - b for a, b in zip(clipped.start, box.start, strict=True)]
+        target = out[:, *(slice(p, p + n) for p, n in zip(before, clipped.shape, strict=True))]
+        rows = zip(clipped.start, clipped.stop, source.tile, strict=True)
+        for index in itertools.product(*(range(a // t, (b - 1) // t + 1) for a, b, t in rows)):
+            tile = tiles[int(np.ravel_multi_index(index, source.tiles))]
+            voxels = np.moveaxis(tile, -1, 0) if source.small else tile
+            low = [i * t for i, t in zip(index, source.tile, strict=True)]
+            part = clipped.intersect(Box.of(low, (a + n for a, n in zip(low, voxels.shape[1:], strict=True))))
             assert part is not None
-            target[:, *part.within(inside.start)] = voxels[:, *part.within(begin)]
-        if inside != box:
-            after = [n - p - m for n, p, m in zip(out.shape[1:], before, inside.shape, strict=True)]
+            target[:, *part.within(clipped.start)] = voxels[:, *part.within(low)]
+        if clipped != box:
+            after = [n - p - m for n, p, m in zip(out.shape[1:], before, clipped.shape, strict=True)]
             out[...] = np.pad(target.copy(), [(0, 0), *zip(before, after, strict=True)], mode="edge")

@@ -36,7 +36,7 @@ def process_cases(
     process : callable
         Writes one output: ``process(case, files, target)``.
     settings : JSON-like
-        Network and settings of the run. An output that another run wrote, or from other files, is not finished.
+        Network and settings of the run. An output of other settings or other files is not finished.
     overwrite : bool
         Whether to process finished cases again, and replace other files of their names.
 
@@ -68,26 +68,26 @@ def process_cases(
     """
     out = Path(folder)
     targets = {case: out / f"{case}{formats.written_as(next(iter(files.values())))}" for case, files in cases.items()}
-    prints = {
+    digests = {
         case: digest([settings, [[c, f, file_state(f)] for c, f in files.items()]]) for case, files in cases.items()
     }
     record = _read_record(out / _RECORD)
-    waiting = [case for case in cases if overwrite or not targets[case].exists() or record.get(case) != prints[case]]
+    waiting = [case for case in cases if overwrite or not targets[case].exists() or record.get(case) != digests[case]]
     for case in waiting:
-        _check(targets[case], cases[case], overwrite)
+        _check_target(targets[case], cases[case], overwrite)
     out.mkdir(parents=True, exist_ok=True)
     for case in waiting:
         try:
             process(case, cases[case], targets[case])
         except MrhdataError as error:
             raise type(error)(f"case {case}: {error}") from error
-        record[case] = prints[case]
+        record[case] = digests[case]
         with atomic_write(out / _RECORD) as draft:
             draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return targets
 
 
-def _check(target: Path, files: Mapping[str, str], overwrite: bool) -> None:
+def _check_target(target: Path, files: Mapping[str, str], overwrite: bool) -> None:
     if target.resolve() in {Path(file).resolve() for file in files.values()}:
         raise DataError(f"{target} is an input; choose another folder for the outputs")
     if target.exists() and not overwrite:

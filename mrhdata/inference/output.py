@@ -1,41 +1,37 @@
-"""The form in which predictions are written: type, range, threshold or class."""
+"""Convert predictions to the stored form: type, range, threshold or class."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrhdata.errors import ModelError, ParameterError
-
-if TYPE_CHECKING:
-    pass
+from mrhdata.errors import ParameterError
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written for the network's answers.
+    """Form in which predictions are stored.
 
     Attributes
     ----------
     activation : {None, "softmax", "sigmoid"}
-        Over channels, or of each.
+        Function applied over the channels (softmax), or to each of them (sigmoid).
     argmax : bool
-        Write the channel of the highest answer as a label volume.
+        Whether to write the channel with the highest prediction as a label volume.
     threshold : float or None
-        Write a mask of the answers of at least this value.
+        Smallest prediction that belongs to the mask, which is written instead of the predictions.
     dtype : str
-        Of the answers; integers need a range.
+        Type of the stored predictions; integers need `value_range`.
     value_range : (float, float) or None
-        Answers that become the smallest and the largest value of an integer type.
+        Predictions that become the smallest and the largest value of an integer type.
     labels : tuple of int
-        Values that the channels stand for, for `argmax`; those of the network's training by default,
-        or the channels' numbers.
+        Label value of each channel for `argmax`; by default the labels of training, or the channel numbers.
     """
 
     activation: str | None = None
@@ -47,13 +43,13 @@ class Output:
 
     def __post_init__(self) -> None:
         if self.activation not in (None, "softmax", "sigmoid"):
-            raise ModelError(f"activation is softmax or sigmoid, not {self.activation!r}")
+            raise ParameterError(f"activation must be None, 'softmax' or 'sigmoid'; got {self.activation!r}")
         if self.argmax and self.threshold is not None:
             raise ParameterError(
-                f"threshold must be None with argmax=True; got {self.threshold!r}. Pass one of the two"
+                f"threshold must be None with argmax=True; got {self.threshold!r}. Pass only one of the two"
             )
         if self.threshold is not None and not isinstance(self.threshold, int | float):
-            raise ParameterError(f"threshold must be a number; got {self.threshold!r}. For labels pass argmax=True")
+            raise ParameterError(f"threshold must be a number; got {self.threshold!r}. Pass argmax=True for labels")
         if np.dtype(self.dtype).kind in "iu" and self.value_range is None and self._continuous:
             raise ParameterError(
                 f"value_range must be two numbers for dtype={self.dtype!r}; got None. Pass (0, 1) for probabilities"
@@ -61,47 +57,47 @@ class Output:
 
     @property
     def _continuous(self) -> bool:
-        """Whether answers are written as they are, neither as labels nor as a mask."""
+        """Whether predictions are stored as they are, not as labels or a mask."""
         return not self.argmax and self.threshold is None
 
     @property
     def kind(self) -> str:
-        """Of the volume."""
+        """Kind of the result: image, labels or mask."""
         return "image" if self._continuous else "labels" if self.argmax else "mask"
 
-    def channels(self, answers: int) -> int:
-        """How many are written."""
-        return 1 if self.argmax else answers
+    def channels(self, predicted: int) -> int:
+        """Return the number of stored channels for a number of predicted ones."""
+        return 1 if self.argmax else predicted
 
     @property
     def written(self) -> np.dtype[Any]:
-        """Type of what is written."""
+        """Type of the stored values."""
         if self._continuous:
             return np.dtype(self.dtype)
         low, high = min(self.labels, default=0), max(self.labels, default=0)
         return np.dtype(np.result_type(np.uint8, np.min_scalar_type(low), np.min_scalar_type(high)))
 
-    def of(self, answers: Floats) -> np.ndarray:
-        """What is written for answers (C, z, y, x), which are used up."""
-        values = answers
+    def of(self, predictions: Floats) -> np.ndarray:
+        """Return the stored values for predictions (C, z, y, x), which may be overwritten."""
+        values = predictions
         if self.activation == "softmax":
             values = torch.from_numpy(values).softmax(0).numpy()
         elif self.activation == "sigmoid":
             values = torch.from_numpy(values).sigmoid().numpy()
         if self.argmax:
-            chosen = values.argmax(axis=0, keepdims=True)
-            return (np.array(self.labels)[chosen] if self.labels else chosen).astype(self.written)
+            channel = values.argmax(axis=0, keepdims=True)
+            return (np.array(self.labels)[channel] if self.labels else channel).astype(self.written)
         if self.threshold is not None:
             return (values >= self.threshold).astype(np.uint8)
         if self.value_range is not None and self.written.kind in "iu":
             low, high = self.value_range
-            ends = np.iinfo(self.written)
-            factor = (float(ends.max) - float(ends.min)) / (high - low)
+            limits = np.iinfo(self.written)
+            factor = (float(limits.max) - float(limits.min)) / (high - low)
             # In place, and in NumPy: PyTorch's threads wait for each other longer than this takes.
             values *= np.float32(factor)
-            values += np.float32(ends.min - low * factor)
+            values += np.float32(limits.min - low * factor)
             np.rint(values, out=values)
-            # The highest number that is not rounded to one beyond the type, where it would become the lowest.
-            top = np.float32(ends.max)
-            np.clip(values, ends.min, np.nextafter(top, np.float32(0)) if int(top) > ends.max else top, out=values)
+            # float32 may round the largest integer up to one beyond the type, which would wrap to the smallest.
+            top = np.float32(limits.max)
+            np.clip(values, limits.min, np.nextafter(top, np.float32(0)) if int(top) > limits.max else top, out=values)
         return values.astype(self.written, copy=False)

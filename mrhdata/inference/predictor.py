@@ -1,8 +1,8 @@
-"""A network over a volume of any size, written to OME-Zarr block by block.
+"""Run a network over a volume of any size and write OME-Zarr block by block.
 
-The blocks are whole shards of the result. Each is made from boxes of the input that threads decode
-ahead, by one of the methods of :mod:`mrhdata.inference.strategies`, while the one before is written; a run that was
-killed goes on behind the last finished block (:mod:`mrhdata.io.omezarr.resumable`).
+A block is a whole number of shards. A strategy of :mod:`mrhdata.inference.strategies` computes each block from boxes of
+the input, which threads decode ahead, while the previous block is written. An interrupted run resumes after the last
+finished block (:mod:`mrhdata.io.omezarr.resumable`).
 """
 
 from __future__ import annotations
@@ -57,26 +57,19 @@ Floats = NDArray[np.float32]
 
 log = logging.getLogger("mrhdata")
 
-
-#: Raised when the same network gives other voxels.
+#: Version of the algorithms, part of the fingerprint: raised when the same network gives other voxels.
 _VERSION = 1
-
-
-#: Shares of the budget: decoded chunks, the network's tensors, one block of answers, and what the halves of blocks are
-#: a share of. There are two blocks, encoded shards of up to two more, the block of a coarser level, and memory that was
-#: freed and is not given back yet.
+#: Shares of the memory budget: decoded chunks, the network's tensors, one block of predictions, and the writer. Two
+#: blocks exist at a time, besides encoded shards of up to two more, a block of a coarser level, and freed memory that
+#: the allocator still holds.
 _TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 12, 3 / 8
+#: Bytes of predictions that stay in the processor's cache until they are written.
+_CACHE_BYTES = 500_000
+#: Tasks whose reads are planned together.
+_PLANNED_TASKS = 512
 
 
-#: Bytes of answers that stay in the cache until they are written.
-_CACHED = 500_000
-
-
-#: Steps that are planned together.
-_PLANNED = 512
-
-
-def predict(  # noqa: PLR0913 (settings of one act)
+def predict(  # noqa: PLR0913 (options of one call)
     model: nn.Module,
     inputs: Mapping[str, xr.DataArray] | xr.DataArray,
     out: str | os.PathLike[str] | None = None,
@@ -95,70 +88,77 @@ def predict(  # noqa: PLR0913 (settings of one act)
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
-    """Map a trained network over volumes of any size.
+    """Run a trained network over volumes of any size.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Trained by :func:`mrhdata.fit`, loaded, or any network that takes (B, C, z, y, x).
+        Network trained by :func:`mrhdata.fit` or loaded, or any network that takes (B, C, z, y, x).
     inputs : volume or mapping of volumes
-        The channels that the network was trained on, in the same order.
+        Channels that the network was trained on, in the same order.
     out : path, optional
         OME-Zarr folder to write, or a file of any writable format. An interrupted run resumes when it is called
         again with the same network, inputs and parameters. Without a path the result is returned in memory, if it
         fits `memory`.
     mask : mask volume or "stored", optional
-        Only voxels where the mask, of any grid, is not zero are computed; the others are 0. ``"stored"``
-        leaves out blocks of which the first input holds no chunk.
+        Voxels to compute: those where the mask, on any grid, is not zero; the others are 0. ``"stored"``
+        skips blocks for which the first input has no stored chunk.
     mode : {"sliding_window", "patch_centre", "dense"}, optional
-        ``"sliding_window"`` runs the network on overlapping windows of the size that it was trained on and blends
-        them. ``"patch_centre"`` makes each voxel the centre of a patch of its own, as published for MRH-Net, whose
-        default it is. ``"dense"`` runs large boxes with the exact margin of the receptive field: the result is that
-        of one pass over the whole volume. The default is the mode that the network was published with.
+        ``"sliding_window"`` runs the network on overlapping windows of its training size and blends them.
+        ``"patch_centre"`` predicts each voxel as the centre of its own patch, as published for MRH-Net.
+        ``"dense"`` runs large boxes with the exact margin of the receptive field; the result equals one pass over
+        the whole volume. The default is the mode that the network was published with, or ``"sliding_window"``.
     windows : SlidingWindow
         Shape, overlap and blending of windows; a `blend` selects ``"sliding_window"``.
     grids : {"same", "resample"}
-        Whether inputs lie on one grid, or are resampled to that of the first as they are read.
+        Whether all inputs must lie on one grid, or are resampled to the grid of the first as they are read.
     output : Output
-        Softmax, decision, type.
+        Activation, threshold or argmax, and type of the stored values.
     memory : int or str
-        Bytes for voxels, tensors and answers together, such as ``"500 MB"``.
+        Budget for voxels, tensors and predictions together, such as ``"500 MB"``.
     device : str, optional
-        ``"cuda"`` where there is one, else ``"cpu"``.
+        PyTorch device; by default ``"cuda"`` if available, else ``"cpu"``.
     precision : {"float32", "bfloat16"}
+        Type in which the network computes.
     skip_corrupt : bool
-        Chunks that cannot be read count as 0, and answers that are not finite become 0; both are listed
+        Whether unreadable chunks count as 0 and predictions that are not finite become 0; both are listed
         in ``attrs["provenance"]["skipped"]``.
     name : str
-        Of the result.
+        Name of the result.
     preprocessed : bool
-        The inputs have gone through the network's own steps (``spec.prepare``), as :func:`mrhdata.segment` does it.
-    overwrite, progress : bool
+        Whether the inputs have gone through the network's own steps (``spec.prepare``), as in
+        :func:`mrhdata.segment`.
+    overwrite : bool
+        Whether to replace an existing output.
+    progress : bool or callable
+        Whether to show a progress bar, or a function of (bytes done, total bytes).
 
     Returns
     -------
     volume : xarray.DataArray
-        On the grid of the first input, or a finer or coarser one where the network makes one; read back
-        from `out`.
+        Result on the grid of the first input, or on a finer or coarser one if the network changes the resolution;
+        lazily read from `out`, or in memory without `out`.
 
     Raises
     ------
+    ParameterError
+        If a parameter has a value that it cannot have, or the result without `out` exceeds `memory`.
     ModelError
-        Channels differ from those of training, the network was not trained or wants prepared volumes, or it cannot be
-        run so.
+        If channels differ from those of training, the network was not trained or needs preprocessed volumes, or it
+        cannot run in this mode.
     DataError
-        Answers are not finite, or the mask is empty.
+        If predictions are not finite, or the mask is empty.
     FormatError
-        An input cannot be read (the chunk is named), or the store not written; run it again to go on.
+        If an input cannot be read (the message names the chunk), or the output cannot be written. Run it again to
+        resume.
     GridError
-        Grids differ.
+        If grids differ.
 
     Notes
     -----
-    In patch mode voxels beyond the border of the volume are the nearest ones within. Where a
-    ``dask.distributed`` client is active, its workers make the blocks, each with `memory` for itself.
-    Volumes that are computed by Dask are computed as they are read; only files and arrays in memory are
-    recognised by a run that goes on.
+    In mode ``"patch_centre"`` voxels beyond the volume repeat its border. If a ``dask.distributed`` client is active,
+    its workers compute the blocks, each with the whole `memory`. Dask volumes are computed as they are read; a resumed
+    run recognises only files and arrays in memory.
 
     Examples
     --------
@@ -171,12 +171,12 @@ def predict(  # noqa: PLR0913 (settings of one act)
     (1.0, 0.2963)
     """
     if not isinstance(model, torch.nn.Module):
-        raise ModelError(f"model is a network, not {model!r}; load a folder or a name with mrhdata.models.load")
+        raise ModelError(f"model must be a torch.nn.Module; got {model!r}. Load it with mrhdata.models.load")
     if grids not in ("same", "resample"):
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)
     if out is None:
-        return _in_memory(
+        return _predict_in_memory(
             model, inputs, budget, mask=mask, mode=mode, windows=windows, grids=grids, output=output, memory=memory,
             device=device, precision=precision, skip_corrupt=skip_corrupt, name=name, preprocessed=preprocessed,
             progress=progress,
@@ -184,263 +184,261 @@ def predict(  # noqa: PLR0913 (settings of one act)
     target = Path(out)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
     network = InferenceModel(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
-    first = next(iter(inputs.values()))
-    stream = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
+    reference = next(iter(inputs.values()))
+    source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
     if output.argmax and not output.labels:
         output = replace(output, labels=network.spec.labels)
-    _check(network, stream, preprocessed)
-    inside = RegionOfInterest(mask, first, stream)
+    _check_inputs_fit(network, source, preprocessed)
+    region = RegionOfInterest(mask, reference, source)
     mode = mode or _published_mode(network, windows)
-    method, windowing = _method(network, stream, inside, mode, windows, budget)
-    volume = _template(stream, first, method, output, name)
-    grown = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
-    if grown != target:
+    strategy, used_windows = _choose_strategy(network, source, region, mode, windows, budget)
+    template = _template(source, reference, strategy, output, name)
+    store = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
+    if store != target:
         check_target(target, overwrite)
         formats.writer_of(target)
-    about = {
+    settings = {
         "model": network.spec.name,
         "layers": repr(model),
-        "weights": _weights(model),
-        "spec": _plain(network.spec),
+        "weights": _hash_weights(model),
+        "spec": _as_json(network.spec),
         "mode": mode,
-        "windows": None if windowing is None else asdict(windowing),
+        "windows": None if used_windows is None else asdict(used_windows),
         "output": asdict(output),
         "precision": precision,
     }
-    content = [_VERSION, about, _told(inputs), None if mask is None else _told(mask), name, grids]
+    content = [_VERSION, settings, _fingerprint(inputs), None if mask is None else _fingerprint(mask), name, grids]
     identity = {"digest": fingerprint.digest(content)}
-    notes = resumable.provenance_notes(grown)
+    notes, reader_memory = resumable.provenance_notes(store), int(_TILES * budget)
+    skipped_file = notes if skip_corrupt else None
     result = resumable.write_resumable(
-        grown,
-        volume,
-        lambda: _Map(method, BoxReader(stream, int(_TILES * budget), notes if skip_corrupt else None), output, inside),
+        store,
+        template,
+        lambda: _BlockPredictor(strategy, BoxReader(source, reader_memory, skipped_file), output, region),
         identity,
-        lambda: _provenance(about, inputs, notes),
+        lambda: _provenance(settings, inputs, notes),
         memory=int(_WRITING * budget),
-        limit=_limit(budget, volume, method),
-        # Blocks are of few shards.
+        limit=_block_bytes(budget, template, strategy),
+        # A block has few shards, so threads encode it in parallel.
         encoders=os.cpu_count() or 1,
         overwrite=overwrite,
         progress=progress,
-        label=ProgressLabel(text="predicting", unit_bytes=volume.dtype.itemsize, unit="voxel"),
+        label=ProgressLabel("predicting", template.dtype.itemsize, "voxel"),
     )
     skipped = result.attrs["provenance"].get("skipped", [])
     if skipped:
-        log.warning("%d parts were skipped and are 0, the first: %s", len(skipped), skipped[0])
-    if grown == target:
+        log.warning("%d parts were skipped and are 0; the first is %s", len(skipped), skipped[0])
+    if store == target:
         return result
     formats.write(result, target, overwrite=overwrite)
-    remove(grown)
+    remove(store)
     return formats.read(target)
 
 
-def _in_memory(model: nn.Module, inputs: Any, budget: int, **settings: Any) -> xr.DataArray:
+def _predict_in_memory(model: nn.Module, inputs: Any, budget: int, **options: Any) -> xr.DataArray:
     """Predict into a temporary store and return its voxels."""
-    first = next(iter(sources.volumes_by_name(inputs).values()))
-    nbytes = int(np.prod([first.sizes.get(d, 1) for d in SPATIAL])) * np.dtype(np.float32).itemsize
+    reference = next(iter(sources.volumes_by_name(inputs).values()))
+    nbytes = int(np.prod([reference.sizes.get(d, 1) for d in SPATIAL])) * np.dtype(np.float32).itemsize
     if nbytes > budget:
         raise ParameterError(
-            f"memory must hold the prediction, about {nbytes / 1e6:.0f} MB, if out is None; got {settings['memory']!r}. "
-            "Pass out= to write it to a store, or a larger memory="
+            f"memory must be at least {nbytes / 1e6:.0f} MB to return the prediction without out; got "
+            f"{options['memory']!r}. Pass a larger memory=, or out= to write a store"
         )
     with tempfile.TemporaryDirectory() as folder:
-        return predict(model, inputs, Path(folder, "prediction.zarr"), **settings).load()
+        return predict(model, inputs, Path(folder, "prediction.zarr"), **options).load()
 
 
-def _check(network: InferenceModel, stream: TensorSource, prepared: bool) -> None:
-    """The inputs are those of training."""
+def _check_inputs_fit(network: InferenceModel, source: TensorSource, preprocessed: bool) -> None:
+    """Raise ModelError unless the network is trained and the inputs are those of training."""
     spec = network.spec
-    if spec.prepare and not prepared:
+    if spec.prepare and not preprocessed:
         steps = ", ".join(name for name, _ in spec.prepare)
         raise ModelError(
-            f"{spec.name} sees volumes that went through {steps}; use mrhdata.segment (mrhdata segment), which does "
+            f"{spec.name} needs volumes that went through {steps}. Use mrhdata.segment (mrhdata segment), which does "
             "that, or prepare them with mrhdata.preprocessing.pipeline.prepare and pass preprocessed=True"
         )
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(
-            f"{spec.name} was not trained or has no intensity scales; use mrhdata.fit, load a trained one, or give "
+            f"{spec.name} was not trained or has no intensity scales. Use mrhdata.fit, load a trained network, or pass "
             "maximum= to mrhdata.models.load_matlab"
         )
     offsets = [f"{k:+d}" if k else "" for k in range(-spec.context_slices, spec.context_slices + 1)]
-    channels = tuple(channel + offset for channel in stream.channels for offset in offsets)
+    channels = tuple(channel + offset for channel in source.channels for offset in offsets)
     if spec.channels and channels != spec.channels:
         raise ModelError(
-            f"the network was trained on {spec.channels} but is given {channels}; give those, in that order"
+            f"the network was trained on {spec.channels} but is given {channels}. Pass those channels, in that order"
         )
 
 
 def _published_mode(network: InferenceModel, windows: SlidingWindow) -> str:
-    """Return the mode that a network was published with; blended windows if a blend is asked for."""
+    """Return the mode that a network was published with, or sliding windows if a blend is requested."""
     if windows.blend is not None:
         return "sliding_window"
     return str(getattr(network.model, "inference_mode", "sliding_window"))
 
 
-def _method(
+def _choose_strategy(
     network: InferenceModel,
-    stream: TensorSource,
-    inside: RegionOfInterest,
+    source: TensorSource,
+    region: RegionOfInterest,
     mode: str,
     windows: SlidingWindow,
     budget: int,
 ) -> tuple[Strategy, SlidingWindow | None]:
-    """How the network is run, and on which windows."""
-    shape, given, memory = stream.grid.shape, len(stream.channels), int(_TENSORS * budget)
+    """Return the strategy of a mode, and the windows that it uses, if any."""
+    shape, in_channels, memory = source.grid.shape, len(source.channels), int(_TENSORS * budget)
     if mode == "dense":
-        field = receptive_field_of(network.model, given * (2 * network.spec.context_slices + 1))
-        return DenseStrategy(network, field, shape, given, inside, memory), None
+        receptive_field = receptive_field_of(network.model, in_channels * (2 * network.spec.context_slices + 1))
+        return DenseStrategy(network, receptive_field, shape, in_channels, region, memory), None
     if mode not in MODES:
         raise ParameterError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-    own = windows.of(network)
-    assert own.shape is not None
+    windows = windows.of(network)
+    assert windows.shape is not None
     margins = [2 * network.spec.context_slices if axis == network.axis else 0 for axis in range(3)]
-    answer = network.answer((1, given, *(n + m for n, m in zip(own.shape, margins, strict=True))))
-    if answer[2:] != own.shape:
+    padded = (n + m for n, m in zip(windows.shape, margins, strict=True))
+    output = network.output_shape((1, in_channels, *padded))
+    if output[2:] != windows.shape:
         raise ModelError(
-            f"{network.spec.name} answers windows of {own.shape} by {answer[2:]}; only mode='dense' can place those"
+            f"{network.spec.name} maps windows of {windows.shape} to {output[2:]} voxels; the shapes must be equal. "
+            "Pass mode='dense'"
         )
     if mode == "patch_centre":
-        return PatchCentreStrategy(network, shape, given, answer[1], inside, own, memory), own
-    return SlidingWindowStrategy(network, shape, answer[1], inside, own), own
+        return PatchCentreStrategy(network, shape, in_channels, output[1], region, windows, memory), windows
+    return SlidingWindowStrategy(network, shape, output[1], region, windows), windows
 
 
-def _template(stream: TensorSource, first: xr.DataArray, method: Strategy, output: Output, name: str) -> xr.DataArray:
-    """The result without its voxels: where it lies and what it is."""
-    spacing, channels = stream.grid.spacing, output.channels(method.channels)
-    starts = np.array([float(np.atleast_1d(first.coords[d])[0]) for d in SPATIAL])
-    made = place(
-        da.zeros((*((channels,) if channels > 1 else ()), *method.shape), dtype=output.written, chunks=-1),
+def _template(
+    source: TensorSource, reference: xr.DataArray, strategy: Strategy, output: Output, name: str
+) -> xr.DataArray:
+    """Return the result with its grid and attributes but without its voxels."""
+    spacing, channels = source.grid.spacing, output.channels(strategy.channels)
+    starts = np.array([float(np.atleast_1d(reference.coords[d])[0]) for d in SPATIAL])
+    template = place(
+        da.zeros((*((channels,) if channels > 1 else ()), *strategy.shape), dtype=output.written, chunks=-1),
         [*(["c"] if channels > 1 else []), *SPATIAL],
-        spacing * method.stride,
-        first.attrs["affine"],
-        start=starts + spacing * method.offset,
-        space=first.mrh.space,
+        spacing * strategy.stride,
+        reference.attrs["affine"],
+        start=starts + spacing * strategy.offset,
+        space=reference.mrh.space,
         kind=output.kind,
         name=name,
         modality="virtual histology",
     )
-    return made.assign_attrs({key: first.attrs[key] for key in ("source_axes",) if key in first.attrs})
+    return template.assign_attrs({key: reference.attrs[key] for key in ("source_axes",) if key in reference.attrs})
 
 
-def _limit(budget: int, volume: xr.DataArray, method: Strategy) -> int:
-    """Bytes of a block of the result; windows are added up as float32."""
-    held = volume.dtype.itemsize * volume.sizes.get("c", 1)
-    return int(_BLOCK * budget * (held / (4 * method.channels) if isinstance(method, SlidingWindowStrategy) else 1))
+def _block_bytes(budget: int, template: xr.DataArray, strategy: Strategy) -> int:
+    """Return the bytes of a block of the result; blended windows are summed as float32."""
+    voxel_bytes = template.dtype.itemsize * template.sizes.get("c", 1)
+    blended = isinstance(strategy, SlidingWindowStrategy)
+    return int(_BLOCK * budget * (voxel_bytes / (4 * strategy.channels) if blended else 1))
 
 
-class _Map:
-    """Blocks of the result, in the order in which they are asked for.
+class _BlockPredictor:
+    """Predict blocks of the result in the order in which they are requested."""
 
-    Parameters
-    ----------
-    method : Method
-    sweep : Sweep
-    output : Output
-    inside : Inside
-    """
-
-    def __init__(self, method: Strategy, sweep: BoxReader, output: Output, inside: RegionOfInterest) -> None:
-        self._method, self._sweep, self._output, self._inside = method, sweep, output, inside
+    def __init__(self, strategy: Strategy, reader: BoxReader, output: Output, region: RegionOfInterest) -> None:
+        self._strategy, self._reader, self._output, self._region = strategy, reader, output, region
         self.dtype = output.written
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
-        """Each made in a thread while the one before is written; given up within a step when nobody takes it."""
-        left = Event()
+        """Yield blocks; a thread predicts one while the previous one is written, and stops within a task on close."""
+        closed = Event()
         spatial = [Box(box.start[-3:], box.stop[-3:]) for box in boxes]
-        return run_ahead(self._made(spatial, left), 1, left.set)
+        return run_ahead(self._predict_blocks(spatial, closed), 1, closed.set)
 
-    def _made(self, boxes: Sequence[Box], left: Event) -> Iterator[np.ndarray | None]:
+    def _predict_blocks(self, boxes: Sequence[Box], closed: Event) -> Iterator[np.ndarray | None]:
         buffers = DoubleBuffer(self.dtype)
         for group in self._groups(boxes):
-            values = self._sweep.read([step.boxes for _, _, steps in group for step in steps or []])
-            for box, above, steps in group:
-                if steps is None:
+            batches = self._reader.read([task.boxes for _, _, tasks in group for task in tasks or []])
+            for box, above, tasks in group:
+                if tasks is None:
                     yield None
                     continue
-                out = buffers.take((self._output.channels(self._method.channels), *box.shape))
+                out = buffers.take((self._output.channels(self._strategy.channels), *box.shape))
                 out.fill(0)
-                held = self._method.begin(box, above, out)
-                for step in steps:
-                    if left.is_set():
+                state = self._strategy.begin(box, above, out)
+                for task in tasks:
+                    if closed.is_set():
                         return
-                    self._method.add(held, step, next(values), self._written)
-                self._method.end(held, self._written)
+                    self._strategy.add(state, task, next(batches), self._write)
+                self._strategy.end(state, self._write)
                 yield out if len(out) > 1 else out[0]
-            # Threads that read ahead end with the group.
-            next(values, None)
+            # Exhaust the reader, which stops its threads.
+            next(batches, None)
 
     def _groups(self, boxes: Sequence[Box]) -> Iterator[list[tuple[Box, Box | None, list[BoxTask] | None]]]:
-        """Boxes, each with the one that was made just before and its steps (None where nothing is wanted).
+        """Yield boxes in groups that are planned together.
 
-        A group is as many as are planned together.
+        Each box comes with the one that was computed just before it and with its tasks (None if no voxel is wanted).
         """
         group: list[tuple[Box, Box | None, list[BoxTask] | None]] = []
         before: Box | None = None
         planned = 0
         for box in boxes:
-            wanted = self._inside.any(self._method.needs(box))
-            steps = list(self._method.steps(box, before)) if wanted else None
-            group.append((box, before, steps))
+            wanted = self._region.any(self._strategy.needs(box))
+            tasks = list(self._strategy.tasks(box, before)) if wanted else None
+            group.append((box, before, tasks))
             before = box if wanted else None
-            planned += len(steps or [])
-            if planned >= _PLANNED:
+            planned += len(tasks or [])
+            if planned >= _PLANNED_TASKS:
                 yield group
                 group, planned = [], 0
         if group:
             yield group
 
-    def _written(self, box: Box, answers: Floats, out: np.ndarray) -> None:
-        """Put what is stored of a box into `out`: 0 where nothing is wanted."""
-        outside = self._inside.outside(box, self._method.stride, self._method.offset)
-        # So few planes at a time stay in the cache.
-        deep = max(1, _CACHED // answers[:, 0].nbytes)
-        for low in range(0, box.shape[0], deep):
-            planes = slice(low, low + deep)
-            part = np.ascontiguousarray(answers[:, planes])
+    def _write(self, box: Box, predictions: Floats, out: np.ndarray) -> None:
+        """Convert the predictions of a box to the stored type and write them to `out`, 0 outside the region."""
+        outside = self._region.outside(box, self._strategy.stride, self._strategy.offset)
+        # A few planes at a time stay in the cache.
+        depth = max(1, _CACHE_BYTES // predictions[:, 0].nbytes)
+        for low in range(0, box.shape[0], depth):
+            planes = slice(low, low + depth)
+            part = np.ascontiguousarray(predictions[:, planes])
             hidden = None if outside is None else outside[planes]
-            # A sum is finite where all its terms are, and quicker to look at.
+            # A sum is finite only if all its terms are, and is faster than a test of each voxel.
             if not np.isfinite(part.sum()):
-                hidden = self._not_finite(part, hidden, (box.start[0] + low, *box.start[1:]))
-            found = self._output.of(part)
+                hidden = self._hide_not_finite(part, hidden, (box.start[0] + low, *box.start[1:]))
+            values = self._output.of(part)
             if hidden is not None:
-                found[:, hidden] = 0
-            out[:, planes] = found
+                values[:, hidden] = 0
+            out[:, planes] = values
 
-    def _not_finite(self, answers: Floats, hidden: NDArray[np.bool_] | None, base: tuple[int, ...]) -> Any:
-        """Where answers are not wanted, or are not finite and may be left out."""
-        hidden = np.zeros(answers.shape[1:], dtype=bool) if hidden is None else hidden
-        bad = ~np.isfinite(answers).all(axis=0) & ~hidden
+    def _hide_not_finite(self, predictions: Floats, hidden: NDArray[np.bool_] | None, base: tuple[int, ...]) -> Any:
+        """Return hidden voxels, including those that are not finite; raise DataError unless they may be skipped."""
+        hidden = np.zeros(predictions.shape[1:], dtype=bool) if hidden is None else hidden
+        bad = ~np.isfinite(predictions).all(axis=0) & ~hidden
         if bad.any():
             first = tuple((np.argwhere(bad)[0] + base).tolist())
             high = tuple(b + n for b, n in zip(base, bad.shape, strict=True))
-            reason = f"{bad.sum()} answers from {base} to {high} are not finite, the first at {first}"
-            if not self._sweep.skip(reason):
-                raise DataError(f"{reason}; fill or mask the input there, or skip them with skip_corrupt=True")
+            reason = f"{bad.sum()} predictions from {base} to {high} are not finite, the first at {first}"
+            if not self._reader.skip(reason):
+                raise DataError(f"{reason}. Fill or mask the input there, or pass skip_corrupt=True")
         return bad | hidden
 
 
-def _provenance(about: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:
+def _provenance(settings: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:
     skipped = sorted(set(notes.read_text(encoding="utf-8").splitlines())) if notes.exists() else []
-    given = {key: volume.attrs.get("provenance", {}) for key, volume in sources.volumes_by_name(inputs).items()}
-    found = {**about, "inputs": given, "mrhdata": version("mrhdata"), "torch": torch.__version__}
-    return found | ({"skipped": skipped} if skipped else {})
+    origins = {key: volume.attrs.get("provenance", {}) for key, volume in sources.volumes_by_name(inputs).items()}
+    provenance = {**settings, "inputs": origins, "mrhdata": version("mrhdata"), "torch": torch.__version__}
+    return provenance | ({"skipped": skipped} if skipped else {})
 
 
-def _weights(model: nn.Module) -> str:
-    """SHA-256 of the names and values of all weights."""
-    found = hashlib.sha256()
+def _hash_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and values of all weights."""
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _plain(spec: ModelSpec) -> Any:
+def _as_json(spec: ModelSpec) -> Any:
     return json.loads(json.dumps(asdict(spec)))
 
 
-def _told(volumes: Any) -> Any:
-    """What tells inputs, or a mask, from others."""
+def _fingerprint(volumes: Any) -> Any:
+    """Return a fingerprint of inputs, or of a mask."""
     if isinstance(volumes, str):
         return volumes
     return [[name, fingerprint.fingerprint(volume)] for name, volume in sources.volumes_by_name(volumes).items()]

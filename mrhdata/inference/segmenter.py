@@ -1,4 +1,4 @@
-"""Volumes to labels, and back to where they came from: prepare, train or predict, finish, score.
+"""Segment volumes and return labels on their own grid: prepare, train or predict, finish, score.
 
 ```
 case --prepare.steps--> the network's grid and values --patches--> training
@@ -6,8 +6,8 @@ case --prepare.steps--> the network's grid and values --patches--> training
 labels on the input's grid <--finish-- argmax <--resample-- probabilities (prediction)
 ```
 
-Probabilities, not labels, are carried back, so a boundary between voxels of another size lies where they are
-equal. A trained network's folder names all steps, so it needs no more than the input.
+Probabilities, not labels, are resampled to the input's grid, so a boundary lies where two probabilities are equal. The
+folder of a trained network lists all steps, so segmentation needs only the input.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 
 def on_network_grid(case: Subject, spec: ModelSpec) -> Subject:
-    """The case as the network sees it; labels are carried along by their nearest voxels.
+    """Return a case as the network sees it, with labels resampled by nearest neighbour.
 
-    Voxels that the labels do not reach are `IGNORE_INDEX` in training, not background.
+    Voxels beyond the label volume become `IGNORE_INDEX`, not background.
     """
     inputs = prepare(case.inputs, spec.prepare)
     if case.target is None:
         return replace(case, inputs=inputs)
     first = next(iter(inputs.values()))
-    # Wide enough for every label and for what is ignored.
-    wide = np.int64 if case.target.dtype.itemsize > 2 else np.int32
-    carried = resample(case.target.astype(wide).assign_attrs(kind="labels"), first, fill=IGNORE_INDEX)
-    return replace(case, inputs=inputs, target=carried)
+    # Wide enough for every label and for IGNORE_INDEX.
+    dtype = np.int64 if case.target.dtype.itemsize > 2 else np.int32
+    labels = resample(case.target.astype(dtype).assign_attrs(kind="labels"), first, fill=IGNORE_INDEX)
+    return replace(case, inputs=inputs, target=labels)
 
 
 def segment(
@@ -61,57 +61,58 @@ def segment(
     memory: int | str = "4 GB",
     device: str | None = None,
     precision: str = "float32",
-    progress: Progress = False,
+    progress: Progress = True,
 ) -> xr.DataArray:
     """Label a volume with a trained network, on the volume's own grid.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Trained to tell labels apart; ``model.spec`` says how volumes are prepared.
+        Network trained on labels; ``model.spec`` lists the preparation steps.
     inputs : volume or mapping of volumes
-        By the channels of training, the first of which gives the grid. One volume alone needs no name.
+        Volume of each training channel; the first gives the grid. A single volume needs no name.
     memory : int or str
-        Of the prediction. Networks that see far want much: parts of a volume overlap by what they see.
+        Memory budget of the prediction. A large receptive field needs a large budget, since boxes overlap by it.
     device, precision : str, optional
-        As for :func:`mrhdata.predict`.
+        Options of :func:`mrhdata.predict`.
     progress : bool or callable
+        Whether to show a progress bar, or a function of (bytes done, total bytes).
 
     Returns
     -------
     labels : (z, y, x) label volume
-        In memory; values as in training. Voxels outside the extent that the network works on are
+        Labels in memory, with the values of training. Voxels outside the extent that the network works on are
         background, the first of the labels.
 
     Raises
     ------
     ModelError
-        The network was not trained on labels, or on other channels.
+        If the network was not trained on labels, or was trained on other channels.
 
     Examples
     --------
     >>> from mrhdata import models
-    >>> from mrhdata.models.spec import Scale
+    >>> from mrhdata.models.spec import IntensityScale
     >>> from mrhdata.volume.construct import from_array
     >>> model = models.create("tissue2d", classes=2, widths=(1,)).eval()
-    >>> ones = Scale((0.0,), (1.0,)), Scale((0.0,) * 2, (1.0,) * 2)
-    >>> model.spec = replace(model.spec, channels=("t1w",), axis=0, inputs=ones[0], target=ones[1], labels=(0, 7))
+    >>> one, two = (IntensityScale((0.0,) * n, (1.0,) * n) for n in (1, 2))
+    >>> model.spec = replace(model.spec, channels=("t1w",), axis=0, inputs=one, target=two, labels=(0, 7))
     >>> volume = from_array(np.random.default_rng(0).random((3, 8, 8), np.float32), spacing=(1, 1, 1))
-    >>> found = segment(model, volume)
-    >>> found.mrh.grid.same_as(volume.mrh.grid), set(np.unique(found)) <= {0, 7}
+    >>> labels = segment(model, volume, progress=False)
+    >>> labels.mrh.grid.same_as(volume.mrh.grid), set(np.unique(labels)) <= {0, 7}
     (True, True)
     """
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     if not spec.labels:
-        raise ModelError(f"{spec.name} was not trained on labels; use mrhdata.predict, or train it on a label volume")
-    group = _channels(inputs, spec)
-    first = next(iter(group.values()))
-    ready = {name: volume.compute() for name, volume in prepare(group, spec.prepare).items()}
+        raise ModelError(f"{spec.name} was not trained on labels. Use mrhdata.predict, or train it on a label volume")
+    channels = _select_channels(inputs, spec)
+    reference = next(iter(channels.values()))
+    prepared = {name: volume.compute() for name, volume in prepare(channels, spec.prepare).items()}
     with tempfile.TemporaryDirectory() as folder:
-        shares = predict(
+        probabilities = predict(
             model,
-            {name: volume.rename(name) for name, volume in ready.items()},
-            Path(folder) / "shares.zarr",
+            {name: volume.rename(name) for name, volume in prepared.items()},
+            Path(folder) / "probabilities.zarr",
             mode="dense",
             output=Output(activation="softmax"),
             memory=memory,
@@ -120,51 +121,55 @@ def segment(
             preprocessed=True,
             progress=progress,
         )
-        labels = _decided(shares, first, spec.labels)
+        labels = _most_probable(probabilities, reference, spec.labels)
     return finish(labels, spec.finish).rename("labels")
 
 
-def _channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:
-    """The volumes in the order of training, without those that steps add."""
+def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:
+    """Return the volumes in the order of training, without channels that preparation steps add."""
     if isinstance(inputs, xr.DataArray):
         return {spec.channels[0]: inputs}
     if len(inputs) == 1 and spec.channels[0] not in inputs:
-        raise ModelError(f"the network was trained on {spec.channels} but is given {tuple(inputs)}; name it so")
+        raise ModelError(
+            f"the network was trained on {spec.channels} but is given {tuple(inputs)}. Pass a mapping with the names "
+            "of training"
+        )
     return {name: inputs[name] for name in spec.channels if name in inputs}
 
 
-def _decided(shares: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) -> xr.DataArray:
-    """The label of the highest probability at each voxel of a volume; the first where the network did not look."""
+def _most_probable(probabilities: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) -> xr.DataArray:
+    """Return the most probable label at each voxel of a volume; the first label outside the predicted extent."""
     values = np.asarray(labels)
-    goal = like.isel({d: 0 for d in like.dims if d not in SPATIAL}, drop=True)
-    kind = np.dtype(np.min_scalar_type(int(values.max())) if values.min() >= 0 else np.int16)
+    template = like.isel({d: 0 for d in like.dims if d not in SPATIAL}, drop=True)
+    dtype = np.dtype(np.min_scalar_type(int(values.max())) if values.min() >= 0 else np.int16)
     highest: Any = None
     for number in range(len(labels)):
-        # Of the first label all lies outside.
-        share = resample(shares.isel(c=number, drop=True), goal, fill=float(number == 0), antialias=False).data
+        # Outside the extent the first label has probability 1.
+        channel = probabilities.isel(c=number, drop=True)
+        probability = resample(channel, template, fill=float(number == 0), antialias=False).data
         if highest is None:
-            highest, winner = share, (share * 0).astype(kind) + kind.type(values[0])
+            highest, winner = probability, (probability * 0).astype(dtype) + dtype.type(values[0])
             continue
-        winner = np.where(share > highest, kind.type(values[number]), winner)
-        highest = np.maximum(share, highest)
-    found = goal.copy(data=np.asarray(winner).astype(kind))
-    kept = {k: goal.attrs[k] for k in ("affine", "space", "source_axes") if k in goal.attrs}
-    found.attrs = {**kept, "kind": "labels", "units": "1"}
-    return found
+        winner = np.where(probability > highest, dtype.type(values[number]), winner)
+        highest = np.maximum(probability, highest)
+    volume = template.copy(data=np.asarray(winner).astype(dtype))
+    geometry = {k: template.attrs[k] for k in ("affine", "space", "source_axes") if k in template.attrs}
+    volume.attrs = {**geometry, "kind": "labels", "units": "1"}
+    return volume
 
 
-def score_labels(case: Subject, found: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
-    """Overlap of each label but the first, the background, with the case's own, a row each.
+def score_labels(case: Subject, predicted: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:
+    """Return the overlap of predicted labels with the case's own, one row per label without the background.
 
-    ``accuracy`` counts all voxels, ``accuracy_inside`` those whose truth is not background, and
-    ``accuracy_background`` is what an answer of nothing but background has.
+    ``accuracy`` counts all voxels, ``accuracy_inside`` those whose ground truth is not background, and
+    ``accuracy_background`` is the accuracy of a prediction of only background.
     """
     if case.target is None:
         raise DataError(f"{case.id} has no labels to score with")
-    truth = case.target.mrh.like(found)
-    table = overlap.overlap(truth.values, found.values, labels[1:], found.mrh.spacing)
+    truth = case.target.mrh.like(predicted)
+    table = overlap.overlap(truth.values, predicted.values, labels[1:], predicted.mrh.spacing)
     table.insert(0, "subject", case.id)
-    right = overlap.accuracy(truth.values, found.values)
-    inner = overlap.accuracy(truth.values, found.values, background=labels[0])
-    nothing = overlap.accuracy(truth.values, np.full(truth.shape, labels[0]))
-    return table.assign(accuracy=right, accuracy_inside=inner, accuracy_background=nothing)
+    accuracy = overlap.accuracy(truth.values, predicted.values)
+    inside = overlap.accuracy(truth.values, predicted.values, background=labels[0])
+    background = overlap.accuracy(truth.values, np.full(truth.shape, labels[0]))
+    return table.assign(accuracy=accuracy, accuracy_inside=inside, accuracy_background=background)

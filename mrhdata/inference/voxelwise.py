@@ -1,4 +1,4 @@
-"""Predictions for single patches and for rows of a table."""
+"""Predict single patches and rows of a table."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ Floats = NDArray[np.float32]
 
 
 def predict_patches(model: nn.Module, patches: Floats, batch_size: int = 1024) -> Floats:
-    """Run a trained network on raw patches and keep the centre voxels of its answers.
+    """Run a trained network on raw patches and return the predictions at their centre voxels.
 
     Parameters
     ----------
     model : torch.nn.Module
+        Trained network.
     patches : (n, C, z, y, x) array
-        As :meth:`mrhdata.patching.dataset.Patches.gather` gives them.
+        Patches, such as those of :meth:`mrhdata.patching.dataset.Patches.gather`.
     batch_size : int
+        Patches per batch.
 
     Returns
     -------
-    answers : (n, K) float32 array
-        In the target's units; K is 1 but for networks with several answers.
+    predictions : (n, K) float32 array
+        Predictions in the target's units; K is the number of output channels, usually 1.
     """
     values = torch.from_numpy(np.asarray(patches, dtype=np.float32))
-    found = []
+    batches = []
     with torch.inference_mode():
         for start in range(0, len(values), batch_size):
-            found.append(centres(predict_raw(model, values[start : start + batch_size])))
-    return torch.cat(found).numpy()
+            batches.append(centres(predict_raw(model, values[start : start + batch_size])))
+    return torch.cat(batches).numpy()
 
 
 def centres(patches: Any) -> Any:
-    """Centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
+    """Return the centre voxels (n, C) of patches (n, C, z, y, x), an array or a tensor.
 
     Examples
     --------
@@ -53,5 +55,5 @@ def centres(patches: Any) -> Any:
 
 
 def predict_rows(model: nn.Module, rows: Floats, batch_size: int = 8192) -> Floats:
-    """Run a network trained on single voxels over a table: (n, C) to (n,), in the target's units."""
+    """Run a network trained on single voxels over table rows (n, C); return (n,) in the target's units."""
     return predict_patches(model, np.asarray(rows)[:, :, None, None, None], batch_size)[:, 0]

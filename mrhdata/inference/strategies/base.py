@@ -1,4 +1,4 @@
-"""The interface of strategies: which boxes of the input each output box reads, and what becomes of the predictions."""
+"""The interface of strategies: which boxes of the input each output box reads, and where predictions are written."""
 
 from __future__ import annotations
 
@@ -22,38 +22,56 @@ Three = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BoxTask:
-    """Boxes of one size that are read and run together, and what is known of where they go."""
+    """Input boxes of equal size that are read and run together.
+
+    Attributes
+    ----------
+    boxes : tuple of Box
+        Boxes of the input.
+    target : Any
+        Destination of the predictions, in the form that the strategy needs.
+    """
 
     boxes: tuple[Box, ...]
-    place: Any = None
+    target: Any = None
 
 
-#: Puts what is written for the answers of a box (C, z, y, x), which are used up, where it is told.
+#: Converts the predictions (C, z, y, x) of a box to the stored type and writes them to an array; it may overwrite them.
 Finish = Callable[[Box, Floats, np.ndarray], None]
 
 
 class Strategy(Protocol):
-    """One way to run a network over a volume."""
+    """A way to run a network over a volume.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the output volume.
+    channels : int
+        Number of output channels.
+    stride, offset : tuple of float
+        Input voxels from one output voxel to the next, and input position of the first output voxel.
+    """
 
     shape: Three
     channels: int
     stride: tuple[float, float, float]
     offset: tuple[float, float, float]
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
-        """What is read for an output box, given the one that was made just before."""
+    def tasks(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
+        """Yield the reads for an output box; `before` is the box that was computed just before it."""
 
     def needs(self, box: Box) -> Box:
-        """The input voxels that an output box is about."""
+        """Return the input voxels that an output box covers."""
 
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> Any:
-        """What answers are put into, for what is written of a box: zeros, (C, z, y, x)."""
+        """Return the state in which predictions of a box are collected; `out` (C, z, y, x) holds zeros."""
 
-    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
-        """Run the network on a step's boxes and put the answers where they belong."""
+    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+        """Run the network on the boxes of a task and add the predictions to the state."""
 
-    def end(self, held: Any, finish: Finish) -> None:
-        """What is written of the box is complete."""
+    def end(self, state: Any, finish: Finish) -> None:
+        """Write the predictions of a box that are not written yet."""
 
 
 def three(values: Any) -> Any:

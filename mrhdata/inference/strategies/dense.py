@@ -1,4 +1,4 @@
-"""Boxes with the exact margin of the receptive field: the map is that of one pass over the whole volume."""
+"""Run large boxes with the exact margin of the receptive field, which gives the result of a single pass."""
 
 from __future__ import annotations
 
@@ -28,204 +28,208 @@ log = logging.getLogger("mrhdata")
 Floats = NDArray[np.float32]
 
 
-#: Two boxes at a time may read so much more: PyTorch convolves one alone without oneDNN, five times slower.
-_DEARER = 1.1
+#: Two boxes at a time may read this many times the voxels of one: PyTorch convolves a single box without oneDNN, five
+#: times slower.
+_PAIRED_BOX_TOLERANCE = 1.1
 
 
-#: Lengths of pieces that are compared: each is so much of the one before, and their number.
-_LADDER, _RUNGS = 0.87, 32
+#: Piece lengths that are compared: ratio of one to the next, and their number.
+_SIZE_RATIO, _SIZE_STEPS = 0.87, 32
 
 
-#: Where no piece fits the memory, so many times the smallest is taken where that saves work.
-_LARGER = 1.5
+#: If no piece fits the memory, pieces of up to this many times the smallest are allowed, which saves work.
+_OVERSIZE = 1.5
 
 
-#: Work for margins, in times the work itself, that is said.
-_WASTEFUL = 4.0
+#: Warn when margin voxels cost this many times the output voxels.
+_MARGIN_WARNING = 4.0
 
 
 class DenseStrategy:
-    """Boxes with the margin of the receptive field: one pass over the whole volume, piece by piece.
+    """Run boxes with the margin of the receptive field: the result equals one pass over the whole volume.
 
     Parameters
     ----------
-    network : Network
-    field : Field
+    network : InferenceModel
+        Network.
+    receptive_field : ReceptiveField
+        Receptive field of the network.
     shape : tuple of int
-        Of the input volume.
-    channels : int
-        Of the input.
-    inside : Inside
+        Shape of the input volume.
+    in_channels : int
+        Number of input channels.
+    region : RegionOfInterest
+        Wanted voxels.
     memory : int
-        Bytes for the network's tensors.
+        Budget for the network's tensors, in bytes.
 
     Attributes
     ----------
     shape : tuple of int
-        Of the output.
+        Shape of the output volume.
     stride, offset : tuple of float
-        Input voxels from one output voxel to the next, and the place of the first one.
+        Input voxels from one output voxel to the next, and input position of the first output voxel.
     """
 
     def __init__(
         self,
         network: InferenceModel,
-        field: ReceptiveField,
+        receptive_field: ReceptiveField,
         shape: Three,
-        channels: int,
-        inside: RegionOfInterest,
+        in_channels: int,
+        region: RegionOfInterest,
         memory: int,
     ) -> None:
-        self._network, self._inside, self._input = network, inside, shape
-        field = _of_volume(field, network)
+        self._network, self._region, self._input_shape = network, region, shape
+        field = _add_plane_axis(receptive_field, network)
         self._field = field
-        self._padded, self.channels, self.shape = self._extent(shape, channels)
-        self.stride = three(float(j) for j in field.stride)
-        # An answer in the middle of what it depends on; but answers as many as the voxels stand for them, also
-        # where strides make the field reach further to one side, as in a U-Net.
+        self._padded, self.channels, self.shape = self._output_extent(shape, in_channels)
+        self.stride = three(float(s) for s in field.stride)
+        # An output voxel lies in the middle of its receptive field. If input and output have equal shapes, their voxels
+        # coincide, even if strides make the field asymmetric as in a U-Net.
         rows = zip(field.low, field.high, field.stride, self.shape, shape, strict=True)
-        self.offset = three(0.0 if j == 1 and n == m else float(b + h) / 2 for b, h, j, n, m in rows)
-        # Output pieces begin where input boxes may.
-        self._unit = three(max(1, int(a / j)) for a, j in zip(field.align, field.stride, strict=True))
-        # Convolution holds a copy of its operands in another order; a finer answer has many voxels for one of input.
-        self._most = max(4096, int(memory / (2 * field.live + 4 * channels / math.prod(self.stride))))
+        self.offset = three(0.0 if s == 1 and n == m else float(b + h) / 2 for b, h, s, n, m in rows)
+        # Output pieces start where input boxes may start.
+        self._unit = three(max(1, int(a / s)) for a, s in zip(field.align, field.stride, strict=True))
+        # Convolution copies its operands into another layout; a finer output has several voxels per input voxel.
+        self._max_voxels = max(4096, int(memory / (2 * field.live + 4 * in_channels / math.prod(self.stride))))
         self._warned = False
 
-    def _extent(self, shape: Three, channels: int) -> tuple[Three, int, Three]:
-        """Input shape that the network takes, and channels and shape of its answer, from shapes alone."""
+    def _output_extent(self, shape: Three, channels: int) -> tuple[Three, int, Three]:
+        """Return the input shape that the network takes, and the channels and shape of its output."""
         margins = [2 * self._network.spec.context_slices if i == self._network.axis else 0 for i in range(3)]
         padded = three(-(-n // a) * a for n, a in zip(shape, self._field.align, strict=True))
         problem: Exception | None = None
-        # At its far end a volume is padded where the network cannot take it as it is.
-        for tried in (shape, padded):
+        # The far end of a volume is padded only if the network cannot take the volume as it is.
+        for candidate in (shape, padded):
             try:
-                found = self._network.answer((1, channels, *(n + m for n, m in zip(tried, margins, strict=True))))
+                output = self._network.output_shape(
+                    (1, channels, *(n + m for n, m in zip(candidate, margins, strict=True)))
+                )
             except (RuntimeError, ValueError) as error:
                 problem = error
                 continue
-            sizes = zip(found[2:], tried, shape, self._field.stride, strict=True)
-            return tried, found[1], three(n if t == s else min(n, math.ceil(s / j)) for n, t, s, j in sizes)
+            sizes = zip(output[2:], candidate, shape, self._field.stride, strict=True)
+            return candidate, output[1], three(n if c == v else min(n, math.ceil(v / s)) for n, c, v, s in sizes)
         raise ModelError(f"{self._network.spec.name} does not take a volume of {shape} voxels: {problem}")
 
     def needs(self, box: Box) -> Box:
-        """Input voxels from the first to the last one that outputs stand for."""
+        """Return the input voxels from the first to the last output voxel."""
         rows = list(zip(box.start, box.stop, self.stride, self.offset, strict=True))
-        low = [math.floor(p * j + f) for p, _, j, f in rows]
+        low = [math.floor(p * s + o) for p, _, s, o in rows]
         return Box.of(
-            low, [max(b + 1, math.ceil((p - 1) * j + f) + 1) for b, (_, p, j, f) in zip(low, rows, strict=True)]
+            low, [max(b + 1, math.ceil((p - 1) * s + o) + 1) for b, (_, p, s, o) in zip(low, rows, strict=True)]
         )
 
-    def _reads(self, box: Box, least: Three = (1, 1, 1)) -> Box:
-        """An input box whose answer holds an output box exactly, no shorter than `least` where the volume allows it."""
+    def _read_box(self, box: Box, least: Three = (1, 1, 1)) -> Box:
+        """Return an input box whose output holds an output box exactly, of at least `least` voxels if possible."""
         field, low, high = self._field, [], []
         for axis, (p, q) in enumerate(zip(box.start, box.stop, strict=True)):
-            jump, align, length = field.stride[axis], field.align[axis], self._padded[axis]
-            first = math.floor(jump * p + field.low[axis])
-            last = math.floor(jump * (q - 1) + field.high[axis]) + 1
+            stride, align, length = field.stride[axis], field.align[axis], self._padded[axis]
+            first = math.floor(stride * p + field.low[axis])
+            last = math.floor(stride * (q - 1) + field.high[axis]) + 1
             if axis == self._network.axis:
                 # Planes beyond the volume are repeated, not padded by the network.
                 low.append(first)
                 high.append(last)
                 continue
-            # No layer is given less than its kernel.
-            long = max(field.least[axis], least[axis])
-            first = max(0, min(first, length - long) // align * align)
+            # No layer gets an input smaller than its kernel.
+            minimum = max(field.least[axis], least[axis])
+            first = max(0, min(first, length - minimum) // align * align)
             low.append(first)
-            high.append(min(length, -(-max(last, first + long) // align) * align))
+            high.append(min(length, -(-max(last, first + minimum) // align) * align))
         return Box.of(low, high)
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
-        """Pieces of the box that hold something wanted, two of one size at a time where that costs little more."""
+    def tasks(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
+        """Yield the wanted pieces of the box, in pairs of equal size if that costs little more."""
         pieces, batch = self._pieces(box, 1), 1
         halves = self._pieces(box, 2)
-        if self._cost(halves) <= _DEARER * self._cost(pieces):
+        if self._cost(halves) <= _PAIRED_BOX_TOLERANCE * self._cost(pieces):
             pieces, batch = halves, 2
-        sizes = np.array([self._reads(piece).shape for piece in pieces]).max(axis=0)
+        largest = np.array([self._read_box(piece).shape for piece in pieces]).max(axis=0)
         groups: dict[tuple[int, ...], list[tuple[Box, Box]]] = {}
-        self._warn(pieces)
+        self._warn_of_margins(pieces)
         for piece in pieces:
-            if self._inside.any(self.needs(piece)):
-                reads = self._reads(piece, three(sizes))
-                groups.setdefault(reads.shape, []).append((reads, piece))
+            if self._region.any(self.needs(piece)):
+                read_box = self._read_box(piece, three(largest))
+                groups.setdefault(read_box.shape, []).append((read_box, piece))
         for group in groups.values():
             for i in range(0, len(group), batch):
-                reads_of, parts = zip(*group[i : i + batch], strict=True)
-                yield BoxTask(reads_of, parts)
+                read_boxes, output_pieces = zip(*group[i : i + batch], strict=True)
+                yield BoxTask(read_boxes, output_pieces)
 
-    def _warn(self, pieces: Sequence[Box]) -> None:
-        """Say once where most of the work is for margins."""
-        share = self._cost(pieces) / sum(
-            math.prod(n * j for n, j in zip(p.shape, self.stride, strict=True)) for p in pieces
+    def _warn_of_margins(self, pieces: Sequence[Box]) -> None:
+        """Warn once if most of the work is for margins."""
+        ratio = self._cost(pieces) / sum(
+            math.prod(n * s for n, s in zip(p.shape, self.stride, strict=True)) for p in pieces
         )
-        if share > _WASTEFUL and not self._warned:
+        if ratio > _MARGIN_WARNING and not self._warned:
             self._warned = True
             log.warning(
-                "%s sees %s voxels, so within this memory each part is computed %.0f times over; give more memory, or "
-                "mode='sliding_window'",
+                "the receptive field of %s is %s voxels, so each voxel is computed %.0f times within this memory. "
+                "Pass a larger memory=, or mode='sliding_window'",
                 self._network.spec.name,
                 " x ".join(map(str, self._field.lengths)),
-                share,
+                ratio,
             )
 
     def _pieces(self, box: Box, batch: int) -> list[Box]:
-        """Parts of one size that fit the memory and whose margins are the least work.
+        """Cut a box into pieces of equal size that fit the memory and whose margins cost the least work.
 
-        Along an axis without margins, as planes of a 2D network are stacked, cutting costs nothing.
+        Cutting costs nothing along an axis without margins, such as the stacking axis of a 2D network.
         """
-        ladders, longest, work = [], [], []
+        options, longest, work = [], [], []
         for axis, (n, unit) in enumerate(zip(box.shape, self._unit, strict=True)):
             units = -(-n // unit)
-            ladder = sorted({max(1, int(units * _LADDER**i)) for i in range(_RUNGS)} | {1}, reverse=True)
-            found = [self._reach(axis, self._parts(box, axis, rung)) for rung in ladder]
-            ladders.append(ladder)
-            longest.append(np.array([long for long, _ in found]))
-            work.append(np.array([total for _, total in found]))
+            lengths = sorted({max(1, int(units * _SIZE_RATIO**i)) for i in range(_SIZE_STEPS)} | {1}, reverse=True)
+            costs = [self._axis_cost(axis, self._cut_axis(box, axis, length)) for length in lengths]
+            options.append(lengths)
+            longest.append(np.array([most for most, _ in costs]))
+            work.append(np.array([total for _, total in costs]))
         size, cost = (np.einsum("i,j,k->ijk", *values) for values in (longest, work))
-        # Where nothing fits, those that are not much larger than the smallest: it alone may be a voxel in its margins.
-        most = max(self._most / batch, _LARGER * float(size.min()))
-        chosen = np.unravel_index(np.argmin(np.where(size <= most, cost, np.inf)), size.shape)
-        parts = [self._parts(box, axis, ladders[axis][i]) for axis, i in enumerate(chosen)]
-        return [Box.of(*zip(*piece, strict=True)) for piece in itertools.product(*parts)]
+        # If nothing fits, allow more than the smallest piece, which may be one voxel within its margins.
+        limit = max(self._max_voxels / batch, _OVERSIZE * float(size.min()))
+        best = np.unravel_index(np.argmin(np.where(size <= limit, cost, np.inf)), size.shape)
+        intervals = [self._cut_axis(box, axis, options[axis][i]) for axis, i in enumerate(best)]
+        return [Box.of(*zip(*piece, strict=True)) for piece in itertools.product(*intervals)]
 
-    def _parts(self, box: Box, axis: int, units: int) -> list[tuple[int, int]]:
-        """An axis of the box in parts of so many units, but the last."""
+    def _cut_axis(self, box: Box, axis: int, units: int) -> list[tuple[int, int]]:
+        """Cut an axis of the box into intervals of a number of units; the last may be shorter."""
         return _cut(box.start[axis], box.stop[axis], units * self._unit[axis], self._unit[axis])
 
-    def _reach(self, axis: int, parts: Sequence[tuple[int, int]]) -> tuple[float, float]:
-        """Input voxels along an axis of the longest part with its margins, and of all parts together."""
-        lengths = [self._read(axis, b - a) for a, b in parts]
+    def _axis_cost(self, axis: int, intervals: Sequence[tuple[int, int]]) -> tuple[float, float]:
+        """Return the input voxels along an axis of the longest interval and of all, margins included."""
+        lengths = [self._read_length(axis, b - a) for a, b in intervals]
         return max(lengths), sum(lengths)
 
-    def _read(self, axis: int, length: int) -> float:
-        """Input voxels along an axis that an output of a length takes, margins included."""
+    def _read_length(self, axis: int, length: int) -> float:
+        """Return the input voxels along an axis for an output length, margins included."""
         field = self._field
-        return min(float(field.stride[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1), self._input[axis])
+        span = float(field.stride[axis] * (length - 1) + field.high[axis] - field.low[axis] + 1)
+        return min(span, self._input_shape[axis])
 
     def _cost(self, pieces: Sequence[Box]) -> float:
-        return sum(self._voxels(piece.shape) for piece in pieces)
-
-    def _voxels(self, lengths: Sequence[int]) -> float:
-        """Input voxels that a piece reads, margins included."""
-        return math.prod(self._read(axis, n) for axis, n in enumerate(lengths))
+        """Return the input voxels that pieces read, margins included."""
+        return sum(math.prod(self._read_length(axis, n) for axis, n in enumerate(piece.shape)) for piece in pieces)
 
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, np.ndarray]:
-        """Pieces are written as they come."""
+        """Return the box and its output, to which pieces are written at once."""
         return box, out
 
-    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
-        """Each piece out of the answer for its box."""
-        box, out = held
-        for reads, piece, answer in zip(step.boxes, step.place, self._network(values).numpy(), strict=True):
-            rows = zip(reads.start, self._field.stride, piece.start, strict=True)
-            base = [p if axis == self._network.axis else int(a / j) for axis, (a, j, p) in enumerate(rows)]
-            finish(piece, answer[:, *piece.within(base)], out[:, *piece.within(box.start)])
+    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+        """Cut each piece out of the prediction for its input box and write it."""
+        box, out = state
+        for read_box, piece, prediction in zip(task.boxes, task.target, self._network(values).numpy(), strict=True):
+            rows = zip(read_box.start, self._field.stride, piece.start, strict=True)
+            base = [p if axis == self._network.axis else int(a / s) for axis, (a, s, p) in enumerate(rows)]
+            finish(piece, prediction[:, *piece.within(base)], out[:, *piece.within(box.start)])
 
-    def end(self, held: Any, finish: Finish) -> None:
-        """All pieces are there."""
+    def end(self, state: Any, finish: Finish) -> None:
+        """Do nothing: all pieces are written."""
 
 
 def _cut(low: int, high: int, step: int, unit: int) -> list[tuple[int, int]]:
-    """An interval in parts of one size, but the first and the last, that begin at multiples of a unit.
+    """Cut an interval into parts of equal length, except the first and the last, that start at multiples of a unit.
 
     Examples
     --------
@@ -236,14 +240,14 @@ def _cut(low: int, high: int, step: int, unit: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _of_volume(field: ReceptiveField, network: InferenceModel) -> ReceptiveField:
-    """The field along z, y, x; along the axis that planes are stacked on it is the neighbours."""
+def _add_plane_axis(field: ReceptiveField, network: InferenceModel) -> ReceptiveField:
+    """Return the receptive field along z, y, x; along the stacking axis of a 2D network it is the context slices."""
     if network.axis is None:
         return field
     n = network.spec.context_slices
-    alone = {"jump": Fraction(1), "low": Fraction(-n), "high": Fraction(n), "align": 1, "least": 1}
+    plane_axis = {"stride": Fraction(1), "low": Fraction(-n), "high": Fraction(n), "align": 1, "least": 1}
     values: dict[str, Any] = {}
-    for name, value in alone.items():
-        found = getattr(field, name)
-        values[name] = (*found[: network.axis], value, *found[network.axis :])
+    for name, value in plane_axis.items():
+        in_plane = getattr(field, name)
+        values[name] = (*in_plane[: network.axis], value, *in_plane[network.axis :])
     return replace(field, **values)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrhdata.errors import ModelError
+from mrhdata.errors import ModelError, ParameterError
 from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
 if TYPE_CHECKING:
@@ -19,72 +19,79 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-#: Voxels of windows that are run together.
+#: Voxels of the windows in one batch.
 _BATCH_VOXELS = 1_200_000
 
 
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    """The network on a device, if there is such a one."""
+def _move_to(model: nn.Module, device: str) -> nn.Module:
+    """Move a network to a device."""
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        found = "cpu and cuda" if torch.cuda.is_available() else "cpu alone"
-        raise ModelError(f"there is no device {device!r} for this PyTorch; there is {found}") from error
+        available = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise ParameterError(f"device must be {available} with this PyTorch; got {device!r}") from error
 
 
 class InferenceModel:
-    """A trained network on boxes (n, C, z, y, x) of raw voxels; answers in the target's units.
+    """A trained network that maps boxes (n, C, z, y, x) of raw voxels to predictions in the target's units.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With ``spec``, or plain: then it takes raw voxels.
+        Network; without a ``spec`` it must take raw voxels.
     device : str
+        PyTorch device.
     precision : {"float32", "bfloat16"}
+        Type in which the network computes.
+
+    Attributes
+    ----------
+    axis : int or None
+        Axis along which a 2D network is run; None for a 3D network.
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
-        self.model, self._device, self._precision = _moved(model.eval(), device), device, precision
+        self.model, self._device, self._precision = _move_to(model.eval(), device), device, precision
         spec: ModelSpec | None = getattr(model, "spec", None)
         self.spec = spec if spec is not None else ModelSpec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))
-        #: The axis that a network of planes is run along, None for one of volumes.
         self.axis = (self.spec.axis or 0) if self.ndim == 2 else None
 
     def __call__(self, values: Floats) -> Tensor:
-        """Answers in this machine's memory, float32."""
+        """Return float32 predictions in host memory."""
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, self._precision == "bfloat16"):
             return self._run(torch.from_numpy(values).to(self._device)).cpu()
 
-    def answer(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the answer for boxes of a shape, found without any voxels."""
-        ghost = copy.copy(self)
-        ghost.model = copy.deepcopy(self.model).to("meta")
-        return tuple(ghost._run(torch.empty(tuple(shape), device="meta")).shape)
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the predictions for boxes of a shape, computed without voxels."""
+        shapes_only = copy.copy(self)
+        shapes_only.model = copy.deepcopy(self.model).to("meta")
+        return tuple(shapes_only._run(torch.empty(tuple(shape), device="meta")).shape)
 
     def _run(self, x: Tensor) -> Tensor:
         if self.axis is None:
-            return self._physical(x)
-        # Each plane by itself, with its neighbours as channels where the network was trained so.
-        axis, across = 2 + self.axis, 2 * self.spec.context_slices + 1
+            return self._run_scaled(x)
+        # A 2D network takes one plane at a time, with neighbouring planes as channels if it was trained so.
+        axis, planes_seen = 2 + self.axis, 2 * self.spec.context_slices + 1
         x = x.movedim(axis, 1)  # (n, planes, C, h, w)
-        if across > 1:
-            x = x.unfold(1, across, 1).movedim(-1, 3).flatten(2, 3)  # (n, planes, C * across, h, w)
+        if planes_seen > 1:
+            x = x.unfold(1, planes_seen, 1).movedim(-1, 3).flatten(2, 3)  # (n, planes, C * planes_seen, h, w)
         n, planes = x.shape[:2]
-        y = self._physical(x.flatten(0, 1))
+        y = self._run_scaled(x.flatten(0, 1))
         return y.reshape(n, planes, *y.shape[1:]).movedim(1, axis)
 
-    def _physical(self, x: Tensor) -> Tensor:
-        x = _together(x)
+    def _run_scaled(self, x: Tensor) -> Tensor:
+        """Scale the input, run the network, and return target units."""
+        x = _channels_last(x)
         y = self.model(x if self.spec.inputs is None else scaled(x, self.spec.inputs))
         if not isinstance(y, torch.Tensor):
-            raise ModelError(f"{self.spec.name} returns {type(y).__name__}, not one tensor")
+            raise ModelError(f"{self.spec.name} must return one tensor; got {type(y).__name__}")
         return y.float() if self.spec.target is None else to_target_units(y.float(), self.spec.target)
 
 
-def _together(x: Tensor) -> Tensor:
-    """The same with the channels of a voxel beside each other: few of them are convolved several times faster so."""
+def _channels_last(x: Tensor) -> Tensor:
+    """Return a tensor with the channels of a voxel next to each other: few channels convolve several times faster."""
     if x.shape[1] == 1 and x.is_contiguous():
-        # One channel lies so already; PyTorch would copy it.
+        # A single channel already has this layout; PyTorch would copy it.
         return x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
     return x.to(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)

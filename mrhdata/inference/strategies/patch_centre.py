@@ -1,4 +1,4 @@
-"""Each voxel is the centre of a patch of the training size, as published for MRH-Net."""
+"""Predict each voxel as the centre of a patch of the training size, as published for MRH-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three
 from mrhdata.inference.strategies.network import InferenceModel
-from mrhdata.inference.strategies.sliding_window import SlidingWindow, _settled
+from mrhdata.inference.strategies.sliding_window import SlidingWindow, _complete_settings
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
@@ -23,71 +23,72 @@ Floats = NDArray[np.float32]
 
 
 class PatchCentreStrategy:
-    """Each voxel from the patch around it; beyond the border of the volume the nearest voxel is repeated.
+    """Predict each voxel from the patch around it; patches beyond the volume repeat its border.
 
     Parameters
     ----------
-    network : Network
+    network : InferenceModel
+        Network.
     shape : tuple of int
-        Of the volume.
-    given, channels : int
-        Of the input and of the answer.
-    inside : Inside
-    windowing : Windowing
-        Of this network.
+        Shape of the volume.
+    in_channels, channels : int
+        Number of input and output channels.
+    region : RegionOfInterest
+        Wanted voxels.
+    windows : SlidingWindow
+        Patch shape and batch size, complete for this network.
     memory : int
-        Bytes for the voxels that are read together.
+        Budget for voxels that are read together, in bytes.
     """
 
     def __init__(
         self,
         network: InferenceModel,
         shape: Three,
-        given: int,
+        in_channels: int,
         channels: int,
-        inside: RegionOfInterest,
-        windowing: SlidingWindow,
+        region: RegionOfInterest,
+        windows: SlidingWindow,
         memory: int,
     ) -> None:
-        self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
-        self._patch, self._batch, _ = _settled(windowing)
-        self._most = max(4096, memory // (8 * given))
+        self._network, self.shape, self.channels, self._region = network, shape, channels, region
+        self._patch, self._batch, _ = _complete_settings(windows)
+        self._max_voxels = max(4096, memory // (8 * in_channels))
         self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 
     def needs(self, box: Box) -> Box:
-        """The box itself."""
+        """Return the box itself."""
         return box
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
-        """Parts of the box with half a patch around them."""
+    def tasks(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
+        """Yield parts of the box, each with half a patch around it."""
         plane = math.prod(box.shape[1:])
-        deep = max(1, self._most // plane)
-        for low in range(box.start[0], box.stop[0], deep):
-            part = Box.of([low, *box.start[1:]], [min(low + deep, box.stop[0]), *box.stop[1:]])
-            if self._inside.any(part):
+        depth = max(1, self._max_voxels // plane)
+        for low in range(box.start[0], box.stop[0], depth):
+            part = Box.of([low, *box.start[1:]], [min(low + depth, box.stop[0]), *box.stop[1:]])
+            if self._region.any(part):
                 yield BoxTask((part.grow(*self._margins()),), part)
 
     def _margins(self) -> tuple[list[int], list[int]]:
         return [(n - 1) // 2 for n in self._patch], [n // 2 for n in self._patch]
 
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, np.ndarray]:
-        """Parts are written as they come."""
+        """Return the box and its output, to which parts are written at once."""
         return box, out
 
-    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
-        """The answer's centre for each voxel of the part that is wanted."""
-        box, out = held
-        part = step.place
-        inside = self._inside.of(part)
+    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+        """Predict the wanted voxels of a part and write it."""
+        box, out = state
+        part = task.target
         windows = sliding_window_view(np.moveaxis(values[0], 0, -1), self._patch, axis=(0, 1, 2))
-        places = np.argwhere(inside)
+        indices = np.argwhere(self._region.of(part))
         z, y, x = self._margins()[0]
-        answers = np.zeros((self.channels, *part.shape), np.float32)
-        for start in range(0, len(places), self._batch):
-            at = places[start : start + self._batch].T
-            batch = np.ascontiguousarray(windows[tuple(at)])  # (n, C, z, y, x)
-            answers[:, *at] = self._network(batch).numpy()[:, :, z, y, x].T
-        finish(part, answers, out[:, *part.within(box.start)])
+        predictions = np.zeros((self.channels, *part.shape), np.float32)
+        for start in range(0, len(indices), self._batch):
+            voxels = indices[start : start + self._batch].T
+            batch = np.ascontiguousarray(windows[tuple(voxels)])  # (n, C, z, y, x)
+            predictions[:, *voxels] = self._network(batch).numpy()[:, :, z, y, x].T
+        finish(part, predictions, out[:, *part.within(box.start)])
 
-    def end(self, held: Any, finish: Finish) -> None:
-        """All parts are there."""
+    def end(self, state: Any, finish: Finish) -> None:
+        """Do nothing: all parts are written."""

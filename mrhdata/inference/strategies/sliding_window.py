@@ -1,4 +1,4 @@
-"""Overlapping windows of one size, blended."""
+"""Blend predictions of overlapping windows of equal size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata.errors import ModelError
+from mrhdata.errors import ModelError, ParameterError
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
 from mrhdata.inference.strategies.network import _BATCH_VOXELS, InferenceModel
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-#: Windows are blended by these.
+#: Window functions for blending.
 BLENDS = ("constant", "gaussian", "hann")
 
 
-#: Standard deviation of the Gaussian, as a part of the window (as nnU-Net and MONAI have it).
+#: Standard deviation of the Gaussian in window lengths, as in nnU-Net and MONAI.
 _SIGMA = 1 / 8
 
 
-#: No weight is smaller than this part of the largest, so that every voxel counts where it is covered once.
-_LEAST = 1e-3
+#: Smallest weight relative to the largest, so that a voxel covered by one window corner still counts.
+_MIN_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Windows that a network is run on, and how their answers become one.
+    """Windows on which a network is run, and the way in which their predictions are blended.
 
     Attributes
     ----------
     shape : sequence of int or None
-        Voxels along z, y, x; those of the training patches where None.
+        Voxels along z, y, x; by default the patch size of training.
     overlap : float
-        Part of a window that the next one covers again.
+        Fraction of a window that the next one covers again.
     blend : {"gaussian", "hann", "constant"} or None
-        Weights of a window's voxels where windows overlap; Gaussian by default.
+        Weights of the voxels of overlapping windows; Gaussian by default.
     batch_size : int or None
-        Windows that are run together; chosen by their size where None.
+        Windows per batch; by default chosen by their size.
     """
 
     shape: Sequence[int] | None = None
@@ -59,20 +59,20 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise ModelError(f"overlap is a part of a window from 0 to below 1, not {self.overlap}")
+            raise ParameterError(f"overlap must be at least 0 and below 1; got {self.overlap}")
         if self.blend not in (None, *BLENDS):
-            raise ModelError(f"blend must be one of {', '.join(BLENDS)}; got {self.blend!r}")
+            raise ParameterError(f"blend must be one of {', '.join(BLENDS)}; got {self.blend!r}")
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
-            raise ModelError(f"a window has three lengths along z, y, x, not {self.shape}")
+            raise ParameterError(f"shape of a window must be three lengths along z, y, x; got {self.shape}")
 
     def of(self, network: InferenceModel) -> SlidingWindow:
-        """With the shape and the blending that a network has."""
+        """Return windows with the shape, blending and batch size for a network."""
         shape = network.spec.patch if self.shape is None else self.shape
         if shape is None:
             raise ModelError(
-                f"{network.spec.name} was not trained on patches; give the shape of windows, or use mode='dense'"
+                f"{network.spec.name} has no patch size. Pass windows=SlidingWindow(shape=...), or mode='dense'"
             )
-        # A network of planes takes one at a time.
+        # A 2D network takes one plane at a time.
         shape = three(1 if axis == network.axis else int(n) for axis, n in enumerate(shape))
         blend = "gaussian" if self.blend is None else self.blend
         batch = int(np.clip(_BATCH_VOXELS // math.prod(shape), 1, 1024)) if self.batch_size is None else self.batch_size
@@ -80,23 +80,25 @@ class SlidingWindow:
 
 
 class SlidingWindowStrategy:
-    """Overlapping windows of one size; each is read and run once, and what reaches on is kept.
+    """Run overlapping windows of equal size, each once; sums that reach into the next box are kept.
 
     Parameters
     ----------
-    network : Network
+    network : InferenceModel
+        Network.
     shape : tuple of int
-        Of the volume.
+        Shape of the volume.
     channels : int
-        Of the answer.
-    inside : Inside
-    windowing : Windowing
-        Of this network.
+        Number of output channels.
+    region : RegionOfInterest
+        Wanted voxels.
+    windows : SlidingWindow
+        Windows, complete for this network.
 
     Notes
     -----
-    Weights fall off along each axis by itself, so what all windows over a voxel weigh is known before
-    any is run: windows are weighted by their share, and added up.
+    Weights are separable, so the total weight of each voxel is known before any window is run. Each window is
+    weighted by its share of that total, and the shares are summed.
     """
 
     def __init__(
@@ -104,107 +106,105 @@ class SlidingWindowStrategy:
         network: InferenceModel,
         shape: Three,
         channels: int,
-        inside: RegionOfInterest,
-        windowing: SlidingWindow,
+        region: RegionOfInterest,
+        windows: SlidingWindow,
     ) -> None:
-        self._network, self.shape, self.channels, self._inside = network, shape, channels, inside
+        self._network, self.shape, self.channels, self._region = network, shape, channels, region
         self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-        self._window, self._batch, blend = _settled(windowing)
-        strides = [max(1, round(w * (1 - windowing.overlap))) for w in self._window]
-        grown = [max(n, w) for n, w in zip(shape, self._window, strict=True)]
-        self._starts = [strided((n,), (w,), (s,))[:, 0] for n, w, s in zip(grown, self._window, strides, strict=True)]
-        self._shares = [_shares(*rows, blend) for rows in zip(self._starts, self._window, grown, strict=True)]
+        self._window, self._batch, blend = _complete_settings(windows)
+        strides = [max(1, round(w * (1 - windows.overlap))) for w in self._window]
+        lengths = [max(n, w) for n, w in zip(shape, self._window, strict=True)]
+        self._starts = [strided((n,), (w,), (s,))[:, 0] for n, w, s in zip(lengths, self._window, strides, strict=True)]
+        self._shares = [_shares(*rows, blend) for rows in zip(self._starts, self._window, lengths, strict=True)]
         self._carried: Floats | None = None
 
     def needs(self, box: Box) -> Box:
-        """The box itself."""
+        """Return the box itself."""
         return box
 
-    def steps(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
-        """Windows that reach into the box and were not run for the box above it."""
-        begun = before.stop[0] if before is not None and _follows(before, box) else None
-        found = [
+    def tasks(self, box: Box, before: Box | None) -> Iterator[BoxTask]:
+        """Yield the windows that overlap the box and were not run for the box above it."""
+        run_until = before.stop[0] if before is not None and _follows(before, box) else None
+        numbers = [
             [i for i, s in enumerate(starts) if s < b and s + w > a]
             for starts, w, a, b in zip(self._starts, self._window, box.start, box.stop, strict=True)
         ]
-        if begun is not None:
-            found[0] = [i for i in found[0] if self._starts[0][i] >= begun]
-        places: list[Three] = []
-        for place in itertools.product(*found):
-            if self._inside.any(self._covered(self._window_at(three(place)))):
-                places.append(three(place))
-        for i in range(0, len(places), self._batch):
-            several = tuple(places[i : i + self._batch])
-            yield BoxTask(tuple(self._box(place) for place in several), several)
+        if run_until is not None:
+            numbers[0] = [i for i in numbers[0] if self._starts[0][i] >= run_until]
+        windows: list[Three] = []
+        for index in itertools.product(*numbers):
+            if self._region.any(self._window_at(three(index)).clip(self.shape)):
+                windows.append(three(index))
+        for i in range(0, len(windows), self._batch):
+            batch = tuple(windows[i : i + self._batch])
+            yield BoxTask(tuple(self._read_box(index) for index in batch), batch)
 
-    def _box(self, place: Three) -> Box:
+    def _read_box(self, index: Three) -> Box:
+        """Return a window with the neighbouring planes that a 2.5D network sees."""
         margin = [self._network.spec.context_slices if a == self._network.axis else 0 for a in range(3)]
-        return self._window_at(place).grow(margin)
+        return self._window_at(index).grow(margin)
 
-    def _window_at(self, place: Three) -> Box:
-        low = [int(starts[i]) for starts, i in zip(self._starts, place, strict=True)]
+    def _window_at(self, index: Three) -> Box:
+        low = [int(starts[i]) for starts, i in zip(self._starts, index, strict=True)]
         return Box.of(low, (a + w for a, w in zip(low, self._window, strict=True)))
 
-    def _covered(self, box: Box) -> Box:
-        return box.clip(self.shape)
-
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> tuple[Box, Box, Floats, np.ndarray]:
-        """Sums as deep as windows that begin in the box reach, with what those of the box above left."""
-        deep = max(box.stop[0], min(box.stop[0] - 1 + self._window[0], max(self.shape[0], self._window[0])))
-        reach = Box.of(box.start, [deep, *box.stop[1:]])
+        """Return sums as deep as the windows that start in the box, with the rest of the box above."""
+        depth = max(box.stop[0], min(box.stop[0] - 1 + self._window[0], max(self.shape[0], self._window[0])))
+        reach = Box.of(box.start, [depth, *box.stop[1:]])
         sums = np.zeros((self.channels, *reach.shape), np.float32)
         if before is not None and _follows(before, box) and self._carried is not None:
             sums[:, : self._carried.shape[1]] = self._carried[:, : sums.shape[1]]
         return box, reach, sums, out
 
-    def add(self, held: Any, step: BoxTask, values: Floats, finish: Finish) -> None:
-        """Each answer by its share."""
-        _, reach, sums, _ = held
-        # In NumPy: on a busy machine PyTorch's threads wait for each other longer than this takes.
-        for place, answer in zip(step.place, self._network(values).numpy(), strict=True):
-            window = self._window_at(place)
-            both = window.intersect(reach)
-            assert both is not None
-            within, target = both.within(window.start), both.within(reach.start)
-            z, y, x = (shares[i][w] for shares, i, w in zip(self._shares, place, within, strict=True))
-            sums[:, *target] += answer[:, *within] * (z[:, None, None] * (y[:, None] * x))
+    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+        """Add the predictions of each window, weighted by its shares."""
+        _, reach, sums, _ = state
+        # NumPy, since on a busy machine PyTorch's threads wait for each other longer than this sum takes.
+        for index, prediction in zip(task.target, self._network(values).numpy(), strict=True):
+            window = self._window_at(index)
+            common = window.intersect(reach)
+            assert common is not None
+            within, target = common.within(window.start), common.within(reach.start)
+            z, y, x = (shares[i][w] for shares, i, w in zip(self._shares, index, within, strict=True))
+            sums[:, *target] += prediction[:, *within] * (z[:, None, None] * (y[:, None] * x))
 
-    def end(self, held: Any, finish: Finish) -> None:
-        """The box is written; what lies below it is kept for the next one."""
-        box, _, sums, out = held
-        deep = box.shape[0]
-        self._carried = sums[:, deep:].copy()
-        finish(box, sums[:, :deep], out)
+    def end(self, state: Any, finish: Finish) -> None:
+        """Write the box, and keep the sums below it for the next one."""
+        box, _, sums, out = state
+        depth = box.shape[0]
+        self._carried = sums[:, depth:].copy()
+        finish(box, sums[:, :depth], out)
 
 
-def _settled(windowing: SlidingWindow) -> tuple[Three, int, str]:
-    """Lengths of a window, how many are run together, and the blending, of a network's own windowing."""
-    shape, batch, blend = windowing.shape, windowing.batch_size, windowing.blend
+def _complete_settings(windows: SlidingWindow) -> tuple[Three, int, str]:
+    """Return shape, batch size and blending of windows that :meth:`SlidingWindow.of` completed."""
+    shape, batch, blend = windows.shape, windows.batch_size, windows.blend
     if shape is None or batch is None or blend is None:
-        raise ModelError("windows of no network in particular; this is a bug")
+        raise ModelError("windows are not complete; this is a bug")
     return three(shape), batch, blend
 
 
 def _follows(before: Box, box: Box) -> bool:
-    """Whether a box lies right below another one."""
+    """Return whether a box lies right below another one."""
     return (before.start[1:], before.stop[1:], before.stop[0]) == (box.start[1:], box.stop[1:], box.start[0])
 
 
 def _shares(starts: NDArray[np.int64], window: int, length: int, blend: str) -> Floats:
-    """Weights of each window along one axis, (n, window); those of a voxel add up to 1.
+    """Return the weights (n, window) of each window along one axis; the weights of a voxel sum to 1.
 
     Examples
     --------
     >>> _shares(np.array([0, 2]), 4, 6, "constant").tolist()
     [[1.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
     """
-    away = np.arange(window) - (window - 1) / 2
+    distance = np.arange(window) - (window - 1) / 2
     weights = {
         "constant": np.ones(window),
-        "gaussian": np.exp(-0.5 * (away / (_SIGMA * window)) ** 2),
-        "hann": np.cos(np.pi * away / (window + 1)) ** 2,
+        "gaussian": np.exp(-0.5 * (distance / (_SIGMA * window)) ** 2),
+        "hann": np.cos(np.pi * distance / (window + 1)) ** 2,
     }[blend]
-    weights = np.maximum(weights, _LEAST * weights.max())
+    weights = np.maximum(weights, _MIN_WEIGHT * weights.max())
     total = np.zeros(length)
     for start in starts:
         total[start : start + window] += weights
