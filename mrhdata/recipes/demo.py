@@ -295,7 +295,7 @@ def _mouse_catalogue(out: Path, source: Path) -> catalog.Catalog:
     entries: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, (file, kind, modality) in files.items():
         store = out / f"{name}.zarr"
-        options = {"kind": kind, "modality": modality, "space": "CCFv3", "name": name}
+        options: dict[str, Any] = {"kind": kind, "modality": modality, "space": "CCFv3", "name": name}
         conversion.convert(source / file, store, overwrite=True, progress=False, **options)
         entries[name] = (store.name, {"role": name, "modality": modality, "kind": kind, "space": "CCFv3"})
     catalog.write(out / "catalog.yaml", "DSURQE MRI and CCFv3 template", entries, licence="cite, non-commercial")
