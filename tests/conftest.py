@@ -1,4 +1,4 @@
-"""Shared fixtures: volumes that every test may use, and the real data where there are any."""
+"""Fixtures that all tests share: small volumes, a trained network, and the real data if they are present."""
 
 import contextlib
 import functools

@@ -1,41 +1,41 @@
-"""Processes of their own: some are killed on their way, as a machine that goes down kills them."""
+"""Jobs in processes of their own, which tests can kill as a failing machine would."""
 
 import multiprocessing
 import signal
 import time
 
-#: Forked off a process that has imported the package: a fresh one would spend five seconds on that.
+#: Forked from a process that has imported the package, because a fresh one spends five seconds on imports.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["pytest", "mrhdata.io.conversion", "mrhdata.inference.predictor"])
 
 
-def _started(job, *words):
-    """The process, and the end of a pipe where what ``job(tell, *words)`` tells is heard."""
-    heard, told = FORKED.Pipe(duplex=False)
-    child = FORKED.Process(target=job, args=(told.send, *words))
-    child.start()
-    told.close()
-    return child, heard
+def _start(job, *arguments):
+    """Start ``job(send, *arguments)``; return the process and the connection that receives what it sends."""
+    receiver, sender = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=job, args=(sender.send, *arguments))
+    process.start()
+    sender.close()
+    return process, receiver
 
 
-def apart(job, *words, seconds=100):
-    """What ``job(tell, *words)`` tells, once, before it ends well."""
-    child, heard = _started(job, *words)
-    assert heard.poll(seconds)
-    found = heard.recv()
-    child.join()
-    heard.close()
-    assert child.exitcode == 0
-    return found
+def run_in_process(job, *arguments, seconds=100):
+    """Run ``job(send, *arguments)`` to its end; return the one message that it sends."""
+    process, receiver = _start(job, *arguments)
+    assert receiver.poll(seconds)
+    message = receiver.recv()
+    process.join()
+    receiver.close()
+    assert process.exitcode == 0
+    return message
 
 
-def killed(delay, job, *words):
-    """Whether ``job(tell, *words)`` was killed `delay` seconds after it first told something, and had not ended."""
-    child, heard = _started(job, *words)
-    assert heard.poll(100)
+def kill_after(delay, job, *arguments):
+    """Kill ``job(send, *arguments)`` `delay` seconds after its first message; return whether it was still running."""
+    process, receiver = _start(job, *arguments)
+    assert receiver.poll(100)
     time.sleep(delay)
-    child.kill()
-    child.join()
-    heard.close()
-    assert child.exitcode in (0, -signal.SIGKILL)
-    return child.exitcode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    receiver.close()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""What users of five other tools type first works here: TorchIO, MONAI, xarray, nnU-Net and BrainGlobe."""
+"""First lines that users of TorchIO, MONAI, xarray, nnU-Net and BrainGlobe would type, in this package."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What an import costs, and that names stay what they are."""
+"""Cost of imports, and public names that do not change their meaning with the order of imports."""
 
 import importlib
 import pkgutil

@@ -19,7 +19,7 @@ from mrhdata.io.omezarr import writer
 from mrhdata.models.spec import predict_raw
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
-from tests.processes import killed
+from tests.processes import kill_after
 
 
 def by_hand(model, inputs, z, y, x):
@@ -326,7 +326,7 @@ def test_killed_at_random_moments(tmp_path, mode, seed):
         noted = (draft / "journal").read_text("utf-8").splitlines()[1:] if (draft / "journal").exists() else []
         before = _blocks(draft / "store")
         # From the first finished block on, so that the work goes forward: at once, then anywhere within it.
-        kills += killed(rng.random() * 0.3 * bool(run), predict, tmp_path / "brain.zarr", target, mode)
+        kills += kill_after(rng.random() * 0.3 * bool(run), predict, tmp_path / "brain.zarr", target, mode)
         store = target if target.exists() else draft / "store"
         after = {p.relative_to(store): t for p, t in _blocks(store).items()}
         same = sum(after.get(p.relative_to(draft / "store")) == t for p, t in before.items())

@@ -21,7 +21,7 @@ from mrhdata.io.omezarr import resumable, writer
 from mrhdata.io.omezarr.write_blocks import VolumeBlocks
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
-from tests.processes import apart, killed
+from tests.processes import kill_after, run_in_process
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_conversion_killed_at_random_moments_gives_the_same_store(stack, tmp_pat
     kills = 0
     for run in range(30):
         # Kill after the first finished block, so that every run makes progress: at once, then at a random moment.
-        kills += killed(rng.random() * 0.3 * bool(run), convert, folder, target)
+        kills += kill_after(rng.random() * 0.3 * bool(run), convert, folder, target)
         if target.exists():
             break
     else:
@@ -216,7 +216,7 @@ def convert_with_file_size_limit(tell, source, target):
 
 def test_full_disk_is_reported_and_the_conversion_resumes(stack, tmp_path):
     """A full disk gives one error and no target; with free space the conversion resumes."""
-    assert "cannot be written" in apart(convert_with_file_size_limit, stack[0], tmp_path / "a.zarr")
+    assert "cannot be written" in run_in_process(convert_with_file_size_limit, stack[0], tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
     np.testing.assert_array_equal(mrhdata.convert(stack[0], tmp_path / "a.zarr", spacing=1), stack[1])
 

@@ -18,7 +18,7 @@ import mrhdata
 from mrhdata.errors import MrhdataError
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL
-from tests.processes import apart
+from tests.processes import run_in_process
 
 KINDS = ["nii", "nii.gz", "nrrd", "mha", "mnc", "tif", "ome.tif", "zarr"]
 #: Those of the short form, since each is a process of its own.
@@ -100,7 +100,7 @@ def originals(tmp_path_factory):
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in SHORT else pytest.mark.full) for k in KINDS])
 def test_mutated_files_are_read_or_refused(originals, kind):
     """No crash, no hang, no more than 1 GB, one sentence each."""
-    outcomes, more = apart(reads_damaged, originals / f"a.{kind}", seconds=500)
+    outcomes, more = run_in_process(reads_damaged, originals / f"a.{kind}", seconds=500)
     assert len(outcomes) == COUNT
     assert not any("\n" in sentence for sentence in outcomes)
     if FULL:
