@@ -1,4 +1,4 @@
-"""Inputs that are like those of training, and those that are not."""
+"""Inputs that resemble those of training, and inputs that do not."""
 
 import numpy as np
 import pytest
@@ -14,23 +14,23 @@ SPEC = ModelSpec(
 
 
 def volume(mean, sd, spacing=0.2, seed=0):
-    """Noise about a mean."""
+    """A volume of normal noise."""
     data = np.random.default_rng(seed).normal(mean, sd, (24, 24, 24)).astype(np.float32)
     return mrhdata.volume.from_array(data, spacing=(spacing,) * 3)
 
 
-def test_the_like_is_not_spoken_of():
-    """Another brain, brighter by a half, with an empty border; and what is prepared anyway."""
+def test_similar_inputs_have_no_reasons():
+    """Another brain, 1.5 times as bright, with an empty border; and networks that preprocess, or have no scales."""
     brain = volume(150, 30)
     brain[:, :, :12] = 0
     assert check_inputs(SPEC, {"a": brain, "b": volume(5, 1)}) == []
     prepared = ModelSpec("unet3d", inputs=IntensityScale((0.0,), (1.0,)), prepare=(("normalise", {}),))
     assert check_inputs(prepared, {"a": volume(1e6, 1)}) == []
-    assert check_inputs(ModelSpec("bare"), {"a": brain}) == []
+    assert check_inputs(ModelSpec("untrained"), {"a": brain}) == []
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "told"),
+    ("a", "b", "starts"),
     [
         (volume(100, 20, 0.4), volume(5, 1, 0.4), ["a has voxels of 0.4", "b has voxels of 0.4"]),
         (volume(0.1, 0.02), volume(5, 1), ["a goes from"]),
@@ -38,10 +38,10 @@ def test_the_like_is_not_spoken_of():
         (volume(100, 20), volume(100, 20), ["b goes from"]),
     ],
 )
-def test_what_is_unlike_is_named(a, b, told):
-    """Spacing, unit, contrast, and channels that were swapped."""
-    found = check_inputs(SPEC, {"a": a, "b": b})
-    assert [reason.startswith(t) for reason, t in zip(found, told, strict=True)] == [True] * len(told)
+def test_different_inputs_are_named(a, b, starts):
+    """Another spacing, unit or contrast, and swapped channels."""
+    reasons = check_inputs(SPEC, {"a": a, "b": b})
+    assert [reason.startswith(s) for reason, s in zip(reasons, starts, strict=True)] == [True] * len(starts)
 
 
 def test_channels_of_one_volume_have_their_own_scales():
@@ -53,7 +53,7 @@ def test_channels_of_one_volume_have_their_own_scales():
 
 
 def test_channels_in_another_order_are_not_compared():
-    """Prediction refuses them; that each is unlike the other says nothing."""
+    """Prediction refuses them anyway."""
     rng = np.random.default_rng(0)
     spec = ModelSpec("mrhnet", channels=("a", "b"), inputs=IntensityScale((0.0, 100.0), (1.0, 1.0)))
     a, b = (from_array(rng.normal(m, 1, (20, 20, 20)), spacing=(1, 1, 1)) for m in (0, 100))

@@ -1,4 +1,4 @@
-"""Peaks are those of a plain search, and the same in parts as in one."""
+"""Peaks equal those of an exhaustive search, and do not depend on the parts that are searched."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, ParameterError
 from mrhdata.inference.peaks import Peaks, find_peaks
 
 
-def slow(scores, spacing, radius, threshold):
-    """Every voxel against every other within the radius: higher, or as high and earlier, wins."""
-    places = np.argwhere(np.isfinite(scores))
+def exhaustive_search(scores, spacing, radius, threshold):
+    """Compare every voxel with every other within the radius: the higher, or of equal ones the earlier, wins."""
+    voxels = np.argwhere(np.isfinite(scores))
     values = scores.ravel()
-    apart = np.linalg.norm((places[:, None] - places[None]) * np.array(spacing), axis=2)
-    order = np.arange(len(places))
+    distance = np.linalg.norm((voxels[:, None] - voxels[None]) * np.array(spacing), axis=2)
+    order = np.arange(len(voxels))
     beats = (values[None] > values[:, None]) | ((values[None] == values[:, None]) & (order[None] < order[:, None]))
-    lost = (beats & (apart <= radius * (1 + 1e-9))).any(axis=1)
-    return places[~lost & (values >= threshold)]
+    beaten = (beats & (distance <= radius * (1 + 1e-9))).any(axis=1)
+    return voxels[~beaten & (values >= threshold)]
 
 
 @settings(max_examples=60)
@@ -29,16 +29,16 @@ def slow(scores, spacing, radius, threshold):
     spacing=st.sampled_from([(1, 1, 1), (2.5, 1, 1), (1, 2, 0.7)]),
     seed=st.integers(0, 10**6),
 )
-def test_as_a_plain_search(shape, levels, radius, spacing, seed):
-    """Also where many values are equal."""
+def test_peaks_equal_an_exhaustive_search(shape, levels, radius, spacing, seed):
+    """Also if many values are equal."""
     scores = np.random.default_rng(seed).integers(0, levels, shape) / levels
-    found = find_peaks(scores, spacing, Peaks(0.3, radius))
-    assert found.voxel.tolist() == slow(scores.astype(np.float32), spacing, radius, 0.3).tolist()
-    assert np.array_equal(found.score, scores.astype(np.float32)[tuple(found.voxel.T)])
+    table = find_peaks(scores, spacing, Peaks(0.3, radius))
+    assert table.voxel.tolist() == exhaustive_search(scores.astype(np.float32), spacing, radius, 0.3).tolist()
+    assert np.array_equal(table.score, scores.astype(np.float32)[tuple(table.voxel.T)])
 
 
-def test_parts_give_what_the_whole_gives():
-    """Bit for bit, smoothed, with a halo about each part."""
+def test_peaks_of_parts_equal_those_of_the_whole():
+    """Bit for bit, with smoothing and a halo around each part."""
     scores = gaussian_filter(np.random.default_rng(0).random((14, 17, 23)), 1.2).astype(np.float32)
     scores = np.round(scores * 40) / 40
     peaks, spacing = Peaks(0.45, 2.2, smooth_mm=0.9), (1.0, 0.8, 0.6)
@@ -56,39 +56,39 @@ def test_parts_give_what_the_whole_gives():
         rows += [
             (*(v + start), *c, s, n) for v, c, s, n in zip(part.voxel, part.shift, part.score, part.size, strict=True)
         ]
-    every = np.array(sorted(rows))
-    assert np.array_equal(every[:, :3], whole.voxel)
-    assert np.array_equal(every[:, 3:6], whole.shift)
-    assert np.array_equal(every[:, 6], whole.score)
-    assert np.array_equal(every[:, 7], whole.size)
+    joined = np.array(sorted(rows))
+    assert np.array_equal(joined[:, :3], whole.voxel)
+    assert np.array_equal(joined[:, 3:6], whole.shift)
+    assert np.array_equal(joined[:, 6], whole.score)
+    assert np.array_equal(joined[:, 7], whole.size)
 
 
-def test_centroids_below_a_voxel():
-    """A Gaussian spot between voxels is found within a twentieth of one."""
+def test_centroid_has_subvoxel_accuracy():
+    """A Gaussian spot between voxels is located within 0.05 voxels."""
     z, y, x = np.mgrid[:15, :15, :15]
     spot = np.exp(-((z - 7.3) ** 2 + (y - 6.6) ** 2 + (x - 7.0) ** 2) / 8)
-    found = find_peaks(spot, (1, 1, 1), Peaks(0.5, 5))
-    assert found.centre[0] == pytest.approx([7.3, 6.6, 7.0], abs=0.05)
+    table = find_peaks(spot, (1, 1, 1), Peaks(0.5, 5))
+    assert table.centre[0] == pytest.approx([7.3, 6.6, 7.0], abs=0.05)
 
 
-def test_two_that_touch():
-    """Two spots as near as the radius allows stay two, nearer ones become one."""
+def test_radius_separates_two_spots():
+    """Two spots further apart than the radius stay two, nearer ones become one."""
     z, y, x = np.mgrid[:11, :11, :24]
-    spots = [np.exp(-((z - 5) ** 2 + (y - 5) ** 2 + (x - at) ** 2) / 5) for at in (8, 14)]
+    spots = [np.exp(-((z - 5) ** 2 + (y - 5) ** 2 + (x - centre) ** 2) / 5) for centre in (8, 14)]
     both = np.maximum(*spots)
     assert len(find_peaks(both, (1, 1, 1), Peaks(0.5, 5.5)).voxel) == 2
     assert len(find_peaks(both, (1, 1, 1), Peaks(0.5, 6.0)).voxel) == 1
 
 
-def test_refusals():
-    """With both values and what to do."""
-    with pytest.raises(DataError, match=r"radius above 0 mm.*-1"):
+def test_invalid_criteria_and_scores_are_refused():
+    """A radius below 0, and scores that are not finite."""
+    with pytest.raises(ParameterError, match=r"radius_mm above 0.*-1"):
         Peaks(0.5, radius_mm=-1)
     with pytest.raises(DataError, match="not finite"):
         find_peaks(np.full((2, 2, 2), np.nan), (1, 1, 1), Peaks(0.5, 1))
 
 
-def test_nothing_found():
-    """An empty answer of the right shape."""
-    found = find_peaks(np.zeros((3, 4, 5)), (1, 1, 1), Peaks(0.5, 2))
-    assert found.voxel.shape == found.centre.shape == (0, 3)
+def test_volume_without_peaks_gives_an_empty_table():
+    """With arrays of the right shape."""
+    table = find_peaks(np.zeros((3, 4, 5)), (1, 1, 1), Peaks(0.5, 2))
+    assert table.voxel.shape == table.centre.shape == (0, 3)

@@ -1,4 +1,4 @@
-"""Dense boxes equal one pass over the whole volume; windows give back what they are given; fields are exact."""
+"""Dense boxes equal one pass, identity windows return the volume, and receptive fields are exact."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from tests.conftest import FULL
 
 
 class Skipping(nn.Module):
-    """A valid branch and a cropped skip, joined; takes volumes of any size."""
+    """An unpadded branch joined with a cropped skip; takes volumes of any size."""
 
     ndim = 3
 
@@ -41,7 +41,7 @@ class Skipping(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A U-Net whose volume must divide by 4."""
+    """A U-Net that takes volumes divisible by 4."""
 
     ndim = 3
 
@@ -62,64 +62,65 @@ class Pooled(nn.Module):
 
 @st.composite
 def networks(draw):
-    """Convolutions with any kernel, stride, padding and dilation, pools, and layers that refine."""
+    """Convolutions with any kernel, stride, padding and dilation, pooling, and upsampling layers."""
     ndim = draw(st.sampled_from([2, 3, 3]))
-    conv, pool, mean, back = (
+    conv, pool, mean, transposed = (
         (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d, nn.ConvTranspose3d)
         if ndim == 3
         else (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ConvTranspose2d)
     )
     torch.manual_seed(draw(st.integers(0, 1000)))
     layers, channels = [], 1
-    few = st.integers(1, 2)
-    for kind in draw(st.lists(st.sampled_from(["conv", "conv", "pool", "mean", "back", "up", "pad"]), max_size=5)):
+    one_or_two = st.integers(1, 2)
+    for kind in draw(
+        st.lists(st.sampled_from(["conv", "conv", "pool", "mean", "transposed", "up", "pad"]), max_size=5)
+    ):
         if kind == "conv":
             out, kernel = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-            how = {"stride": draw(few), "dilation": draw(few), "padding": draw(st.integers(0, 2))}
-            layers += [conv(channels, out, kernel, **how), nn.PReLU()]
+            options = {"stride": draw(one_or_two), "dilation": draw(one_or_two), "padding": draw(st.integers(0, 2))}
+            layers += [conv(channels, out, kernel, **options), nn.PReLU()]
             channels = out
         elif kind == "up":
-            smooth = "trilinear" if ndim == 3 else "bilinear"
-            layers.append(nn.Upsample(scale_factor=2, mode=draw(st.sampled_from(["nearest", smooth]))))
+            linear = "trilinear" if ndim == 3 else "bilinear"
+            layers.append(nn.Upsample(scale_factor=2, mode=draw(st.sampled_from(["nearest", linear]))))
         elif kind == "pool":
-            layers.append(pool(2, stride=draw(few)))
+            layers.append(pool(2, stride=draw(one_or_two)))
         elif kind == "mean":
-            layers.append(mean(3, stride=draw(few), padding=1))
-        elif kind == "back":
-            layers.append(back(channels, channels, draw(st.integers(2, 3)), stride=2))
+            layers.append(mean(3, stride=draw(one_or_two), padding=1))
+        elif kind == "transposed":
+            layers.append(transposed(channels, channels, draw(st.integers(2, 3)), stride=2))
         else:
-            layers.append((nn.ReplicationPad3d if ndim == 3 else nn.ReplicationPad2d)(draw(few)))
+            layers.append((nn.ReplicationPad3d if ndim == 3 else nn.ReplicationPad2d)(draw(one_or_two)))
     model = nn.Sequential(*layers)
     model.ndim = ndim
     return model.eval()
 
 
-def dense(model, values, most):
-    """A dense method over an array, with pieces of a number of voxels, and what reads its boxes."""
+def dense_strategy(model, values, max_voxels):
+    """A network, its dense strategy over an array with pieces of limited size, and a reader of its boxes."""
     volume = from_array(values, spacing=(1, 1, 1))
-    stream = sources.one_grid(volume, (1, 1, 1), None, False)
+    source = sources.one_grid(volume, (1, 1, 1), None, False)
     network = InferenceModel(model, "cpu", "float32")
-    method = DenseStrategy(
-        network, receptive_field_of(model, 1), values.shape, 1, RegionOfInterest(None, volume, stream), 1
-    )
-    method._most = most
-    return network, method, BoxReader(stream, 10_000_000)
+    region = RegionOfInterest(None, volume, source)
+    strategy = DenseStrategy(network, receptive_field_of(model, 1), values.shape, 1, region, 1)
+    strategy._max_voxels = max_voxels
+    return network, strategy, BoxReader(source, 10_000_000)
 
 
-def run(method, sweep, box, before=None):
-    """One output box, made step by step."""
-    steps, out = list(method.steps(box, before)), np.zeros((method.channels, *box.shape), np.float32)
-    held = method.begin(box, before, out)
-    for step, values in zip(steps, sweep.read([s.boxes for s in steps]), strict=True):
-        method.add(held, step, values, lambda box, answers, into: np.copyto(into, answers))
-    method.end(held, lambda box, answers, into: np.copyto(into, answers))
+def run(strategy, reader, box, before=None):
+    """Predict one output box, task by task."""
+    tasks, out = list(strategy.tasks(box, before)), np.zeros((strategy.channels, *box.shape), np.float32)
+    state = strategy.begin(box, before, out)
+    for task, values in zip(tasks, reader.read([t.boxes for t in tasks]), strict=True):
+        strategy.add(state, task, values, lambda box, predictions, target: np.copyto(target, predictions))
+    strategy.end(state, lambda box, predictions, target: np.copyto(target, predictions))
     return out
 
 
 @settings(max_examples=400 if FULL else 30)
 @given(networks(), st.tuples(*[st.integers(8, 30)] * 3), st.integers(100, 20_000), st.data())
-def test_dense_boxes_equal_one_pass(model, shape, most, data):
-    """Any network, volume, block and piece: equal to the whole volume at once, to 1e-5."""
+def test_dense_boxes_equal_one_pass(model, shape, max_voxels, data):
+    """Any network, volume, block and piece gives the result of the whole volume at once, to 1e-5."""
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     try:
         network = InferenceModel(model, "cpu", "float32")
@@ -127,75 +128,77 @@ def test_dense_boxes_equal_one_pass(model, shape, most, data):
     except RuntimeError:
         assume(False)
     assume(whole.size)
-    _, method, sweep = dense(model, values, most)
-    assert method.shape == whole.shape[1:]
-    low = [data.draw(st.integers(0, n - 1)) // u * u for n, u in zip(method.shape, method._unit, strict=True)]
-    high = [data.draw(st.integers(a + 1, n)) for a, n in zip(low, method.shape, strict=True)]
+    _, strategy, reader = dense_strategy(model, values, max_voxels)
+    assert strategy.shape == whole.shape[1:]
+    low = [data.draw(st.integers(0, n - 1)) // u * u for n, u in zip(strategy.shape, strategy._unit, strict=True)]
+    high = [data.draw(st.integers(a + 1, n)) for a, n in zip(low, strategy.shape, strict=True)]
     box = Box.of(low, high)
-    np.testing.assert_allclose(run(method, sweep, box), whole[:, *box.slices], atol=1e-5 * max(1, np.abs(whole).max()))
+    np.testing.assert_allclose(
+        run(strategy, reader, box), whole[:, *box.slices], atol=1e-5 * max(1, np.abs(whole).max())
+    )
 
 
 @pytest.mark.parametrize("model", [Skipping(), Pooled()])
-def test_networks_that_join_branches(model):
-    """Skips, crops and concatenation; what does not divide is padded at the far end with the nearest voxel."""
+def test_dense_boxes_of_networks_that_join_branches(model):
+    """Skips, crops and concatenation; a shape that does not divide is padded at the far end by its border."""
     model.eval()
     values = np.random.default_rng(1).standard_normal((29, 44, 38)).astype(np.float32)
-    network, method, sweep = dense(model, values, 12_000)
-    divisible = isinstance(model, Pooled)
-    given = np.pad(values, [(0, 3), (0, 0), (0, 2)], mode="edge") if divisible else values
-    whole = network(given[None, None])[0].numpy()[:, :29, :44, :38]
-    assert method.shape == values.shape
-    assert len(method._pieces(Box.of((0, 0, 0), method.shape), 1)) >= 4
-    np.testing.assert_allclose(run(method, sweep, Box.of((0, 0, 0), method.shape)), whole, atol=1e-5)
+    network, strategy, reader = dense_strategy(model, values, 12_000)
+    must_divide = isinstance(model, Pooled)
+    padded = np.pad(values, [(0, 3), (0, 0), (0, 2)], mode="edge") if must_divide else values
+    whole = network(padded[None, None])[0].numpy()[:, :29, :44, :38]
+    assert strategy.shape == values.shape
+    assert len(strategy._pieces(Box.of((0, 0, 0), strategy.shape), 1)) >= 4
+    np.testing.assert_allclose(run(strategy, reader, Box.of((0, 0, 0), strategy.shape)), whole, atol=1e-5)
 
 
-def test_a_field_is_what_a_gradient_sees():
-    """Input voxels that one output depends on, by the field and by differentiation."""
+def test_receptive_field_equals_nonzero_gradients():
+    """The receptive field and differentiation agree on the input voxels that one output depends on."""
     model = nn.Sequential(nn.Conv3d(1, 2, (3, 1, 5), dilation=(2, 1, 1)), nn.AvgPool3d(2), nn.Conv3d(2, 1, 3, stride=2))
-    found = receptive_field_of(model, 1)
+    field = receptive_field_of(model, 1)
     x = torch.randn(1, 1, 40, 40, 40, requires_grad=True)
-    at = (2, 3, 4)
-    model(x)[0, 0][at].backward()
+    index = (2, 3, 4)
+    model(x)[0, 0][index].backward()
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         touched = torch.nonzero(x.grad[0, 0].abs().sum(others)).flatten()
-        assert int(touched[0]) == found.stride[axis] * at[axis] + found.low[axis]
-        assert int(touched[-1]) == found.stride[axis] * at[axis] + found.high[axis]
-    assert found.lengths == (4 + 2 + 4, 1 + 1 + 4, 5 + 1 + 4)
+        assert int(touched[0]) == field.stride[axis] * index[axis] + field.low[axis]
+        assert int(touched[-1]) == field.stride[axis] * index[axis] + field.high[axis]
+    assert field.lengths == (4 + 2 + 4, 1 + 1 + 4, 5 + 1 + 4)
 
 
-class _Called(nn.Module):
-    """Pooling by a call, not by a layer."""
+class FunctionalPool(nn.Module):
+    """Pooling by a function call, not by a layer."""
 
-    def __init__(self, call, *given, **settings):
+    def __init__(self, call, *args, **kwargs):
         super().__init__()
-        self.call, self.given, self.settings = call, given, settings
+        self.call, self.args, self.kwargs = call, args, kwargs
 
     def forward(self, x):
-        return self.call(x, *self.given, **self.settings)
+        return self.call(x, *self.args, **self.kwargs)
 
 
 @pytest.mark.parametrize(
     ("call", "layer"),
     [
-        (_Called(functional.max_pool3d, 3, 2, 1), nn.MaxPool3d(3, 2, 1)),
-        (_Called(functional.max_pool3d, 2, dilation=3), nn.MaxPool3d(2, dilation=3)),
-        (_Called(functional.avg_pool3d, (1, 2, 4), None, 0, True), nn.AvgPool3d((1, 2, 4))),
+        (FunctionalPool(functional.max_pool3d, 3, 2, 1), nn.MaxPool3d(3, 2, 1)),
+        (FunctionalPool(functional.max_pool3d, 2, dilation=3), nn.MaxPool3d(2, dilation=3)),
+        (FunctionalPool(functional.avg_pool3d, (1, 2, 4), None, 0, True), nn.AvgPool3d((1, 2, 4))),
     ],
 )
-def test_a_call_has_the_field_of_its_layer(call, layer):
-    """Also where settings are told apart by their place alone."""
+def test_functional_pooling_has_the_receptive_field_of_its_layer(call, layer):
+    """Also if arguments are positional."""
     conv = nn.Conv3d(1, 1, 3)
-    called, layered = (receptive_field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
-    assert (called.lengths, called.stride, called.low) == (layered.lengths, layered.stride, layered.low)
+    by_call, by_layer = (receptive_field_of(nn.Sequential(conv, part), 1) for part in (call, layer))
+    assert (by_call.lengths, by_call.stride, by_call.low) == (by_layer.lengths, by_layer.stride, by_layer.low)
 
 
-class _Attends(nn.Module):
+class Attention(nn.Module):
     def forward(self, x):
         return x * torch.softmax(x.flatten(2), -1).reshape(x.shape)
 
 
-class _Decides(nn.Module):
+class DataDependent(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
@@ -211,12 +214,12 @@ class _Decides(nn.Module):
         (nn.Upsample(size=(8, 8, 8)), "given size"),
         (nn.Conv3d(1, 1, 3, padding=1, padding_mode="circular"), "circular"),
         (nn.Softmax(2), "softmax over space"),
-        (_Attends(), "flatten"),
-        (_Decides(), "cannot be computed"),
+        (Attention(), "flatten"),
+        (DataDependent(), "cannot be computed"),
     ],
 )
-def test_layers_without_a_field_are_refused(layer, named):
-    """Named, with the mode that can run them."""
+def test_layers_without_a_receptive_field_are_refused(layer, named):
+    """The error names the layer and the mode that can run it."""
     with pytest.raises(ModelError, match=rf"{named}.*mode='sliding_window'"):
         receptive_field_of(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), layer), 1)
 
@@ -224,59 +227,59 @@ def test_layers_without_a_field_are_refused(layer, named):
 @pytest.mark.parametrize("blend", ["constant", "gaussian", "hann"])
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.7])
 def test_identity_windows_give_back_the_volume(blend, overlap):
-    """Whatever the block, also where the sums of the block above go on; each window is run once."""
+    """For any blocks, with and without the sums of the block above; each window runs once."""
     values = (100 + np.random.default_rng(0).standard_normal((37, 9, 21))).astype(np.float32)
     volume = from_array(values, spacing=(1, 1, 1))
-    stream = sources.one_grid(volume, (1, 1, 1), None, False)
+    source = sources.one_grid(volume, (1, 1, 1), None, False)
     network = InferenceModel(nn.Identity(), "cpu", "float32")
-    own = SlidingWindow((8, 12, 10), overlap, blend).of(network)
-    method = SlidingWindowStrategy(network, values.shape, 1, RegionOfInterest(None, volume, stream), own)
-    sweep, before, windows = BoxReader(stream, 10_000_000), None, []
+    windows = SlidingWindow((8, 12, 10), overlap, blend).of(network)
+    region = RegionOfInterest(None, volume, source)
+    strategy = SlidingWindowStrategy(network, values.shape, 1, region, windows)
+    reader, before, run_windows = BoxReader(source, 10_000_000), None, []
     for low, high in [(0, 5), (5, 6), (6, 30), (30, 37)]:
         box = Box.of((low, 0, 0), (high, 9, 21))
-        windows += [w for step in method.steps(box, before) for w in step.place]
-        np.testing.assert_allclose(run(method, sweep, box, before)[0], values[low:high], rtol=1e-6)
-        alone = SlidingWindowStrategy(network, values.shape, 1, RegionOfInterest(None, volume, stream), own)
-        np.testing.assert_allclose(run(alone, sweep, box)[0], values[low:high], rtol=1e-6)
+        run_windows += [w for task in strategy.tasks(box, before) for w in task.target]
+        np.testing.assert_allclose(run(strategy, reader, box, before)[0], values[low:high], rtol=1e-6)
+        single = SlidingWindowStrategy(network, values.shape, 1, region, windows)
+        np.testing.assert_allclose(run(single, reader, box)[0], values[low:high], rtol=1e-6)
         before = box
-    assert len(windows) == len(set(windows))
+    assert len(run_windows) == len(set(run_windows)) > 0
 
 
-def test_neighbouring_planes_as_channels():
-    """2.5D: the planes around each plane, those beyond the border repeated."""
+def test_context_slices_become_channels():
+    """A 2.5D network gets the planes around each plane; planes beyond the border are repeated."""
 
-    class Last(nn.Module):
+    class Difference(nn.Module):
         ndim = 2
 
         def forward(self, x):
             return x[:, 2:3] - x[:, 0:1]
 
-    model = Last()
-    model.spec = ModelSpec("last", context_slices=1, axis=1)
+    model = Difference()
+    model.spec = ModelSpec("difference", context_slices=1, axis=1)
     values = np.random.default_rng(0).random((4, 6, 5)).astype(np.float32)
     x = np.pad(values, [(0, 0), (1, 1), (0, 0)], mode="edge")[None, None]
-    found = InferenceModel(model, "cpu", "float32")(x)[0, 0].numpy()
-    np.testing.assert_allclose(found, x[0, 0, :, 2:] - x[0, 0, :, :-2])
+    predicted = InferenceModel(model, "cpu", "float32")(x)[0, 0].numpy()
+    np.testing.assert_allclose(predicted, x[0, 0, :, 2:] - x[0, 0, :, :-2])
 
 
 @pytest.mark.parametrize(("shape", "strides"), [((8, 16, 12), (2, 2)), ((7, 16, 13), ((1, 2, 2), 2))])
-def test_a_map_of_as_many_voxels_lies_on_the_grid_of_its_input(shape, strides, tmp_path):
-    """A U-Net's strides make its field reach further to one side; its answers are no half voxel off for that."""
+def test_prediction_of_equal_shape_lies_on_the_grid_of_its_input(shape, strides, tmp_path):
+    """The asymmetric receptive field of a strided U-Net does not shift its prediction by half a voxel."""
     model = models.create("unet3d", widths=(2, 3, 4), strides=strides, classes=2)
     del model.spec
     values = np.random.default_rng(0).random(shape, dtype=np.float32)
     volume = from_array(values, spacing=(3, 1, 2))
-    mapped = predict(model, volume, tmp_path / "map.zarr", mode="dense", progress=False)
-    assert mapped.isel(c=0).mrh.grid.same_as(volume.mrh.grid)
+    prediction = predict(model, volume, tmp_path / "map.zarr", mode="dense", progress=False)
+    assert prediction.isel(c=0).mrh.grid.same_as(volume.mrh.grid)
 
 
-def test_where_no_piece_fits_work_stays_bounded():
-    """A field as large as the volume: voxel by voxel would be the least memory and a hundred times the work."""
+def test_work_stays_bounded_if_no_piece_fits():
+    """A receptive field as large as the volume: single voxels would take least memory and a hundred times the work."""
     model = nn.Conv3d(1, 1, 15, padding=7).eval().requires_grad_(False)
     values = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
-    _, method, sweep = dense(model, values, most=100)
+    _, strategy, reader = dense_strategy(model, values, max_voxels=100)
     box = Box.of((0, 0, 0), values.shape)
-    found = run(method, sweep, box)
     whole = model(torch.from_numpy(values)[None, None])[0].numpy()
-    np.testing.assert_allclose(found, whole, atol=1e-5)
-    assert method._cost(method._pieces(box, 1)) < 10 * values.size
+    np.testing.assert_allclose(run(strategy, reader, box), whole, atol=1e-5)
+    assert strategy._cost(strategy._pieces(box, 1)) < 10 * values.size
