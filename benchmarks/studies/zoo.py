@@ -49,7 +49,7 @@ def shipped(name: str, work: Path) -> Card:
     record, records = run_of(work, task_name, method)
     task = read_task(HERE / "tasks" / f"{task_name}.toml")
     run = Run(HERE, work, task_name, method, quick=False, seed=record["seed"])
-    source = run.place(read_manifest(task, HERE / "manifests")) / "network"
+    source = run.folder(read_manifest(task, HERE / "manifests")) / "network"
     model: Any = models.load(source)
     table = standings(records)
     ours, best = table[table["method"] == method].iloc[0], table[table["baseline"]].iloc[0]

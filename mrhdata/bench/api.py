@@ -1,11 +1,12 @@
-"""What a method is given in a contest, what it gives back, and the table of methods.
+"""Interface between the benchmark and its methods, and the table of methods.
 
 ```
-Given (training and validation subjects, a task's settings, seed) --method--> Fitted --answer(subject)--> volume or table
+TrainingData (training and validation subjects, settings, seed) --method--> FittedMethod --predict(subject)--> answer
 ```
 
-A method is a function with the mark of :func:`method`; it fits every task of the kinds it names. The harness sees
-to the rest: the same subjects, voxels and blocks for all, no truth where answers are given, scores, costs.
+A method is a function decorated with :func:`method`. It runs on every task of the kinds that it names. The benchmark
+gives all methods the same subjects, voxels and blocks, withholds the ground truth of the test subjects, and measures
+scores and costs.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Kinds of tasks. What an answer is: values of histology, labels of a volume's tissue or nuclei, a stack's pixels,
-#: a table of cells.
+#: Kinds of tasks. Answers are histology values, labels of tissue or nuclei, an image stack, or a table of cells.
 KINDS = ("histology", "tissue", "nuclei", "restoration", "cells")
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a method learns from.
+    """Data and settings from which a method learns.
 
     Attributes
     ----------
     train, validation : sequence of Subject
-        Those of `validation` say when to stop, and choose thresholds; no test subject is among either.
+        Training subjects, and validation subjects for early stopping and thresholds. Neither has a test subject.
     settings : mapping
-        Of the task: ``labels``, ``degradation``, ``radius_mm`` and the like.
+        Settings of the task: ``labels``, ``degradation``, ``radius_mm`` and the like.
     voxels : mapping of (n, 3) arrays
-        By subject, the same for every method: voxels z, y, x that methods of voxels and of patches learn from.
+        Training voxels (z, y, x) of each subject, the same for every method.
     quick : bool
-        Whether minutes are to be saved; such scores are marked.
+        Whether to train for a minute only; such scores are marked.
     seed : int
+        Random seed.
     folder : path
-        Of checkpoints: a run that was stopped goes on.
+        Folder for checkpoints, from which an interrupted run resumes.
     """
 
     train: Sequence[Subject]
@@ -61,27 +62,27 @@ class TrainingData:
     folder: Path = Path()
 
     def rows(self, subjects: Sequence[Subject] | None = None) -> tuple[Floats, Floats]:
-        """Inputs and truth at the voxels of subjects, the training ones by default: (n, channels), (n,)."""
+        """Return inputs (n, channels) and targets (n,) at the voxels of subjects, by default the training subjects."""
         parts = [self._rows(s) for s in (self.train if subjects is None else subjects)]
         return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
     def _rows(self, subject: Subject) -> tuple[Floats, Floats]:
-        at = tuple(self.voxels[subject.id].T)
-        return channels(subject)[at], np.asarray(subject.target.data)[at].astype(np.float64)
+        index = tuple(self.voxels[subject.id].T)
+        return channels(subject)[index], np.asarray(subject.target.data)[index].astype(np.float64)
 
 
 def channels(subject: Subject) -> Floats:
-    """All inputs of a subject in memory: (z, y, x, channels)."""
+    """Return all inputs of a subject in memory: (z, y, x, channels)."""
     return np.stack([np.asarray(v.data, dtype=np.float64) for v in subject.inputs.values()], axis=-1)
 
 
-#: Takes a subject without its truth.
+#: Function that answers for a subject without ground truth.
 Answer = Callable[[Subject], Any]
 
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """A fitted method: what answers, and the network behind it where there is one."""
+    """A fitted method: its prediction function, and its network if it has one."""
 
     predict: Answer
     model: nn.Module | None = None
@@ -94,14 +95,15 @@ class Method:
     Attributes
     ----------
     name : str
+        Name in the tables.
     kinds : tuple of str
-        Of tasks that it fits.
+        Kinds of tasks that the method fits.
     fit : callable
-        Takes `TrainingData`, returns `FittedMethod` or a bare answering function.
+        Function of `TrainingData` that returns a `FittedMethod` or a prediction function.
     baseline : bool
-        Whether it is one of those to be beaten.
+        Whether the method is a baseline.
     quick : bool
-        Whether it has a quick form.
+        Whether the method has a quick form.
     """
 
     name: str
@@ -116,58 +118,60 @@ METHODS: dict[str, Method] = {}
 
 
 def method(name: str, *kinds: str, baseline: bool = False, quick: bool = True) -> Callable[[Any], Any]:
-    """Enter a function as a method.
+    """Register a function as a method.
 
     Parameters
     ----------
     name : str
-        Its row in the tables.
+        Name in the tables.
     *kinds : {"histology", "tissue", "nuclei", "restoration", "cells"}
-        Of the tasks that it fits.
+        Kinds of tasks that the method fits.
     baseline : bool
-        Whether it is well known and there to be beaten.
+        Whether the method is a well-known baseline for comparison.
     quick : bool
-        Whether it can be done in a minute when ``given.quick``.
+        Whether the method takes about a minute if ``data.quick`` is set.
 
     Raises
     ------
     DataError
-        There is no such kind, or another method has the name.
+        A kind is unknown, or another method has the same name.
 
     Examples
     --------
     >>> @method("always the mean", "histology", baseline=True)
-    ... def mean(given):
-    ...     _, y = given.rows()
+    ... def mean(data):
+    ...     _, y = data.rows()
     ...     return lambda subject: xr.full_like(subject.first, y.mean())
     >>> METHODS.pop("always the mean").kinds
     ('histology',)
     """
 
-    def enter(fit: Callable[[TrainingData], FittedMethod | Answer]) -> Callable[[TrainingData], FittedMethod | Answer]:
+    def register(
+        fit: Callable[[TrainingData], FittedMethod | Answer],
+    ) -> Callable[[TrainingData], FittedMethod | Answer]:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
-            raise DataError(f"{name}: a method is for one or more of {', '.join(KINDS)}, not {list(kinds)}")
-        held = METHODS.get(name)
-        if held is not None and (held.fit.__module__, held.fit.__qualname__) != (fit.__module__, fit.__qualname__):
-            raise DataError(f"there are two methods called {name!r}; give one another name")
+            raise DataError(f"{name}: kinds must be one or more of {', '.join(KINDS)}; got {list(kinds)}")
+        other = METHODS.get(name)
+        if other is not None and (other.fit.__module__, other.fit.__qualname__) != (fit.__module__, fit.__qualname__):
+            raise DataError(f"two methods have the name {name!r}; rename one of them")
         METHODS[name] = Method(name, kinds, fit, baseline, quick)
         return fit
 
-    return enter
+    return register
 
 
 def enter_file(path: str | Path) -> None:
-    """Run a Python file of the user's own that enters methods.
+    """Run a Python file that registers methods.
 
     Raises
     ------
     DataError
-        It is not there.
+        The file does not exist.
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"{file} is no file; give a Python file with functions marked by mrhdata.bench.api.method")
+        raise DataError(f"{file} does not exist; pass a Python file that defines methods with @mrhdata.bench.method")
     spec = importlib.util.spec_from_file_location(f"mrhdata_entry_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Pictures of the report: a block of a test subject, its truth and an answer; scores with their intervals."""
+"""Figures of the report: a block of a test subject with truth and answer, and scores with their intervals."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from mrhdata.bench.manifest import in_box, part_of, scored_grid, voxels_of
 from mrhdata.datasets.subjects import Subject
 from mrhdata.volume.box import Box
 
-#: Cells that are drawn lie within so many planes of the one that is shown.
-_REACH = 4
+#: Cells are drawn if they lie within this many planes of the plotted plane.
+_MAX_PLANE_DISTANCE = 4
 
 
 def of_block(subject: Subject, answer: Any, box: Box) -> Figure:
-    """A plane of a block: first input, truth, answer; cells as circles over the input.
+    """Plot one plane of a block: first input, truth and answer; cells are circles over the input.
 
-    It is the middle plane, or that of the middle one of the cells: the block's own may have none.
+    The plane is the middle of the block. For cells it is the plane of the median cell: the middle may have none.
     """
     like, plane = scored_grid(subject), (box.start[0] + box.stop[0]) // 2
-    marks: list[Any] = [None] * 3
+    circles: list[Any] = [None] * 3
     if isinstance(answer, pd.DataFrame):
         voxels = [voxels_of(points, like) for points in (subject.points, answer[["X", "Y", "Z"]].to_numpy())]
         inside = [v[in_box(v, box)] for v in voxels]
         depths = np.sort(np.concatenate([v[:, 0] for v in inside]))
         plane = int(depths[len(depths) // 2]) if len(depths) else plane
-        marks = [None, *(v[np.abs(v[:, 0] - plane) <= _REACH] for v in inside)]
-        seen = _plane(subject.first, like, box, plane)
-        shown = [(seen, "input"), (seen, "cells"), (seen, "found")]
+        circles = [None, *(v[np.abs(v[:, 0] - plane) <= _MAX_PLANE_DISTANCE] for v in inside)]
+        image = _plane(subject.first, like, box, plane)
+        panels = [(image, "input"), (image, "cells"), (image, "detections")]
     else:
-        held = [np.asarray(part_of(v, box).data)[plane - box.start[0]] for v in (subject.target, answer)]
-        shown = [(_plane(subject.first, like, box, plane), "input"), (held[0], "truth"), (held[1], "answer")]
-    limits = [np.percentile(shown[i][0], (1, 99)) for i in (0, 1, 1)]
+        truth, prediction = (np.asarray(part_of(v, box).data)[plane - box.start[0]] for v in (subject.target, answer))
+        panels = [(_plane(subject.first, like, box, plane), "input"), (truth, "truth"), (prediction, "answer")]
+    limits = [np.percentile(panels[i][0], (1, 99)) for i in (0, 1, 1)]
     figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor="white")
-    for ax, (image, title), (low, high), points in zip(figure.subplots(1, 3), shown, limits, marks, strict=True):
+    for ax, (image, title), (low, high), points in zip(figure.subplots(1, 3), panels, limits, circles, strict=True):
         ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", interpolation="nearest")
         if points is not None and len(points):
             ax.plot(points[:, 2] - box.start[2], points[:, 1] - box.start[1], "o", mfc="none", mec="tab:orange", ms=8)
@@ -46,22 +46,23 @@ def of_block(subject: Subject, answer: Any, box: Box) -> Figure:
 
 
 def _plane(volume: Any, like: Any, box: Box, plane: int) -> Any:
-    """The same plane of an input, which may have larger pixels."""
+    """Return the same plane of an input whose pixels may be larger."""
     ratio = np.array(like.shape) / np.array(volume.shape)
-    low, high = (np.floor(np.array(part) / ratio).astype(int) for part in (box.start, box.stop))
+    low, high = (np.floor(np.array(corner) / ratio).astype(int) for corner in (box.start, box.stop))
     z = int(plane / ratio[0])
     high = np.maximum(high, low + 1)
     return np.asarray(volume.data[z, low[1] : high[1], low[2] : high[2]])
 
 
 def ranking(table: pd.DataFrame, score: str) -> Figure:
-    """A dot and an interval per method, best on top; baselines are hollow.
+    """Plot a dot and an interval per method, best on top; baselines are hollow.
 
     Parameters
     ----------
     table : DataFrame
-        With ``method``, ``baseline``, ``value``, ``low``, ``high``, best first.
+        Standings with ``method``, ``baseline``, ``value``, ``low``, ``high``, best first.
     score : str
+        Label of the axis.
     """
     figure = Figure(figsize=(6.5, 0.9 + 0.32 * len(table)), layout="constrained", facecolor="white")
     ax = figure.subplots()

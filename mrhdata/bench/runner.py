@@ -1,4 +1,4 @@
-"""Runs: one method on one task with one seed, each in a process of its own, and one line of JSON for each."""
+"""Runs: one method on one task with one seed, each in its own process and with one line of JSON as its result."""
 
 from __future__ import annotations
 
@@ -39,18 +39,22 @@ from mrhdata.io import fingerprint
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the results that is to be.
+    """One run of the benchmark, and one line of its results.
 
     Attributes
     ----------
     benchmarks, work : path
-        The folder of tasks, and that of volumes, checkpoints and results.
+        Folder of tasks, and folder of volumes, checkpoints and results.
     task, method : str
+        Names of the task and of the method.
     quick : bool
+        Whether to run the quick form.
     seed : int
+        Random seed.
     threads : int
+        Number of PyTorch threads.
     files : tuple of path
-        Of the user's own methods.
+        Python files that define further methods.
     """
 
     benchmarks: Path
@@ -63,20 +67,20 @@ class Run:
     files: tuple[Path, ...] = ()
 
     def key(self, manifest: Manifest) -> str:
-        """What makes its result what it is."""
-        written = [file.read_text(encoding="utf-8") for file in self.files]
-        told = [self.task, self.method, self.quick, self.seed, self.threads, version("mrhdata"), written]
-        return fingerprint.digest([*told, asdict(manifest)])[:16]
+        """Return a fingerprint of everything on which the result depends."""
+        sources = [file.read_text(encoding="utf-8") for file in self.files]
+        settings = [self.task, self.method, self.quick, self.seed, self.threads, version("mrhdata"), sources]
+        return fingerprint.digest([*settings, asdict(manifest)])[:16]
 
-    def place(self, manifest: Manifest) -> Path:
-        """Folder of checkpoints and pictures: another one where what is learned from or scored is another."""
+    def folder(self, manifest: Manifest) -> Path:
+        """Return the folder of checkpoints and pictures, which differs for each key."""
         name = f"{slug_of(self.task, quick=self.quick)}-{self.method}-{self.seed}-{self.key(manifest)}"
         return self.work / "runs" / name.replace(" ", "-")
 
 
 @dataclass
 class Bench:
-    """All lines of a bench, and the tasks and manifests that they are of."""
+    """Records of a benchmark with their tasks and manifests."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)
@@ -101,76 +105,78 @@ def run_bench(
     Parameters
     ----------
     benchmarks : path
-        Folder with ``tasks/*.toml``; manifests are kept in ``manifests/`` beside them.
+        Folder with ``tasks/*.toml``; manifests are stored in its ``manifests/``.
     work : path
-        Gets ``results.jsonl``, a line for each run; runs that are there already, of the same manifest, method file
-        and version, are not made again. A bench that was stopped goes on.
+        Folder that gets ``results.jsonl``, one line per run. Runs with the same manifest, method file and version are
+        not repeated, so an interrupted benchmark resumes.
     quick : bool
-        Small volumes and short training, marked as such.
+        Whether to use small volumes and short training; such results are marked.
     tasks, methods : sequence of str
-        Those by name; all where empty.
+        Names of tasks and methods; all by default.
     files : sequence of path
-        Python files of your own that enter methods; they are run.
+        Python files that define further methods; they are executed.
     seed, jobs, threads : int
-        `jobs` runs at a time, of so many threads each; with 0 jobs they run in this process, one by one, and peaks
-        of memory are its own.
+        Random seed, number of simultaneous runs, and threads of each run. With 0 jobs all runs share this process, and
+        its peak of memory.
     progress : bool or callable
+        Progress bar.
 
     Returns
     -------
     bench : Bench
+        Tasks, manifests and records.
 
     Raises
     ------
     DataError
-        A task or method is not there, or a split leaks.
+        A task or a method does not exist, or parts of a split share data.
     """
     for file in files:
         api.enter_file(file)
     enter()
     unknown = sorted(set(methods) - set(METHODS))
     if unknown:
-        raise DataError(f"there are no methods {unknown}; there are {sorted(METHODS)}")
-    home, folder = Path(benchmarks), Path(work)
-    made = Bench()
+        raise DataError(f"methods must be among {sorted(METHODS)}; got {unknown}")
+    home, work = Path(benchmarks), Path(work)
+    bench = Bench()
     for task in tasks_of(home, quick=quick, only=list(tasks)):
-        made.tasks[task.name] = task
-        made.manifests[task.name] = manifest_of(task, parts_of(task, folder), home / "manifests")
-    own = tuple(Path(f).resolve() for f in files)
+        bench.tasks[task.name] = task
+        bench.manifests[task.name] = manifest_of(task, parts_of(task, work), home / "manifests")
+    sources = tuple(Path(f).resolve() for f in files)
     runs = [
-        Run(home.resolve(), folder.resolve(), task.name, m.name, quick, seed, threads, own)
-        for task in made.tasks.values()
+        Run(home.resolve(), work.resolve(), task.name, m.name, quick, seed, threads, sources)
+        for task in bench.tasks.values()
         for m in METHODS.values()
         if task.kind in m.kinds and (m.quick or not quick) and (not methods or m.name in methods)
     ]
-    made.records = _all(runs, made, folder / "results.jsonl", jobs, progress)
-    return made
+    bench.records = _run_missing(runs, bench, work / "results.jsonl", jobs, progress)
+    return bench
 
 
-def _all(runs: list[Run], made: Bench, results: Path, jobs: int, progress: Progress) -> list[dict[str, Any]]:
-    """Records of all runs, those that are there already and those that are made now, in the order of the runs."""
-    held = {line["key"]: line for line in read_results(results)}
-    keys = [run.key(made.manifests[run.task]) for run in runs]
-    left = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in held]
+def _run_missing(runs: list[Run], bench: Bench, results: Path, jobs: int, progress: Progress) -> list[dict[str, Any]]:
+    """Return the records of all runs in their order, and run those without a stored result."""
+    records = {record["key"]: record for record in read_results(results)}
+    keys = [run.key(bench.manifests[run.task]) for run in runs]
+    missing = [(key, run) for key, run in zip(keys, runs, strict=True) if key not in records]
     results.parent.mkdir(parents=True, exist_ok=True)
     label = ProgressLabel(text="methods", unit_bytes=1, unit="run")
-    with progress_bar(progress, len(runs), len(runs) - len(left), label) as step:
-        for key, record in _made(left, jobs):
-            held[key] = {"key": key, **record}
-            # A line is whole or not there: a reader leaves out one that was cut off.
+    with progress_bar(progress, len(runs), len(runs) - len(missing), label) as step:
+        for key, record in _execute(missing, jobs):
+            records[key] = {"key": key, **record}
+            # An incomplete last line stays, and readers skip it: end it before the next record.
             with results.open("a", encoding="utf-8") as out:
-                out.write("\n" * _cut_off(results) + json.dumps(held[key]) + "\n")
+                out.write("\n" * _is_cut_off(results) + json.dumps(records[key]) + "\n")
             step(1)
-    return [held[key] for key in keys]
+    return [records[key] for key in keys]
 
 
-def _made(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys and records, as they are finished."""
+def _execute(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield keys and records as runs finish."""
     if jobs == 0:
         yield from ((key, run_one(run)) for key, run in runs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1, initializer=_ends_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1, initializer=_end_with_parent) as pool:
         futures = {pool.submit(run_one, run): key for key, run in runs}
         try:
             for future in as_completed(futures):
@@ -180,8 +186,8 @@ def _made(runs: Sequence[tuple[str, Run]], jobs: int) -> Iterator[tuple[str, dic
             raise
 
 
-def _ends_with_parent() -> None:
-    """A bench that is killed leaves no run behind, which would go on for an hour and tell nobody."""
+def _end_with_parent() -> None:
+    """Terminate this worker when its parent dies; otherwise it would keep running unnoticed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -192,8 +198,8 @@ def _ends_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _cut_off(path: Path) -> bool:
-    """Whether the last line has no end: a run was killed while it wrote."""
+def _is_cut_off(path: Path) -> bool:
+    """Return whether the last line has no newline because its writer was killed."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if not size:
@@ -203,16 +209,16 @@ def _cut_off(path: Path) -> bool:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Lines of a results file; one that was cut off is left out."""
-    found = []
+    """Read the records of a results file, and skip incomplete lines."""
+    records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+            records.append(json.loads(line))
+    return records
 
 
 def run_one(run: Run) -> dict[str, Any]:
-    """Fit, answer, score; what goes wrong within the method becomes the result."""
+    """Fit, predict and score; an error of the method becomes its result."""
     import torch
 
     for file in run.files:
@@ -222,49 +228,49 @@ def run_one(run: Run) -> dict[str, Any]:
     task = tasks_of(run.benchmarks, quick=run.quick, only=[run.task])[0]
     parts = parts_of(task, run.work)
     manifest = read_manifest(task, run.benchmarks / "manifests")
-    how = METHODS[run.method]
-    told = {"task": run.task, "method": run.method, "baseline": how.baseline, "quick": run.quick, "seed": run.seed}
-    told |= {"threads": run.threads, "manifest": manifest.digest[:16], "environment": environment()}
+    method = METHODS[run.method]
+    record = {"task": run.task, "method": run.method, "baseline": method.baseline, "quick": run.quick, "seed": run.seed}
+    record |= {"threads": run.threads, "manifest": manifest.digest[:16], "environment": environment()}
     try:
-        return told | _scored(run, task, parts, manifest, how)
-    except Exception as error:  # one method that fails is a row of the table, not the end of the others
-        return told | {"error": f"{type(error).__name__}: {error}"}
+        return record | _measure(run, task, parts, manifest, method)
+    except Exception as error:  # a method that fails is a row of the table and does not stop the others
+        return record | {"error": f"{type(error).__name__}: {error}"}
 
 
-def _scored(run: Run, task: Task, parts: Any, manifest: Manifest, how: Method) -> dict[str, Any]:
-    """Everything that was measured."""
-    place = run.place(manifest)
-    place.mkdir(parents=True, exist_ok=True)
-    given = TrainingData(
-        parts["training"], parts["validation"], task.settings, manifest.points(), run.quick, run.seed, place
+def _measure(run: Run, task: Task, parts: Any, manifest: Manifest, method: Method) -> dict[str, Any]:
+    """Return scores and costs of a method."""
+    folder = run.folder(manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = TrainingData(
+        parts["training"], parts["validation"], task.settings, manifest.points(), run.quick, run.seed, folder
     )
     start = time.perf_counter()
-    fitted = how.fit(given)
+    fitted = method.fit(data)
     fitted = fitted if isinstance(fitted, FittedMethod) else FittedMethod(fitted)
-    learned = time.perf_counter()
-    with multiplications() as counted:
+    fitted_at = time.perf_counter()
+    with multiplications() as count:
         answers = [_in_memory(fitted.predict(subject.blind())) for subject in parts["test"]]
-    answered = time.perf_counter()
+    answered_at = time.perf_counter()
     scores = score_answers(task, parts["test"], answers, manifest)
     voxels = sum(scored_grid(s).size for s in parts["test"])
     model = fitted.model
     if model is not None and hasattr(model, "spec"):
-        models.save(model, place / "network")
+        models.save(model, folder / "network")
     return {
         **asdict(scores),
         "shown": SHOWN[task.kind],
-        "seconds": {"fitting": learned - start, "answering": answered - learned},
+        "seconds": {"fitting": fitted_at - start, "answering": answered_at - fitted_at},
         "peak_mb": peak_mb(),
         "parameters": None if model is None else sum(p.numel() for p in model.parameters()),
-        "kmac_per_voxel": counted[0] / 1e3 / voxels if model is not None else None,
-        "worst": _worst(place, run.work, parts["test"], answers, manifest, scores.blocks),
+        "kmac_per_voxel": count[0] / 1e3 / voxels if model is not None else None,
+        "worst": _plot_worst(folder, run.work, parts["test"], answers, manifest, scores.blocks),
     }
 
 
 def peak_mb() -> float:
-    """The most memory that this process held, in MB of 2^20 bytes.
+    """Return the peak memory of this process in MB of 2^20 bytes.
 
-    Linux hands what ``getrusage`` calls the peak on from the process that started this one.
+    On Linux, ``getrusage`` inherits the peak of the parent process, so the peak is read from ``/proc``.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -280,7 +286,7 @@ def _in_memory(answer: Any) -> Any:
 
 @contextlib.contextmanager
 def multiplications() -> Iterator[list[float]]:
-    """Multiply-adds of every convolution and linear layer that is run meanwhile, in whatever thread."""
+    """Count the multiply-adds of all convolutions and linear layers that run inside the context, in any thread."""
     from torch import nn
     from torch.nn.modules.module import register_module_forward_hook
 
@@ -288,10 +294,10 @@ def multiplications() -> Iterator[list[float]]:
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            # A layer that pools what it convolves tells of how many values each of its answers is the greatest.
+            # `positions`: number of convolution results from which a max-pooling layer keeps one.
             total[0] += output.numel() * module.weight[0].numel() * getattr(module, "positions", 1)
         elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
-            # Each input value meets each weight of its channel.
+            # Each input value is multiplied by each weight of its channel.
             total[0] += output.numel() * module.weight[:, 0].numel() / math.prod(module.stride)
 
     handle = register_module_forward_hook(count)
@@ -301,23 +307,23 @@ def multiplications() -> Iterator[list[float]]:
         handle.remove()
 
 
-def _worst(
-    place: Path, work: Path, subjects: Any, answers: list[Any], manifest: Manifest, blocks: list[float | None]
+def _plot_worst(
+    folder: Path, work: Path, subjects: Any, answers: list[Any], manifest: Manifest, blocks: list[float | None]
 ) -> str | None:
-    """A picture of the block with the lowest score: input, truth, answer; its path from the work folder."""
-    scored = [(value, i) for i, value in enumerate(blocks) if value is not None]
-    if not scored:
+    """Plot the block with the lowest score, and return the path of the picture relative to the work folder."""
+    scores = [(value, i) for i, value in enumerate(blocks) if value is not None]
+    if not scores:
         return None
-    who, box = manifest.boxes[min(scored)[1]]
-    figure = of_block(subjects[who], answers[who], box)
-    path = place / "worst.png"
+    number, box = manifest.boxes[min(scores)[1]]
+    figure = of_block(subjects[number], answers[number], box)
+    path = folder / "worst.png"
     with atomic_write(path) as draft:
         figure.savefig(draft, format="png", dpi=100)
     return path.relative_to(work).as_posix()
 
 
 def environment() -> dict[str, Any]:
-    """What a score or a time may hang on."""
+    """Return the versions and the hardware on which a score or a time may depend."""
     import numpy
     import torch
 

@@ -1,7 +1,7 @@
-"""Answers against the truth: scores of all test blocks, with resamplings of the blocks for intervals.
+"""Scores of answers against the ground truth, with resamplings of the test blocks for intervals.
 
-A judge counts once, block by block; its scores are functions of weighted sums of those counts. Weights of one for
-every block give the estimate, random ones its resamplings, a one amid zeros the score of that block.
+Each scorer counts once per block; scores are functions of weighted sums of these counts. Weights of one for every block
+give the estimate, random weights its resamplings, and a single one the score of that block.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mrhdata.metrics.matching import match
 from mrhdata.volume.box import Box
 
 Floats = NDArray[np.float64]
-#: Number of the test subject and the box, for each block.
+#: Number of the test subject and box of each block.
 Blocks = list[tuple[int, Box]]
-#: Weights of blocks (rows, blocks) to the value of each score in each row.
+#: Function from weights (rows, blocks) to the value of each score in each row.
 Scores = Callable[[Floats], dict[str, Floats]]
 
-#: Scores of each kind of task; the first one decides, and is better the higher.
+#: Scores of each kind of task. The first one decides the ranking; higher is better.
 SHOWN = {
     "histology": ("AUC", "sensitivity", "R2"),
     "tissue": ("mean Dice",),
@@ -39,7 +39,7 @@ SHOWN = {
     "restoration": ("PSNR", "SSIM"),
     "cells": ("F1", "precision", "recall", "count error"),
 }
-#: Of the resamplings that all methods share.
+#: Resamplings that all methods share.
 BOOTSTRAP = Bootstrap(replicates=400, seed=0)
 
 
@@ -50,10 +50,11 @@ class MethodScores:
     Attributes
     ----------
     estimates : dict of float
+        Each score over all blocks.
     replicates : dict of lists
-        Each score over resampled blocks; methods share the resamplings, so differences are paired.
+        Each score over resampled blocks. Methods share the resamplings, so differences are paired.
     blocks : list of float or None
-        The deciding score of each block alone.
+        The deciding score of each single block.
     """
 
     estimates: dict[str, float]
@@ -62,56 +63,58 @@ class MethodScores:
 
 
 def score_answers(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], manifest: Manifest) -> MethodScores:
-    """Score the answers to the test subjects.
+    """Score the answers for the test subjects.
 
     Raises
     ------
-    DataError
-        An answer is not what the kind of task asks for.
+    DataError, GridError
+        An answer has the wrong type, shape or grid for the kind of task, or values that are not finite.
     """
     for subject, answer in zip(subjects, answers, strict=True):
         _check(task, subject, answer)
     blocks = manifest.boxes
-    scores = _JUDGES[task.kind](task, subjects, answers, blocks, manifest.threshold)
+    scores = _SCORERS[task.kind](task, subjects, answers, blocks, manifest.threshold)
     count = len(blocks)
     weights = np.concatenate([np.ones((1, count)), draw_blocks(count, BOOTSTRAP), np.eye(count)])
-    found = scores(weights)
-    drawn = slice(1, 1 + BOOTSTRAP.replicates)
-    alone = found[SHOWN[task.kind][0]][drawn.stop :]
+    rows = scores(weights)
+    resampled = slice(1, 1 + BOOTSTRAP.replicates)
+    single_blocks = rows[SHOWN[task.kind][0]][resampled.stop :]
     return MethodScores(
-        {name: float(v[0]) for name, v in found.items()},
-        {name: found[name][drawn].tolist() for name in SHOWN[task.kind]},
-        [float(v) if np.isfinite(v) else None for v in alone],
+        {name: float(v[0]) for name, v in rows.items()},
+        {name: rows[name][resampled].tolist() for name in SHOWN[task.kind]},
+        [float(v) if np.isfinite(v) else None for v in single_blocks],
     )
 
 
 def _check(task: Task, subject: Subject, answer: Any) -> None:
     if task.kind == "cells":
         if not (isinstance(answer, pd.DataFrame) and {"X", "Y", "Z"} <= set(answer)):
-            raise DataError(f"{subject.id}: the answer is a table with columns X, Y, Z, not {type(answer).__name__}")
+            raise DataError(
+                f"{subject.id}: the answer must be a table with columns X, Y, Z; got {type(answer).__name__}"
+            )
         return
     like = scored_grid(subject)
     if not isinstance(answer, xr.DataArray) or answer.shape != like.shape:
-        found = getattr(answer, "shape", type(answer).__name__)
-        raise DataError(f"{subject.id}: the answer is a volume of {like.shape} voxels like the truth, not {found}")
+        shape = getattr(answer, "shape", type(answer).__name__)
+        raise DataError(f"{subject.id}: the answer must be a volume of {like.shape} voxels, as the truth; got {shape}")
     answer.mrh.like(like)
     if not np.isfinite(values(answer)).all():
-        raise DataError(f"{subject.id}: the answer holds values that are not finite")
+        raise DataError(f"{subject.id}: the answer has values that are not finite")
 
 
 def _histology(
     task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, threshold: float | None
 ) -> Scores:
-    """AUC, sensitivity at a specificity of 0.9 and R2 of the voxels of the mask."""
+    """Return AUC, sensitivity at a specificity of 0.9, and R2 over the voxels of the mask."""
     assert threshold is not None
-    truth, given, block = [], [], []
-    for number, (who, box) in enumerate(blocks):
-        mask = subjects[who].mask
+    truth, predictions, block = [], [], []
+    for number, (subject, box) in enumerate(blocks):
+        mask = subjects[subject].mask
         inside = slice(None) if mask is None else values(part_of(mask, box)) > 0
-        truth.append(values(part_of(subjects[who].target, box))[inside].ravel().astype(np.float64))
-        given.append(values(part_of(answers[who], box))[inside].ravel().astype(np.float64))
+        truth.append(values(part_of(subjects[subject].target, box))[inside].ravel().astype(np.float64))
+        predictions.append(values(part_of(answers[subject], box))[inside].ravel().astype(np.float64))
         block.append(np.full(truth[-1].size, number))
-    t, p, b = (np.concatenate(part) for part in (truth, given, block))
+    t, p, b = (np.concatenate(parts) for parts in (truth, predictions, block))
     sign = 1 if task.settings["positive"] == "above" else -1
 
     def scores(weights: Floats) -> dict[str, Floats]:
@@ -122,18 +125,18 @@ def _histology(
 
 
 def _labels(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None) -> Scores:
-    """Dice of each label, and their mean."""
+    """Return the Dice score of each label, and their mean."""
     names = {int(value): name for name, value in task.settings["labels"].items()}
-    both, either = (np.zeros((len(blocks), len(names))) for _ in range(2))
-    for number, (who, box) in enumerate(blocks):
-        t, p = (values(part_of(v, box)) for v in (subjects[who].target, answers[who]))
+    intersections, sizes = (np.zeros((len(blocks), len(names))) for _ in range(2))
+    for number, (subject, box) in enumerate(blocks):
+        t, p = (values(part_of(v, box)) for v in (subjects[subject].target, answers[subject]))
         for column, label in enumerate(names):
-            both[number, column] = ((t == label) & (p == label)).sum()
-            either[number, column] = (t == label).sum() + (p == label).sum()
+            intersections[number, column] = ((t == label) & (p == label)).sum()
+            sizes[number, column] = (t == label).sum() + (p == label).sum()
 
     def scores(weights: Floats) -> dict[str, Floats]:
-        total = weights @ either
-        dice = np.divide(2 * weights @ both, total, out=np.full_like(total, np.nan), where=total > 0)
+        total = weights @ sizes
+        dice = np.divide(2 * weights @ intersections, total, out=np.full_like(total, np.nan), where=total > 0)
         counted = np.isfinite(dice)
         mean = np.where(counted, dice, 0).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
         mean[~counted.any(axis=1)] = np.nan
@@ -145,13 +148,13 @@ def _labels(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blo
 def _restoration(
     task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None
 ) -> Scores:
-    """PSNR and SSIM of planes, as published; means over planes."""
+    """Return PSNR and SSIM as means over planes, as in the publication."""
     planes, sums = np.zeros(len(blocks)), np.zeros((len(blocks), 2))
-    for number, (who, box) in enumerate(blocks):
-        t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[who].target, answers[who]))
-        white = np.iinfo(subjects[who].target.dtype).max
-        found = restoration_scores(t / white, p / white)
-        planes[number], sums[number] = len(t), [part.sum() for part in found]
+    for number, (subject, box) in enumerate(blocks):
+        t, p = (values(part_of(v, box)).astype(np.float64) for v in (subjects[subject].target, answers[subject]))
+        white = np.iinfo(subjects[subject].target.dtype).max
+        by_plane = restoration_scores(t / white, p / white)
+        planes[number], sums[number] = len(t), [score.sum() for score in by_plane]
 
     def scores(weights: Floats) -> dict[str, Floats]:
         means = (weights @ sums) / (weights @ planes)[:, None]
@@ -161,39 +164,39 @@ def _restoration(
 
 
 def _cells(task: Task, subjects: Sequence[Subject], answers: Sequence[Any], blocks: Blocks, _: float | None) -> Scores:
-    """Cells matched one to one over whole subjects; each pair, miss and false one counts in the block it lies in."""
+    """Return detection scores; cells are matched one to one over whole subjects and counted in the block of each."""
     counts = np.zeros((len(blocks), 3))
-    for who, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
-        truth, found = subject.points, answer[["X", "Y", "Z"]].to_numpy()
-        pairs = match(truth, found, float(task.settings["radius_mm"]))
-        mine = np.flatnonzero([number == who for number, _ in blocks])
+    for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
+        truth, detections = subject.points, answer[["X", "Y", "Z"]].to_numpy()
+        pairs = match(truth, detections, float(task.settings["radius_mm"]))
+        mine = np.flatnonzero([owner == number for owner, _ in blocks])
         boxes = [blocks[i][1] for i in mine]
-        for column, points in enumerate((truth[pairs.truth], truth, found)):
-            counts[mine, column] = _in_blocks(points, subject.first, boxes)
+        for column, points in enumerate((truth[pairs.truth], truth, detections)):
+            counts[mine, column] = _count_in_boxes(points, subject.first, boxes)
 
     def scores(weights: Floats) -> dict[str, Floats]:
-        paired, true, found = (weights @ counts).T
+        paired, true, detected = (weights @ counts).T
         return {
-            "F1": _share(2 * paired, true + found),
-            "precision": _share(paired, found),
-            "recall": _share(paired, true),
-            "count error": np.abs(_share(found - true, true)),
+            "F1": _divide(2 * paired, true + detected),
+            "precision": _divide(paired, detected),
+            "recall": _divide(paired, true),
+            "count error": np.abs(_divide(detected - true, true)),
         }
 
     return scores
 
 
-def _in_blocks(points: Floats, like: xr.DataArray, boxes: Sequence[Box]) -> NDArray[np.int64]:
-    """How many world points lie in each box of voxels."""
+def _count_in_boxes(points: Floats, like: xr.DataArray, boxes: Sequence[Box]) -> NDArray[np.int64]:
+    """Count the world points in each box of voxels."""
     voxels = voxels_of(points, like)
     return np.array([in_box(voxels, box).sum() for box in boxes], dtype=np.int64)
 
 
-def _share(part: Floats, whole: Floats) -> Floats:
+def _divide(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
-_JUDGES: dict[str, Any] = {
+_SCORERS: dict[str, Any] = {
     "histology": _histology,
     "tissue": _labels,
     "nuclei": _labels,

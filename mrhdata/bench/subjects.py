@@ -1,4 +1,4 @@
-"""Subjects of a task: phantoms, made once and kept, or volumes of a catalogue."""
+"""Subjects of a task: phantoms, which are generated once and stored, or volumes of a catalogue."""
 
 from __future__ import annotations
 
@@ -22,76 +22,78 @@ from mrhdata.io import fingerprint, formats
 from mrhdata.recipes.restoration import degrade_stack
 from mrhdata.volume.construct import SPATIAL
 
-#: Volumes by name; a table of cells is called so.
+#: Volumes and tables by name.
 Volumes = Mapping[str, Any]
+#: Name of the table of cells.
 CELLS = "cells"
 
 
 def parts_of(task: Task, work: Path) -> dict[str, list[Subject]]:
-    """The subjects of each part of a task, with their truth.
+    """Return the subjects of each part of a task, with their ground truth.
 
     Raises
     ------
     DataError
-        A volume that the task names is not there.
+        A volume that the task names does not exist.
     """
-    return {part: [_subject(task, given, work) for given in task.split[part]] for part in PARTS}
+    return {part: [_subject(task, entry, work) for entry in task.split[part]] for part in PARTS}
 
 
-def _subject(task: Task, given: Any, work: Path) -> Subject:
-    spec = given if isinstance(given, Mapping) else {"subject": given}
-    who, ranges = spec["subject"], {d: slice(*spec[d]) for d in SPATIAL if d in spec}
-    held = _phantom(task, who, work) if "phantom" in task.data else _listed(task, who)
+def _subject(task: Task, entry: Any, work: Path) -> Subject:
+    """Return the subject of an entry of the split: a name or a seed, or a table with ranges of voxels."""
+    spec = entry if isinstance(entry, Mapping) else {"subject": entry}
+    name, ranges = spec["subject"], {d: slice(*spec[d]) for d in SPATIAL if d in spec}
+    available = _phantom(task, name, work) if "phantom" in task.data else _from_catalog(task, name)
     wanted = [*task.data["inputs"], task.data["truth"], *([task.data["mask"]] if "mask" in task.data else [])]
-    missing = [name for name in wanted if name not in held]
+    missing = [volume for volume in wanted if volume not in available]
     if missing:
-        raise DataError(f"{task.name}: subject {who} has no {missing}; it has {sorted(held)}")
-    held = {name: held[name].isel(ranges) if ranges else held[name] for name in wanted}
-    told = "".join(f" {d}{r.start}-{r.stop}" for d, r in ranges.items())
-    inputs = {name: held[name].rename(name) for name in task.data["inputs"]}
-    mask = held[task.data["mask"]] if "mask" in task.data else None
-    truth = held[task.data["truth"]]
+        raise DataError(f"{task.name}: subject {name} lacks the volumes {missing}; it has {sorted(available)}")
+    volumes = {v: available[v].isel(ranges) if ranges else available[v] for v in wanted}
+    identifier = f"{name}" + "".join(f" {d}{r.start}-{r.stop}" for d, r in ranges.items())
+    inputs = {channel: volumes[channel].rename(channel) for channel in task.data["inputs"]}
+    mask = volumes[task.data["mask"]] if "mask" in task.data else None
+    truth = volumes[task.data["truth"]]
     if isinstance(truth, pd.DataFrame):
-        made = Subject(f"{who}{told}", inputs, points=truth[["X", "Y", "Z"]].to_numpy(), mask=mask)
+        subject = Subject(identifier, inputs, points=truth[["X", "Y", "Z"]].to_numpy(), mask=mask)
     else:
-        made = Subject(f"{who}{told}", inputs, truth, mask)
-    return _scanned(made, task, who) if task.kind == "restoration" else made
+        subject = Subject(identifier, inputs, truth, mask)
+    return _degrade(subject, task, name) if task.kind == "restoration" else subject
 
 
-def _scanned(subject: Subject, task: Task, who: Any) -> Subject:
-    """What a fast scan would have given of each input."""
+def _degrade(subject: Subject, task: Task, subject_name: Any) -> Subject:
+    """Replace each input by a simulated fast scan of it."""
     name = task.settings["degradation"]
     if name not in PUBLISHED:
-        raise DataError(f"{task.name}: degradation is one of {sorted(PUBLISHED)}, not {name!r}")
-    seed = int.from_bytes(fingerprint.digest([str(who), task.name]).encode()[:4], "little")
+        raise DataError(f"{task.name}: degradation must be one of {', '.join(sorted(PUBLISHED))}; got {name!r}")
+    seed = int.from_bytes(fingerprint.digest([str(subject_name), task.name]).encode()[:4], "little")
     low = {n: degrade_stack(v.compute(), PUBLISHED[name], seed).rename(n) for n, v in subject.inputs.items()}
     return replace(subject, inputs=low)
 
 
-def _listed(task: Task, who: Any) -> Volumes:
-    return catalog.open_catalog(task.folder / task.data["catalog"]).select(subject=who)
+def _from_catalog(task: Task, subject: Any) -> Volumes:
+    return catalog.open_catalog(task.folder / task.data["catalog"]).select(subject=subject)
 
 
 def _phantom(task: Task, seed: int, work: Path) -> Volumes:
-    """A phantom's volumes, made where they are not there yet."""
+    """Return the volumes of a phantom, and generate them if they are not stored yet."""
     kind, settings = task.data["phantom"], dict(task.data.get("settings", {}))
     if kind not in PHANTOMS:
-        raise DataError(f"{task.name}: phantom is one of {', '.join(PHANTOMS)}, not {kind!r}")
-    place = work / "phantoms" / f"{kind}-{fingerprint.digest([kind, settings])[:8]}" / str(seed)
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as draft:
+        raise DataError(f"{task.name}: phantom must be one of {', '.join(PHANTOMS)}; got {kind!r}")
+    folder = work / "phantoms" / f"{kind}-{fingerprint.digest([kind, settings])[:8]}" / str(seed)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder) as draft:
             draft.mkdir()
-            for name, made in PHANTOMS[kind](seed, settings).items():
-                if isinstance(made, pd.DataFrame):
-                    made.to_parquet(draft / f"{name}.parquet", index=False)
+            for name, volume in PHANTOMS[kind](seed, settings).items():
+                if isinstance(volume, pd.DataFrame):
+                    volume.to_parquet(draft / f"{name}.parquet", index=False)
                 else:
-                    formats.write(made, draft / f"{name}.zarr")
-    return _Stored(place)
+                    formats.write(volume, draft / f"{name}.zarr")
+    return _VolumeFolder(folder)
 
 
-class _Stored(Volumes):
-    """Volumes and tables of a folder by name, each read when it is asked for: a task names few of a phantom's."""
+class _VolumeFolder(Volumes):
+    """Volumes and tables of a folder by name, each read on access, because a task needs few of them."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = {p.stem: p for p in sorted(folder.iterdir())}
@@ -118,7 +120,7 @@ def _cleared(seed: int, settings: dict[str, Any]) -> Volumes:
     return {"signal": brain.volume, "regions": brain.regions, CELLS: brain.cells}
 
 
-#: Phantoms that tasks may name: seed and settings to volumes.
+#: Phantoms that tasks may name: functions from seed and settings to volumes.
 PHANTOMS: dict[str, Callable[[int, dict[str, Any]], Volumes]] = {
     "mouse": _mouse,
     "head": lambda seed, settings: dict(phantom.deep_grey(seed, **settings)),
@@ -128,5 +130,5 @@ PHANTOMS: dict[str, Callable[[int, dict[str, Any]], Volumes]] = {
 
 
 def values(volume: Any) -> np.ndarray[Any, Any]:
-    """Voxels of a volume in memory; points as they are."""
+    """Return the voxels of a volume in memory; points are returned unchanged."""
     return volume if isinstance(volume, np.ndarray) else np.asarray(volume.data)

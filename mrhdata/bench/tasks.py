@@ -1,4 +1,4 @@
-"""Tasks: what is to be answered, from which subjects, and how it is scored. A task is a TOML file, data alone."""
+"""Tasks: TOML files that name the subjects, the question and the settings of scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrhdata.errors import DataError
 
 log = logging.getLogger("mrhdata")
 
-#: Parts of a split, in the order in which they are used.
+#: Parts of a split, in the order of their use.
 PARTS = ("training", "validation", "test")
 
 
@@ -27,24 +27,27 @@ class Task:
     Attributes
     ----------
     name : str
-        Of its file.
+        Name of the file without its ending.
     title, kind : str
-        `kind` is one of `KINDS`.
+        Title in the report, and one of `KINDS`.
     data : mapping
-        Where subjects come from: ``phantom`` and its ``settings``, or ``catalog``, a path beside the task; names of
+        Source of the subjects: ``phantom`` and its ``settings``, or ``catalog``, a path relative to the task; names of
         ``inputs``, ``truth`` and ``mask``.
     split : mapping
-        For each of `PARTS`, the subjects: seeds of a phantom, names in a catalogue, or tables of ``subject`` and
-        ranges of voxels such as ``z = [0, 100]``; ``guard_mm`` between ranges of one subject.
+        Subjects of each of `PARTS`: seeds of a phantom, names in a catalogue, or tables with ``subject`` and
+        ranges of voxels such as ``z = [0, 100]``; ``guard_mm`` is the distance between ranges of one subject.
     settings : mapping
-        For methods and scores.
+        Settings of methods and scores.
     block_mm : (3,) tuple of float
-        Edges of the blocks of the test volumes that intervals weight, z, y, x; 0 for the whole length.
+        Edges z, y, x of the blocks of the test volumes that intervals resample, in mm; 0 for the whole length.
     voxels : int
-        Of each training subject that methods of voxels learn from.
+        Number of voxels of each training subject for voxelwise methods.
     needs : str
-        A folder beside the task without which it is left out; none where empty.
+        Folder, relative to the task, without which the task is skipped; empty by default.
     quick : bool
+        Whether this is the quick form.
+    folder : path
+        Folder of the task file.
     """
 
     name: str
@@ -61,12 +64,12 @@ class Task:
 
     @property
     def slug(self) -> str:
-        """A name that tells the quick form apart."""
+        """Name with a suffix for the quick form."""
         return slug_of(self.name, quick=self.quick)
 
 
 def slug_of(name: str, *, quick: bool) -> str:
-    """A task's name that tells its quick form apart."""
+    """Return the name of a task with a suffix for the quick form."""
     return name + ("-quick" if quick else "")
 
 
@@ -76,14 +79,14 @@ def read_task(path: str | Path, *, quick: bool = False) -> Task:
     Parameters
     ----------
     path : path
-        TOML, with the fields of :class:`Task`; a table ``quick`` overrides what is smaller in the quick form, and
-        without one there is none.
+        TOML file with the fields of :class:`Task`. The optional table ``[quick]`` overrides fields for a fast run.
     quick : bool
+        Whether to return the quick form.
 
     Raises
     ------
     DataError
-        It is no TOML, or a field is missing, unknown or of no use.
+        The file is not valid TOML, or a field is missing, unknown or invalid.
 
     Examples
     --------
@@ -109,74 +112,70 @@ def read_task(path: str | Path, *, quick: bool = False) -> Task:
     """
     file = Path(path)
     try:
-        held = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read ({error.strerror}); give a task file or a folder with tasks/"
+            f"{file} cannot be read ({error.strerror}); pass a task file or a folder with tasks/"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not TOML: {error}") from error
-    smaller = held.pop("quick", None)
-    if quick and smaller is None:
-        raise DataError(f"{file} has no table [quick], and so no quick form; leave it out, or run it in full")
+        raise DataError(f"{file} is not valid TOML: {error}") from error
+    overrides = table.pop("quick", None)
+    if quick and overrides is None:
+        raise DataError(f"{file} has no quick form; add a table [quick], or run the task without --quick")
     if quick:
-        held = _over(held, smaller)
+        table = _merge(table, overrides)
     known = {f.name for f in fields(Task)} - {"name", "quick", "folder"}
-    wrong = sorted(set(held) - known)
-    missing = sorted({"title", "kind", "data", "split", "block_mm"} - set(held))
-    if wrong or missing:
-        raise DataError(
-            f"{file}: {wrong} are no fields of a task and {missing} are missing; fields are {sorted(known)}"
-        )
-    task = Task(name=file.stem, quick=quick, folder=file.parent, **{**held, "block_mm": tuple(held["block_mm"])})
+    unknown = sorted(set(table) - known)
+    missing = sorted({"title", "kind", "data", "split", "block_mm"} - set(table))
+    if unknown or missing:
+        raise DataError(f"{file}: unknown fields {unknown}, missing fields {missing}; fields are {sorted(known)}")
+    task = Task(name=file.stem, quick=quick, folder=file.parent, **{**table, "block_mm": tuple(table["block_mm"])})
     _check(task, file)
     return task
 
 
-def _over(held: Mapping[str, Any], smaller: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables with some of their fields replaced."""
-    found = dict(held)
-    for key, value in smaller.items():
-        found[key] = _over(found.get(key, {}), value) if isinstance(value, Mapping) else value
-    return found
+def _merge(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables with some of their fields replaced."""
+    merged = dict(table)
+    for key, value in overrides.items():
+        merged[key] = _merge(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
 
 
 def _check(task: Task, file: Path) -> None:
     if task.kind not in KINDS:
-        raise DataError(f"{file}: kind is one of {', '.join(KINDS)}, not {task.kind!r}")
+        raise DataError(f"{file}: kind must be one of {', '.join(KINDS)}; got {task.kind!r}")
     empty = [part for part in PARTS if not task.split.get(part)]
     if empty:
-        raise DataError(f"{file}: the split has no subjects for {empty}; it names those of {', '.join(PARTS)}")
+        raise DataError(f"{file}: the split has no subjects for {empty}; name subjects for each of {', '.join(PARTS)}")
     if ("phantom" in task.data) == ("catalog" in task.data):
-        raise DataError(
-            f"{file}: data come from a phantom or from a catalog; name one of them, not {sorted(task.data)}"
-        )
+        raise DataError(f"{file}: [data] must name either a phantom or a catalog; got {sorted(task.data)}")
     if np.shape(task.block_mm) != (3,) or min(task.block_mm) < 0:
-        raise DataError(f"{file}: block_mm is three lengths along z, y, x, not {list(task.block_mm)}")
+        raise DataError(f"{file}: block_mm must be three lengths along z, y, x in mm; got {list(task.block_mm)}")
 
 
 def tasks_of(folder: str | Path, *, quick: bool = False, only: list[str] | None = None) -> list[Task]:
-    """Every task of a folder, of its ``tasks/`` or itself, or those that are named.
+    """Read the tasks of a folder, from its ``tasks/`` or from the folder itself: all, or those named in `only`.
 
-    Tasks whose data are not there are left out with a warning, those without a quick form in silence.
+    Tasks without their data are skipped with a warning, and tasks without a quick form without one.
 
     Raises
     ------
     DataError
-        There are none, or one that was named is missing.
+        The folder has no tasks, or a named task does not exist.
     """
-    place = Path(folder)
-    files = sorted((place / "tasks").glob("*.toml")) or sorted(place.glob("*.toml"))
+    root = Path(folder)
+    files = sorted((root / "tasks").glob("*.toml")) or sorted(root.glob("*.toml"))
     if not files:
-        raise DataError(f"{place} has no tasks/*.toml; give the folder that has, such as benchmarks/")
+        raise DataError(f"{root} has no tasks/*.toml; pass a folder that has, such as benchmarks/")
     names = [file.stem for file in files]
     missing = sorted(set(only or []) - set(names))
     if missing:
-        raise DataError(f"there are no tasks {missing} in {place}; there are {names}")
+        raise DataError(f"tasks must be among {names}, the tasks of {root}; got {missing}")
     if only:
         return [read_task(file, quick=quick) for file in files if file.stem in only]
-    found = [read_task(file, quick=quick) for file in files if not quick or "[quick]" in file.read_text("utf-8")]
-    for task in found:
+    tasks = [read_task(file, quick=quick) for file in files if not quick or "[quick]" in file.read_text("utf-8")]
+    for task in tasks:
         if task.needs and not (task.folder / task.needs).exists():
-            log.warning("%s is left out: %s is not there", task.name, task.folder / task.needs)
-    return [task for task in found if not task.needs or (task.folder / task.needs).exists()]
+            log.warning("task %s is skipped: %s does not exist", task.name, task.folder / task.needs)
+    return [task for task in tasks if not task.needs or (task.folder / task.needs).exists()]

@@ -1,4 +1,4 @@
-"""The published systems and the studies around them: samples, network and training values of each."""
+"""Recipes: the sampling, the network and the training settings of published systems and of improved versions."""
 
 import lazy_loader
 

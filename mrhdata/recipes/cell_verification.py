@@ -1,11 +1,11 @@
-"""A second network that looks again at what the first one found, with more around it (Dou et al. 2016, section 2).
+"""Verify detected cells: a second network scores each candidate with more context (Dou et al. 2016, section 2).
 
 ```
-brain --cells (screening, low threshold)--> candidates --16 x 20 x 20 voxels about each--> a score of their own
+brain --first network, low threshold--> candidates --16 x 20 x 20 voxels around each--> second score
 ```
 
-It learns from the candidates of the training brains alone: cells that the first network found, and what it took
-for cells. Candidates are many times fewer than voxels, so the second network may be large.
+The second network learns from the candidates in the training brains only: detected cells and false positives.
+Candidates are far fewer than voxels, so the second network may be large.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrhdata.metrics.detection import best_threshold
 from mrhdata.models.cells3d import LOOKED_AT
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
-from mrhdata.recipes.cells import STRIDE, Marking, patches_scored, taught
+from mrhdata.recipes.cells import STRIDE, AnnotationRules, annotation_labels, score_patches
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: The first network's threshold is lowered to this part of it: what it misses nobody looks at again.
+#: Factor on the threshold of the first network: the second network sees only its candidates.
 LOWERED = 0.4
 TRAINING = TrainingConfig(
     epochs=8,
@@ -59,7 +59,7 @@ def train(
     first: nn.Module,
     brains: Sequence[Subject],
     validation: Sequence[Subject],
-    marking: Marking,
+    rules: AnnotationRules,
     *,
     radius_mm: float,
     settings: TrainingConfig = TRAINING,
@@ -72,46 +72,52 @@ def train(
     Parameters
     ----------
     first : torch.nn.Module
-        From :func:`mrhdata.recipes.cells.train`, on the same brains.
-    brains, validation : sequence of Brain
-        Those of validation say when to stop and which threshold is best.
-    marking : Marking
-        What marks teach; candidates that it leaves out are not learned from.
+        Network from :func:`mrhdata.recipes.cells.train`, trained on the same brains.
+    brains, validation : sequence of Subject
+        Training brains, and brains of other subjects for early stopping and for the threshold.
+    rules : AnnotationRules
+        Rules that label the candidates; ignored candidates are not used.
     radius_mm : float
-        Of a match.
-    settings : Training
+        Maximum distance between a detection and an annotation to count as a match, in mm.
+    settings : TrainingConfig
+        Settings of the training.
     seed : int
+        Random seed.
     folder : path, optional
-        Of candidates and checkpoint: a run that was stopped goes on from there.
+        Folder for candidates and checkpoint, from which an interrupted run resumes.
     progress : bool
+        Whether to show progress bars.
 
     Returns
     -------
     second : torch.nn.Module
-        Its ``spec.finish`` says what counts as a cell.
+        Second network; its ``spec.finish`` defines a detection.
     history : History
+        History of the training.
     """
     check_disjoint(brains, validation)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary) if folder is None else folder
         tables = {b.id: screen(first, b.inputs, work / "candidates" / b.id) for b in (*brains, *validation)}
-        learned, watched = (_about(part, tables, marking) for part in (brains, validation))
+        training_patches, validation_patches = (
+            _candidate_patches(part, tables, rules) for part in (brains, validation)
+        )
         second = models.create("cells3d_second", seed=seed, in_channels=len(brains[0].inputs))
         second.spec = replace(second.spec, labels=(0, 1))  # type: ignore[type-var]
         checkpoint = None if folder is None else work / "second.pt"
         settings = replace(settings, seed=seed)
-        history = fit(second, learned, watched, settings, checkpoint=checkpoint, progress=progress)
-        given = []
+        history = fit(second, training_patches, validation_patches, settings, checkpoint=checkpoint, progress=progress)
+        detections = []
         for brain in validation:
-            places = tables[brain.id][["X", "Y", "Z"]].to_numpy()
-            given.append((brain.points, places, look(second, tables[brain.id], brain.inputs)))
-    peaks = replace(stored_peaks(_spec(first)), threshold=best_threshold(given, radius_mm))
+            points = tables[brain.id][["X", "Y", "Z"]].to_numpy()
+            detections.append((brain.points, points, look(second, tables[brain.id], brain.inputs)))
+    peaks = replace(stored_peaks(_spec(first)), threshold=best_threshold(detections, radius_mm))
     second.spec = replace(second.spec, finish=(("cells", asdict(peaks)),))  # type: ignore[type-var]
     return second, history
 
 
 def screen(first: nn.Module, inputs: Mapping[str, xr.DataArray], folder: Path, **options: Any) -> pd.DataFrame:
-    """Candidates: what the first network finds at a lowered threshold."""
+    """Return the candidates: detections of the first network at a lowered threshold."""
     peaks = stored_peaks(_spec(first))
     folder.parent.mkdir(parents=True, exist_ok=True)
     named = {name: volume.rename(name) for name, volume in inputs.items()}
@@ -120,33 +126,36 @@ def screen(first: nn.Module, inputs: Mapping[str, xr.DataArray], folder: Path, *
 
 
 def look(second: nn.Module, candidates: pd.DataFrame, inputs: Mapping[str, xr.DataArray]) -> Floats:
-    """Scores of candidates, from 0 to 1: (n,)."""
+    """Return the scores (n,) of candidates by the second network, from 0 to 1."""
     if not len(candidates):
         return np.empty(0)
-    seen = patches(dict(inputs), shape=LOOKED_AT, sampler=_starts(candidates), padding="edge")
-    found = np.empty(len(candidates))
-    found[seen.draw_index] = patches_scored(second, seen)
-    return found
+    dataset = patches(dict(inputs), shape=LOOKED_AT, sampler=_starts(candidates), padding="edge")
+    scores = np.empty(len(candidates))
+    scores[dataset.draw_index] = score_patches(second, dataset)
+    return scores
 
 
 def detect_twice(
     first: nn.Module, second: nn.Module, inputs: Mapping[str, xr.DataArray], store: Path, **options: Any
 ) -> pd.DataFrame:
-    """Find cells with both networks.
+    """Detect cells with both networks.
 
     Parameters
     ----------
     first, second : torch.nn.Module
+        Screening network and verifying network.
     inputs : mapping of volumes
+        Volumes by channel.
     store : path
-        As for :func:`mrhdata.detect`; ``cells-2.parquet`` is the table of the cells that the second one lets pass,
-        whose ``score`` is its own.
+        Folder, as for :func:`mrhdata.detect`; ``cells-2.parquet`` is the table of the cells that pass the second
+        network, with its scores.
     **options
-        As for :func:`mrhdata.detect`.
+        Options of :func:`mrhdata.detect`.
 
     Returns
     -------
     cells : DataFrame
+        Cells that pass both networks.
     """
     table = screen(first, inputs, store, **options)
     table = table.assign(score=look(second, table, inputs))
@@ -156,14 +165,18 @@ def detect_twice(
     return table
 
 
-def _about(brains: Sequence[Subject], tables: Mapping[str, pd.DataFrame], marking: Marking) -> Patches:
-    """Candidates with what marks teach at their centres."""
-    bare = [b.id for b in brains if not len(tables[b.id])]
-    if bare:
-        raise DataError(f"the first network finds no candidate in {bare}; train it further, or on brains alike")
+def _candidate_patches(
+    brains: Sequence[Subject], tables: Mapping[str, pd.DataFrame], rules: AnnotationRules
+) -> Patches:
+    """Return patches around candidates with the labels at their centres."""
+    without_candidates = [b.id for b in brains if not len(tables[b.id])]
+    if without_candidates:
+        raise DataError(
+            f"the first network detects no candidates in {without_candidates}; train it longer, or on similar brains"
+        )
     return patches(
         [dict(b.inputs) for b in brains],
-        [{"cells": taught(b, marking)} for b in brains],
+        [{"cells": annotation_labels(b, rules)} for b in brains],
         shape=LOOKED_AT,
         target_shape=1,
         grids="native",
@@ -173,7 +186,7 @@ def _about(brains: Sequence[Subject], tables: Mapping[str, pd.DataFrame], markin
 
 
 def _starts(candidates: pd.DataFrame) -> NDArray[np.int64]:
-    """First voxels of the patches nearest about candidates, even ones: their centres are those of scores."""
+    """Return the positions of patches around candidates, rounded to even voxels so that centres are those of scores."""
     centre = candidates[["z", "y", "x"]].to_numpy()
     return STRIDE * np.rint((centre - (np.array(LOOKED_AT) - 1) / 2) / STRIDE).astype(np.int64)
 

@@ -1,6 +1,6 @@
-"""Cross-validation by subject: every subject is scored once, by a network that never saw it.
+"""Cross-validation by subject: every subject is scored once, by a network trained on other subjects.
 
-A fold that was finished is not made again; one that was stopped goes on from its checkpoints.
+Finished folds are not repeated, and interrupted folds resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from mrhdata.io import formats
 if TYPE_CHECKING:
     from torch import nn
 
-#: Trains on the first cases, stops by the second, keeps checkpoints in the folder.
+#: Function that trains on the first subjects, stops on the second, and writes checkpoints to the folder.
 Train = Callable[[Sequence[Any], Sequence[Any], Path], "nn.Module"]
-#: Scores a network on a case that was left out, and keeps what it says in the folder.
+#: Function that scores a network on a held-out subject and writes the prediction to the folder.
 Test = Callable[["nn.Module", Any, Path], pd.DataFrame]
 
 
 def folds(cases: Sequence[Any], k: int, seed: int = 0) -> list[list[Any]]:
-    """Cases shared out by person at random, as evenly as can be.
+    """Split subjects into folds at random, as evenly as possible; scans of one person share a fold.
 
     Raises
     ------
     DataError
-        There are fewer persons than folds, or a scan comes twice.
+        There are fewer persons than folds, or two scans have one name.
 
     Examples
     --------
-    >>> cases = [Case(name, {}) for name in ("a_ses-1", "a_ses-2", "b", "c")]
-    >>> [[case.id for case in fold] for fold in folds(cases, 3)]
+    >>> cases = [Subject(name, {}) for name in ("a_ses-1", "a_ses-2", "b", "c")]
+    >>> [[subject.id for subject in fold] for fold in folds(cases, 3)]
     [['a_ses-1', 'a_ses-2'], ['c'], ['b']]
     """
-    names = [case.id for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{twice} come more than once; give each scan a name of its own")
-    people = sorted({case.person for case in cases})
+    names = [subject.id for subject in cases]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"several scans have the names {repeated}; give each scan a unique name")
+    people = sorted({subject.person for subject in cases})
     if not 2 <= k <= len(people):
-        raise DataError(f"{len(people)} subjects make 2 to {len(people)} folds, not {k}")
+        raise DataError(f"the number of folds must be 2 to {len(people)}, the number of subjects; got {k}")
     random.Random(seed).shuffle(people)
-    return [[case for who in people[i::k] for case in cases if case.person == who] for i in range(k)]
+    return [[subject for person in people[i::k] for subject in cases if subject.person == person] for i in range(k)]
 
 
 def cross_validate(
@@ -68,29 +68,32 @@ def cross_validate(
     only: Sequence[int] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train and test k times, each with other subjects left out.
+    """Train and test k times, each time with other subjects held out.
 
     Parameters
     ----------
     train : callable
-        Takes training cases, validation cases and a folder for checkpoints; returns a trained network.
-    cases : sequence of Case
-        Or of anything else with a ``subject`` and a ``person``.
+        Function of training subjects, validation subjects and a folder for checkpoints; returns a trained network.
+    cases : sequence of Subject
+        Subjects, or other objects with an ``id`` and a ``person``.
     folder : path
-        Gets ``plan.json``, and for each fold its network, what it says of the subjects left out, and its scores.
+        Output folder: ``plan.json``, and for each fold its network, its predictions for the held-out subjects, and its
+        scores.
     test : callable, optional
-        Takes a trained network, a case that was left out and the fold's folder; returns rows of scores. Labels are
-        compared (:func:`tested`) where it is not given.
+        Function of a trained network, a held-out subject and the folder of the fold; returns rows of scores. By default
+        labels are compared (:func:`tested`).
     k : int
-        Folds.
+        Number of folds.
     validation : int
-        Subjects of each fold's training that decide when to stop, and are not trained on.
+        Number of persons in each fold's training that are used for early stopping only.
     seed : int
+        Random seed of the split.
     about : dict, optional
-        What else makes the run what it is, such as a recipe's settings; a folder of another one is refused.
+        Other settings of the run, such as those of a recipe; a folder with other settings raises an error.
     only : sequence of int, optional
-        Folds to do now, from 0.
+        Folds to run now, counted from 0.
     progress : bool
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -102,68 +105,73 @@ def cross_validate(
     Raises
     ------
     DataError
-        The folder belongs to another run, or folds and subjects do not fit.
+        The folder belongs to another run, or there are too few subjects for the folds.
     """
     target = Path(folder)
     parts = folds(cases, k, seed)
-    names = [[case.id for case in part] for part in parts]
+    names = [[subject.id for subject in part] for part in parts]
     claim(target / "plan.json", {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
     tables = []
     for i in tqdm(range(k) if only is None else only, desc="folds", unit="fold", disable=not progress):
-        place = target / f"fold-{i + 1}"
-        if not (place / "scores.csv").exists():
-            rest = [case for part in parts[:i] + parts[i + 1 :] for case in part]
-            _fold(i, train, test or tested, rest, parts[i], validation, place)
-        tables.append(pd.read_csv(place / "scores.csv", dtype={"subject": str}))
+        fold_folder = target / f"fold-{i + 1}"
+        if not (fold_folder / "scores.csv").exists():
+            others = [subject for part in parts[:i] + parts[i + 1 :] for subject in part]
+            _run_fold(i, train, test or tested, others, parts[i], validation, fold_folder)
+        tables.append(pd.read_csv(fold_folder / "scores.csv", dtype={"subject": str}))
     return pd.concat(tables, ignore_index=True)
 
 
-def _fold(
-    number: int, train: Train, test: Test, rest: list[Subject], left_out: list[Subject], validation: int, place: Path
+def _run_fold(
+    number: int, train: Train, test: Test, others: list[Subject], held_out: list[Subject], validation: int, folder: Path
 ) -> None:
-    """Train on the rest and score who was left out; the scores are written last."""
-    people = list(dict.fromkeys(case.person for case in rest))
+    """Train on the other subjects and score the held-out ones; the scores are written last."""
+    people = list(dict.fromkeys(subject.person for subject in others))
     if not 0 < validation < len(people):
-        raise DataError(f"{validation} of {len(people)} subjects are for validation; leave some for each")
-    stopping = set(people[:validation])
-    place.mkdir(parents=True, exist_ok=True)
+        raise DataError(
+            f"validation must be 1 to {len(people) - 1} of the {len(people)} subjects that are not held out; got "
+            f"{validation}"
+        )
+    validation_people = set(people[:validation])
+    folder.mkdir(parents=True, exist_ok=True)
     model = train(
-        [case for case in rest if case.person not in stopping], [c for c in rest if c.person in stopping], place
+        [subject for subject in others if subject.person not in validation_people],
+        [subject for subject in others if subject.person in validation_people],
+        folder,
     )
-    models.save(model, place / "network")
-    rows = pd.concat([test(model, case, place) for case in left_out], ignore_index=True)
+    models.save(model, folder / "network")
+    rows = pd.concat([test(model, subject, folder) for subject in held_out], ignore_index=True)
     rows.insert(0, "fold", number + 1)
-    with atomic_write(place / "scores.csv") as draft:
+    with atomic_write(folder / "scores.csv") as draft:
         rows.to_csv(draft, index=False)
 
 
-def tested(model: nn.Module, case: Subject, place: Path) -> pd.DataFrame:
-    """Overlap of the labels of a subject that was left out; they are kept in the format of its first volume."""
+def tested(model: nn.Module, subject: Subject, folder: Path) -> pd.DataFrame:
+    """Segment a held-out subject, write labels (in the format of its first volume) and a montage, and score them."""
     from mrhdata.viz import plots
 
-    found = segment(model, case.inputs, progress=False)
-    (place / "labels").mkdir(parents=True, exist_ok=True)
-    file = place / "labels" / f"sub-{case.id}{case.ending}"
-    formats.write(found, file, overwrite=True)
-    plots.montage(next(iter(case.inputs.values())), case.target, found, file.with_name(f"sub-{case.id}.png"))
+    labels = segment(model, subject.inputs, progress=False)
+    (folder / "labels").mkdir(parents=True, exist_ok=True)
+    file = folder / "labels" / f"sub-{subject.id}{subject.ending}"
+    formats.write(labels, file, overwrite=True)
+    plots.montage(next(iter(subject.inputs.values())), subject.target, labels, file.with_name(f"sub-{subject.id}.png"))
     spec: Any = model.spec
-    return score_labels(case, found, spec.labels)
+    return score_labels(subject, labels, spec.labels)
 
 
 def claim(path: Path, plan: dict[str, Any]) -> None:
-    """Write down what a folder holds, or see that it holds this.
+    """Write the plan of a run to a file, or check that the file has the same plan.
 
     Raises
     ------
     DataError
-        It holds something else.
+        The file has another plan.
     """
     text = json.dumps(plan, indent=1, default=str)
     if path.exists():
         if path.read_text(encoding="utf-8") != text:
             raise DataError(
-                f"{path.parent} holds another run, of other subjects, files or settings; give another folder, or "
-                "remove it"
+                f"{path.parent} holds another run, with other subjects, files or settings; pass another folder, or "
+                "delete this one"
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Deep grey matter on QSM (segDGM_CNN, Liu 2017), and a U-Net beside it.
+"""Segment deep grey matter on QSM (segDGM_CNN, Liu 2017), and a U-Net for comparison.
 
-Published: maps at 1 x 1 x 3 mm, cut to 160 x 220 x 48 voxels and shown in a window of +-0.2 ppm; patches of
-27 x 27 x 21 whose 9 x 9 x 3 core holds a label; Adam at 1e-3, then 1e-4; a second round with the false
-positives of the first. Its second generation passed zeros for the voxel's place at test time, shuffled next
-to nothing, and kept one PReLU slope per voxel.
+Published: maps at 1 x 1 x 3 mm, cropped to 160 x 220 x 48 voxels and clipped to +-0.2 ppm; patches of
+27 x 27 x 21 voxels whose 9 x 9 x 3 core has a label; Adam at 1e-3, then 1e-4; a second round with the false
+positives of the first. Its second generation passed zeros as voxel coordinates at test time, hardly shuffled, and had
+one PReLU slope per voxel.
 
-Here the same voxels are learned from (tiles of the core, every third voxel, that hold a label), but in larger
-boxes: a valid convolution gives the same answers, and twenty times less is computed twice. Soft Dice stands
-beside cross-entropy, which alone leaves the smallest nuclei out for many epochs.
+Here the network learns from the same voxels (cores at every third voxel that have a label), but in larger patches: valid
+convolutions give the same answers with a twentieth of the redundant computation. The loss is soft Dice plus
+cross-entropy, because cross-entropy without Dice misses the smallest nuclei for many epochs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from mrhdata.recipes.segmentation import Cores, Crops, Recipe, Steps
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.settings import TrainingConfig
 
-#: Values in label files, left and right of the world: red nucleus, substantia nigra, globus pallidus, putamen,
-#: caudate nucleus.
+#: Values in label files: red nucleus, substantia nigra, globus pallidus, putamen and caudate nucleus, left and right.
 LABELS = {
     2: "RN left", 3: "RN right", 4: "SN left", 5: "SN right", 6: "GP left", 7: "GP right",
     8: "PU left", 9: "PU right", 10: "CN left", 11: "CN right",
 }  # fmt: skip
-#: Of the published patches, z, y, x.
+#: Voxels (z, y, x) of the published patches, of their cores, and between cores.
 PATCH, CORE, STRIDE = (21, 27, 27), (3, 9, 9), (3, 3, 3)
 SHAPE, SPACING_MM, WINDOW_PPM = (48, 220, 160), (3.0, 1.0, 1.0), 0.2
-#: Boxes of a subject with false positives and no label: of all of them the second round would learn for a day.
+#: Patches per subject with false positives but no label; with all of them the second round would take a day.
 BACKGROUND = 24
 _LARGEST: Steps = (("largest", {"connectivity": 1}),)
 
@@ -49,24 +48,24 @@ def _steps(spacing_mm: tuple[float, float, float] = SPACING_MM) -> Steps:
         ("upright", {"spacing_mm": list(spacing_mm)}),
         ("extent", {"shape": list(SHAPE)}),
         ("window", {"low": -WINDOW_PPM, "high": WINDOW_PPM, "only": ["qsm"]}),
-        # Magnitude, R2* or T1w beside it have no scale of their own.
+        # Other channels (magnitude, R2*, T1w) have arbitrary units.
         ("normalise", {"how": "percentile", "but": ["qsm"]}),
         ("window", {"low": 0.0, "high": 1.0, "but": ["qsm"]}),
     )
 
 
 def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, int] = (9, 27, 27)) -> Recipe:
-    """A published network with the second round.
+    """Return the recipe of a published network with the second round.
 
     Parameters
     ----------
     network : {"fcn3d", "fcn3d_aniso"}
-        First or second generation; the second has no second round, but knows each voxel's place.
+        First or second generation; the second has no second round, but takes voxel coordinates as inputs.
     epochs : int
-        Of the first round; the second has a third of them, at half the rate. One cycle each, where the
+        Epochs of the first round; the second has a third of them, at half the rate. Each is one cycle; the
         publication steps from 1e-3 to 1e-4 when the validation loss stalls.
     core : (3,) tuple of int
-        Voxels of the answer that are trained on together; `CORE` as published.
+        Output voxels (z, y, x) of a training patch; `CORE` as published.
 
     Examples
     --------
@@ -92,7 +91,7 @@ def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, in
 
 
 def unet(epochs: int = 32, each: int = 8) -> Recipe:
-    """A residual 3D U-Net with augmentation on boxes about the nuclei and elsewhere."""
+    """Return the recipe of a residual 3D U-Net with augmentation, on crops at the nuclei and elsewhere."""
     training = replace(
         _TRAINING,
         epochs=epochs,
@@ -108,13 +107,13 @@ def unet(epochs: int = 32, each: int = 8) -> Recipe:
 
 
 def single(recipe: Recipe, cases: Sequence[Subject], label: int) -> tuple[Recipe, list[Subject]]:
-    """A network for one nucleus alone: the recipe with Dice loss, and the cases with that label and no other.
+    """Return a recipe with Dice loss, and the subjects, for one nucleus: all other labels become background.
 
     Examples
     --------
     >>> single(unet(), [], 6)[0].training[0].loss
     'dice'
     """
-    stages = [tuple(replace(t, loss="dice") for t in part) for part in (recipe.training, recipe.again)]
-    alone = [c if c.target is None else replace(c, target=c.target.where(c.target == label, 0)) for c in cases]
-    return replace(recipe, training=stages[0], again=stages[1]), alone
+    training, again = (tuple(replace(t, loss="dice") for t in stages) for stages in (recipe.training, recipe.again))
+    subjects = [s if s.target is None else replace(s, target=s.target.where(s.target == label, 0)) for s in cases]
+    return replace(recipe, training=training, again=again), subjects

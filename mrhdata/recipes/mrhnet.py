@@ -1,10 +1,10 @@
-"""MRH-Net: the published training values, and those that we use instead.
+"""MRH-Net: the published training settings, and the recommended ones.
 
-Published (Liang et al. 2022, eLife 11:e72331, and its code): stochastic gradient descent at 0.1, clipped
-to 0.01, one maximum for all channels measured anew on each test slice, validation on patches drawn from
-the same voxels, the last weights. Here: scales fixed at training and per channel, validation on other
-subjects or blocks, Adam with decoupled weight decay on a one-cycle schedule, the epoch with the lowest
-validation loss. ``benchmarks/studies/mrhnet_recipe.py`` puts the published choices back one at a time.
+Published (Liang et al. 2022, eLife 11:e72331, and its code): stochastic gradient descent at 0.1, gradients clipped
+to 0.01, inputs scaled by one maximum over all channels of each test slice, validation on patches drawn from
+the same voxels, the last weights. Here: input scales per channel, fixed at training; validation on other
+subjects or blocks; Adam with decoupled weight decay on a one-cycle schedule; the epoch with the lowest
+validation loss. ``benchmarks/studies/mrhnet_recipe.py`` measures the effect of each published choice.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-#: In-plane patch of the published system, coronal.
+#: Coronal patch (z, y, x) of the published system.
 PATCH = (3, 1, 3)
-#: Keep rules of the published training patches, histology in bytes: least sum, least number of voxels not 0.
+#: Published rules for training patches, with histology in bytes: least sum, least number of voxels above 0.
 LEAST_SUM, LEAST_VOXELS = 30, 4
-#: Slices with more than `MANY` voxels of FA above `ANISOTROPIC` have patches every 6 voxels, others every 8.
+#: Slices with more than `MANY` voxels of FA above `ANISOTROPIC` have patches at every 6th voxel, others at every 8th.
 ANISOTROPIC, MANY, STRIDES = 0.4, 1000, (6, 8)
-#: Layers that transfer replaces, and the factor on their learning rate.
+#: Layers that transfer replaces; their learning rate is ten times higher.
 REPLACED = ("conv4", "conv5")
 _FASTER = tuple((layer, 10.0) for layer in REPLACED)
 
@@ -50,7 +50,7 @@ PUBLISHED = TrainingConfig(
     max_grad_norm=0.01,
     patience=66,
     normalization="maximum",
-    # As the released code; the paper stops early and keeps the lowest validation loss.
+    # As in the released code; the paper stops early and keeps the lowest validation loss.
     restore_best=False,
 )
 
@@ -58,43 +58,43 @@ RECOMMENDED = TrainingConfig(
     epochs=12, batch_size=128, learning_rate=1e-3, weight_decay=1e-2, max_grad_norm=1.0, patience=5
 )
 
-#: Fine-tuning of what :func:`transfer` gives: fresh layers at ten times the rate, the others at theirs.
+#: Fine-tuning after :func:`transfer`: the new layers have ten times the learning rate of the others.
 TRANSFER = replace(RECOMMENDED, learning_rate=1e-4, layer_learning_rates=_FASTER)
 
-#: For lists of single voxels: no neighbours average the noise, so noise on the inputs regularises instead.
-#: Its strength has the lowest cross-validated error (``benchmarks/studies/paired_voxels.py``, training rows alone).
+#: Settings for tables of single voxels. No neighbours average the noise, so noise on the inputs regularises instead;
+#: its strength has the lowest cross-validated error on training rows (``benchmarks/studies/paired_voxels.py``).
 VOXELWISE = TrainingConfig(epochs=20, batch_size=256, learning_rate=1e-3, weight_decay=1e-2, noise=0.2, patience=20)
 
 
 def published_positions(
     target: xr.DataArray, fa: xr.DataArray, mask: xr.DataArray, *, white: float = 255.0
 ) -> NDArray[np.int64]:
-    """Places of the published training patches, for ``mrhdata.patches(sampler=...)``.
+    """Return the positions of the published training patches, for ``mrhdata.patches(sampler=...)``.
 
-    In each coronal slice every sixth or eighth voxel along both axes, where the histology is bright
-    enough and the centre lies in the brain (``MRH_trainingPrep.m``). Its nominal stride of 20 is never
-    used, and its choice of 42 slices is left to the user: slice the volumes.
+    Patches are at every sixth or eighth voxel along both axes of each coronal slice, if the histology is bright
+    enough and the centre is in the brain (``MRH_trainingPrep.m``). The nominal stride of 20 in that code is never
+    used. Its choice of 42 slices is not applied: slice the volumes to do so.
 
     Parameters
     ----------
     target : volume (z, y, x)
         Histology.
     fa : volume (z, y, x)
-        Fractional anisotropy, 0 to 1; the code's 102 is 0.4 of 255.
+        Fractional anisotropy, 0 to 1; the published code has 102 of 255 for 0.4.
     mask : mask volume
-        The brain.
+        Brain mask.
     white : float
-        Histology that is 255 on the published scale; 255 for bytes.
+        Histology value that is 255 on the published scale; 255 for bytes.
 
     Returns
     -------
     positions : (n, 3) int64 array
-        First voxel of each 3 x 3 patch, z, y, x. Patches that hold NaN are left out.
+        First voxel (z, y, x) of each 3 x 3 patch, without patches that have NaN.
 
     Raises
     ------
     GridError
-        The volumes lie on different grids.
+        The volumes have different grids.
 
     Examples
     --------
@@ -104,64 +104,67 @@ def published_positions(
     """
     stacked = stack({"target": target, "fa": fa})
     bytes_, anisotropy = np.asarray(stacked.data, dtype=np.float64) * [[[[255 / white]]], [[[1.0]]]]
-    # (z, y, x, 3, 3): the patch at each place where it fits.
+    # All patches: (z, y, x, 3, 3).
     windows = np.lib.stride_tricks.sliding_window_view(bytes_, (PATCH[0], PATCH[2]), axis=(0, 2))
-    kept = (windows.sum((-2, -1)) >= LEAST_SUM) & ((windows != 0).sum((-2, -1)) >= LEAST_VOXELS)
-    kept &= mask_on(mask, stacked)[1:-1, :, 1:-1]
-    many = (anisotropy > ANISOTROPIC).sum((0, 2)) > MANY
-    stride = np.where(many, *STRIDES)[None, :, None]
-    z, _, x = np.ogrid[tuple(slice(n) for n in kept.shape)]
-    return np.argwhere(kept & (z % stride == 0) & (x % stride == 0))
+    allowed = (windows.sum((-2, -1)) >= LEAST_SUM) & ((windows != 0).sum((-2, -1)) >= LEAST_VOXELS)
+    allowed &= mask_on(mask, stacked)[1:-1, :, 1:-1]
+    many_fibres = (anisotropy > ANISOTROPIC).sum((0, 2)) > MANY
+    stride = np.where(many_fibres, *STRIDES)[None, :, None]
+    z, _, x = np.ogrid[tuple(slice(n) for n in allowed.shape)]
+    return np.argwhere(allowed & (z % stride == 0) & (x % stride == 0))
 
 
 def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A trained network made ready for another stain: its last two convolutions are fresh.
+    """Return a copy of a trained network for another stain: its last two convolutions are initialised again.
 
-    As the released code does (``MRH_training_Trans.mlx``). Fit it with `TRANSFER`, or, as the paper has
-    it, with all but the last three convolutions :func:`frozen`. The network keeps its input scales,
-    since they are what its weights know: scaled anew, the same tissue would look different to its first
-    layer. The scale of the new target is measured by :func:`mrhdata.fit`.
+    This is the transfer of the released code (``MRH_training_Trans.mlx``). Fit the copy with `TRANSFER`, or, as in the
+    paper, with all but the last three convolutions :func:`frozen`. The network keeps its input scales, because
+    with other scales the same tissue would have other values in its first layer. :func:`mrhdata.fit` measures the
+    scale of the new target.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A trained MRH-Net; it is not changed.
+        Trained MRH-Net; it is not changed.
     seed : int
-        Of the fresh weights.
+        Random seed of the new weights.
 
     Returns
     -------
     model : torch.nn.Module
+        Network to fit to the new stain.
 
     Raises
     ------
     ModelError
-        The network is no MRH-Net, or was not trained.
+        The network is not an MRH-Net, or was not trained.
 
     Examples
     --------
     >>> from mrhdata.models.spec import Scale
     >>> trained = models.create("mrhnet", in_channels=2, loop_blocks=1)
     >>> trained.spec = replace(trained.spec, inputs=Scale((0.0, 0.0), (10.0, 20.0)))
-    >>> ready = transfer(trained, seed=1)
-    >>> [bool((a == b).all()) for a, b in ((trained.conv1.weight, ready.conv1.weight),
-    ...                                    (trained.conv5.weight, ready.conv5.weight))]
+    >>> copy = transfer(trained, seed=1)
+    >>> [bool((a == b).all()) for a, b in ((trained.conv1.weight, copy.conv1.weight),
+    ...                                    (trained.conv5.weight, copy.conv5.weight))]
     [True, False]
     """
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     if spec.name != "mrhnet" or spec.inputs is None:
-        raise ModelError(f"transfer takes a trained mrhnet, not {spec.name} with input scales {spec.inputs}; fit it")
-    ready = models.create("mrhnet", seed=seed, **spec.config)
-    fresh = {name: value for name, value in ready.state_dict().items() if name.split(".")[0] in REPLACED}
-    ready.load_state_dict(model.state_dict() | fresh)
-    ready.spec = replace(spec, target=None)  # type: ignore[assignment]
-    return ready
+        raise ModelError(
+            f"model must be a trained mrhnet; got {spec.name} with input scales {spec.inputs}. Fit an mrhnet first."
+        )
+    network = models.create("mrhnet", seed=seed, **spec.config)
+    new_weights = {name: value for name, value in network.state_dict().items() if name.split(".")[0] in REPLACED}
+    network.load_state_dict(model.state_dict() | new_weights)
+    network.spec = replace(spec, target=None)  # type: ignore[assignment]
+    return network
 
 
 def frozen(settings: TrainingConfig, blocks: int) -> TrainingConfig:
-    """Settings that train the last three convolutions of a network of so many loop blocks and no other.
+    """Return settings that train only the last three convolutions of a network with a number of loop blocks.
 
-    The paper's transfer; of the three the one that :func:`transfer` does not replace has the plain rate.
+    This is the paper's transfer. The one of the three that :func:`transfer` does not replace has the plain rate.
 
     Examples
     --------
@@ -172,7 +175,7 @@ def frozen(settings: TrainingConfig, blocks: int) -> TrainingConfig:
 
 
 def table_volume(table: pd.DataFrame | NDArray[np.floating]) -> xr.DataArray:
-    """Rows of a voxel list as a volume one voxel high and wide: channels c, rows along x.
+    """Return the rows of a voxel table as a volume one voxel high and wide: channels c, rows along x.
 
     Examples
     --------
@@ -195,17 +198,18 @@ def train_on_rows(
     blocks: int = 4,
     progress: bool = True,
 ) -> nn.Module:
-    """Train MRH-Net voxel by voxel on a table.
+    """Train MRH-Net voxelwise on a table.
 
     Parameters
     ----------
     table : DataFrame
-        A row per voxel, a column per contrast.
+        Table with a row per voxel and a column per contrast.
     target : (n,) array
-        Histology.
+        Histology values.
     validation : (n,) bool array
-        Rows for early stopping: a block of them, since neighbouring rows are alike.
-    settings : Training
+        Rows for early stopping. Use a contiguous block, because neighbouring rows are correlated.
+    settings : TrainingConfig
+        Settings of the training.
     blocks : int
         Loop blocks of the network.
     progress : bool
@@ -215,13 +219,15 @@ def train_on_rows(
     model : torch.nn.Module
     """
     if validation.all() or not validation.any():
-        raise DataError(f"{validation.sum()} of {len(validation)} rows are for validation; leave some for each")
-    parts = [
+        raise DataError(
+            f"validation must select some rows, but not all; got {validation.sum()} of {len(validation)} rows"
+        )
+    training_patches, validation_patches = (
         patches(table_volume(table[rows]), table_volume(np.asarray(target)[rows]), shape=1)
         for rows in (~validation, validation)
-    ]
+    )
     model = models.create("mrhnet", in_channels=table.shape[1], loop_blocks=blocks, seed=settings.seed)
-    fit(model, parts[0], parts[1], settings, progress=progress)
+    fit(model, training_patches, validation_patches, settings, progress=progress)
     return model
 
 
@@ -235,13 +241,13 @@ def fold_ensemble(
 ) -> list[nn.Module]:
     """Train one network per contiguous fold of rows, each with its own fold for validation and its own seed.
 
-    Together they have trained on every row, and none has stopped on rows that it trained on.
+    Every row is used for training by some network, and no network stops on its own training rows.
     """
     parts: Sequence[NDArray[np.int64]] = np.array_split(np.arange(len(table)), folds)
-    found = []
+    networks = []
     for seed, rows in enumerate(parts):
         validation = np.zeros(len(table), dtype=bool)
         validation[rows] = True
-        chosen = replace(settings, seed=settings.seed + seed)
-        found.append(train_on_rows(table, target, validation, chosen, progress=progress))
-    return found
+        seeded = replace(settings, seed=settings.seed + seed)
+        networks.append(train_on_rows(table, target, validation, seeded, progress=progress))
+    return networks

@@ -1,9 +1,9 @@
-"""Tissue of T1w images, slice by slice (minc_keras), and a U-Net beside it.
+"""Segment tissue on T1w images slice by slice (minc_keras), and a U-Net for comparison.
 
 Published: Adam at 1e-4, batches of 32 slices (its option for another size was ignored), 5 to 10 epochs, the
-last weights, stored voxels without MINC's slice-wise scaling, labels numbered volume by volume, and a split
-drawn anew by the clock. Here: real values, one numbering of labels for the data set, a seeded split by
-subject, and the epoch with the lowest validation loss.
+last weights, stored voxels without MINC's slice-wise scaling, a numbering of labels that differs between volumes, and an
+unseeded split. Here: real values, one numbering of labels for the data set, a seeded split by subject, and the epoch
+with the lowest validation loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PUBLISHED = TrainingConfig(
     normalization="none",
     restore_best=False,
 )
-CORRECTED = TrainingConfig(
+RECOMMENDED = TrainingConfig(
     epochs=4,
     batch_size=8,
     learning_rate=3e-3,
@@ -40,25 +40,25 @@ CORRECTED = TrainingConfig(
 
 
 def published(network: str = "tissue2d_0_0") -> Recipe:
-    """The recipe as published, but for the seeded split and the real values."""
+    """Return the published recipe, except for the seeded split and the real values."""
     return Recipe(network, _PREPARE, Slices(), (PUBLISHED,))
 
 
 def slices(network: str = "tissue2d_0_0", spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Recipe:
-    """A published network, trained on parts of slices: for the same work many more steps than whole ones.
+    """Return the recipe of a published network on crops of slices, which give more steps than whole slices.
 
     Examples
     --------
     >>> slices("tissue2d_3_0").prepare[0]
     ('upright', {'spacing_mm': [1.0, 1.0, 1.0]})
     """
-    return Recipe(network, _upright(spacing_mm), Crops((1, 64, 64), each=256), (CORRECTED,))
+    return Recipe(network, _upright(spacing_mm), Crops((1, 64, 64), each=256), (RECOMMENDED,))
 
 
 def unet(spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Recipe:
-    """A residual 3D U-Net with augmentation, trained on boxes."""
+    """Return the recipe of a residual 3D U-Net with augmentation, on 3D crops."""
     training = replace(
-        CORRECTED,
+        RECOMMENDED,
         epochs=24,
         batch_size=2,
         loss="dice+cross-entropy",

@@ -1,4 +1,4 @@
-"""Virtual histology of a study: MRH-Net learns from the brains of some subjects and is mapped over those of others."""
+"""Virtual histology of a study: train MRH-Net on some subjects and predict whole-brain maps of others."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 def find_brains(folder: str | Path, inputs: dict[str, str], histology: str, mask: str | None = None) -> list[Subject]:
-    """Brains of a folder, by patterns of file names as :func:`mrhdata.datasets.subjects.find_subjects` takes them.
+    """Find the brains of a folder by patterns of file names, as :func:`mrhdata.datasets.subjects.find_subjects`.
 
     Raises
     ------
     DataError
-        A channel is called as histology or mask are here, or what `find_subjects` raises.
+        A channel has the name ``histology`` or ``mask``, or `find_subjects` raises an error.
     """
     others = {"histology": histology, **({} if mask is None else {"mask": mask})}
-    taken = sorted(inputs.keys() & {"histology", "mask"})
-    if taken:
-        raise DataError(f"the channels {taken} cannot be called so; give another name")
-    found = []
-    for case in find_subjects(folder, {**inputs, **others}):
-        volumes = dict(case.inputs)
-        truth, tissue = volumes.pop("histology"), volumes.pop("mask", None)
-        found.append(Subject(case.id, volumes, target=truth, mask=tissue, ending=case.ending))
-    return found
+    reserved = sorted(inputs.keys() & {"histology", "mask"})
+    if reserved:
+        raise DataError(f"channels must not have the names histology or mask; got {reserved}. Rename them.")
+    brains = []
+    for subject in find_subjects(folder, {**inputs, **others}):
+        volumes = dict(subject.inputs)
+        truth, brain_mask = volumes.pop("histology"), volumes.pop("mask", None)
+        brains.append(Subject(subject.id, volumes, target=truth, mask=brain_mask, ending=subject.ending))
+    return brains
 
 
 def train(
@@ -54,33 +54,37 @@ def train(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, History]:
-    """Train MRH-Net on patches of some brains, stopped by its error on others.
+    """Train MRH-Net on patches of some brains, with early stopping on others.
 
     Parameters
     ----------
     training, validation : sequence of Subject
-        Whole subjects; contrasts of all are to be in the same units.
-    settings : Training
+        Whole subjects, whose contrasts have the same units.
+    settings : TrainingConfig
+        Settings of the training.
     stride : int
-        Voxels from one patch to the next.
+        Voxels between neighbouring patches.
     loop_blocks : int
-        Loop blocks of the network.
+        Number of loop blocks of the network.
     checkpoint : path, optional
-        A training that was stopped goes on from there.
+        Checkpoint file, from which an interrupted training resumes.
     progress : bool
+        Whether to show progress bars.
 
     Returns
     -------
     model : torch.nn.Module
+        Trained network.
     history : History
+        History of the training.
 
     Raises
     ------
     DataError
-        Somebody is in training and in validation.
+        A person is in training and in validation.
     """
     check_disjoint(training, validation)
-    planned = [
+    training_patches, validation_patches = (
         patches(
             [dict(b.inputs) for b in part],
             [{"histology": b.target} for b in part],
@@ -91,44 +95,45 @@ def train(
             grids="resample",
         )
         for part in (training, validation)
-    ]
+    )
     model = models.create("mrhnet", in_channels=len(training[0].inputs), loop_blocks=loop_blocks, seed=settings.seed)
-    return model, fit(model, planned[0], planned[1], settings, checkpoint=checkpoint, progress=progress)
+    history = fit(model, training_patches, validation_patches, settings, checkpoint=checkpoint, progress=progress)
+    return model, history
 
 
 def map_and_score(model: nn.Module, brain: Subject, folder: Path, *, progress: bool = True) -> dict[str, float]:
-    """Scores of a brain's map, which is written to ``maps`` in the folder, in the format of its first contrast."""
+    """Predict a brain's map, write it to ``maps`` in the folder (in the format of the first contrast), and score it."""
     path = folder / "maps" / f"sub-{brain.id}{brain.ending}"
     path.parent.mkdir(exist_ok=True)
-    found = predict(
+    prediction = predict(
         model, brain.inputs, path, mask=brain.mask, grids="resample", name="virtual", overwrite=True, progress=progress
     )
-    return score(brain, found)
+    return score(brain, prediction)
 
 
-def score(brain: Subject, found: xr.DataArray) -> dict[str, float]:
-    """How a map of a brain agrees with its histology over its mask.
+def score(brain: Subject, prediction: xr.DataArray) -> dict[str, float]:
+    """Compare a predicted map with the histology of a brain over its mask.
 
     Returns
     -------
     scores : dict of str to float
-        ``R2`` (below 0 where the mean would be nearer), ``RMSE`` in the histology's units, ``correlation``.
+        ``R2`` (below 0 if the mean is a better prediction), ``RMSE`` in the histology's units, ``correlation``.
 
     Examples
     --------
     >>> from mrhdata.volume.construct import from_array
     >>> af = from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1))
-    >>> score(Subject("01", {"t2w": af}, histology=af), af + 1)
+    >>> score(Subject("01", {"t2w": af}, target=af), af + 1)
     {'R2': 0.8095238095238095, 'RMSE': 1.0, 'correlation': 1.0}
     """
-    truth = resample(brain.target.astype(np.float32), found, fill=np.nan)
+    truth = resample(brain.target.astype(np.float32), prediction, fill=np.nan)
     inside = np.isfinite(truth.values)
     if brain.mask is not None:
-        inside &= resample(brain.mask.assign_attrs(kind="mask"), found).values > 0
-    wanted, given = (np.asarray(v.values, np.float64)[inside] for v in (truth, found))
-    error = np.mean((given - wanted) ** 2)
+        inside &= resample(brain.mask.assign_attrs(kind="mask"), prediction).values > 0
+    expected, predicted = (np.asarray(v.values, np.float64)[inside] for v in (truth, prediction))
+    error = np.mean((predicted - expected) ** 2)
     return {
-        "R2": float(1 - error / wanted.var()),
+        "R2": float(1 - error / expected.var()),
         "RMSE": float(np.sqrt(error)),
-        "correlation": float(np.corrcoef(given, wanted)[0, 1]),
+        "correlation": float(np.corrcoef(predicted, expected)[0, 1]),
     }

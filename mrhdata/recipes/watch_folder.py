@@ -1,4 +1,4 @@
-"""Files as another program writes them: each is taken up once it has stopped growing."""
+"""Watch a folder for files that another program writes; each is used when it has stopped growing."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ def arriving(
     idle_s: float | None = None,
     every_s: float = 0.5,
 ) -> Iterator[Path]:
-    """Files of a folder, those that are there and those that come, each once and complete.
+    """Yield the existing and the new files of a folder, each once and when it is complete.
 
     Parameters
     ----------
     folder : path
+        Folder to watch.
     wanted : callable
-        Whether a file is one to take up.
+        Function of a path that returns whether to yield the file.
     settle_s : float
-        For so long a file must not have changed.
+        Seconds without a change after which a file is complete.
     idle_s : float, optional
-        Stop when for so long nothing new was complete; never where None.
+        Seconds without a new complete file after which the generator ends; None never ends.
     every_s : float
-        How often the folder is looked at.
+        Seconds between two looks at the folder.
 
     Examples
     --------
     >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp())
-    >>> _ = (place / "tile-1.tif").write_bytes(b"..")
-    >>> [p.name for p in arriving(place, lambda p: p.suffix == ".tif", settle_s=0, idle_s=0, every_s=0)]
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "tile-1.tif").write_bytes(b"..")
+    >>> [p.name for p in arriving(folder, lambda p: p.suffix == ".tif", settle_s=0, idle_s=0, every_s=0)]
     ['tile-1.tif']
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FormatError(f"{root} is no folder; give the one that the microscope writes to")
+        raise FormatError(f"{root} is not a folder; pass the folder to which the microscope writes")
     done: set[Path] = set()
-    seen: dict[Path, tuple[tuple[int, int], float]] = {}
-    last = time.monotonic()
+    #: Size and modification time of each file, and when they were first seen.
+    states: dict[Path, tuple[tuple[int, int], float]] = {}
+    last_yield = time.monotonic()
     while True:
         for path in sorted(root.iterdir()):
             if path in done or path.name.startswith(".") or not path.is_file() or not wanted(path):
                 continue
-            state = path.stat()
-            now = (state.st_size, state.st_mtime_ns)
-            if seen.get(path, (None, 0.0))[0] != now:
-                seen[path] = (now, time.monotonic())
-            if time.monotonic() - seen[path][1] >= settle_s and state.st_size:
+            status = path.stat()
+            state = (status.st_size, status.st_mtime_ns)
+            if states.get(path, (None, 0.0))[0] != state:
+                states[path] = (state, time.monotonic())
+            if time.monotonic() - states[path][1] >= settle_s and status.st_size:
                 done.add(path)
                 yield path
-                last = time.monotonic()
-        waiting = any(path not in done for path in seen)
-        if idle_s is not None and not waiting and time.monotonic() - last >= idle_s:
+                last_yield = time.monotonic()
+        waiting = any(path not in done for path in states)
+        if idle_s is not None and not waiting and time.monotonic() - last_yield >= idle_s:
             return
         time.sleep(every_s)

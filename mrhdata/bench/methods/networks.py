@@ -1,4 +1,4 @@
-"""A 3D U-Net for every task whose answer is a number per voxel, and what networks of patches share."""
+"""A 3D U-Net for every task whose answer is a number per voxel, and helpers for networks on patches."""
 
 from __future__ import annotations
 
@@ -22,53 +22,64 @@ from mrhdata.training.settings import TrainingConfig
 UNET = {"widths": (16, 32, 64)}
 
 
-def about(given: TrainingData, subjects: Sequence[Subject], each: int, box: Sequence[int]) -> list[NDArray[np.int64]]:
-    """First voxels of boxes about the first voxels of the manifest in a random order, inside each volume."""
-    starts = []
+def draw_positions(
+    data: TrainingData, subjects: Sequence[Subject], patches_per_subject: int, patch_size: Sequence[int]
+) -> list[NDArray[np.int64]]:
+    """Draw positions of patches centred on voxels of the manifest, clipped to each volume."""
+    positions = []
     for number, subject in enumerate(subjects):
-        at = given.voxels[subject.id]
-        chosen = np.random.default_rng([given.seed, number]).permutation(len(at))[:each]
-        top = np.maximum(np.array(subject.first.shape) - box, 0)
-        starts.append(np.clip(at[chosen] - np.array(box) // 2, 0, top))
-    return starts
+        voxels = data.voxels[subject.id]
+        chosen = np.random.default_rng([data.seed, number]).permutation(len(voxels))[:patches_per_subject]
+        last = np.maximum(np.array(subject.first.shape) - patch_size, 0)
+        positions.append(np.clip(voxels[chosen] - np.array(patch_size) // 2, 0, last))
+    return positions
 
 
-def boxes(
-    given: TrainingData, subjects: Sequence[Subject], truth: Sequence[Any], each: int, box: Sequence[int]
+def paired_patches(
+    data: TrainingData,
+    subjects: Sequence[Subject],
+    truth: Sequence[Any],
+    patches_per_subject: int,
+    patch_size: Sequence[int],
 ) -> Patches:
-    """Training boxes of inputs and truth on one grid."""
+    """Return patches of inputs and ground truth on one grid."""
     shortest = np.min([s.first.shape for s in subjects], axis=0)
-    shape = np.minimum(box, shortest // 4 * 4)
+    shape = np.minimum(patch_size, shortest // 4 * 4)
     return patches(
         [dict(s.inputs) for s in subjects],
         [{"truth": t} for t in truth],
         shape=shape.tolist(),
-        sampler=about(given, subjects, each, shape),
-        seed=given.seed,
+        sampler=draw_positions(data, subjects, patches_per_subject, shape),
+        seed=data.seed,
     )
 
 
-def regress(
-    given: TrainingData, truth: Mapping[str, xr.DataArray], settings: TrainingConfig, each: int, box: Sequence[int]
+def train_unet(
+    data: TrainingData,
+    truth: Mapping[str, xr.DataArray],
+    settings: TrainingConfig,
+    patches_per_subject: int,
+    patch_size: Sequence[int],
 ) -> Any:
-    """A U-Net trained on values of the truth by subject."""
-    model = models.create("unet3d", seed=given.seed, in_channels=len(given.train[0].inputs), classes=1, **UNET)
-    learned, watched = (
-        boxes(given, part, [truth[s.id] for s in part], each, box) for part in (given.train, given.validation)
+    """Train a U-Net on the ground truth of each subject."""
+    model = models.create("unet3d", seed=data.seed, in_channels=len(data.train[0].inputs), classes=1, **UNET)
+    training, validation = (
+        paired_patches(data, subjects, [truth[s.id] for s in subjects], patches_per_subject, patch_size)
+        for subjects in (data.train, data.validation)
     )
-    fit(model, learned, watched, settings, checkpoint=given.folder / "unet.pt", progress=False)
+    fit(model, training, validation, settings, checkpoint=data.folder / "unet.pt", progress=False)
     return model
 
 
-def mapped(given: TrainingData, model: Any, subject: Subject, **how: Any) -> xr.DataArray:
-    """A network's map of a subject, in memory."""
+def predict_in_memory(data: TrainingData, model: Any, subject: Subject, **options: Any) -> xr.DataArray:
+    """Return the prediction of a network for a subject, in memory."""
     return predict(
-        model, dict(subject.inputs), store_of(given, subject), progress=False, overwrite=True, **how
+        model, dict(subject.inputs), answer_path(data, subject), progress=False, overwrite=True, **options
     ).compute()
 
 
-def store_of(given: TrainingData, subject: Subject) -> Path:
-    """Where an answer to a subject is written."""
-    place = given.folder / "answers" / f"{subject.id}.zarr".replace(" ", "-")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
+def answer_path(data: TrainingData, subject: Subject) -> Path:
+    """Return the path of the store for the answer of a subject."""
+    path = data.folder / "answers" / f"{subject.id}.zarr".replace(" ", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

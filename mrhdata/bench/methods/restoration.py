@@ -1,4 +1,4 @@
-"""Stacks of fast scans, restored onto the grid of a slow one."""
+"""Image stacks of fast scans, restored on the grid of a slow scan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from mrhdata.bench.api import Answer, FittedMethod, TrainingData, method
-from mrhdata.bench.methods.networks import mapped, regress, store_of
+from mrhdata.bench.methods.networks import answer_path, predict_in_memory, train_unet
 from mrhdata.datasets.subjects import Subject
 from mrhdata.degrade.published import PUBLISHED
 from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
@@ -20,111 +20,116 @@ from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.dtypes import full_scale
 
 
-def enlarged(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
-    """An image on the grid of the answer."""
+def enlarge(subject: Subject, image: xr.DataArray, order: int) -> xr.DataArray:
+    """Resample an image to the grid of the answer."""
     assert subject.target_grid is not None
     return resample(image.astype(np.float32), subject.target_grid, order=order)
 
 
 @method("bilinear", "restoration", baseline=True)
 def bilinear(_: TrainingData) -> Answer:
-    """Pixels between those that were scanned."""
-    return lambda subject: enlarged(subject, subject.first, 1)
+    """Enlarge by linear interpolation."""
+    return lambda subject: enlarge(subject, subject.first, 1)
 
 
 @method("bicubic", "restoration", baseline=True)
 def bicubic(_: TrainingData) -> Answer:
-    """The same with cubic splines."""
-    return lambda subject: enlarged(subject, subject.first, 3)
+    """Enlarge by cubic splines."""
+    return lambda subject: enlarge(subject, subject.first, 3)
 
 
 @method("non-local means, bicubic", "restoration", baseline=True)
-def non_local(given: TrainingData) -> Answer:
-    """Denoised plane by plane (scikit-image), as strongly as is best on the validation part, then enlarged."""
+def non_local(data: TrainingData) -> Answer:
+    """Denoise each plane (scikit-image) with the strength that is best on the validation stack, then enlarge."""
     strengths = (0.4, 0.7, 1.0, 1.4)
-    stack = given.validation[0]
-    few = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
+    stack = data.validation[0]
+    few_planes = {name: v.isel(z=slice(0, 4)).compute() for name, v in stack.inputs.items()}
     truth = stack.target.isel(z=slice(0, 4)).compute()
-    sample = replace(stack, inputs=few, target=truth)
-    worth = [float(psnr_and_ssim(truth.values, _denoised(sample, s).values)[0].mean()) for s in strengths]
-    best = strengths[int(np.argmax(worth))]
-    return lambda subject: _denoised(subject, best)
+    sample = replace(stack, inputs=few_planes, target=truth)
+    psnr = [float(psnr_and_ssim(truth.values, _denoise(sample, s).values)[0].mean()) for s in strengths]
+    best = strengths[int(np.argmax(psnr))]
+    return lambda subject: _denoise(subject, best)
 
 
-def _denoised(subject: Subject, strength: float) -> xr.DataArray:
+def _denoise(subject: Subject, strength: float) -> xr.DataArray:
     from skimage.restoration import denoise_nl_means, estimate_sigma
 
-    def plane(values: NDArray[Any]) -> NDArray[Any]:
+    def denoise_plane(values: NDArray[Any]) -> NDArray[Any]:
         noise = float(np.mean(estimate_sigma(values)))  # type: ignore[no-untyped-call]
         return np.asarray(denoise_nl_means(values, 5, 7, strength * noise, sigma=noise), np.float32)
 
     image = subject.first.astype(np.float32).compute()
-    even = image.copy(data=np.stack([plane(p) for p in image.values]))
-    return enlarged(subject, even, 3)
+    denoised = image.copy(data=np.stack([denoise_plane(p) for p in image.values]))
+    return enlarge(subject, denoised, 3)
 
 
 @method("restorer", "restoration")
-def restorer(given: TrainingData) -> FittedMethod:
-    """The efficient network, plane by plane, on pairs that are degraded while it learns."""
-    return _restorer(given, 1)
+def restorer(data: TrainingData) -> FittedMethod:
+    """Train the efficient network on single planes that are degraded during training."""
+    return _train_restorer(data, 0)
 
 
 @method("restorer, five planes", "restoration")
-def restorer_of_planes(given: TrainingData) -> FittedMethod:
-    """The same, of a plane and two neighbours on either side."""
-    return _restorer(given, 5)
+def restorer_of_planes(data: TrainingData) -> FittedMethod:
+    """Train the efficient network on a plane and two neighbours on each side."""
+    return _train_restorer(data, 2)
 
 
-def _restorer(given: TrainingData, planes: int) -> FittedMethod:
-    settings = replace(restoration.EFFICIENT, seed=given.seed)
-    if given.quick:
+def _train_restorer(data: TrainingData, context_slices: int) -> FittedMethod:
+    settings = replace(restoration.EFFICIENT, seed=data.seed)
+    if data.quick:
         settings = replace(settings, epochs=5, patience=5)
-    config: dict[str, Any] = {"width": 32, "blocks": 2} if given.quick else {"width": 48, "blocks": 3}
+    config: dict[str, Any] = {"width": 32, "blocks": 2} if data.quick else {"width": 48, "blocks": 3}
     model, _ = restoration.train(
-        [s.target for s in given.train],
-        [s.target for s in given.validation],
-        PUBLISHED[given.settings["degradation"]],
-        context_slices=planes // 2,
-        patch_size=64 if given.quick else 96,
-        patches_per_epoch=400 if given.quick else 2000,
+        [s.target for s in data.train],
+        [s.target for s in data.validation],
+        PUBLISHED[data.settings["degradation"]],
+        context_slices=context_slices,
+        patch_size=64 if data.quick else 96,
+        patches_per_epoch=400 if data.quick else 2000,
         settings=settings,
-        folder=given.folder,
+        folder=data.folder,
         progress=False,
         **config,
     )
 
     def answer(subject: Subject) -> xr.DataArray:
         stack = subject.first.compute()
-        found = restoration.restore(model, stack, store_of(given, subject), overwrite=True, progress=False)
-        return enlarged(subject, found, 3)
+        restored = restoration.restore(model, stack, answer_path(data, subject), overwrite=True, progress=False)
+        return enlarge(subject, restored, 3)
 
     return FittedMethod(answer, model)
 
 
 @method("3D U-Net on the enlarged scan", "restoration")
-def unet(given: TrainingData) -> FittedMethod:
-    """Values of the good stack from the bilinear one."""
+def unet(data: TrainingData) -> FittedMethod:
+    """Train a U-Net to predict the slow scan from the linearly enlarged fast scan."""
 
-    def large(subject: Subject) -> Subject:
-        inputs = {name: enlarged(subject, v, 1).compute() for name, v in subject.inputs.items()}
+    def enlarge_inputs(subject: Subject) -> Subject:
+        inputs = {name: enlarge(subject, v, 1).compute() for name, v in subject.inputs.items()}
         return replace(subject, inputs=inputs)
 
-    seen = replace(given, train=[large(s) for s in given.train], validation=[large(s) for s in given.validation])
-    everywhere = {s.id: _places(s, len(given.voxels[s.id])) for s in (*seen.train, *seen.validation)}
-    seen = replace(seen, voxels=everywhere)
-    truth = {s.id: s.target.astype(np.float32) for s in (*seen.train, *seen.validation)}
-    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=given.seed, precision="bfloat16")
-    settings = replace(settings, epochs=4 if given.quick else 20)
-    model = regress(seen, truth, settings, 48 if given.quick else 400, (8, 64, 64))
+    large = replace(
+        data,
+        train=[enlarge_inputs(s) for s in data.train],
+        validation=[enlarge_inputs(s) for s in data.validation],
+    )
+    subjects = (*large.train, *large.validation)
+    large = replace(large, voxels={s.id: _draw_voxels(s, len(data.voxels[s.id])) for s in subjects})
+    truth = {s.id: s.target.astype(np.float32) for s in subjects}
+    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=data.seed, precision="bfloat16")
+    settings = replace(settings, epochs=4 if data.quick else 20)
+    model = train_unet(large, truth, settings, 48 if data.quick else 400, (8, 64, 64))
 
     def answer(subject: Subject) -> xr.DataArray:
         white = full_scale(subject.first.dtype)
-        return mapped(seen, model, large(subject), mode="dense", memory="4 GB").clip(0, white)
+        enlarged = enlarge_inputs(subject)
+        return predict_in_memory(large, model, enlarged, mode="dense", memory="4 GB").clip(0, white)
 
     return FittedMethod(answer, model)
 
 
-def _places(subject: Subject, count: int) -> NDArray[np.int64]:
-    """Voxels of an enlarged scan, anywhere: those of the manifest are the scan's."""
+def _draw_voxels(subject: Subject, count: int) -> NDArray[np.int64]:
+    """Draw voxels of an enlarged scan; those of the manifest index the original scan."""
     rng = np.random.default_rng(count)
     return rng.integers(0, subject.first.shape, (count, 3))
