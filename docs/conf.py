@@ -34,6 +34,9 @@ autosummary_generate = True
 # Types stand in the docstrings.
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
+# Dead references are errors. Types of parameters are prose ("int or None"), so numpydoc makes no references of them.
+nitpicky = True
+numpydoc_xref_param_type = False
 python_maximum_signature_line_length = 88
 # The template of classes lists their members.
 numpydoc_show_class_members = False
@@ -54,11 +57,11 @@ html_theme_options = {
 }
 
 
-def run_guide(app: Sphinx, name: str, source: list[str]) -> None:
-    """Run a guide before it is read: its figures come to lie beside it, what it prints stands below each block."""
-    if not name.startswith("guides/"):
-        return
+def run_page(app: Sphinx, name: str, source: list[str]) -> None:
+    """Run the Python of a page before it is read, copy its figures next to it, and print the output below each block."""
     page = Path(app.srcdir, f"{name}.md")
+    if "```python" not in source[0] or name.startswith("reference/"):
+        return
     with tempfile.TemporaryDirectory() as folder:
         printed = running.run(page, Path(folder))
         for figure in Path(folder).glob("*.png"):
@@ -67,5 +70,5 @@ def run_guide(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
-    app.connect("source-read", run_guide)
+    """Connect the hook; Sphinx calls this function."""
+    app.connect("source-read", run_page)

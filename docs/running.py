@@ -1,4 +1,4 @@
-"""The Python blocks of a Markdown page: run in order in one folder, as a reader's session would run them."""
+"""Run the Python blocks of a Markdown page in order in one folder, as a reader's session would."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def run(page: Path, folder: Path) -> list[str]:
-    """Run the blocks of a page; they share their names, and paths are those of the folder.
+    """Run the blocks of a page; they share their names, and paths are relative to the folder.
 
     Parameters
     ----------
     page : path
-        Markdown.
+        Markdown page.
     folder : path
-        Where files are read and written.
+        Folder in which files are read and written.
 
     Returns
     -------
     printed : list of str
-        What each block printed.
+        Output of each block.
     """
-    # Named as a script is, so that workers in other processes are sent the classes of the page.
+    # The name of a script, so that workers in other processes receive the classes of the page.
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = []
     with contextlib.chdir(folder):
@@ -40,7 +40,7 @@ def run(page: Path, folder: Path) -> list[str]:
 
 
 def _compiled(page: Path) -> Iterator[Any]:
-    """The blocks, one by one, at the lines that they have on the page: a traceback names them."""
+    """Compile the blocks at their lines of the page, so that a traceback names them."""
     text = page.read_text(encoding="utf-8")
     for block in _BLOCK.finditer(text):
         above = text.count("\n", 0, block.start(1))
@@ -48,11 +48,11 @@ def _compiled(page: Path) -> Iterator[Any]:
 
 
 def with_printed(text: str, printed: list[str]) -> str:
-    """The text of a page, each block followed by what it printed."""
+    """Return the text of a page with the output of each block below it."""
     outputs = iter(printed)
 
-    def shown(block: re.Match[str]) -> str:
+    def with_output(block: re.Match[str]) -> str:
         out = next(outputs).rstrip()
         return f"{block[0]}\n\n```text\n{out}\n```" if out else block[0]
 
-    return _BLOCK.sub(shown, text)
+    return _BLOCK.sub(with_output, text)

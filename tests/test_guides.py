@@ -1,4 +1,4 @@
-"""The documentation: guides run, what the reference lists is there, and the site builds without a warning."""
+"""Documentation: guides run, names of the reference exist, and the site builds without a warning."""
 
 import importlib
 import importlib.util
@@ -16,23 +16,61 @@ from docs.running import run, with_printed
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDES = sorted(p.stem for p in (DOCS / "guides").glob("*.md") if p.stem != "index")
-#: These five take most of the time of all; the site runs all when it is built.
-LONG = {"cells", "cluster", "contrast", "own-method", "own-network"}
+#: Other pages with Python.
+PAGES = ["concepts/patches", "concepts/volumes", "formats"]
+#: These guides take most of the time; the site runs all when it is built.
+LONG = {
+    "cells", "cluster", "contrast", "own-method", "own-network", "prediction", "registration", "restoration", "segmentation",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_of_a_page_runs(name, tmp_path):
+    """The blocks run in an empty folder, from top to bottom."""
+    page = DOCS / f"{name}.md"
+    assert len(run(page, tmp_path)) == page.read_text("utf-8").count("```python") > 0
+
+
+def test_every_page_with_python_is_run():
+    """A new page is a guide, or is listed in PAGES."""
+    pages = {
+        str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md") if "```python" in p.read_text("utf-8")
+    }
+    assert pages == {*PAGES, *(f"guides/{guide}" for guide in GUIDES)}
 
 
 @pytest.mark.parametrize("name", [pytest.param(g, marks=pytest.mark.full if g in LONG else ()) for g in GUIDES])
 def test_a_guide_runs_and_makes_its_figures(name, tmp_path):
-    """In an empty folder, from top to bottom; every figure of the page is made by it."""
+    """The guide runs in an empty folder, from top to bottom, and makes every figure of its page."""
     page = DOCS / "guides" / f"{name}.md"
     text = page.read_text("utf-8")
     printed = run(page, tmp_path)
     assert len(printed) == text.count("```python") > 1
-    shown = re.findall(r"^!\[(.+?)\]\((.+?)\)$", text, flags=re.MULTILINE)
-    assert {name for _, name in shown} == {p.name for p in tmp_path.glob("*.png")}
+    figures = re.findall(r"^!\[(.+?)\]\((.+?)\)$", text, flags=re.MULTILINE)
+    assert {file for _, file in figures} == {p.name for p in tmp_path.glob("*.png")}
+
+
+@pytest.mark.full
+def test_the_commands_from_two_files_to_a_report(shared, tmp_path):
+    """The commands of the guide run as written, on the real volumes."""
+    text = (DOCS / "guides" / "contrast.md").read_text("utf-8")
+    (block,) = re.findall(r"```sh\n(D=.*?)```", text, flags=re.DOTALL)
+    script = block.replace("../shared/data", str(shared))
+    folders = [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)]
+    path = os.pathsep.join(folders)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "| virtual | prediction |" in text
+    assert "| t2w | single |" in text
+    assert "Training" in text
 
 
 def messages(text):
-    """What a guide's last table says that one sees, between what varies."""
+    """Yield the fixed parts of the messages that the last table of a guide quotes."""
     for row in re.findall(r"^\| ([^|]+) \|", text.partition("## When it goes wrong")[2], flags=re.MULTILINE):
         for quoted in re.findall(r"`([^`]+)`", row):
             # Single words are names of classes.
@@ -41,17 +79,17 @@ def messages(text):
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_errors_that_a_guide_quotes_are_raised_so(name):
-    """Each of them stands in the package, word for word."""
+def test_quoted_messages_exist(name):
+    """Each message that a guide quotes is in the package, word for word."""
     sources = "\n".join(p.read_text("utf-8") for p in (DOCS.parent / "mrhdata").rglob("*.py"))
-    written = re.sub(r'"\s*\n\s*f?"', "", sources)
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
     quoted = list(messages((DOCS / "guides" / f"{name}.md").read_text("utf-8")))
     assert quoted
-    assert [part for part in quoted if part not in written] == []
+    assert [part for part in quoted if part not in joined] == []
 
 
-def test_blocks_share_names_and_show_what_they_print(tmp_path):
-    """Output stands below its block, and an error names the line of the page."""
+def test_blocks_share_names_and_show_their_output(tmp_path):
+    """Output is printed below its block, and a traceback names the line of the page."""
     page = tmp_path / "page.md"
     page.write_text("# A\n\n```python\na = 2\n```\n\nB\n\n```python\nprint(a + 1)\n```\n")
     printed = run(page, tmp_path)
@@ -63,8 +101,8 @@ def test_blocks_share_names_and_show_what_they_print(tmp_path):
     assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (page, 4)
 
 
-def listed():
-    """Full names in the reference."""
+def reference_names():
+    """Yield the module and the name of each entry of the reference."""
     for page in (DOCS / "reference").glob("*.md"):
         for block in re.findall(r"```\{eval-rst\}\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
             module = re.search(r"module:: (\S+)", block)[1]
@@ -73,22 +111,22 @@ def listed():
 
 
 def test_the_reference_lists_what_is_there():
-    """Every name listed exists, and every public function and every system of the package is listed."""
-    found = set(listed())
-    for module, name in found:
+    """Every listed name exists, and every public function, recipe and metric is listed."""
+    names = set(reference_names())
+    for module, name in names:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
     functions = {name for name in mrhdata.__all__ if inspect.isfunction(getattr(mrhdata, name))}
-    assert functions <= {name for module, name in found if module == "mrhdata"}
+    assert functions <= {name for module, name in names if module == "mrhdata"}
     package = DOCS.parent / "mrhdata"
     systems = {f"mrhdata.{f}.{p.stem}" for f in ("recipes", "metrics") for p in (package / f).glob("[a-z]*.py")}
-    assert systems <= {module for module, _ in found}
+    assert systems <= {module for module, _ in names}
 
 
 @pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="Sphinx is not installed; make docs installs it")
 def test_the_site_builds_without_a_warning(tmp_path):
-    """As `make docs` builds it."""
-    how = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", str(tmp_path)]
-    done = subprocess.run(how, cwd=DOCS.parent, env=os.environ, capture_output=True, text=True, check=False)
+    """Sphinx runs as in `make docs`."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=DOCS.parent, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "guides" / "contrast.html").read_text("utf-8").count("<img") >= 2
