@@ -1,33 +1,30 @@
-"""The course of a training run."""
+"""Losses, scores and times of a training run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
 class History:
-    """What happened in each epoch.
+    """Losses and scores of each epoch.
 
     Attributes
     ----------
     training, validation : list of float
         Losses, in the target's scaled units.
     rmse : list of float
-        Root of the mean squared error of the validation patches, in the target's own units; empty for classes.
+        Root mean squared error of the validation patches, in the target's own units; empty for segmentation.
     dice : list of float
-        Mean Dice over the classes but the first, of all validation patches together; empty for values.
+        Mean Dice over all classes except the first, pooled over validation patches; empty for regression.
     waited : float
-        Seconds in which training waited for patches.
+        Time in which training waited for patches, in seconds.
     rate : list of float
-        Learning rate at the first step, of layers without a factor.
+        Learning rate at the first step, for layers without a factor.
     best_epoch : int
-        The one with the lowest validation loss.
+        Epoch with the lowest validation loss.
     seconds : float
+        Duration of the run, in seconds.
     """
 
     training: list[float] = field(default_factory=list)
@@ -43,8 +40,8 @@ class History:
         if not self.validation:
             return "no epoch yet"
         best = self.best_epoch
-        named = {"loss": self.validation, "RMSE": self.rmse, "mean Dice": self.dice}
-        scores = ", ".join(f"{name} {values[best]:.4g}" for name, values in named.items() if values)
+        curves = {"loss": self.validation, "RMSE": self.rmse, "mean Dice": self.dice}
+        scores = ", ".join(f"{name} {values[best]:.4g}" for name, values in curves.items() if values)
         count = len(self.validation)
         lines = [
             f"{count} epoch{'s' if count > 1 else ''} in {self.seconds:.1f} s",

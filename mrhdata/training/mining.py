@@ -1,4 +1,4 @@
-"""Tiles that a network labels wrongly, for the next round of training."""
+"""Select the tiles that a network labels wrongly, for the next round of training."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ def hard_negatives(
     stride: Sequence[int] | None = None,
     background: int = 0,
 ) -> xr.DataArray:
-    """Labels to learn from: those of tiles that hold a label, or where one was found wrongly.
+    """Return labels for training, restricted to tiles with a label or with a false positive.
 
-    Most of a volume is easy background. A first round learns from tiles with labels alone, and labels things
-    elsewhere that look alike; the second learns from those, too (segDGM_CNN, 2017; Dou et al. 2016, IEEE TMI
-    35:1182, for points).
+    Most of a volume is easy background. A network trained only on tiles with labels finds similar structures elsewhere,
+    so a second round adds the tiles of those false positives (segDGM_CNN, 2017; Dou et al. 2016, IEEE TMI 35:1182, for
+    points).
 
     Parameters
     ----------
     truth : (z, y, x) label volume
+        Ground truth.
     prediction : label volume, optional
-        On the same grid, from the round before.
+        Labels predicted by the network of the previous round.
     tile, stride : (3,) sequence of int
-        Voxels along z, y, x of a tile, and from one to the next; the stride is the tile by default.
+        Voxels of a tile along z, y, x, and from one tile to the next; by default tiles do not overlap.
     background : int
+        Label of the background.
 
     Returns
     -------
     labels : label volume, int16
-        `IGNORE_INDEX` outside those tiles; voxels that were so before stay so.
+        Labels with `IGNORE_INDEX` outside the selected tiles; ignored voxels of `truth` stay ignored.
 
     Examples
     --------
@@ -57,20 +59,21 @@ def hard_negatives(
     known = values != IGNORE_INDEX
     marked = known & (values != background)
     if prediction is not None:
-        wrong = np.asarray(prediction.mrh.like(truth).data) != background
-        marked |= known & (values == background) & wrong
-    held = _any_of(marked, tile, ahead=True)
-    begins = np.zeros(held.shape, dtype=bool)
-    every = tuple(slice(None, None, int(s)) for s in stride)
-    begins[every] = held[every]
-    return truth.copy(data=np.where(_any_of(begins, tile, ahead=False), values, IGNORE_INDEX)).astype(np.int16)
+        positive = np.asarray(prediction.mrh.like(truth).data) != background
+        marked |= known & (values == background) & positive
+    tile_is_marked = _any_marked(marked, tile, ahead=True)
+    corners = np.zeros(tile_is_marked.shape, dtype=bool)
+    on_stride = tuple(slice(None, None, int(s)) for s in stride)
+    corners[on_stride] = tile_is_marked[on_stride]
+    selected = _any_marked(corners, tile, ahead=False)
+    return truth.copy(data=np.where(selected, values, IGNORE_INDEX)).astype(np.int16)
 
 
-def _any_of(marked: np.ndarray, lengths: Sequence[int], *, ahead: bool) -> np.ndarray:
-    """Whether any of so many voxels from each on (or up to each) is marked."""
+def _any_marked(marked: np.ndarray, lengths: Sequence[int], *, ahead: bool) -> np.ndarray:
+    """Return whether a box of some lengths that starts (or ends) at each voxel holds a marked voxel."""
     values = marked.astype(np.uint8)
     for axis, n in enumerate(lengths):
-        # The window of an even length lies half a voxel off.
+        # The window of an even length is off-centre by half a voxel.
         origin = -(n // 2) if ahead else (n - 1) // 2
         values = maximum_filter1d(values, int(n), axis=axis, mode="constant", origin=origin)
     return values.astype(bool)

@@ -1,4 +1,4 @@
-"""Intensity scales, measured once on training patches: what a network sees stays the same wherever it is run."""
+"""Measure intensity scales once, on training patches, so that a network gets the same values wherever it runs."""
 
 from __future__ import annotations
 
@@ -16,63 +16,64 @@ from mrhdata.volume.construct import PLANES
 if TYPE_CHECKING:
     from mrhdata.patching.dataset import Patches
 
-#: Patches that scales are measured on, and the bytes they may take.
+#: Largest number of patches on which scales are measured, and their largest size in bytes.
 SCALE_PATCHES, SCALE_BYTES = 20_000, 400_000_000
 
 
 def measured(
     spec: ModelSpec, patches: Patches, kind: str, classes: int | None = None, change: Callable[..., Any] | None = None
 ) -> ModelSpec:
-    """The spec with channels, patch and intensity scales of the training patches.
+    """Return a spec with the channels, the patch size and the intensity scales of training patches.
 
     Parameters
     ----------
-    spec : Spec
-        One with input scales but none of a target keeps the former: they are what its weights know.
+    spec : ModelSpec
+        Specification of the network. Input scales without target scales are kept, since the weights were trained with
+        them.
     patches : Patches
-        With a target.
+        Patches with a target.
     kind : {"channel", "maximum", "none"}
-        Mean and standard deviation of each channel, or one maximum for all, or values as they are.
+        Mean and standard deviation of each channel, one maximum for all, or no scaling.
     classes : int, optional
-        Of a network that tells labels apart: the target is not scaled, and its labels are found where the
-        spec does not name them.
+        Number of classes of a segmentation network, whose target is not scaled. The labels are those of `spec`, or else
+        those in the patches.
     change : callable, optional
-        What becomes of patches before the network sees them: see :func:`mrhdata.fit`.
+        Transform of batches, as for :func:`mrhdata.fit`.
 
     Raises
     ------
     DataError
-        Patches have no target, or values are not finite.
+        If patches have no target, or values are not finite.
     ModelError
-        Scales that are kept are of other channels.
+        If kept scales belong to other channels.
 
     Examples
     --------
     >>> import mrhdata
     >>> v = mrhdata.volume.from_array(np.arange(8.0).reshape(2, 2, 2), spacing=(1, 1, 1), name="t2")
     >>> measured(ModelSpec("mrhnet"), mrhdata.patches(v, 10 * v, shape=1), "maximum").target
-    Scale(offset=(0.0,), factor=(70.0,))
+    IntensityScale(offset=(0.0,), factor=(70.0,))
     """
     chosen = spread(len(patches), max(1, min(SCALE_PATCHES, SCALE_BYTES // patches.batch_bytes(1))))
     parts = patches.gather(chosen)
     if change is not None:
         parts = change(parts, (0,))
     if len(parts) != 2:
-        raise DataError("the patches have no target; give target= to mrhdata.patches")
-    for what, part in zip(("inputs", "target"), parts, strict=True):
+        raise DataError("the patches have no target. Pass target= to mrhdata.patches")
+    for role, part in zip(("inputs", "target"), parts, strict=True):
         bad = ~np.isfinite(part).all(axis=(1, 2, 3, 4))
         if bad.any():
-            where = patches.positions[chosen[bad][0]].tolist()
-            raise DataError(f"{bad.sum()} patches have {what} that are not finite, the first at {where}; mask them out")
-    kept = spec.inputs if spec.target is None else None
-    if kept is not None and spec.channels and spec.channels != tuple(patches.channels):
+            first = patches.positions[chosen[bad][0]].tolist()
+            raise DataError(f"{bad.sum()} patches have {role} that are not finite, the first at {first}. Mask them out")
+    kept_scale = spec.inputs if spec.target is None else None
+    if kept_scale is not None and spec.channels and spec.channels != tuple(patches.channels):
         raise ModelError(
             f"the network keeps the input scales of {spec.channels} but the patches have {tuple(patches.channels)}; "
-            "give those channels, in that order"
+            "pass those channels, in that order"
         )
     flat = [axis for axis, n in enumerate(patches.shape) if n == 1]
     axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
-    # Neighbouring planes are channels of the plane between them.
+    # Context slices are channels of the plane between them.
     z, y, x = (1 if i == axis and patches.context_slices else n for i, n in enumerate(patches.shape))
     return dataclasses.replace(
         spec,
@@ -81,28 +82,28 @@ def measured(
         context_slices=patches.context_slices,
         axis=axis,
         spacing_mm=patches.spacing_mm,
-        inputs=kept or _scale(parts[0], kind),
+        inputs=kept_scale or _scale(parts[0], kind),
         target=_scale(parts[1], kind) if classes is None else _scale(np.empty((0, classes)), "none"),
         labels=spec.labels if classes is None else _labels(spec, parts[1], classes),
     )
 
 
 def _labels(spec: ModelSpec, target: np.ndarray, classes: int) -> tuple[int, ...]:
-    """The value of each class: those named before, or those that the patches hold, in order."""
-    held = np.unique(target)
-    if (held != np.rint(held)).any():
-        raise DataError(f"the target holds {held[held != np.rint(held)][0]}, which is no label; use a label volume")
-    found = tuple(int(v) for v in held if v != IGNORE_INDEX)
-    labels = spec.labels or found
+    """Return the label of each class: the labels of the spec, or those in the patches in ascending order."""
+    values = np.unique(target)
+    if (values != np.rint(values)).any():
+        fraction = values[values != np.rint(values)][0]
+        raise DataError(f"the target must hold integer labels; got {fraction}. Pass a label volume")
+    present = tuple(int(v) for v in values if v != IGNORE_INDEX)
+    labels = spec.labels or present
     if len(labels) != classes:
         raise ModelError(
-            f"the network tells {classes} classes apart but the labels are {labels}; create it with "
-            f"classes={len(labels)}"
+            f"the network has {classes} classes but the labels are {labels}. Create it with classes={len(labels)}"
         )
-    if set(found) - set(labels):
+    if set(present) - set(labels):
         raise DataError(
-            f"the target holds the labels {sorted(set(found) - set(labels))}, which are not among those of the "
-            f"network, {labels}; set them to {IGNORE_INDEX} to leave them out"
+            f"the target holds the labels {sorted(set(present) - set(labels))}, which are not among those of the "
+            f"network, {labels}. Set them to {IGNORE_INDEX} to ignore them"
         )
     return labels
 
@@ -114,7 +115,7 @@ def _scale(part: np.ndarray, kind: str) -> IntensityScale:
     if kind == "maximum":
         return IntensityScale((0.0,) * channels, (float(part.max()) or 1.0,) * channels)
     values = part.astype(np.float64)
-    spread = values.std(axis=(0, 2, 3, 4))
+    deviation = values.std(axis=(0, 2, 3, 4))
     return IntensityScale(
-        tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist())
+        tuple(values.mean(axis=(0, 2, 3, 4)).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
     )

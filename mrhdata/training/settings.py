@@ -3,51 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mrhdata.errors import ModelError
+from mrhdata.errors import ParameterError
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.losses import LOSSES
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """Settings of a training run.
 
     Attributes
     ----------
-    epochs, batch_size, seed : int
+    epochs, batch_size : int
+        Number of epochs, and patches per batch.
+    seed : int
+        Random seed.
     learning_rate : float
-        The highest, for the one-cycle schedule; the first, for steps.
+        Largest rate of the one-cycle schedule, or first rate of the others.
     optimizer : {"adamw", "sgd"}
-        ``sgd`` has momentum 0.9.
+        Optimiser; ``sgd`` has a momentum of 0.9.
     schedule : {"one-cycle", "steps", "constant"}
-        ``steps`` divides by 10 every 10 epochs.
+        Course of the learning rate; ``steps`` divides it by 10 every 10 epochs.
     weight_decay, max_grad_norm : float
-        `max_grad_norm` bounds the norm of the gradient.
-    loss : {"mse", "mae", "cross-entropy", "dice", "dice+cross-entropy"}
-        Of values, or of the classes of a label volume: see :mod:`mrhdata.training.losses`.
+        Weight decay, and largest norm of the gradient.
+    loss : {"mse", "mae", "ms-ssim+mae", "cross-entropy", "dice", "dice+cross-entropy"}
+        Loss for values, or for the classes of a label volume: see :mod:`mrhdata.training.losses`.
     patience : int
-        Epochs without a lower validation loss before training stops.
+        Epochs without a lower validation loss after which training stops.
     noise : float
         Standard deviation of Gaussian noise added to the scaled inputs.
     normalization : {"channel", "maximum", "none"}
-        Inputs are centred and scaled channel by channel, or (published) divided by one maximum, or were
-        scaled before.
+        Scaling of the inputs: mean and deviation of each channel, one maximum for all (as published for MRH-Net),
+        or none for inputs that are scaled already.
     augment : Augmentation or None
-        How scaled batches vary.
+        Random changes of scaled batches.
     precision : {"float32", "bfloat16"}
-        Of convolutions. The shorter one is twice as fast where the processor has it, and rounds weights and
-        answers to three digits while training; the trained weights are float32.
+        Type of convolutions. ``bfloat16`` is twice as fast on processors that support it, and rounds weights and
+        predictions to three digits during training; the trained weights are float32.
     layer_learning_rates : tuple of (str, float)
-        Layers, by the beginning of their parameters' names, and the factor on their learning rate. The
-        first that fits counts, ``""`` fits all, and those that none fits have 1. A factor of 0 freezes:
-        no gradient, no weight decay. ``(("conv5", 10), ("", 0))`` trains the last layer alone.
+        Prefixes of parameter names, and factors on their learning rate. The first matching prefix counts, ``""``
+        matches all, and the default factor is 1. A factor of 0 freezes a layer: no gradient and no weight decay.
+        ``(("conv5", 10), ("", 0))`` trains only the last layer.
     restore_best : bool
-        Keep the weights of the epoch with the lowest validation loss instead of those of the last epoch.
+        Whether to keep the weights of the epoch with the lowest validation loss instead of the last epoch.
     """
 
     epochs: int = 20
@@ -77,14 +76,16 @@ class TrainingConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ModelError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+                raise ParameterError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise ModelError(f"{name} is {low} or more, not {getattr(self, name)!r}")
+                raise ParameterError(f"{name} must be {low} or more; got {getattr(self, name)!r}")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
-                raise ModelError(f"{name} is more than 0, not {getattr(self, name)!r}")
+                raise ParameterError(f"{name} must be above 0; got {getattr(self, name)!r}")
         for prefix, factor in self.layer_learning_rates:
             if factor < 0:
-                raise ModelError(f"the learning rate of {prefix!r} has the factor {factor}; give 0 to freeze, or more")
+                raise ParameterError(
+                    f"the learning rate factor of {prefix!r} must be 0 or more; got {factor}. Pass 0 to freeze it"
+                )
