@@ -1,4 +1,4 @@
-"""Losses of classes: what is ignored does not count, what is right is small."""
+"""Segmentation losses ignore unknown voxels and are smallest for the truth."""
 
 import numpy as np
 import pytest
@@ -12,72 +12,72 @@ from mrhdata.training.losses import OF_CLASSES, loss
 
 @pytest.fixture
 def scores():
-    """(1, 3, 2, 3, 4) scores and their classes."""
+    """Random scores (1, 3, 2, 3, 4) and class numbers."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.randint(0, 3, (1, 1, 2, 3, 4), generator=generator)
     return torch.randn((1, 3, 2, 3, 4), generator=generator), classes.float()
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
-def test_voxels_that_are_ignored_do_not_count(name, scores):
-    """Their scores may be anything, and have no gradient."""
-    answer, classes = scores
+def test_ignored_voxels_do_not_count(name, scores):
+    """The loss does not depend on their scores, which have no gradient."""
+    prediction, classes = scores
     classes[..., 0] = IGNORE_INDEX
-    other = answer.clone()
+    other = prediction.clone()
     other[..., 0] += 50 * torch.randn(other[..., 0].shape, generator=torch.Generator().manual_seed(1))
-    assert loss(name, answer, classes) == pytest.approx(loss(name, other, classes).item(), rel=1e-5)
-    free = answer.clone().requires_grad_(True)
-    loss(name, free, classes).backward()
-    assert not free.grad[..., 0].any()
-    assert free.grad[..., 1:].any()
+    assert loss(name, prediction, classes) == pytest.approx(loss(name, other, classes).item(), rel=1e-5)
+    variable = prediction.clone().requires_grad_(True)
+    loss(name, variable, classes).backward()
+    assert not variable.grad[..., 0].any()
+    assert variable.grad[..., 1:].any()
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
-def test_the_truth_is_best(name, scores):
-    """Sure and right is near 0; sure and wrong is larger than unsure."""
+def test_truth_has_the_smallest_loss(name, scores):
+    """Confident and right is near 0; confident and wrong is larger than undecided."""
     _, classes = scores
     right = 20 * torch.nn.functional.one_hot(classes[:, 0].long(), 3).movedim(-1, 1).float()
-    wrong, unsure = right.roll(1, 1), torch.zeros_like(right)
-    best, middle, worst = (loss(name, a, classes).item() for a in (right, unsure, wrong))
+    wrong, undecided = right.roll(1, 1), torch.zeros_like(right)
+    best, middle, worst = (loss(name, a, classes).item() for a in (right, undecided, wrong))
     assert best < 1e-3 < middle < worst
 
 
-def test_nothing_known_is_no_loss(scores):
-    """Finite, and 0."""
-    answer, classes = scores
-    assert [loss(n, answer, torch.full_like(classes, IGNORE_INDEX)).item() for n in OF_CLASSES] == [0, 0, 0]
+def test_loss_is_zero_if_all_voxels_are_ignored(scores):
+    """Not NaN."""
+    prediction, classes = scores
+    assert [loss(n, prediction, torch.full_like(classes, IGNORE_INDEX)).item() for n in OF_CLASSES] == [0, 0, 0]
 
 
-def test_cross_entropy_is_pytorchs(scores):
-    """Mean over voxels."""
-    answer, classes = scores
-    expected = torch.nn.functional.cross_entropy(answer, classes[:, 0].long())
-    assert loss("cross-entropy", answer, classes).item() == pytest.approx(expected.item())
+def test_cross_entropy_equals_that_of_pytorch(scores):
+    """The mean over voxels."""
+    prediction, classes = scores
+    expected = torch.nn.functional.cross_entropy(prediction, classes[:, 0].long())
+    assert loss("cross-entropy", prediction, classes).item() == pytest.approx(expected.item())
 
 
-def test_coarser_levels_count_half(scores):
-    """And are compared with every other voxel."""
-    answer, classes = scores
+def test_coarser_levels_have_half_the_weight(scores):
+    """They are compared with every second voxel."""
+    prediction, classes = scores
     classes = classes.repeat(1, 1, 2, 2, 2)
-    fine = answer.repeat(1, 1, 2, 2, 2)
-    together = loss("cross-entropy", (fine, answer), classes)
-    coarse = loss("cross-entropy", answer, classes[:, :, ::2, ::2, ::2])
+    fine = prediction.repeat(1, 1, 2, 2, 2)
+    together = loss("cross-entropy", (fine, prediction), classes)
+    coarse = loss("cross-entropy", prediction, classes[:, :, ::2, ::2, ::2])
     assert together.item() == pytest.approx((2 * loss("cross-entropy", fine, classes) + coarse).item() / 3)
 
 
-def test_larger_answers_are_cut_about_the_centre(scores):
-    """As the networks of patches give them where a border is repeated."""
-    answer, classes = scores
-    padded = torch.nn.functional.pad(answer, (2, 2, 1, 1, 3, 3), value=7.0)
-    assert loss("dice", padded, classes) == loss("dice", answer, classes)
+def test_larger_predictions_are_cropped_about_the_centre(scores):
+    """Networks that repeat the border of patches return such predictions."""
+    prediction, classes = scores
+    padded = torch.nn.functional.pad(prediction, (2, 2, 1, 1, 3, 3), value=7.0)
+    assert loss("dice", padded, classes) == loss("dice", prediction, classes)
 
 
-def test_structure_is_that_of_the_score():
-    """The loss of structure and absolute error is made of what `scoring.image` measures."""
+def test_structure_loss_equals_the_metric():
+    """The loss combines MS-SSIM, as in `mrhdata.metrics.image`, and the absolute error."""
     rng = np.random.default_rng(0)
     truth = gaussian_filter(rng.random((192, 200)), 2)
     truth = (truth - truth.min()) / np.ptp(truth)
-    answer = truth + rng.normal(0, 0.1, truth.shape)
-    planes = [torch.from_numpy(v).float().reshape(1, 1, 1, *v.shape) for v in (answer, truth)]
-    expected = 0.84 * (1 - ms_ssim(truth, answer)) + 0.16 * np.abs(truth - answer).mean()
+    prediction = truth + rng.normal(0, 0.1, truth.shape)
+    planes = [torch.from_numpy(v).float().reshape(1, 1, 1, *v.shape) for v in (prediction, truth)]
+    expected = 0.84 * (1 - ms_ssim(truth, prediction)) + 0.16 * np.abs(truth - prediction).mean()
     assert loss("ms-ssim+mae", *planes).item() == pytest.approx(expected, rel=1e-3)
