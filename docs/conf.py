@@ -58,7 +58,7 @@ html_theme_options = {
 
 
 def run_page(app: Sphinx, name: str, source: list[str]) -> None:
-    """Run the Python of a page before it is read, copy its figures next to it, and print the output below each block."""
+    """Run the Python of a page, copy its figures next to it, and print the output below each block."""
     page = Path(app.srcdir, f"{name}.md")
     if "```python" not in source[0] or name.startswith("reference/"):
         return

@@ -38,7 +38,7 @@ def main() -> None:
     figure = Figure(figsize=(10.5, 2.1), layout="constrained", facecolor="white")
     axes = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.05])
     for axis, (title, volume) in zip(axes, panels.items(), strict=False):
-        row = int(round(volume.mrh.grid.index([0, SLICE_MM, 0])[1]))
+        row = round(volume.mrh.grid.index([0, SLICE_MM, 0])[1])
         image, inside = volume.isel(y=row).values, masks[3].isel(y=row).values > 0
         low, high = np.percentile(image[inside], (1, 99))
         axis.imshow(np.where(inside, image, low), cmap="gray", vmin=low, vmax=high, origin="lower")

@@ -19,9 +19,8 @@ GUIDES = sorted(p.stem for p in (DOCS / "guides").glob("*.md") if p.stem != "ind
 #: Other pages with Python.
 PAGES = ["concepts/patches", "concepts/volumes", "formats"]
 #: These guides take most of the time; the site runs all when it is built.
-LONG = {
-    "cells", "cluster", "contrast", "own-method", "own-network", "prediction", "registration", "restoration", "segmentation",
-}  # fmt: skip
+LONG = {"cells", "cluster", "contrast", "own-method", "own-network"}
+LONG |= {"prediction", "registration", "restoration", "segmentation"}
 
 
 @pytest.mark.parametrize("name", PAGES)
