@@ -1,9 +1,9 @@
 """Tables of cells on disk: Parquet, CSV, cellfinder's XML and napari's points.
 
 A *table of cells* is a pandas DataFrame with a row per cell. ``z``, ``y``, ``x`` are its voxel in the volume
-that it was found in, not rounded; ``X``, ``Y``, ``Z`` its place in the world, RAS+ mm. Where they are known
-there are also ``score`` (0 to 1), ``voxels`` (how many it has), ``intensity_<channel>``, ``region``, and
-``type``: 2 for a cell, 1 for what was marked as none, as cellfinder has it.
+that it was found in, not rounded; ``X``, ``Y``, ``Z`` its world point, RAS+ mm. Further columns, if known,
+are ``score`` (0 to 1), ``voxels`` (number of voxels), ``intensity_<channel>``, ``region``, and ``type``: 2 for
+a cell and 1 for a rejected candidate, as in cellfinder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 VOXEL = ["z", "y", "x"]
 WORLD = ["X", "Y", "Z"]
-#: What the column ``type`` holds.
+#: Values of the column ``type``.
 NO_CELL, CELL = 1, 2
 
 _NAPARI = ["axis-0", "axis-1", "axis-2"]
-_ROOT = "CellCounter_Marker_File"
-#: Of the world points that a table holds and those of its voxels, in voxels.
-_SAME_PLACE = 0.5
+_XML_ROOT = "CellCounter_Marker_File"
+#: Voxels by which the world points of a table may differ from those of its voxels.
+_MAX_DISTANCE_VOXELS = 0.5
 
 
 def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) -> pd.DataFrame:
@@ -41,24 +41,24 @@ def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) 
     Parameters
     ----------
     path : path
-        Its ending says the format: ``.parquet``; ``.csv`` with the columns of a table, or as napari saves points
-        (``index, axis-0, axis-1, axis-2`` as z, y, x; further columns are kept); ``.xml`` of cellfinder and of
-        ImageJ's cell counter, whose x, y, z are whole voxels and whose types become the column ``type``.
+        Path with the ending of a format: ``.parquet``; ``.csv`` with the columns of a table, or as napari saves
+        points (``index, axis-0, axis-1, axis-2`` as z, y, x; further columns are kept); ``.xml`` of cellfinder and
+        of ImageJ's cell counter, whose x, y, z are whole voxels and whose types become the column ``type``.
     like : volume, optional
-        That the cells were found in. Its grid gives ``X, Y, Z`` where the file holds voxels alone, and voxels
-        where it holds ``X, Y, Z`` alone.
+        Volume that the cells were found in. Its grid adds ``X, Y, Z`` if the file has only voxels, and voxels
+        if it has only ``X, Y, Z``.
 
     Returns
     -------
     table : pandas.DataFrame
-        ``z, y, x`` and ``X, Y, Z`` first, as far as they are known, then the other columns of the file.
+        Table with ``z, y, x`` and ``X, Y, Z`` first, if known, then the other columns of the file.
 
     Raises
     ------
     FormatError
         The file is missing, damaged, not a table of cells, or holds a DOCTYPE: entities are never expanded.
     GridError
-        Voxels and world points of the file do not belong together on the grid of `like`.
+        Voxels and world points of the file do not agree on the grid of `like`.
 
     Examples
     --------
@@ -75,35 +75,35 @@ def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) 
     read = _format_of(path).read
     if not path.is_file():
         raise FormatError(f"{path} does not exist; check the path")
-    return with_world_points(_checked(read(path), str(path), FormatError), like)
+    return with_world_points(_check_points(read(path), str(path), FormatError), like)
 
 
 def write_points(
     table: pd.DataFrame, path: str | os.PathLike[str], like: xr.DataArray | None = None, *, overwrite: bool = False
 ) -> None:
-    """Write a table of cells; the file appears under its name when it is complete.
+    """Write a table of cells; the file appears when it is complete.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        With ``z, y, x`` or ``X, Y, Z``, or both.
+        Table with ``z, y, x`` or ``X, Y, Z``, or both.
     path : path
-        Its ending says the format: ``.parquet`` and ``.csv`` keep every column; ``.napari.csv`` is what napari
-        opens as points, with the other columns behind; ``.xml``, which cellfinder opens, keeps the nearest
-        voxels and ``type`` (2 where the table has none), ordered by type, and nothing else.
+        Path with the ending of a format: ``.parquet`` and ``.csv`` keep every column; ``.napari.csv`` opens as
+        points in napari, with the other columns at the end; ``.xml``, for cellfinder, keeps only the nearest
+        voxels and ``type`` (2 if the table has no such column), ordered by type.
     like : volume, optional
-        That the cells were found in: as for :func:`read_points`.
+        Volume that the cells were found in, as for :func:`read_points`.
     overwrite : bool
-        Replace what is there.
+        Whether to replace an existing file.
 
     Raises
     ------
     DataError
-        The table has no places, or some that are not finite.
+        The table has no points, or some that are not finite.
     FormatError
-        The file exists, or its ending is not known.
+        The file exists, or its ending is unknown.
     GridError
-        As for :func:`read_points`.
+        Voxels and world points do not agree, as for :func:`read_points`.
 
     Examples
     --------
@@ -117,18 +117,18 @@ def write_points(
     path = Path(path)
     write = _format_of(path).write
     check_target(path, overwrite)
-    whole = with_world_points(_checked(table, "the table", DataError), like)
+    complete = with_world_points(_check_points(table, "the table", DataError), like)
     with atomic_write(path, overwrite=overwrite) as draft:
-        write(whole, draft)
+        write(complete, draft)
 
 
 def with_world_points(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
-    """The table with voxels of `like` and world points, both; as it is where `like` is None.
+    """Return the table with both voxels of `like` and world points, unchanged if `like` is None.
 
     Raises
     ------
     GridError
-        It has both, and they lie apart by half a voxel or more.
+        The table has both, and they differ by half a voxel or more.
 
     Examples
     --------
@@ -140,42 +140,41 @@ def with_world_points(table: pd.DataFrame, like: xr.DataArray | None) -> pd.Data
     if like is not None:
         grid = like.mrh.grid
         if not set(VOXEL) <= set(table.columns):
-            table = _with(table, VOXEL, grid.index(table[WORLD]))
+            table = _set_columns(table, VOXEL, grid.index(table[WORLD]))
         world = grid.world(table[VOXEL])
         if set(WORLD) <= set(table.columns):
-            apart = float(np.linalg.norm(table[WORLD].to_numpy() - world, axis=1).max(initial=0.0))
-            if apart >= _SAME_PLACE * grid.spacing.min():
+            distance = float(np.linalg.norm(table[WORLD].to_numpy() - world, axis=1).max(initial=0.0))
+            if distance >= _MAX_DISTANCE_VOXELS * grid.spacing.min():
                 raise GridError(
-                    f"voxels and world points lie up to {apart:.4g} mm apart on voxels of {grid.spacing.min():.4g} mm; "
-                    "give the volume that the cells were found in, or none"
+                    f"voxels and world points differ by up to {distance:.4g} mm, with voxels of "
+                    f"{grid.spacing.min():.4g} mm; pass the volume that the cells were found in, or no volume"
                 )
         else:
-            table = _with(table, WORLD, world)
+            table = _set_columns(table, WORLD, world)
     first = [name for name in (*VOXEL, *WORLD) if name in table]
     return table[[*first, *(name for name in table if name not in first)]]
 
 
-def _with(table: pd.DataFrame, names: list[str], values: NDArray[np.float64]) -> pd.DataFrame:
+def _set_columns(table: pd.DataFrame, names: list[str], values: NDArray[np.float64]) -> pd.DataFrame:
     return table.assign(**{name: values[:, i] for i, name in enumerate(names)})
 
 
-def _checked(table: pd.DataFrame, name: str, error: type[MrhdataError]) -> pd.DataFrame:
-    """The table with finite float places, rows numbered from 0."""
-    there = [names for names in (VOXEL, WORLD) if set(names) <= set(table.columns)]
-    if not there:
+def _check_points(table: pd.DataFrame, name: str, error: type[MrhdataError]) -> pd.DataFrame:
+    """Return the table with points as finite floats and rows numbered from 0."""
+    present = [names for names in (VOXEL, WORLD) if set(names) <= set(table.columns)]
+    if not present:
         raise error(
-            f"{name} has the columns {[str(c) for c in table.columns]}; a table of cells has z, y, x (voxels) or "
-            "X, Y, Z (mm)"
+            f"{name} must have the columns z, y, x (voxels) or X, Y, Z (mm); got {[str(c) for c in table.columns]}"
         )
     table = table.reset_index(drop=True)
-    for column in (name for names in there for name in names):
+    for column in (name for names in present for name in names):
         numbers = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if bad.size:
             first = table[column].iloc[bad[:1]].tolist()[0]
             raise error(
-                f"{name}: {column} is {first!r} in row {bad[0]}, and no finite number in {bad.size} of {len(table)}; "
-                "leave such rows out"
+                f"{name}: {column} must be finite; got {first!r} in row {bad[0]}, and {bad.size} such values in "
+                f"{len(table)} rows. Remove these rows"
             )
         table = table.assign(**{column: numbers})
     return table
@@ -187,7 +186,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except ImportError as error:
         raise _no_parquet(path) from error
     except (ValueError, OSError) as error:
-        raise FormatError(f"{path} is no whole Parquet file ({_line(error)}); write it again") from error
+        raise FormatError(f"{path} is not a complete Parquet file ({_first_line(error)}); write it again") from error
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -198,21 +197,23 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def _no_parquet(path: Path) -> FormatError:
-    return FormatError(f"{path.name}: Parquet takes pyarrow, which is not installed; use .csv or pip install pyarrow")
+    return FormatError(f"{path.name}: Parquet needs pyarrow, which is not installed; use .csv or pip install pyarrow")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, low_memory=False)
     except ValueError as error:
-        raise FormatError(f"{path} is no table with one header line ({_line(error)}); write it again") from error
-    # Row numbers that other programs leave.
+        raise FormatError(
+            f"{path} is not a table with one header line ({_first_line(error)}); write it again"
+        ) from error
+    # Other programs write row numbers under such names.
     table = table.drop(columns=[name for name in table if str(name).startswith("Unnamed:")])
     axes = sorted(str(name) for name in table if str(name).startswith("axis-"))
     if not axes:
         return table
     if axes != _NAPARI:
-        raise FormatError(f"{path} has the axes {axes}; points of a volume have {_NAPARI}: save those of one 3D layer")
+        raise FormatError(f"{path} must have the axes {_NAPARI}; got {axes}. Save the points of one 3D layer")
     return table.drop(columns="index", errors="ignore").rename(columns=dict(zip(_NAPARI, VOXEL, strict=True)))
 
 
@@ -221,7 +222,7 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def _write_napari(table: pd.DataFrame, path: Path) -> None:
-    _needs_voxels(table)
+    _require_voxels(table)
     renamed = table.rename(columns=dict(zip(VOXEL, _NAPARI, strict=True)))
     renamed.to_csv(path, index=True, index_label="index")
 
@@ -238,62 +239,63 @@ def _read_xml(path: Path) -> pd.DataFrame:
             parser.ParseFile(file)
     except (expat.ExpatError, ValueError, LookupError, OverflowError) as error:
         raise FormatError(
-            f"{path}, line {parser.CurrentLineNumber}: {_line(error)}; write it again as cellfinder's XML"
+            f"{path}, line {parser.CurrentLineNumber}: {_first_line(error)}; write it again as cellfinder's XML"
         ) from error
-    return pd.DataFrame(np.array(markers.places, dtype=np.float64).reshape(-1, 3)[:, ::-1], columns=VOXEL).assign(
+    return pd.DataFrame(np.array(markers.points, dtype=np.float64).reshape(-1, 3)[:, ::-1], columns=VOXEL).assign(
         type=np.array(markers.types, dtype=np.int64)
     )
 
 
 class _Markers:
-    """Collects markers while the XML goes by, so that millions of them take no tree."""
+    """Markers, collected while the XML is parsed; a tree of millions of them would not fit in memory."""
 
     def __init__(self) -> None:
-        self.places: list[tuple[float, ...]] = []
+        self.points: list[tuple[float, ...]] = []
         self.types: list[int] = []
-        self._inside = False
+        self._in_root = False
         self._text = ""
         self._type: int | None = None
-        self._place: dict[str, float] = {}
+        self._point: dict[str, float] = {}
 
     def refuse(self, *_: Any) -> None:
-        raise ValueError("it has a DOCTYPE, which may hold or fetch anything")
+        raise ValueError("it has a DOCTYPE, which may contain or fetch anything")
 
     def start(self, name: str, _: Any) -> None:
-        if not self._inside and name != _ROOT:
-            raise ValueError(f"it begins with <{name}>, not <{_ROOT}>")
-        self._inside, self._text = True, ""
+        if not self._in_root and name != _XML_ROOT:
+            raise ValueError(f"it begins with <{name}>, not <{_XML_ROOT}>")
+        self._in_root = True
+        self._text = ""
 
     def text(self, text: str) -> None:
         self._text += text
 
     def end(self, name: str) -> None:
         if name in ("MarkerX", "MarkerY", "MarkerZ"):
-            self._place[name[-1]] = float(self._text)
+            self._point[name[-1]] = float(self._text)
         elif name == "Type":
             self._type = int(np.int64(int(self._text)))
         elif name == "Marker":
-            if set(self._place) != {"X", "Y", "Z"}:
-                raise ValueError(f"a marker has {sorted(self._place)} of X, Y, Z")
-            self.places.append(tuple(self._place[axis] for axis in "XYZ"))
-            self._place = {}
+            if set(self._point) != {"X", "Y", "Z"}:
+                raise ValueError(f"a marker has {sorted(self._point)} of X, Y, Z")
+            self.points.append(tuple(self._point[axis] for axis in "XYZ"))
+            self._point = {}
         elif name == "Marker_Type":
-            # The type may stand behind its markers.
+            # The type may follow its markers.
             if self._type is None:
                 raise ValueError("markers have no Type")
-            self.types += [self._type] * (len(self.places) - len(self.types))
+            self.types += [self._type] * (len(self.points) - len(self.types))
             self._type = None
-        elif name == _ROOT and len(self.types) < len(self.places):
-            raise ValueError("markers stand outside of a Marker_Type")
+        elif name == _XML_ROOT and len(self.types) < len(self.points):
+            raise ValueError("markers lie outside of a Marker_Type")
 
 
 def _write_xml(table: pd.DataFrame, path: Path) -> None:
-    _needs_voxels(table)
-    # Halves go up, as everywhere; 0 is added for the sign of -0.
+    _require_voxels(table)
+    # Halves are rounded up, as in all of mrhdata; adding 0 turns -0 into 0.
     voxels = np.floor(table[VOXEL].to_numpy() + 0.5) + 0.0
     types = _types(table)
     with path.open("w", encoding="utf-8") as file:
-        file.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<{_ROOT}>\n  <Image_Properties>\n')
+        file.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<{_XML_ROOT}>\n  <Image_Properties>\n')
         file.write("    <Image_Filename>placeholder.tif</Image_Filename>\n  </Image_Properties>\n")
         file.write("  <Marker_Data>\n    <Current_Type>1</Current_Type>\n")
         for value in np.unique(types):
@@ -304,7 +306,7 @@ def _write_xml(table: pd.DataFrame, path: Path) -> None:
                 for z, y, x in voxels[types == value].tolist()
             )
             file.write("    </Marker_Type>\n")
-        file.write(f"  </Marker_Data>\n</{_ROOT}>\n")
+        file.write(f"  </Marker_Data>\n</{_XML_ROOT}>\n")
 
 
 def _types(table: pd.DataFrame) -> NDArray[np.int64]:
@@ -312,17 +314,19 @@ def _types(table: pd.DataFrame) -> NDArray[np.int64]:
         return np.full(len(table), CELL)
     values = np.asarray(pd.to_numeric(table["type"], errors="coerce"), dtype=np.float64)
     if not (values == np.floor(values)).all():
-        raise DataError(f"the column type holds no whole numbers; {CELL} is a cell and {NO_CELL} is none")
+        raise DataError(
+            f"the column type must contain whole numbers: {CELL} for a cell, {NO_CELL} for a rejected candidate"
+        )
     return values.astype(np.int64)
 
 
-def _needs_voxels(table: pd.DataFrame) -> None:
+def _require_voxels(table: pd.DataFrame) -> None:
     if not set(VOXEL) <= set(table.columns):
-        raise DataError("the table has world points alone and this format holds voxels; give like=, their volume")
+        raise DataError("the table has only world points, but this format stores voxels; pass their volume as like=")
 
 
-def _line(error: Exception) -> str:
-    """What an error of a library says, as part of a sentence."""
+def _first_line(error: Exception) -> str:
+    """Return the message of a library's error as part of a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -331,7 +335,7 @@ class _Format(NamedTuple):
     write: Callable[[pd.DataFrame, Path], None]
 
 
-#: By ending; the longer one first.
+#: Ending -> format. Longer endings come first.
 _FORMATS = {
     ".parquet": _Format(_read_parquet, _write_parquet),
     ".napari.csv": _Format(_read_csv, _write_napari),
@@ -341,7 +345,7 @@ _FORMATS = {
 
 
 def _format_of(path: Path) -> _Format:
-    for ending, found in _FORMATS.items():
+    for ending, file_format in _FORMATS.items():
         if path.name.lower().endswith(ending):
-            return found
+            return file_format
     raise FormatError(f"{path.name} has no known ending for points; known endings are {', '.join(_FORMATS)}")

@@ -1,4 +1,4 @@
-"""What tells files and volumes from others, so that nothing is taken for finished that was made from something else."""
+"""Fingerprints of files and volumes, by which a run finds out whether its inputs changed."""
 
 from __future__ import annotations
 
@@ -20,95 +20,98 @@ from dask.base import tokenize
 from mrhdata.io.omezarr.chunks import ZarrReader
 from mrhdata.volume.file_arrays import FileArray, file_of, source_of
 
-#: Endings of formats that keep header and voxels apart.
-_HALVES = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
+#: Endings of formats that store header and voxels in two files.
+_PAIRED_ENDINGS = (".hdr", ".img", ".head", ".brik", ".par", ".rec", ".mhd", ".nhdr", ".raw", ".zraw")
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of anything as JSON."""
+    """Return the SHA-256 of any content as JSON."""
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def header_and_data_files(path: Path) -> list[Path]:
-    """A file, and the other of its name where its format keeps header and voxels apart."""
+    """Return a file, and its header or data file if the format stores them in two files."""
     stem = path.name.removesuffix(".gz").rpartition(".")[0]
 
-    def is_half(file: Path) -> bool:
-        return file.name.removesuffix(".gz")[len(stem) :].lower() in _HALVES
+    def is_paired(file: Path) -> bool:
+        return file.name.removesuffix(".gz")[len(stem) :].lower() in _PAIRED_ENDINGS
 
-    pairs = [p for p in path.parent.glob(f"{glob.escape(stem)}.*") if is_half(p)] if is_half(path) else []
+    pairs = [p for p in path.parent.glob(f"{glob.escape(stem)}.*") if is_paired(p)] if is_paired(path) else []
     return sorted({path, *pairs})
 
 
 def file_state(path: str | os.PathLike[str]) -> str:
-    """Names, sizes and times of a file, or of all files of a folder; another as soon as one is written anew."""
+    """Return names, sizes and times of a file, or a digest of those of a folder.
+
+    The result changes when a file is rewritten.
+    """
     path = Path(path)
     if not path.is_dir():
-        states = [(half.name, half.stat()) for half in header_and_data_files(path)]
+        states = [(file.name, file.stat()) for file in header_and_data_files(path)]
         return ";".join(f"{name}:{state.st_size}:{state.st_mtime_ns}" for name, state in states)
-    found = hashlib.blake2s()
+    result = hashlib.blake2s()
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
             state = os.stat(os.path.join(folder, name))
-            within = os.path.relpath(os.path.join(folder, name), path)
-            found.update(f"{within}:{state.st_size}:{state.st_mtime_ns};".encode(errors="surrogateescape"))
-    return found.hexdigest()
+            relative = os.path.relpath(os.path.join(folder, name), path)
+            result.update(f"{relative}:{state.st_size}:{state.st_mtime_ns};".encode(errors="surrogateescape"))
+    return result.hexdigest()
 
 
 def fingerprint(volume: xr.DataArray) -> Any:
-    """What tells a volume from others, as JSON.
+    """Return the fingerprint of a volume, as JSON.
 
-    Files and stores on this machine are told by names, sizes and times, stores elsewhere by their metadata and what
-    they were made from, arrays by value, and volumes that are computed by the name of Dask's graph, which may be
-    another in another process, and the stores at its root.
+    Local files and stores are identified by names, sizes and times, remote stores by their metadata and
+    provenance, arrays by value. Computed volumes are identified by the name of Dask's graph, which may differ
+    between processes, and by the stores at its root.
     """
     data = volume.data
     file = file_of(data) if isinstance(data, da.Array) else None
     if not isinstance(data, da.Array):
-        of: Any = tokenize(np.asarray(data))
+        source: Any = tokenize(np.asarray(data))
     elif file is None:
-        of = [data.name, *_roots(data)]
+        source = [data.name, *_root_states(data)]
     else:
-        of = _file(file)
+        source = _file_identity(file)
         if isinstance(file.part, ZarrReader):
-            of.append(volume.attrs.get("provenance", {}).get("digest"))
+            source.append(volume.attrs.get("provenance", {}).get("digest"))
         if source_of(data) is None:
-            # With its axes in another order, or rounded.
-            of += [volume.attrs.get("source_axes"), str(volume.dtype)]
-    return [of, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
+            # The axes are reordered or the values rounded.
+            source += [volume.attrs.get("source_axes"), str(volume.dtype)]
+    return [source, volume.shape, volume.attrs.get("affine"), volume.mrh.spacing.tolist()]
 
 
 def fingerprint_cases(cases: Sequence[Any]) -> str:
-    """Digest of all that dataclasses of volumes hold: volumes as :func:`fingerprint` says, the rest by value."""
-    return digest([{f.name: _content(getattr(case, f.name)) for f in fields(case)} for case in cases])
+    """Return a digest of the fields of dataclasses: volumes by :func:`fingerprint`, others by value."""
+    return digest([{f.name: _field_content(getattr(case, f.name)) for f in fields(case)} for case in cases])
 
 
-def _content(value: Any) -> Any:
+def _field_content(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _content(item) for name, item in value.items()}
+        return {name: _field_content(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
         return tokenize(value)
     return fingerprint(value) if isinstance(value, xr.DataArray) else value
 
 
-def _file(file: FileArray) -> list[Any]:
+def _file_identity(file: FileArray) -> list[Any]:
     if not isinstance(file.part, ZarrReader):
         return [str(file.path), digest([file_state(f) for f in file.files]), file.name]
     array = file.part.array
-    return [str(file.path), str(array.path), array.metadata.to_dict(), *_state(array)]
+    return [str(file.path), str(array.path), array.metadata.to_dict(), *_local_state(array)]
 
 
-def _roots(data: da.Array) -> list[str]:
-    """States of the stores that Dask reads by itself: it names them by their place alone."""
+def _root_states(data: da.Array) -> list[str]:
+    """Return the states of the stores that Dask reads directly, since Dask's names contain only their path."""
     graph = data.dask
     layers = [graph.layers[name] for name in sorted(graph.layers) if not graph.dependencies[name]]
     arrays = [value for layer in layers for value in layer.values() if isinstance(value, zarr.Array)]
-    return [state for array in arrays for state in _state(array)]
+    return [state for array in arrays for state in _local_state(array)]
 
 
-def _state(array: zarr.Array[Any]) -> list[str]:
-    """State of an array on this machine; nothing of one elsewhere."""
+def _local_state(array: zarr.Array[Any]) -> list[str]:
+    """Return the state of a local array, or an empty list for a remote one."""
     root = getattr(array.store, "root", None) or getattr(array.store, "path", None)
-    place = None if root is None else Path(str(root)) / array.path
-    return [] if place is None or not place.is_dir() else [file_state(place)]
+    folder = None if root is None else Path(str(root)) / array.path
+    return [] if folder is None or not folder.is_dir() else [file_state(folder)]

@@ -130,9 +130,7 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         The file is missing, damaged, or of an unknown format; damage beyond the header is found when
         the values are computed.
     ParameterError
-        `kind` or `time` has a value that it cannot have.
-    GridError
-        `axes`, `unit`, `spacing` or `origin` is not valid.
+        An option has a value that it cannot have.
 
     Examples
     --------

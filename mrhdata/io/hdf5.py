@@ -1,4 +1,4 @@
-"""Arrays in HDF5 files and in MATLAB files (v5 to v7.3): read, one named array at a time.
+"""Reader of HDF5 and MATLAB files (v5 to v7.3), one named array at a time.
 
 Neither format has an orientation. HDF5 arrays are plane, row, column; MATLAB's are row, column, plane.
 """
@@ -21,29 +21,32 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-#: Attributes in which programs keep the voxel size along the array's axes, and their unit in mm.
-_SIZES = {"element_size_um": 1e-3, "resolution": 1e-6}
+#: Attributes for the voxel size along the array's axes -> their unit in mm.
+_SPACING_ATTRIBUTES = {"element_size_um": 1e-3, "resolution": 1e-6}
 
 
 OPTIONS = ("dataset",)
 
 
 def read(path: Path, dataset: str | None = None) -> xr.DataArray:
-    """Read one array of an HDF5 or MATLAB file; `dataset` names it where there are several."""
+    """Read one array of an HDF5 or MATLAB file; `dataset` names it if there are several."""
     with format_errors(path):
         if path.suffix.lower() == ".mat" and not h5py.is_hdf5(path):
             return _matlab5(path, dataset)
         with h5py.File(path, "r") as file:
-            found = _arrays(file)
-            name = _choose(path, {n: shape for n, (shape, _, _) in found.items()}, dataset)
-            shape, dtype, sizes = found[name]
+            arrays = _find_arrays(file)
+            name = _choose(path, {n: shape for n, (shape, _, _) in arrays.items()}, dataset)
+            shape, dtype, attributes = arrays[name]
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
     data = lazy(FileArray(shape, values, Part(path, name), path, name=name), 0)
     label = name.rpartition("/")[2]
     if path.suffix.lower() == ".mat":
         # MATLAB stores its first axis fastest.
         return _rows_first(data.transpose(), label)
-    steps = next((np.asarray(sizes[key], dtype=float) * mm for key, mm in _SIZES.items() if key in sizes), None)
+    steps = next(
+        (np.asarray(attributes[key], dtype=float) * mm for key, mm in _SPACING_ATTRIBUTES.items() if key in attributes),
+        None,
+    )
     if steps is None or steps.shape != (min(3, len(shape)),):
         volume = from_array(data, spacing=[1.0] * min(3, len(shape)), name=label)
         return volume.assign_attrs(spacing_stated=False)
@@ -51,33 +54,33 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
 
 
 class Part:
-    """Parts of one array; the file is opened for each, so that it travels to other processes."""
+    """Reader of boxes of one array. It opens the file for each box, so that it can be pickled."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
 
     def __call__(self, box: Box) -> np.ndarray:
-        """Values of a box."""
+        """Return the values of a box."""
         with h5py.File(self._path, "r") as file:
             values = file[self._name][box.slices]
         return values if values.dtype.fields is None else values["real"] + 1j * values["imag"]
 
 
-def _arrays(file: Any) -> dict[str, tuple[tuple[int, ...], np.dtype, dict[str, Any]]]:
-    """Names of the arrays that could be volumes, with shape, type and attributes."""
-    found = {}
+def _find_arrays(file: Any) -> dict[str, tuple[tuple[int, ...], np.dtype, dict[str, Any]]]:
+    """Return shape, type and attributes of the arrays that could be volumes, by name."""
+    arrays = {}
 
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset) or item.ndim not in (2, 3, 4, 5) or min(item.shape) < 1:
             return
         fields = item.dtype.fields
         numbers = item.dtype.kind in "biuf" or (fields is not None and set(fields) == {"real", "imag"})
-        # MATLAB keeps its own things under names that start with #.
+        # MATLAB stores internal data under names that start with #.
         if numbers and not name.startswith("#"):
-            found[name] = (item.shape, item.dtype, dict(item.attrs))
+            arrays[name] = (item.shape, item.dtype, dict(item.attrs))
 
     file.visititems(visit)
-    return found
+    return arrays
 
 
 def _matlab5(path: Path, dataset: str | None) -> xr.DataArray:
@@ -87,12 +90,12 @@ def _matlab5(path: Path, dataset: str | None) -> xr.DataArray:
     shapes = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in numbers and len(shape) <= 5}
     name = _choose(path, {n: s for n, s in shapes.items() if sorted(s)[-2] > 1}, dataset)
     values = scipy.io.loadmat(path, variable_names=[name])[name]
-    # The array sits in memory: version 5 cannot be read in parts.
+    # Version 5 cannot be read in parts, so the array stays in memory.
     return _rows_first(da.from_array(values, chunks=-1), name)
 
 
 def _rows_first(data: Any, name: str) -> xr.DataArray:
-    """Row, column, plane as plane, row, column."""
+    """Return a volume of an array of rows, columns and planes."""
     dims = ("y", "x", "z", "t", "c")[: data.ndim]
     order = [dims.index(d) for d in DIMS if d in dims]
     ordered = [dims[i] for i in order]
@@ -104,10 +107,12 @@ def _rows_first(data: Any, name: str) -> xr.DataArray:
 def _choose(path: Path, shapes: dict[str, tuple[int, ...]], dataset: str | None) -> str:
     listed = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:20]) or "none"
     if dataset is not None:
-        found = dataset.strip("/")
-        if found not in shapes:
+        name = dataset.strip("/")
+        if name not in shapes:
             raise FormatError(f"{path} has no array of numbers {dataset!r} with 2 to 5 axes; it has {listed}")
-        return found
+        return name
     if len(shapes) != 1:
-        raise FormatError(f"{path} does not hold one array that could be meant; choose with dataset=: {listed}")
+        raise FormatError(
+            f"{path} must hold exactly one array of numbers with 2 to 5 axes; choose with dataset=: {listed}"
+        )
     return next(iter(shapes))

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage (MHA, MHD) through SimpleITK, which is LPS and indexes x fastest."""
+"""NRRD and MetaImage (MHA, MHD) through SimpleITK, whose world is LPS and whose first axis is x."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from mrhdata.volume.grid import Floats
 
-#: ITK's world is left, posterior, superior.
+#: Signs that convert between RAS+ and ITK's world: left, posterior, superior.
 _LPS = (-1, -1, 1)
 
-# ITK prints warnings about damaged files to stderr; ours is the error that follows.
+# ITK prints warnings about damaged files to stderr; the error that follows says the same.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
@@ -35,13 +35,13 @@ def read(path: Path) -> xr.DataArray:
         reader.ReadImageInformation()
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) not in (2, 3, 4):
-        raise FormatError(f"{path} has {len(size)} axes; NRRD and MetaImage are read with 2 to 4, and channels")
+        raise FormatError(f"{path} must have 2 to 4 axes, besides channels; got {len(size)}")
     dtype = pixel_dtype(reader, path)
     shape = (*(1,) * (3 - len(size)), *size[::-1], *((components,) if components > 1 else ()))
     raw = _raw(path, shape, dtype)
-    part = _Part(path, len(size)) if raw is None else raw
-    streams = raw is not None or (path.suffix.lower() in (".mha", ".mhd") and not _compressed(path) and len(size) == 3)
-    data = lazy(FileArray(shape, dtype, part, path), 0 if streams else None)
+    reader_of_boxes = _SlabReader(path, len(size)) if raw is None else raw
+    in_slabs = raw is not None or (path.suffix.lower() in (".mha", ".mhd") and not _compressed(path) and len(size) == 3)
+    data = lazy(FileArray(shape, dtype, reader_of_boxes, path), 0 if in_slabs else None)
     # The header lists the fastest axis first.
     dims = ("x", "y", "z", "t")[: max(3, len(size))]
     order = [len(dims) - 1 - i for i in range(len(dims))]
@@ -52,7 +52,7 @@ def read(path: Path) -> xr.DataArray:
 
 
 def pixel_dtype(reader: Any, path: Path) -> Any:
-    """NumPy type of the voxels; complex pixels and others without one are refused."""
+    """Return the NumPy type of the voxels; raise FormatError for complex pixels and others without one."""
     ndim = len(reader.GetSize())
     try:
         return sitk.extra._get_numpy_dtype(sitk.Image([1] * ndim, reader.GetPixelID(), reader.GetNumberOfComponents()))
@@ -67,8 +67,8 @@ def _reader(path: Path) -> Any:
     return reader
 
 
-class _Part:
-    """Reads the planes that a box asks for."""
+class _SlabReader:
+    """Reader of boxes, which reads whole planes of a file."""
 
     def __init__(self, path: Path, ndim: int) -> None:
         self._path, self._ndim = path, ndim
@@ -92,16 +92,16 @@ def _compressed(path: Path) -> bool:
 
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> RawReader | None:
-    """Voxels of an uncompressed NRRD that holds its own; ITK would read all of it for each part."""
+    """Return the reader of an uncompressed NRRD with header and voxels in one file; ITK would read all for each box."""
     if path.suffix.lower() != ".nrrd":
         return None
     with path.open("rb") as file:
         head, ended, _ = file.read(64_000).partition(b"\n\n")
     fields = dict(line.split(b": ", 1) for line in head.splitlines() if b": " in line and not line.startswith(b"#"))
-    others = {b"data file", b"datafile", b"byte skip", b"byteskip", b"line skip", b"lineskip"}
-    if not ended or fields.get(b"encoding", b"").strip() != b"raw" or others & fields.keys():
+    detached = {b"data file", b"datafile", b"byte skip", b"byteskip", b"line skip", b"lineskip"}
+    if not ended or fields.get(b"encoding", b"").strip() != b"raw" or detached & fields.keys():
         return None
-    # ITK moves an axis of colours or vectors that comes last to the front, so only the plain case is read here.
+    # ITK moves a last axis of colours or vectors to the front, so files with one are left to ITK.
     if fields.get(b"sizes", b"").split() != [str(n).encode() for n in shape[::-1]]:
         return None
     stored = np.dtype(dtype).newbyteorder(">" if fields.get(b"endian", b"").strip() == b"big" else "<")
@@ -111,7 +111,7 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: Any) -> RawReader | None:
 
 
 def world(reader: Any) -> Floats:
-    """Index in the header's order to RAS+ mm, of an ITK image or reader."""
+    """Return the affine of an ITK image or reader, from indices in the header's order to RAS+ mm."""
     ndim = len(reader.GetSize())
     direction = np.eye(3)
     n = min(ndim, 3)
@@ -128,7 +128,7 @@ def write(volume: xr.DataArray, path: Path) -> None:
 
 
 def write_image(volume: xr.DataArray, path: Path, to_itk_world: tuple[int, int, int]) -> None:
-    """Write through SimpleITK; `to_itk_world` are the signs that turn RAS+ into the format's world."""
+    """Write through SimpleITK; `to_itk_world` contains the signs that convert RAS+ to the format's world."""
     if "t" in volume.dims:
         raise FormatError(f"{path.suffix} files are written without a time axis; write .nii.gz or .zarr")
     order = [d for d in volume.attrs.get("source_axes", []) if d in SPATIAL][::-1] or list(SPATIAL)

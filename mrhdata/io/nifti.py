@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
-#: NIfTI dims 1-5 in file order, as our dims; the spatial names are placeholders that an affine reorders.
+#: NIfTI dims 1-5 in file order. The spatial names are placeholders that the affine reorders.
 _FILE_DIMS = ("x", "y", "z", "t", "c")
 _TO_MM = {"meter": ("m", 1e3), "micron": ("um", 1e-3)}
 _SPACES = {"mni": "MNI152", "talairach": "Talairach"}
 
-#: A comment of NIfTI that starts so holds what its header cannot: the affine in double precision, the
+#: Prefix of a NIfTI comment with the content that its header cannot hold: the affine in double precision, the
 #: name of the space, and the other attributes.
 _EXTRA = "mrhdata "
 _EXTRA_ATTRS = ("units", "modality", "kind")
@@ -45,12 +45,12 @@ def read(path: Path) -> xr.DataArray:
         return _from_nifti(image, path)
     if isinstance(image, nib.AnalyzeImage):
         log.warning(
-            "%s: ANALYZE has no orientation; its first axis is taken to run from right to left. "
-            "State another with axes=, such as axes='RAS'",
+            "%s: ANALYZE has no orientation; its first axis is assumed to run from right to left. "
+            "Pass another with axes=, such as axes='RAS'",
             path.name,
         )
     elif isinstance(image, nib.brikhead.AFNIImage) and len(image.shape) == 4:
-        # Sub-bricks are times or statistics; AFNI tells them apart in TAXIS_NUMS only.
+        # Sub-bricks are times or statistics; only TAXIS_NUMS distinguishes them.
         return from_image(image, path, ("x", "y", "z", "t" if "TAXIS_NUMS" in header.info else "c"))
     return from_image(image, path, _FILE_DIMS)
 
@@ -65,10 +65,10 @@ def _from_nifti(image: Any, path: Path) -> xr.DataArray:
     if unit != "mm":
         attrs["source_unit"] = unit
     affine = image.affine
-    extra = _extra(header)
-    # Somebody may have changed the sform since: then the sform is right.
+    extra = _read_extra(header)
+    # If another program changed the sform since, the sform is right.
     exact = np.asarray(extra.pop("affine", np.zeros((4, 4))), dtype=np.float64)
-    # The header holds single precision; a step counts from a hundred thousandth of the finest one on.
+    # The header is in single precision; differences below 1e-5 of the finest spacing are rounding.
     finest = np.linalg.norm(affine[:3, :3], axis=0).min()
     if exact.shape == (4, 4) and np.allclose(exact, affine, rtol=1e-6, atol=1e-5 * finest):
         attrs |= extra
@@ -76,23 +76,23 @@ def _from_nifti(image: Any, path: Path) -> xr.DataArray:
     return from_image(image, path, _FILE_DIMS, affine=np.diag([factor, factor, factor, 1.0]) @ affine, **attrs)
 
 
-def _extra(header: Any) -> dict[str, Any]:
+def _read_extra(header: Any) -> dict[str, Any]:
     for extension in header.extensions:
         content = extension.get_content()
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         if text.startswith(_EXTRA):
             try:
-                held = json.loads(text.removeprefix(_EXTRA).rstrip("\0"))
-                return {k: v for k, v in held.items() if k in ("affine", "space", *_EXTRA_ATTRS)}
+                content = json.loads(text.removeprefix(_EXTRA).rstrip("\0"))
+                return {k: v for k, v in content.items() if k in ("affine", "space", *_EXTRA_ATTRS)}
             except (ValueError, AttributeError):
                 return {}
     return {}
 
 
 def open_image(path: Path) -> Any:
-    """Open any file that nibabel knows; the error names the path."""
+    """Open any file that nibabel supports; errors name the path."""
     with format_errors(path), warnings.catch_warnings():
-        # MINC may declare its spacing as neither regular nor irregular; nibabel then takes it as regular.
+        # MINC may declare its spacing as neither regular nor irregular; nibabel then assumes regular.
         warnings.filterwarnings("ignore", message="Invalid spacing declaration")
         image: Any = nib.load(path)
         _ = image.affine
@@ -105,28 +105,31 @@ def open_image(path: Path) -> Any:
 def from_image(
     image: Any, path: Path, dims: tuple[str, ...], affine: Floats | None = None, **attrs: Any
 ) -> xr.DataArray:
-    """Lazy volume of a nibabel image whose axes are `dims`; colours become channels."""
+    """Return a lazy volume of a nibabel image whose axes are `dims`; colours become channels."""
     shape = tuple(int(n) for n in image.shape)
     if any(n < 1 for n in shape) or not 1 <= len(shape) <= len(_FILE_DIMS):
-        raise FormatError(f"{path} has shape {shape}; between 1 and 5 axes, none of them empty, can be read")
+        raise FormatError(f"{path} must have 1 to 5 axes, none of them empty; got shape {shape}")
     _check_length(image, path)
-    # Files may leave out trailing axes, or carry ones of length 1 (ANALYZE has four).
+    # Files may omit trailing axes, or have some of length 1 (ANALYZE has four axes).
     shape = (*shape, *(1,) * (3 - len(shape)))
-    stored = _Stored(image.dataobj, shape)
-    data = lazy(FileArray(stored.shape, stored.dtype, stored, path), stored.slowest)
-    dims = (*dims[: len(shape)], "c") if len(stored.shape) > len(shape) else dims[: len(shape)]
-    keep = [i for i, d in enumerate(dims) if d in SPATIAL or stored.shape[i] > 1]
+    reader = _ProxyReader(image.dataobj, shape)
+    data = lazy(FileArray(reader.shape, reader.dtype, reader, path), reader.slowest)
+    dims = (*dims[: len(shape)], "c") if len(reader.shape) > len(shape) else dims[: len(shape)]
+    keep = [i for i, d in enumerate(dims) if d in SPATIAL or reader.shape[i] > 1]
     data = data[tuple(slice(None) if i in keep else 0 for i in range(len(dims)))]
     names = [dims[i] for i in keep]
     if len(set(names)) < len(names):
         raise FormatError(f"{path} has colours and a fifth axis of shape {shape}; split them into channels first")
     affine = image.affine if affine is None else affine
     volume = from_array(data, affine=affine, dims=names, name=path.name.split(".")[0], **attrs)
-    return volume if stored.channels is None or "c" not in names else volume.assign_coords(c=stored.channels)
+    return volume if reader.channels is None or "c" not in names else volume.assign_coords(c=reader.channels)
 
 
-class _Stored:
-    """Values of a nibabel proxy, scaled; slabs along the slowest axis where the file is not compressed."""
+class _ProxyReader:
+    """Reader of boxes of scaled values of a nibabel proxy.
+
+    `slowest` is the axis along which slabs are read, None for compressed files.
+    """
 
     def __init__(self, proxy: Any, shape: tuple[int, ...]) -> None:
         self._proxy, self._spatial = proxy, shape
@@ -135,7 +138,7 @@ class _Stored:
         if type(proxy) is nib.arrayproxy.ArrayProxy:
             stored = proxy.dtype if (proxy.slope, proxy.inter) == (1.0, 0.0) else np.dtype(np.float64)
         else:
-            # The proxies of AFNI and Philips scale each in a way of its own; one voxel tells what they give.
+            # The proxies of AFNI and Philips scale in their own ways; the type of one voxel is that of all.
             stored = np.dtype(np.float64) if minc else np.asanyarray(proxy[(slice(0, 1),) * len(proxy.shape)]).dtype
         self.dtype, self.shape = stored, shape
         if stored.fields is not None:
@@ -158,17 +161,19 @@ class _Stored:
 
 def _check_length(image: Any, path: Path) -> None:
     proxy = image.dataobj
-    where = getattr(proxy, "file_like", None)
-    if not hasattr(proxy, "offset") or not isinstance(where, str | Path):
+    data_file = getattr(proxy, "file_like", None)
+    if not hasattr(proxy, "offset") or not isinstance(data_file, str | Path):
         return
-    if not Path(where).exists():
-        raise FormatError(f"{path} has no data file {where}; keep header and image together")
-    if not str(where).endswith((".gz", ".bz2", ".zst", ".mgz")):
-        check_length(Path(where), int(proxy.offset) + proxy.dtype.itemsize * int(np.prod(image.shape, dtype=object)))
+    if not Path(data_file).exists():
+        raise FormatError(f"{path} has no data file {data_file}; keep header and image together")
+    if not str(data_file).endswith((".gz", ".bz2", ".zst", ".mgz")):
+        check_length(
+            Path(data_file), int(proxy.offset) + proxy.dtype.itemsize * int(np.prod(image.shape, dtype=object))
+        )
 
 
 def write(volume: xr.DataArray, path: Path) -> None:
-    """Write NIfTI-1, or NIfTI-2 where an axis is longer than 32,767 voxels."""
+    """Write NIfTI-1, or NIfTI-2 if an axis is longer than 32,767 voxels."""
     spatial = [d for d in volume.attrs.get("source_axes", []) if d in SPATIAL] or ["x", "y", "z"]
     extra = ["t", "c"] if "c" in volume.dims else ["t"] if "t" in volume.dims else []
     data, affine = volume.mrh.in_order([*spatial, *extra])
@@ -182,12 +187,12 @@ def write(volume: xr.DataArray, path: Path) -> None:
         raise FormatError(f"NIfTI cannot hold {values.dtype} values; convert them first ({error})") from error
     image.header.set_xyzt_units("mm")
     code = {name: label for label, name in _SPACES.items()}.get(volume.mrh.space, "scanner")
-    # The quaternion is left out: it is single precision and cannot hold a shear.
+    # The quaternion is not written: it is in single precision and cannot hold a shear.
     image.set_sform(affine, code)
     image.set_qform(None, 0)
     if volume.attrs["kind"] == "labels":
         image.header.set_intent("label")
-    held = {key: volume.attrs[key] for key in _EXTRA_ATTRS if key in volume.attrs}
-    text = _EXTRA + json.dumps({"affine": affine.tolist(), "space": volume.mrh.space, **held})
+    extra_attrs = {key: volume.attrs[key] for key in _EXTRA_ATTRS if key in volume.attrs}
+    text = _EXTRA + json.dumps({"affine": affine.tolist(), "space": volume.mrh.space, **extra_attrs})
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", text.encode()))
     nib.save(image, path)

@@ -1,7 +1,7 @@
 """TIFF, BigTIFF, OME-TIFF and ImageJ TIFF; stacks of TIFF or PNG planes in a folder.
 
-A plane is one ``z``. TIFF has no orientation: our own files keep the exact affine as an OME map
-annotation, which other readers pass over.
+A plane is one ``z``. TIFF has no orientation: files written here store the exact affine as an OME map
+annotation, which other readers ignore.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
-#: tifffile's letters for axes, as dims; samples of a pixel are channels.
+#: tifffile's letter of an axis -> dim; samples of a pixel are channels.
 _DIMS = {"T": "t", "C": "c", "S": "c", "Z": "z", "I": "z", "Q": "z", "Y": "y", "X": "x"}
-_PLANES = (".tif", ".tiff", ".png")
+_PLANE_ENDINGS = (".tif", ".tiff", ".png")
 _NAMESPACE = "mrhdata"
-_KEPT = ("affine", "space", "kind", "units", "modality", "source_axes")
+_STORED_ATTRS = ("affine", "space", "kind", "units", "modality", "source_axes")
 
 
 OPTIONS: tuple[str, ...] = ()
@@ -48,27 +48,27 @@ def read(path: Path) -> xr.DataArray:
         axes, shape = series.axes, tuple(map(int, series.shape))
         dtype: Any = series.dtype
         offset = series.dataoffset
-        kept, steps, channels = _metadata(file)
+        attrs, steps, channels = _metadata(file)
         order = file.byteorder
     dims = [_DIMS.get(axis, "") for axis in axes]
-    odd = [axis for axis, d, n in zip(axes, dims, shape, strict=True) if n > 1 and (not d or dims.count(d) > 1)]
-    if dtype is None or odd:
-        raise FormatError(f"{path} has the axes {axes} of shape {shape}; time, channel, z, y and x can be read")
+    unsupported = [axis for axis, d, n in zip(axes, dims, shape, strict=True) if n > 1 and (not d or dims.count(d) > 1)]
+    if dtype is None or unsupported:
+        raise FormatError(f"{path} must have the axes time, channel, z, y, x; got {axes} of shape {shape}")
     if offset is None:
-        slices = FileArray(shape, dtype, _Striles(path), path)
+        slices = FileArray(shape, dtype, _TileReader(path), path)
     else:
         check_length(path, offset + dtype.itemsize * int(np.prod(shape, dtype=object)))
         slices = FileArray(shape, dtype, RawReader(path, offset, shape, dtype.newbyteorder(order)), path)
-    keep = [i for i, d in enumerate(dims) if d in ("y", "x") or shape[i] > 1 or (d == "z" and kept)]
+    keep = [i for i, d in enumerate(dims) if d in ("y", "x") or shape[i] > 1 or (d == "z" and attrs)]
     data = lazy(slices, 0 if len(shape) > 2 else None)
     data = data[tuple(slice(None) if i in keep else 0 for i in range(len(shape)))]
-    return _placed(data, [dims[i] for i in keep], steps, kept, channels, path)
+    return _make_volume(data, [dims[i] for i in keep], steps, attrs, channels, path)
 
 
 def read_stack(paths: list[Path], name: str) -> xr.DataArray:
-    """Read planes, one file each, in the order given."""
+    """Read planes, one file each, in the order of `paths`."""
     _warn_of_gaps(paths)
-    first = _plane(paths[0])
+    first = _read_plane(paths[0])
     shape, dtype = (len(paths), *first.shape), first.dtype
     steps: list[float] | None = None
     if paths[0].suffix.lower() != ".png":
@@ -77,56 +77,55 @@ def read_stack(paths: list[Path], name: str) -> xr.DataArray:
     if steps is not None and not steps[0]:
         steps = None
     dims = ["z", "y", "x", "c"][: len(shape)]
-    data = lazy(FileArray(shape, dtype, _Planes(paths, first.shape, dtype), paths[0].parent, files=paths), 0)
-    return _placed(data, dims, steps, {}, None, Path(name))
+    data = lazy(FileArray(shape, dtype, _StackReader(paths, first.shape, dtype), paths[0].parent, files=paths), 0)
+    return _make_volume(data, dims, steps, {}, None, Path(name))
 
 
 def planes_of(where: Path) -> list[Path]:
-    """Planes that a folder, or a pattern such as ``planes/*.tif``, stands for, in natural order.
-
-    Natural order counts: plane 2 comes before plane 10.
-    """
+    """Return the planes of a folder, or of a pattern such as ``planes/*.tif``, in natural order: 2 before 10."""
     if where.is_dir():
-        found = [p for p in where.iterdir() if p.suffix.lower() in _PLANES and not p.name.startswith(".")]
+        planes = [p for p in where.iterdir() if p.suffix.lower() in _PLANE_ENDINGS and not p.name.startswith(".")]
     else:
-        found = [p for p in where.parent.glob(where.name) if p.suffix.lower() in _PLANES]
-    endings = {p.suffix.lower().replace("tiff", "tif") for p in found}
+        planes = [p for p in where.parent.glob(where.name) if p.suffix.lower() in _PLANE_ENDINGS]
+    endings = {p.suffix.lower().replace("tiff", "tif") for p in planes}
     if len(endings) > 1:
-        raise FormatError(f"{where} holds planes of several kinds, {sorted(endings)}; name one, such as '*.tif'")
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
+        raise FormatError(
+            f"{where} holds planes of several kinds, {sorted(endings)}; choose one with a pattern such as '*.tif'"
+        )
+    return sorted(planes, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
 
 
 def _warn_of_gaps(paths: list[Path]) -> None:
-    """Say which plane may be missing: all behind it would lie one step off."""
-    named = [re.split(r"(\d+)", p.stem) for p in paths]
-    if len(paths) < 3 or len({len(parts) for parts in named}) > 1:
+    """Warn about a missing plane: all planes after it would be misplaced by one step."""
+    name_parts = [re.split(r"(\d+)", p.stem) for p in paths]
+    if len(paths) < 3 or len({len(parts) for parts in name_parts}) > 1:
         return
-    changing = [i for i, parts in enumerate(zip(*named, strict=True)) if len(set(parts)) > 1]
-    if len(changing) != 1 or not named[0][changing[0]].isdigit():
+    changing = [i for i, parts in enumerate(zip(*name_parts, strict=True)) if len(set(parts)) > 1]
+    if len(changing) != 1 or not name_parts[0][changing[0]].isdigit():
         return
-    numbers = np.array([int(parts[changing[0]]) for parts in named])
+    numbers = np.array([int(parts[changing[0]]) for parts in name_parts])
     steps = np.diff(numbers)
-    wide = np.flatnonzero(steps > np.median(steps))
-    if len(wide):
-        first = paths[wide[0]]
+    gaps = np.flatnonzero(steps > np.median(steps))
+    if len(gaps):
+        first = paths[gaps[0]]
         log.warning(
-            "%s: the numbers of planes leap behind %s (%d times); those that are missing are not filled in",
-            first.parent, first.name, len(wide),
+            "%s: planes are missing after %s (%d gaps); gaps are not filled",
+            first.parent, first.name, len(gaps),
         )  # fmt: skip
 
 
-class _Striles:
-    """Parts of a TIFF whose strips or tiles are compressed or scattered; only those touched are read."""
+class _TileReader:
+    """Reader of boxes of a TIFF whose strips or tiles are compressed or scattered; it reads only those needed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Finding its pages takes long for a file that has many, so it stays open.
+        # Finding the pages of a large file is slow, so it stays open.
         self._file: Any = None
         self._array: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # tifffile's store cannot be pickled: each process opens its own.
-        return _Striles, (self._path,)
+        # tifffile's store cannot be pickled, so each process opens its own.
+        return _TileReader, (self._path,)
 
     def __call__(self, box: Box) -> Any:
         if self._array is None:
@@ -141,14 +140,14 @@ class _Striles:
             self._file.close()
 
 
-class _Planes:
-    """Parts of a stack of plane files."""
+class _StackReader:
+    """Reader of boxes of a stack of plane files."""
 
     def __init__(self, paths: list[Path], shape: tuple[int, ...], dtype: Any) -> None:
         self._paths, self._shape, self._dtype = paths, shape, dtype
-        # Where the voxels of a plane begin: a plane that is read in several parts is looked at once.
-        self._begin: dict[int, RawReader | None] = {}
-        self._pattern: _Pattern | None = None
+        # Raw readers by plane: the header of a plane is parsed once, however many boxes are read.
+        self._raw: dict[int, RawReader | None] = {}
+        self._layout: _PlaneLayout | None = None
 
     def __call__(self, box: Box) -> np.ndarray:
         out = np.empty(box.shape, dtype=self._dtype)
@@ -163,34 +162,34 @@ class _Planes:
                 self._read(i, plane, target)
 
     def _read(self, i: int, box: Box, out: np.ndarray) -> None:
-        if i not in self._begin:
-            self._begin[i] = self._look(self._paths[i])
-        raw = self._begin[i]
+        if i not in self._raw:
+            self._raw[i] = self._find_voxels(self._paths[i])
+        raw = self._raw[i]
         if raw is None:
-            out[...] = _plane(self._paths[i], (self._shape, self._dtype))[box.slices]
+            out[...] = _read_plane(self._paths[i], (self._shape, self._dtype))[box.slices]
         else:
             raw.into(out, box)
 
-    def _look(self, path: Path) -> RawReader | None:
+    def _find_voxels(self, path: Path) -> RawReader | None:
         if path.suffix.lower() == ".png":
             return None
-        raw = self._pattern.of(path) if self._pattern is not None else None
+        raw = self._layout.reader_of(path) if self._layout is not None else None
         if raw is None:
             raw = _contiguous(path, (self._shape, self._dtype))
-            self._pattern = self._pattern or (_Pattern(path, raw) if raw is not None else None)
+            self._layout = self._layout or (_PlaneLayout(path, raw) if raw is not None else None)
         return raw
 
 
-class _Pattern:
-    """Planes of one stack mostly differ in their voxels only: those need not be taken apart one by one."""
+class _PlaneLayout:
+    """Bytes before and after the voxels of a plane. Planes with equal ones need no parsing of their headers."""
 
     def __init__(self, path: Path, raw: RawReader) -> None:
         self._raw, self._size = raw, path.stat().st_size
-        self._around = self._read(path)
+        self._surroundings = self._read(path)
 
-    def of(self, path: Path) -> RawReader | None:
-        """Where the voxels of a file lie that is the first one's equal around them; None for another."""
-        if path.stat().st_size != self._size or self._read(path) != self._around:
+    def reader_of(self, path: Path) -> RawReader | None:
+        """Return the reader of a file with the same layout, or None."""
+        if path.stat().st_size != self._size or self._read(path) != self._surroundings:
             return None
         return self._raw.at(path)
 
@@ -202,7 +201,7 @@ class _Pattern:
 
 
 def _contiguous(path: Path, like: tuple[Any, Any]) -> RawReader | None:
-    """A plane whose voxels lie in one piece; None where it must be unpacked."""
+    """Return the reader of a plane whose voxels are contiguous, or None if it must be decoded."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages[0]
         _check_like(path, (page.shape, page.dtype), like, len(file.pages))
@@ -211,25 +210,25 @@ def _contiguous(path: Path, like: tuple[Any, Any]) -> RawReader | None:
         return RawReader(path, page.dataoffsets[0], page.shape, page.dtype.newbyteorder(file.byteorder))
 
 
-def _plane(path: Path, like: tuple[Any, Any] | None = None) -> np.ndarray:
-    """One plane; `like` is the shape and type that it must have."""
+def _read_plane(path: Path, like: tuple[Any, Any] | None = None) -> np.ndarray:
+    """Read one plane; `like` is the required shape and type."""
     with format_errors(path):
         if path.suffix.lower() == ".png":
-            return _png(path, like)
+            return _read_png(path, like)
         with tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
             _check_like(path, (page.shape, page.dtype), like, len(file.pages))
             return page.asarray()
 
 
-def _png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
+def _read_png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
     import imagecodecs
 
     content = path.read_bytes()
-    # The size stands in the first block: a plane that unpacks to more than its neighbours is not unpacked.
+    # The size is in the first block. A plane that would unpack to another size is refused before unpacking.
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     if like is not None and (height, width) != tuple(like[0][:2]):
-        raise FormatError(f"{path} is {height} x {width}, but the first plane {like[0][0]} x {like[0][1]}")
+        raise FormatError(f"{path} must be {like[0][0]} x {like[0][1]}, as the first plane; got {height} x {width}")
     if height * width > 100_000 * max(1, len(content)):
         raise FormatError(f"{path} claims {height} x {width} pixels in {len(content)} bytes; it is damaged")
     plane = imagecodecs.png_decode(content)
@@ -237,21 +236,20 @@ def _png(path: Path, like: tuple[Any, Any] | None) -> np.ndarray:
     return plane
 
 
-def _check_like(path: Path, found: tuple[Any, Any], like: tuple[Any, Any] | None, pages: int = 1) -> None:
+def _check_like(path: Path, actual: tuple[Any, Any], like: tuple[Any, Any] | None, pages: int = 1) -> None:
     if pages > 1:
-        raise FormatError(f"{path} holds {pages} planes, where a stack has one in each file")
-    if like is not None and (tuple(found[0]), np.dtype(found[1])) != (tuple(like[0]), np.dtype(like[1])):
+        raise FormatError(f"{path} must hold one plane, as each file of a stack; got {pages}")
+    if like is not None and (tuple(actual[0]), np.dtype(actual[1])) != (tuple(like[0]), np.dtype(like[1])):
         raise FormatError(
-            f"{path} is {found[1]} of shape {found[0]}, but the first plane {like[1]} of {like[0]}; "
-            "a stack has planes of one kind"
+            f"{path} must be {like[1]} of shape {like[0]}, as the first plane; got {actual[1]} of shape {actual[0]}"
         )
 
 
-def _placed(
+def _make_volume(
     data: da.Array,
     dims: list[str],
     steps: list[float] | None,
-    kept: dict[str, Any],
+    attrs: dict[str, Any],
     channels: list[str] | None,
     path: Path,
 ) -> xr.DataArray:
@@ -259,12 +257,12 @@ def _placed(
     if order != list(range(len(dims))):
         data, dims = data.transpose(order), [dims[i] for i in order]
     name = path.name.split(".")[0]
-    if kept:
-        axes = kept.pop("source_axes", None)
-        spacing = np.linalg.norm(np.asarray(kept["affine"])[:3, :3], axis=0)
-        matrix = np.asarray(kept.pop("affine"), dtype=np.float64)
+    if attrs:
+        axes = attrs.pop("source_axes", None)
+        spacing = np.linalg.norm(np.asarray(attrs["affine"])[:3, :3], axis=0)
+        matrix = np.asarray(attrs.pop("affine"), dtype=np.float64)
         matrix[:3, :3] /= spacing
-        volume = place(data, dims, spacing, matrix, name=name, **({"space": "scanner"} | kept))
+        volume = place(data, dims, spacing, matrix, name=name, **({"space": "scanner"} | attrs))
         volume = volume if axes is None else volume.assign_attrs(source_axes=axes)
     else:
         spacing = dict(zip(SPATIAL, steps or (1.0, 1.0, 1.0), strict=True))
@@ -275,7 +273,7 @@ def _placed(
 
 
 def _metadata(file: tifffile.TiffFile) -> tuple[dict[str, Any], list[float] | None, list[str] | None]:
-    """Our own attributes, the voxel size along z, y, x in mm (0 where not stated), and channel names."""
+    """Return attributes written by mrhdata, the voxel size along z, y, x in mm (0 if not stated), and channel names."""
     if file.is_ome and file.ome_metadata:
         return _from_ome(file.ome_metadata)
     page: Any = file.pages[0]
@@ -288,11 +286,11 @@ def _metadata(file: tifffile.TiffFile) -> tuple[dict[str, Any], list[float] | No
         unit = TO_MM.get(UNITS.get(str(notes["unit"]).lower(), ""))
     if unit is None or "XResolution" not in tags or "YResolution" not in tags:
         return {}, None, None
-    across = [tags[name][1] / tags[name][0] if tags[name][0] else 0.0 for name in ("YResolution", "XResolution")]
-    if not notes and unit == 25.4 and across[0] * unit > 0.2:
-        # 72 or 96 dots per inch are a printer's, not a microscope's.
+    in_plane = [tags[name][1] / tags[name][0] if tags[name][0] else 0.0 for name in ("YResolution", "XResolution")]
+    if not notes and unit == 25.4 and in_plane[0] * unit > 0.2:
+        # 72 or 96 dots per inch are a default of software for printing.
         return {}, None, None
-    steps = [float(notes.get("spacing", 0.0)) * unit, across[0] * unit, across[1] * unit]
+    steps = [float(notes.get("spacing", 0.0)) * unit, in_plane[0] * unit, in_plane[1] * unit]
     return {}, steps if min(steps[1:]) > 0 else None, None
 
 
@@ -300,35 +298,35 @@ def _from_ome(text: str) -> tuple[dict[str, Any], list[float] | None, list[str] 
     root = ET.fromstring(text)
     ome = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     pixels = root.find(f".//{ome}Pixels")
-    held: dict[str, str] = {}
+    stored: dict[str, str] = {}
     for note in root.iter(f"{ome}MapAnnotation"):
         if note.get("Namespace") == _NAMESPACE:
-            held = {str(m.get("K")): m.text or "" for m in note.iter(f"{ome}M")}
-    kept = {key: json.loads(held[key]) for key in _KEPT if key in held}
+            stored = {str(m.get("K")): m.text or "" for m in note.iter(f"{ome}M")}
+    attrs = {key: json.loads(stored[key]) for key in _STORED_ATTRS if key in stored}
     if pixels is None:
-        return kept, None, None
+        return attrs, None, None
     steps = []
     for axis in "ZYX":
         factor = TO_MM.get(UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "um").lower(), ""), 0.0)
         steps.append(float(pixels.get(f"PhysicalSize{axis}", 0.0)) * factor)
     names = [str(c.get("Name")) for c in pixels.iter(f"{ome}Channel") if c.get("Name")]
-    return kept, steps if min(steps[1:]) > 0 else None, names or None
+    return attrs, steps if min(steps[1:]) > 0 else None, names or None
 
 
 def write(volume: xr.DataArray, path: Path) -> None:
-    """Write OME-TIFF plane by plane; BigTIFF where it needs to be."""
+    """Write OME-TIFF plane by plane, as BigTIFF if it is larger than 3.9 GB."""
     from mrhdata.io.omezarr import forward
 
     if volume.dtype.kind == "c":
-        raise FormatError(f"TIFF is not written with {volume.dtype} values; take their magnitude first")
-    # Planes run the way their distance grows, as in Zarr.
+        raise FormatError(f"TIFF files are not written with {volume.dtype} values; take their magnitude first")
+    # Planes are in the order of increasing distance, as in Zarr.
     volume = forward(volume)
     full = volume.expand_dims([d for d in DIMS if d not in volume.dims]).transpose("t", "c", *SPATIAL)
     dtype = np.dtype(np.uint8) if volume.dtype == bool else volume.dtype
     affine = volume.mrh.grid.affine
-    held = {key: volume.attrs[key] for key in _KEPT if key in volume.attrs} | {"affine": affine.tolist()}
+    stored = {key: volume.attrs[key] for key in _STORED_ATTRS if key in volume.attrs} | {"affine": affine.tolist()}
     metadata: dict[str, Any] = {"axes": "TCZYX", "MapAnnotation": {"Namespace": _NAMESPACE}}
-    metadata["MapAnnotation"] |= {key: json.dumps(value) for key, value in held.items()}
+    metadata["MapAnnotation"] |= {key: json.dumps(value) for key, value in stored.items()}
     metadata["MapAnnotation"]["space"] = json.dumps(volume.mrh.space)
     for axis, step in zip("ZYX", volume.mrh.spacing, strict=True):
         metadata |= {f"PhysicalSize{axis}": float(step), f"PhysicalSize{axis}Unit": "mm"}
@@ -337,7 +335,7 @@ def write(volume: xr.DataArray, path: Path) -> None:
     try:
         tifffile.imwrite(
             path,
-            _planes(full, dtype),
+            _iterate_planes(full, dtype),
             shape=full.shape,
             dtype=dtype,
             bigtiff=full.nbytes > 3_900_000_000,
@@ -350,7 +348,7 @@ def write(volume: xr.DataArray, path: Path) -> None:
         raise FormatError(f"TIFF cannot hold {volume.dtype} values of shape {volume.shape} ({error})") from error
 
 
-def _planes(full: xr.DataArray, dtype: Any) -> Iterator[np.ndarray]:
+def _iterate_planes(full: xr.DataArray, dtype: Any) -> Iterator[np.ndarray]:
     for t in range(full.sizes["t"]):
         for c in range(full.sizes["c"]):
             series = da.asarray(full.isel(t=t, c=c).data)

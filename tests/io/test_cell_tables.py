@@ -1,4 +1,4 @@
-"""Tables of cells go to files and come back, and bad files are refused in one sentence."""
+"""Reading and writing of tables of cells, and errors for bad files."""
 
 import os
 
@@ -16,34 +16,34 @@ from tests.conftest import FULL, oblique_affine
 VOLUME = from_array(np.zeros((7, 6, 5), np.uint8), affine=oblique_affine())
 
 
-def cells(many=20, seed=0):
-    """A table on the grid of the oblique volume, with all that a detector says."""
+def cells(count=20, seed=0):
+    """Return a table on the grid of the oblique volume, with all columns of a detector."""
     rng = np.random.default_rng(seed)
-    table = pd.DataFrame(rng.uniform(0, 5, (many, 3)), columns=VOXEL)
-    extra = {"score": rng.random(many), "voxels": rng.integers(1, 99, many), "intensity_gfp": rng.normal(size=many)}
-    return with_world_points(table, VOLUME).assign(**extra, region=rng.integers(0, 2**32, many))
+    table = pd.DataFrame(rng.uniform(0, 5, (count, 3)), columns=VOXEL)
+    extra = {"score": rng.random(count), "voxels": rng.integers(1, 99, count), "intensity_gfp": rng.normal(size=count)}
+    return with_world_points(table, VOLUME).assign(**extra, region=rng.integers(0, 2**32, count))
 
 
 @pytest.fixture(params=[".parquet", ".csv", ".napari.csv"])
 def file(request, tmp_path):
-    """Where a table that keeps every column goes."""
+    """Path with the ending of a format that keeps every column."""
     if request.param == ".parquet":
-        pytest.importorskip("pyarrow", reason="Parquet takes pyarrow")
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     return tmp_path / f"cells{request.param}"
 
 
-@pytest.mark.parametrize("many", [0, 20])
-def test_tables_come_back_to_the_last_bit(file, many):
-    """Every column, its order and its type."""
-    table = cells(many)
+@pytest.mark.parametrize("count", [0, 20])
+def test_table_is_read_back_exactly(file, count):
+    """Every column is read back with its order, its type and exact values."""
+    table = cells(count)
     write_points(table, file)
-    kinds = True if many else not file.name.endswith("csv")
-    pd.testing.assert_frame_equal(read_points(file), table, check_exact=True, check_dtype=kinds)
+    check_dtype = True if count else not file.name.endswith("csv")
+    pd.testing.assert_frame_equal(read_points(file), table, check_exact=True, check_dtype=check_dtype)
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_volume_turns_voxels_into_world_points_and_back(file):
-    """Whichever of the two a file holds, and through an oblique, anisotropic grid."""
+def test_volume_converts_voxels_to_world_points_and_back(file):
+    """On an oblique, anisotropic grid, voxels get world points and world points get voxels."""
     table = cells()
     np.testing.assert_allclose(table[WORLD], VOLUME.mrh.world(table[VOXEL].to_numpy()), atol=1e-12)
     write_points(table[VOXEL], file)
@@ -56,29 +56,29 @@ def test_a_volume_turns_voxels_into_world_points_and_back(file):
     assert list(read_points(file)) == VOXEL + WORLD
 
 
-def test_cells_of_another_volume_are_refused(tmp_path):
-    """Both columns are there and the grid says otherwise."""
+def test_cells_of_another_volume_raise(tmp_path):
+    """Voxels and world points that disagree on the grid raise GridError."""
     write_points(cells(), tmp_path / "cells.csv")
     moved = from_array(np.zeros((7, 6, 5), np.uint8), affine=oblique_affine(origin=(0, 0, 0)))
     with pytest.raises(GridError, match="found in"):
         read_points(tmp_path / "cells.csv", like=moved)
 
 
-WHOLE = st.lists(st.tuples(*[st.integers(-5, 10**6)] * 3, st.sampled_from([-1, 1, 2, 7])), max_size=20)
+WHOLE_VOXELS = st.lists(st.tuples(*[st.integers(-5, 10**6)] * 3, st.sampled_from([-1, 1, 2, 7])), max_size=20)
 
 
 @settings(max_examples=40)
-@given(WHOLE)
-def test_whole_voxels_and_types_come_back_from_xml(tmp_path, rows):
-    """In the order of their types, and of the table within one type."""
+@given(WHOLE_VOXELS)
+def test_whole_voxels_and_types_are_read_back_from_xml(tmp_path, rows):
+    """Whole voxels are read back ordered by type, and within one type in the order of the table."""
     table = pd.DataFrame(rows, columns=[*VOXEL, "type"]).astype({"type": np.int64} | dict.fromkeys(VOXEL, float))
     write_points(table, tmp_path / "cells.xml", overwrite=True)
     expected = table.sort_values("type", kind="stable").reset_index(drop=True)
     pd.testing.assert_frame_equal(read_points(tmp_path / "cells.xml"), expected)
 
 
-def test_xml_holds_x_first_nearest_voxels_and_cells(tmp_path):
-    """A literal file, as cellfinder reads it."""
+def test_xml_contains_nearest_voxels_with_x_first(tmp_path):
+    """The XML equals a literal file that cellfinder reads."""
     write_points(pd.DataFrame({"z": [10.5], "y": [2.4], "x": [3.6], "score": [1.0]}), tmp_path / "cells.xml")
     text = (tmp_path / "cells.xml").read_text("utf-8")
     assert "".join(text.split()).endswith(
@@ -88,7 +88,7 @@ def test_xml_holds_x_first_nearest_voxels_and_cells(tmp_path):
 
 
 def test_xml_of_imagej_is_read(tmp_path):
-    """Its types have names, stand behind or before their markers, and may have none."""
+    """ImageJ's types have names, come before or after their markers, and may have no markers."""
     (tmp_path / "a.xml").write_text(
         "<CellCounter_Marker_File><Marker_Data><Current_Type>1</Current_Type>"
         "<Marker_Type><Type>1</Type><Name>Type 1</Name></Marker_Type>"
@@ -98,11 +98,11 @@ def test_xml_of_imagej_is_read(tmp_path):
     assert read_points(tmp_path / "a.xml").to_numpy().tolist() == [[1, 2, 3, 2]]
 
 
-def test_the_published_marks_are_read(shared, tmp_path):
-    """56 cells of a mouse cortex, all within its planes, and the same once written again."""
+def test_published_annotations_are_read_and_written_back(shared, tmp_path):
+    """The 56 cells of a mouse cortex lie within its planes, and are equal when written again."""
     folder = shared / "cells"
     if not folder.is_dir():
-        pytest.skip(f"the published marks are not at {folder}")
+        pytest.skip(f"the published annotations are not at {folder}")
     published = folder / "integration_detection_cell_classification.xml"
     planes = from_array(np.empty((30, 510, 667), np.uint8), spacing=(0.005, 0.002, 0.002))
     table = read_points(published, like=planes)
@@ -115,14 +115,14 @@ def test_the_published_marks_are_read(shared, tmp_path):
     assert (tmp_path / "again.xml").read_text("utf-8").split() == published.read_text("utf-8").split()
 
 
-LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">{}]>\n<CellCounter_Marker_File>&e9;</CellCounter_Marker_File>'.format(
+BILLION_LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">{}]>\n<CellCounter_Marker_File>&e9;</CellCounter_Marker_File>'.format(
     "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip(["a", *"bcdefgh"], [*"bcdefgh", "e9"], strict=True))
 )
 BODY = "<CellCounter_Marker_File><Marker_Data><Marker_Type><Type>2</Type>{}</Marker_Type></Marker_Data>"
 BODY += "</CellCounter_Marker_File>"
 PART = "<Marker><MarkerX>1</MarkerX><MarkerY>2</MarkerY></Marker>"
 BAD = {
-    "laughs.xml": (LAUGHS, "DOCTYPE"),
+    "laughs.xml": (BILLION_LAUGHS, "DOCTYPE"),
     "external.xml": ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><a>&x;</a>', "DOCTYPE"),
     "remote.xml": ('<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd"><a/>', "DOCTYPE"),
     "cut.xml": (BODY.format("")[:-9], "line 1"),
@@ -136,12 +136,15 @@ BAD = {
         "</CellCounter_Marker_File>",
         "outside",
     ),
-    "nan.xml": (BODY.format(PART.replace("</Marker>", "<MarkerZ>nan</MarkerZ></Marker>")), "z is nan in row 0"),
+    "nan.xml": (
+        BODY.format(PART.replace("</Marker>", "<MarkerZ>nan</MarkerZ></Marker>")),
+        "z must be finite; got nan in row 0",
+    ),
     "encoding.xml": ('<?xml version="1.0" encoding="utf-7"?><CellCounter_Marker_File/>', "line 1"),
     "empty.xml": ("", "no element found"),
     "empty.csv": ("", "header"),
     "columns.csv": ("a,b\n1,2\n", r"\['a', 'b'\]"),
-    "word.csv": ("z,y,x\n1,2,3\n1,two,3\n", "'two' in row 1, and no finite number in 1 of 2"),
+    "word.csv": ("z,y,x\n1,2,3\n1,two,3\n", "y must be finite; got 'two' in row 1, and 1 such values in 2 rows"),
     "ragged.csv": ("z,y,x\n1,2,3\n1,2,3,4,5\n", "header"),
     "time.csv": ("index,axis-0,axis-1,axis-2,axis-3\n0,1,2,3,4\n", "axis-3"),
     "plane.csv": ("index,axis-0,axis-1\n0,1,2\n", "3D layer"),
@@ -150,11 +153,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
-    """Nothing is expanded and nothing is fetched."""
-    content, sentence = BAD[name]
+def test_bad_files_raise_one_line_messages(tmp_path, name):
+    """Bad files raise FormatError with one line; XML entities are neither expanded nor fetched."""
+    content, message = BAD[name]
     (tmp_path / name).write_text(content)
-    with pytest.raises(FormatError, match=sentence) as caught:
+    with pytest.raises(FormatError, match=message) as caught:
         read_points(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -162,40 +165,40 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name):
 
 @settings(max_examples=300 if FULL else 60)
 @given(st.sampled_from(["xml", "csv"]), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=30))
-def test_damaged_files_are_read_or_refused(tmp_path, ending, at, many, put):
-    """Some bytes replaced by others: a table, or one sentence."""
+def test_damaged_files_are_read_or_raise(tmp_path, ending, offset, length, replacement):
+    """A file with some bytes replaced gives a table or a message of one line."""
     file = tmp_path / f"a.{ending}"
     write_points(cells(3).assign(type=[1, 2, 2]), file, overwrite=True)
     whole = file.read_bytes()
-    file.write_bytes(whole[:at] + put + whole[at + many :])
+    file.write_bytes(whole[:offset] + replacement + whole[offset + length :])
     try:
-        table, said = read_points(file), ""
+        table, message = read_points(file), ""
     except FormatError as error:
-        table, said = cells(1), str(error)
-    assert "\n" not in said
-    # The header may have lost one of the two.
-    places = next(names for names in (VOXEL, WORLD) if set(names) <= set(table))
-    assert np.isfinite(table[places].to_numpy()).all()
+        table, message = cells(1), str(error)
+    assert "\n" not in message
+    # The damaged header may have lost one of the two.
+    columns = next(names for names in (VOXEL, WORLD) if set(names) <= set(table))
+    assert np.isfinite(table[columns].to_numpy()).all()
 
 
-def test_a_file_that_is_no_parquet(tmp_path):
-    """One sentence, whether or not Parquet can be read."""
+def test_text_file_with_parquet_ending_raises(tmp_path):
+    """A text file named .parquet raises FormatError, whether or not pyarrow is installed."""
     (tmp_path / "a.parquet").write_text("z,y,x")
     with pytest.raises(FormatError, match="Parquet"):
         read_points(tmp_path / "a.parquet")
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path):
-    """World points alone where voxels are wanted, infinite places, odd types, a file that is there."""
+def test_tables_that_cannot_be_written_leave_no_file(tmp_path):
+    """Missing voxels, infinite or missing points, odd types and an existing file raise; nothing is written."""
     table = cells()
-    for name, wrong, sentence in (
-        ("a.xml", table[WORLD], "give like="),
-        ("a.napari.csv", table[WORLD], "give like="),
+    for name, wrong, message in (
+        ("a.xml", table[WORLD], "as like="),
+        ("a.napari.csv", table[WORLD], "as like="),
         ("a.csv", table.assign(z=np.inf), "in row 0"),
         ("a.csv", table[["score"]], "X, Y, Z"),
         ("a.xml", table.assign(type="cell"), "whole numbers"),
     ):
-        with pytest.raises(DataError, match=sentence):
+        with pytest.raises(DataError, match=message):
             write_points(wrong, tmp_path / name)
     assert os.listdir(tmp_path) == []
     write_points(table, tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""Patches in MATLAB files: axes, laziness, and the way back."""
+"""Patches in MATLAB files: axes, lazy reading, writing and errors."""
 
 import h5py
 import numpy as np
@@ -17,7 +17,7 @@ H, W = 200, 128
 
 @pytest.fixture
 def matlab(tmp_path):
-    """A file as MATLAB writes it, made of its own index: data 3 x 3 x 4 x 6, label 3 x 3 x 1 x 6."""
+    """Path and arrays of a file as MATLAB writes it: data 3 x 3 x 4 x 6, label 3 x 3 x 1 x 6."""
     rng = np.random.default_rng(0)
     data, label = rng.random((3, 3, 4, 6)), rng.random((3, 3, 1, 6))
     with h5py.File(tmp_path / "traindata.mat", "w", userblock_size=512) as file:
@@ -27,45 +27,45 @@ def matlab(tmp_path):
     return tmp_path / "traindata.mat", data, label
 
 
-def test_matlab_axes_become_ours(matlab):
-    """data(h, w, c, n) is patch n, channel c, z = w, x = h."""
+def test_matlab_axes_are_reordered(matlab):
+    """The value data(h, w, c, n) is that of patch n, channel c, z = w, x = h."""
     path, data, label = matlab
-    found = read_patches(path)
-    assert {name: a.shape for name, a in found.items()} == {"data": (6, 4, 3, 1, 3), "label": (6, 1, 3, 1, 3)}
-    values = found["data"].compute()
+    patches = read_patches(path)
+    assert {name: a.shape for name, a in patches.items()} == {"data": (6, 4, 3, 1, 3), "label": (6, 1, 3, 1, 3)}
+    values = patches["data"].compute()
     for h, w, c, n in np.ndindex(data.shape):
         assert values[n, c, w, 0, h] == data[h, w, c, n]
-    np.testing.assert_array_equal(found["label"][4, 0, 2, 0].compute(), label[:, 2, 0, 4])
+    np.testing.assert_array_equal(patches["label"][4, 0, 2, 0].compute(), label[:, 2, 0, 4])
 
 
-def test_the_published_slice_is_coronal(shared):
-    """Patches that follow each other in the authors' test file move by one voxel along z, columns by one along x."""
-    found = read_patches(shared / "mrhnet" / "YPred_auto.mat")
-    assert {name: a.shape for name, a in found.items()} == dict.fromkeys(("YPred", "fa"), (24948, 1, 3, 1, 3))
-    fa = found["fa"].compute().reshape(H - 2, W - 2, 3, 3)
+def test_published_patches_are_coronal(shared):
+    """Successive patches of the authors' test file move by one voxel along z, and columns by one along x."""
+    patches = read_patches(shared / "mrhnet" / "YPred_auto.mat")
+    assert {name: a.shape for name, a in patches.items()} == dict.fromkeys(("YPred", "fa"), (24948, 1, 3, 1, 3))
+    fa = patches["fa"].compute().reshape(H - 2, W - 2, 3, 3)
     np.testing.assert_array_equal(fa[:, :-1, 1:], fa[:, 1:, :-1])
     np.testing.assert_array_equal(fa[:-1, :, :, 1:], fa[1:, :, :, :-1])
     assert not np.array_equal(fa[:, :-1, :, 1:], fa[:, 1:, :, :-1])
 
 
-def test_only_what_is_asked_for_is_read(matlab, monkeypatch):
-    """Nothing is read before a value is needed, and then some patches are, not all."""
+def test_patches_are_read_lazily(matlab, monkeypatch):
+    """Nothing is read before values are computed, and then only the selected patches."""
     from mrhdata.io.hdf5 import Part
     from mrhdata.volume import file_arrays
 
     boxes = []
-    whole = Part.__call__
-    monkeypatch.setattr(Part, "__call__", lambda self, box: boxes.append(box.slices[0]) or whole(self, box))
+    read_box = Part.__call__
+    monkeypatch.setattr(Part, "__call__", lambda self, box: boxes.append(box.slices[0]) or read_box(self, box))
     # Two patches of 4 channels, 3 x 3 doubles.
     monkeypatch.setattr(file_arrays, "SLAB_BYTES", 2 * 4 * 9 * 8)
-    found = read_patches(matlab[0])["data"]
+    patches = read_patches(matlab[0])["data"]
     assert boxes == []
-    found[2:4].compute()
+    patches[2:4].compute()
     assert boxes == [slice(2, 4)]
 
 
-def test_written_patches_are_what_matlab_would_hold(tmp_path):
-    """An independent reader finds 3 x 3 x channels x patches and the types; ours finds the patches again."""
+def test_written_patches_are_read_by_matio(tmp_path):
+    """An independent reader finds 3 x 3 x channels x patches and the types; read_patches finds equal patches."""
     from matio import load_from_mat
 
     rng = np.random.default_rng(1)
@@ -87,35 +87,35 @@ def test_written_patches_are_what_matlab_would_hold(tmp_path):
     np.testing.assert_array_equal(read_patches(tmp_path / "again.mat")["data"], data)
 
 
-def test_a_single_patch_keeps_its_axes(tmp_path):
-    """MATLAB drops last axes of length 1: one patch of four channels, one of a single channel."""
+def test_single_patch_or_channel_keeps_its_axes(tmp_path):
+    """MATLAB drops trailing axes of length 1; they are restored for one patch with four channels or one."""
     with h5py.File(tmp_path / "one.mat", "w") as file:
         file["data"], file["label"] = np.zeros((4, 3, 3)), np.zeros((3, 3))
-    found = read_patches(tmp_path / "one.mat")
-    assert (found["data"].shape, found["label"].shape) == ((1, 4, 3, 1, 3), (1, 1, 3, 1, 3))
+    patches = read_patches(tmp_path / "one.mat")
+    assert (patches["data"].shape, patches["label"].shape) == ((1, 4, 3, 1, 3), (1, 1, 3, 1, 3))
     scipy.io.savemat(tmp_path / "old.mat", {"data": np.zeros((3, 3, 4))})
     assert read_patches(tmp_path / "old.mat")["data"].shape == (1, 4, 3, 1, 3)
 
 
-def test_patches_of_a_volume_go_to_matlab_and_into_training(tmp_path):
-    """Patches cut by us, through a file, and cut again from a row of them are the same ones."""
+def test_patches_written_to_matlab_are_cut_again_as_a_volume(tmp_path):
+    """Patches written to a file, and cut again from the volume of them, are equal."""
     rng = np.random.default_rng(2)
     inputs = from_array(rng.random((3, 6, 4, 7)).astype(np.float32), spacing=(1, 1, 1))
     target = from_array(rng.random((6, 4, 7)).astype(np.float32), spacing=(1, 1, 1))
     p = mrhdata.patches(inputs, target, shape=3, plane="coronal")
     write_patches(dict(zip(("data", "label"), p.to_dask(), strict=True)), tmp_path / "p.mat")
-    found = read_patches(tmp_path / "p.mat")
-    again = mrhdata.patches(as_volume(found["data"], ["t2", "mt", "fa"]), as_volume(found["label"]), shape=(3, 1, 3))
+    stored = read_patches(tmp_path / "p.mat")
+    again = mrhdata.patches(as_volume(stored["data"], ["t2", "mt", "fa"]), as_volume(stored["label"]), shape=(3, 1, 3))
     assert len(again) == len(p) == 4 * 2 * 3
     assert again.channels == ["t2", "mt", "fa"]
     for i in range(len(p)):
         n = int(again.positions[i][1])
-        for ours, theirs in zip(again[i], p[n], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for actual, expected in zip(again[i], p[n], strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_what_is_no_patches_is_refused(tmp_path):
-    """Missing, damaged and empty files, arrays of other numbers of patches, other shapes and types."""
+def test_invalid_patch_files_and_arrays_raise(tmp_path):
+    """Missing, damaged and empty files, unequal numbers of patches, and wrong shapes and types raise."""
     with pytest.raises(FormatError, match="does not exist"):
         read_patches(tmp_path / "none.mat")
     (tmp_path / "text.mat").write_bytes(b"text" * 100)
@@ -129,16 +129,16 @@ def test_what_is_no_patches_is_refused(tmp_path):
     ]:
         with h5py.File(tmp_path / f"{name}.mat", "w") as file:
             file.update(arrays)
-        with pytest.raises(FormatError, match="holds no patches"):
+        with pytest.raises(FormatError, match="must contain arrays with equal numbers of patches"):
             read_patches(tmp_path / f"{name}.mat")
     for bad, message in [
         ({"data": np.zeros((5, 4, 3, 3, 3))}, "plane='coronal'"),
-        ({"data": np.zeros((5, 4, 3, 1, 3)), "label": np.zeros((4, 1, 3, 1, 3))}, "with one n"),
+        ({"data": np.zeros((5, 4, 3, 1, 3)), "label": np.zeros((4, 1, 3, 1, 3))}, "with equal n"),
         ({"data": np.zeros((5, 4, 3, 1, 3), dtype=np.float16)}, "no float16 arrays"),
     ]:
         with pytest.raises(FormatError, match=message):
             write_patches(bad, tmp_path / "bad.mat")
-    with pytest.raises(GridError, match="2 channels are named but patches have 4"):
+    with pytest.raises(GridError, match="one name for each of 4 channels; got 2"):
         as_volume(np.zeros((5, 4, 3, 1, 3)), ["a", "b"])
-    with pytest.raises(GridError, match="read them with read_patches"):
+    with pytest.raises(GridError, match="Read them with read_patches"):
         as_volume(np.zeros((5, 4, 3, 3)))
