@@ -1,4 +1,4 @@
-"""From volumes to labels on any grid and in any format, trained by recipe, validated by subject."""
+"""Segment volumes on any grid and in any format, train by recipe, and validate by subject."""
 
 from dataclasses import replace
 
@@ -26,20 +26,20 @@ VALUES = (0, 3, 40)
 
 
 def head(seed, shape=(10, 36, 32), spacing=(3.0, 1.0, 1.0), place=(0.0, 0.0, 0.0)):
-    """A bright ball (40) within a grey one (3), noise, and another scanner's gain."""
+    """A bright ball (40) within a grey one (3), with noise and a random gain."""
     rng = np.random.default_rng(seed)
     axes = [(np.arange(n) - (n - 1) / 2) * s - p for n, s, p in zip(shape, spacing, place, strict=True)]
-    away = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij")))
-    labels = np.where(away < 6, 40, np.where(away < 12, 3, 0)).astype(np.uint8)
+    distance = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij")))
+    labels = np.where(distance < 6, 40, np.where(distance < 12, 3, 0)).astype(np.uint8)
     values = np.select([labels == 40, labels == 3], [2.0, 1.0], 0.1) + rng.normal(0, 0.1, shape)
     values = (values * rng.uniform(50, 200)).astype(np.float32)
-    made = (mrhdata.volume.from_array(v, spacing=spacing, kind=k) for v, k in ((values, "image"), (labels, "labels")))
-    image, truth = made
+    image = mrhdata.volume.from_array(values, spacing=spacing, kind="image")
+    truth = mrhdata.volume.from_array(labels, spacing=spacing, kind="labels")
     return Subject(f"{seed:02d}", {"t1w": image.rename("t1w")}, truth)
 
 
 def quick(recipe, epochs=6, **changes):
-    """A recipe of few epochs, in float32."""
+    """Return a recipe with few epochs, in float32."""
     stages = tuple(replace(t, epochs=epochs, precision="float32", **changes) for t in recipe.training)
     return replace(recipe, training=stages)
 
@@ -50,22 +50,22 @@ RECIPE = replace(quick(tissue2d.slices("tissue2d"), 6, learning_rate=2e-2), prep
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network that knows the balls."""
+    """A small network trained on three heads."""
     cases = [head(i) for i in range(3)]
     return segmentation.train(RECIPE, cases, [head(9)], labels=VALUES, progress=False)
 
 
 def dice(case, model):
-    """Mean over both labels."""
-    return score_labels(case, segment(model, case.inputs), VALUES).dice.mean()
+    """Return the mean Dice of both labels."""
+    return score_labels(case, segment(model, case.inputs, progress=False), VALUES).dice.mean()
 
 
 def test_labels_are_learned_and_keep_their_values(trained):
-    """On a subject that was not seen."""
+    """On a held-out subject."""
     case = head(20)
-    found = segment(trained.model, case.inputs)
-    assert set(np.unique(found)) == set(VALUES)
-    assert found.attrs["kind"] == "labels"
+    labels = segment(trained.model, case.inputs, progress=False)
+    assert set(np.unique(labels)) == set(VALUES)
+    assert labels.attrs["kind"] == "labels"
     assert dice(case, trained.model) > 0.9
     history = trained.histories[0][0]
     assert len(history.dice) == len(history.validation)
@@ -73,20 +73,20 @@ def test_labels_are_learned_and_keep_their_values(trained):
     assert 0 < history.waited < history.seconds
 
 
-def test_labels_come_back_on_the_grid_of_the_input(trained):
-    """Turned axes, other voxels, a crop, an oblique grid: Dice near that on the grid of training.
+def test_labels_lie_on_the_grid_of_the_input(trained):
+    """Flipped axes, another spacing, a crop or an oblique grid lower the Dice by less than 0.08.
 
-    What is lost is mostly the truth's, which is carried along by nearest voxels.
+    Most of the loss comes from resampling the ground truth by nearest neighbour.
     """
     case = head(21, shape=(12, 44, 44))
     plain = dice(case, trained.model)
     grid = case.target.mrh.grid
     angle = np.deg2rad(12)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     oblique = np.eye(4)
-    oblique[:3, :3] = turn @ grid.affine[:3, :3]
+    oblique[:3, :3] = rotation @ grid.affine[:3, :3]
     middle = grid.world((np.array(grid.shape) - 1) / 2)
-    oblique[:3, 3] = middle + turn @ (grid.affine[:3, 3] - middle)
+    oblique[:3, 3] = middle + rotation @ (grid.affine[:3, 3] - middle)
     changes = [
         lambda v: v.isel(z=slice(None, None, -1), x=slice(None, None, -1)),
         lambda v: resample(v, spacing_mm=(3, 0.8, 0.8)),
@@ -94,25 +94,27 @@ def test_labels_come_back_on_the_grid_of_the_input(trained):
         lambda v: resample(v, mrhdata.volume.Grid(grid.shape, oblique)),
     ]
     for change in changes:
-        moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, labels=change(case.target))
-        found = segment(trained.model, moved.inputs)
-        assert found.mrh.grid.same_as(moved.target.mrh.grid)
-        assert score_labels(moved, found, VALUES).dice.mean() > plain - 0.08
+        moved = replace(case, inputs={"t1w": change(case.inputs["t1w"])}, target=change(case.target))
+        labels = segment(trained.model, moved.inputs, progress=False)
+        assert labels.mrh.grid.same_as(moved.target.mrh.grid)
+        assert score_labels(moved, labels, VALUES).dice.mean() > plain - 0.08
 
 
-def test_a_network_from_its_folder_needs_no_more_than_the_input(trained, tmp_path):
-    """Steps, labels and scales are in the folder."""
+def test_saved_network_segments_like_the_original(trained, tmp_path):
+    """Its folder holds the steps, labels and scales."""
     models.save(trained.model, tmp_path / "net")
     again = models.load(tmp_path / "net")
     assert again.spec.prepare == trained.model.spec.prepare
     assert again.spec.labels == VALUES
     case = head(22)
-    np.testing.assert_array_equal(segment(again, case.inputs), segment(trained.model, case.inputs["t1w"]))
+    np.testing.assert_array_equal(
+        segment(again, case.inputs, progress=False), segment(trained.model, case.inputs["t1w"], progress=False)
+    )
 
 
-def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    """Scores of a run that was interrupted twice are those of one that was not; done folds are not done again."""
-    # Drawing takes longer than all else here.
+def test_interrupted_cross_validation_resumes(tmp_path, monkeypatch):
+    """Scores equal those of an uninterrupted run, and finished folds are not repeated."""
+    # Drawing would take longer than the rest of the test.
     monkeypatch.setattr(plots, "montage", lambda *_: None)
     cases = [head(i, shape=(6, 20, 20)) for i in range(4)]
     recipe = quick(RECIPE, epochs=2)
@@ -132,18 +134,16 @@ def test_a_fold_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 4
     pd.testing.assert_frame_equal(table, cross_validate(train, cases, tmp_path / "b", **settings))
     assert sorted(table.subject.unique()) == ["00", "01", "02", "03"]
-    held = [set(t) | set(s) for t, s in calls]
-    for fold, seen in zip(folds(cases, 2, 3), (held[0], held[3]), strict=True):
+    used = [set(t) | set(s) for t, s in calls]
+    for fold, seen in zip(folds(cases, 2, 3), (used[0], used[3]), strict=True):
         assert not {c.id for c in fold} & seen
-    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].id}.nii.gz").sizes[
-        "z"
-    ]
+    assert mrhdata.read(tmp_path / "a" / "fold-1" / "labels" / f"sub-{folds(cases, 2, 3)[0][0].id}.nii.gz").sizes["z"]
     with pytest.raises(DataError, match="other subjects, files or settings"):
         cross_validate(train, cases[:3], tmp_path / "a", **settings)
 
 
-def test_one_person_is_never_on_both_sides():
-    """Two sessions of one subject stay together, and train refuses what does not."""
+def test_sessions_of_a_person_stay_in_one_fold():
+    """Training refuses a person in both training and validation."""
     cases = [Subject(f"{who}_ses-{n}", {}) for who in "abcd" for n in (1, 2)]
     for fold in folds(cases, 3):
         people = {c.person for c in fold}
@@ -155,8 +155,8 @@ def test_one_person_is_never_on_both_sides():
 
 
 @pytest.mark.full
-def test_the_second_round_takes_false_positives_away():
-    """Blobs that look like the nucleus lie where no tile with a label is: the first round labels them."""
+def test_second_round_removes_false_positives():
+    """Blobs that resemble the nucleus lie outside the tiles with labels, so the first round labels them."""
 
     def case(seed):
         rng = np.random.default_rng(seed)
@@ -164,7 +164,7 @@ def test_the_second_round_takes_false_positives_away():
         labels = np.zeros(values.shape, np.int16)
         values[3:6, 5:10, 5:10] += 1
         labels[3:6, 5:10, 5:10] = 6
-        # As bright, but with a dark neighbour.
+        # A blob as bright as the nucleus, with a dark neighbour.
         values[3:6, 22:27, 22:27] += 1
         values[3:6, 17:21, 22:27] -= 1
         image, truth = (mrhdata.volume.from_array(v, spacing=(3, 1, 1)) for v in (values, labels))
@@ -176,23 +176,23 @@ def test_the_second_round_takes_false_positives_away():
     )
     small = {"widths": (6, 8, 8), "joined": (12, 8)}
     recipe = replace(recipe, prepare=(), finish=(), scale=None, config=small, training=(settings,), again=(settings,))
-    found = segmentation.train(recipe, [case(1), case(2), case(3)], [case(4)], progress=False)
-    first, second = (model.spec.inputs for model in found.rounds)
+    trained = segmentation.train(recipe, [case(1), case(2), case(3)], [case(4)], progress=False)
+    first, second = (model.spec.inputs for model in trained.rounds)
     assert first == second
     test = case(5)
-    answers = [segment(model, test.inputs).values for model in found.rounds]
-    false = [int(((a != 0) & (test.target.values == 0)).sum()) for a in answers]
-    scores = [2 * ((a == 6) & (test.target.values == 6)).sum() / ((a == 6).sum() + 75) for a in answers]
-    assert false[0] > 50
-    assert false[1] < false[0] / 3
+    predictions = [segment(model, test.inputs, progress=False).values for model in trained.rounds]
+    false_positives = [int(((p != 0) & (test.target.values == 0)).sum()) for p in predictions]
+    scores = [2 * ((p == 6) & (test.target.values == 6)).sum() / ((p == 6).sum() + 75) for p in predictions]
+    assert false_positives[0] > 50
+    assert false_positives[1] < false_positives[0] / 3
     assert scores[1] > max(0.8, scores[0])
 
 
 @pytest.mark.parametrize(
     ("shape", "box"), [((10, 36, 33), (8, 32, 32)), ((16, 96, 96), (16, 96, 96)), ((20, 100, 90), (16, 96, 88))]
 )
-def test_crops_of_small_brains_are_what_a_unet_takes(shape, box):
-    """Cut short to whole strides, and only where a case is shorter."""
+def test_crops_of_small_brains_are_multiples_of_the_strides(shape, box):
+    """Crops are shorter than requested only if a case is."""
     crops = segmentation.Crops((16, 96, 96), each=2)
     for drawn in (True, False):
         assert crops([head(0, shape)], training=drawn, seed=0).shape == box
@@ -200,24 +200,24 @@ def test_crops_of_small_brains_are_what_a_unet_takes(shape, box):
         crops([head(0, (3, 36, 32))], training=True, seed=0)
 
 
-def test_tiles_that_hold_a_label_or_a_false_positive():
-    """Against a loop over tiles; ignored voxels stay so."""
+def test_hard_negatives_equal_a_loop_over_tiles():
+    """Tiles with a label or a false positive are kept; ignored voxels stay ignored."""
     rng = np.random.default_rng(4)
     values = (rng.random((7, 12, 13)) > 0.985).astype(np.int16) * 5
     values[0] = IGNORE_INDEX
-    wrong = np.where(rng.random(values.shape) > 0.99, 5, 0).astype(np.int16)
-    truth, found = (mrhdata.volume.from_array(v, spacing=(1, 1, 1), kind="labels") for v in (values, wrong))
+    predicted = np.where(rng.random(values.shape) > 0.99, 5, 0).astype(np.int16)
+    truth, prediction = (mrhdata.volume.from_array(v, spacing=(1, 1, 1), kind="labels") for v in (values, predicted))
     for tile, stride in (((3, 4, 5), (3, 4, 5)), ((3, 4, 5), (2, 3, 1)), ((1, 2, 2), (1, 2, 2))):
         expected = np.zeros(values.shape, bool)
         for z, y, x in np.ndindex(*(-(-n // s) for n, s in zip(values.shape, stride, strict=True))):
             box = tuple(slice(a * s, a * s + n) for a, s, n in zip((z, y, x), stride, tile, strict=True))
-            expected[box] |= bool(((values[box] == 5) | ((values[box] == 0) & (wrong[box] == 5))).any())
-        learned = hard_negatives(truth, found, tile=tile, stride=stride).values
-        np.testing.assert_array_equal(learned, np.where(expected, values, IGNORE_INDEX))
+            expected[box] |= bool(((values[box] == 5) | ((values[box] == 0) & (predicted[box] == 5))).any())
+        labels = hard_negatives(truth, prediction, tile=tile, stride=stride).values
+        np.testing.assert_array_equal(labels, np.where(expected, values, IGNORE_INDEX))
 
 
-def test_cases_of_a_folder(tmp_path, caplog):
-    """Exact subjects, sessions apart, those that lack a volume named, clear refusals."""
+def test_find_subjects_matches_exact_names(tmp_path, caplog):
+    """Incomplete subjects are named in the log; ambiguous and unmatched patterns are refused."""
     blank = mrhdata.volume.from_array(np.zeros((2, 3, 4), np.uint8), spacing=(1, 1, 1))
     for name in ("sub-1_T1w", "sub-1_seg", "sub-10_T1w", "sub-10_seg", "sub-2_T1w", "loose_T1w"):
         (tmp_path / name.split("_")[0]).mkdir(exist_ok=True)
@@ -234,53 +234,55 @@ def test_cases_of_a_folder(tmp_path, caplog):
         find_subjects(tmp_path, {"t1w": "T1w"})
 
 
-def test_minc_goes_in_and_comes_out(trained, tmp_path):
-    """A folder as minc_keras had it: labels on the same grid, values exact."""
+def test_segmentation_of_minc_files(trained, tmp_path):
+    """In a folder laid out as for minc_keras: labels on the same grid, exact values."""
     case = head(23)
     path = tmp_path / "sub-01" / "sub-01_task-01_ses-01_T1w_anat_rsl.mnc"
     path.parent.mkdir()
     mrhdata.write(case.inputs["t1w"], path)
     mrhdata.write(case.target, path.with_name("sub-01_task-01_ses-01_variant-seg_rsl.mnc"))
-    (found,) = find_subjects(tmp_path, {"t1w": "*T1w_anat*"}, "*seg*")
-    labels = segment(trained.model, found.inputs)
+    (subject,) = find_subjects(tmp_path, {"t1w": "*T1w_anat*"}, "*seg*")
+    labels = segment(trained.model, subject.inputs, progress=False)
     mrhdata.write(labels, tmp_path / "labels.mnc")
-    back = mrhdata.read(tmp_path / "labels.mnc", kind="labels")
-    assert back.mrh.grid.same_as(found.inputs["t1w"].mrh.grid)
-    np.testing.assert_array_equal(back.values, labels.values)
-    assert set(np.unique(back)) == set(VALUES)
+    written = mrhdata.read(tmp_path / "labels.mnc", kind="labels")
+    assert written.mrh.grid.same_as(subject.inputs["t1w"].mrh.grid)
+    np.testing.assert_array_equal(written.values, labels.values)
+    assert set(np.unique(written)) == set(VALUES)
 
 
-def test_what_is_no_label_is_refused(trained):
-    """Fractions, labels that the network does not know, a network of values."""
+def test_unsuitable_labels_and_networks_are_refused(trained):
+    """Unknown labels, a regression network, another channel name, a target with fractions."""
     case = head(24, shape=(4, 12, 12))
-    strange = replace(case, target=case.target.where(case.target != 3, 9))
+    unknown_label = replace(case, target=case.target.where(case.target != 3, 9))
     with pytest.raises(DataError, match="not among those"):
-        segmentation.train(quick(RECIPE, 1), [strange], [head(25, shape=(4, 12, 12))], labels=VALUES, progress=False)
+        segmentation.train(
+            quick(RECIPE, 1), [unknown_label], [head(25, shape=(4, 12, 12))], labels=VALUES, progress=False
+        )
     with pytest.raises(ModelError, match="was not trained on labels"):
         segment(models.create("tissue2d"), case.inputs)
-    with pytest.raises(ModelError, match="name it so"):
+    with pytest.raises(ModelError, match="mapping with the names of training"):
         segment(trained.model, {"flair": case.inputs["t1w"]})
     p = mrhdata.patches(case.inputs["t1w"], case.inputs["t1w"], shape=4)
     settings = TrainingConfig(epochs=1, loss="cross-entropy")
-    with pytest.raises(DataError, match="no label"):
+    with pytest.raises(DataError, match="target must hold integer labels"):
         mrhdata.fit(models.create("unet3d", widths=(2, 4), classes=3), p, p, settings, progress=False)
 
 
-def test_a_wide_answer_is_a_choice_of_labels(trained, tmp_path):
-    """mrhdata.predict with argmax writes the values of the labels, not the numbers of classes."""
+def test_predict_with_argmax_writes_label_values(trained, tmp_path):
+    """Not class numbers, and equal to the labels of segment."""
     case = head(26)
     image = mrhdata.preprocessing.pipeline.prepare(case.inputs, STEPS)["t1w"].compute()
-    how = {"mode": "dense", "output": mrhdata.inference.output.Output(argmax=True), "progress": False}
-    with pytest.raises(ModelError, match=r"use mrhdata\.segment"):
-        mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **how)
-    found = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", preprocessed=True, **how)
-    np.testing.assert_array_equal(found.values, segment(trained.model, case.inputs).values)
+    options = {"mode": "dense", "output": mrhdata.inference.output.Output(argmax=True), "progress": False}
+    with pytest.raises(ModelError, match=r"Use mrhdata\.segment"):
+        mrhdata.predict(trained.model, case.inputs, tmp_path / "raw.zarr", **options)
+    labels = mrhdata.predict(trained.model, {"t1w": image}, tmp_path / "labels.zarr", preprocessed=True, **options)
+    np.testing.assert_array_equal(labels.values, segment(trained.model, case.inputs, progress=False).values)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_unet_learns_with_augmentation_and_supervision(precision):
-    """Boxes, classes drawn in turn, both precisions; the same seed gives the same weights."""
+def test_unet_learns_with_augmentation_and_deep_supervision(precision):
+    """On balanced crops, in both precisions; the same seed gives the same weights."""
     recipe = replace(
         quick(tissue2d.unet(), 4, learning_rate=1e-2),
         prepare=STEPS,
@@ -288,15 +290,15 @@ def test_the_unet_learns_with_augmentation_and_supervision(precision):
         config={"widths": (6, 12, 16), "strides": ((1, 2, 2), 2), "supervision": True},
     )
     recipe = replace(recipe, training=tuple(replace(t, precision=precision) for t in recipe.training))
-    cases, stopping = [head(i) for i in range(3)], [head(9)]
-    found = [segmentation.train(recipe, cases, stopping, labels=VALUES, progress=False).model for _ in range(2)]
-    for a, b in zip(*(m.state_dict().values() for m in found), strict=True):
+    cases, validation = [head(i) for i in range(3)], [head(9)]
+    networks = [segmentation.train(recipe, cases, validation, labels=VALUES, progress=False).model for _ in range(2)]
+    for a, b in zip(*(m.state_dict().values() for m in networks), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert dice(head(27), found[0]) > 0.75
+    assert dice(head(27), networks[0]) > 0.75
 
 
-def test_places_reach_the_second_generation():
-    """Its location channels are the voxel's place in training and in prediction, not zeros."""
+def test_location_channels_reach_the_second_generation_network():
+    """They hold the voxel's position in training and in prediction, not zeros."""
     model = models.create("fcn3d_aniso", classes=2, seed=1).eval()
     recipe = dgm.published("fcn3d_aniso")
     spec = replace(
@@ -310,22 +312,22 @@ def test_places_reach_the_second_generation():
     model.spec = spec
     values = np.random.default_rng(0).random((9, 21, 21), dtype=np.float32) + 1
     case = Subject("1", {"qsm": mrhdata.volume.from_array(values, spacing=(3, 1, 1)).rename("qsm")})
-    seen = []
-    model.fine.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
-    joined = []
+    fine_channels = []
+    model.fine.register_forward_pre_hook(lambda layer, args: fine_channels.append(args[0].shape[1]))
+    locations = []
     model.joined.register_forward_pre_hook(
-        lambda layer, given: joined.append(given[0][:, -3:].abs().amax((0, 2, 3, 4)))
+        lambda layer, args: locations.append(args[0][:, -3:].abs().amax((0, 2, 3, 4)))
     )
-    segment(segmentation.whole(model), case.inputs)
-    ready = mrhdata.preprocessing.pipeline.prepare(case.inputs, spec.prepare)
-    assert list(ready) == ["qsm", "x", "y", "z"]
-    model(torch.from_numpy(np.stack([v.values for v in ready.values()]))[None])
-    assert seen == [1]
-    assert (joined[0] > 0).all()
+    segment(segmentation.whole(model), case.inputs, progress=False)
+    prepared = mrhdata.preprocessing.pipeline.prepare(case.inputs, spec.prepare)
+    assert list(prepared) == ["qsm", "x", "y", "z"]
+    model(torch.from_numpy(np.stack([v.values for v in prepared.values()]))[None])
+    assert fine_channels == [1]
+    assert (locations[0] > 0).all()
 
 
-def test_a_whole_word_of_a_name_wins(tmp_path):
-    """MT is no MTR, and T2w* is both T2w and T2w2."""
+def test_patterns_match_whole_words_of_file_names(tmp_path):
+    """MT does not match MTR, and an ambiguous T2w is refused."""
     for name in ("sub-1_MT.nii", "sub-1_MTR.nii", "sub-1_T2wa.nii", "sub-1_T2wb.nii"):
         mrhdata.write(mrhdata.volume.from_array(np.zeros((2, 2, 2), np.uint8), spacing=(1, 1, 1)), tmp_path / name)
     (case,) = find_subjects(tmp_path, {"mt": "MT", "mtr": "MTR"})

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn import functional as f
 
 from mrhdata import models
-from mrhdata.errors import ModelError
+from mrhdata.errors import ModelError, ParameterError
 from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.region import RegionOfInterest
@@ -244,6 +244,19 @@ def test_identity_windows_give_back_the_volume(blend, overlap):
         np.testing.assert_allclose(run(single, reader, box)[0], values[low:high], rtol=1e-6)
         before = box
     assert len(run_windows) == len(set(run_windows)) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 1}, "overlap must be at least 0 and below 1; got 1"),
+        ({"blend": "linear"}, "blend must be one of constant, gaussian, hann; got 'linear'"),
+        ({"shape": (8, 8)}, r"three lengths along z, y, x; got \(8, 8\)"),
+    ],
+)
+def test_invalid_windows_are_refused(options, message):
+    with pytest.raises(ParameterError, match=message):
+        SlidingWindow(**options)
 
 
 def test_context_slices_become_channels():
