@@ -1,5 +1,6 @@
 from . import (
     bids,
+    brainglobe,
     build,
     catalog,
     nnunet,
@@ -8,14 +9,17 @@ from . import (
     subjects,
     validation,
 )
+from .brainglobe import Atlas, read_atlas
 from .catalog import Catalog, open_catalog
 from .published import fetch
 from .subjects import Subject, find_subjects
 
 __all__ = [
+    "Atlas",
     "Catalog",
     "Subject",
     "bids",
+    "brainglobe",
     "build",
     "catalog",
     "fetch",
@@ -23,6 +27,7 @@ __all__ = [
     "nnunet",
     "open_catalog",
     "published",
+    "read_atlas",
     "splits",
     "subjects",
     "validation",

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from mrhdata.errors import GridError
-from mrhdata.phantom.head import NUCLEI, VIEW_MM, Head
+from mrhdata.phantom.head import VIEW_MM, Head
+from mrhdata.phantom.head_anatomy import NUCLEI
 from mrhdata.preprocessing.spline_fields import basis, contract
 from mrhdata.volume.construct import from_array
 
