@@ -1,4 +1,4 @@
-"""A folder with an output for each case: names, formats, and what a second run repeats."""
+"""A folder with an output for each case: file names, formats, and cases that a second run repeats."""
 
 import pytest
 
