@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +12,10 @@ import mrhdata
 from docs import running
 
 if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "mrhdata"
 author = "The mrhdata developers"
@@ -37,6 +41,8 @@ autodoc_preserve_defaults = True
 # Dead references are errors. Types of parameters are prose ("int or None"), so numpydoc makes no references of them.
 nitpicky = True
 numpydoc_xref_param_type = False
+# A name without dots in single backticks is a parameter, or a constant of the same module.
+nitpick_ignore_regex = [("py:obj", r"\w+")]
 python_maximum_signature_line_length = 88
 # The template of classes lists their members.
 numpydoc_show_class_members = False
@@ -69,6 +75,20 @@ def run_page(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = running.with_printed(source[0], printed)
 
 
+def resolve_exported(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+) -> nodes.reference | None:
+    """Resolve a name that a folder exports, or a method that a class inherits, to the place of its definition."""
+    name, module = node["reftarget"], node.get("py:module")
+    defined = pydoc.locate(name if name.startswith("mrhdata.") else f"{module}.{name}")
+    if not hasattr(defined, "__qualname__"):
+        return None
+    target = f"{defined.__module__}.{defined.__qualname__}"
+    domain = env.domains["py"]
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], target, node, content)
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the hook; Sphinx calls this function."""
+    """Connect the hooks; Sphinx calls this function."""
     app.connect("source-read", run_page)
+    app.connect("missing-reference", resolve_exported)
