@@ -72,7 +72,8 @@ def trial(seed, shape, width, truth_of, limit):
     held = {name: rows.auc_low[name] <= truth_of[name] <= rows.auc_high[name] for name in ("good", "poor")}
     pair = found.difference("good", "poor")
     held["difference"] = pair.low <= truth_of["good"] - truth_of["poor"] <= pair.high
-    held["nothing adds nothing"] = rows.adds_low["nothing"] <= 0 <= rows.adds_high["nothing"]
+    low, high = rows.loc["nothing", ["partial_correlation_low", "partial_correlation_high"]]
+    held["nothing adds nothing"] = low <= 0 <= high
     return held | {"blocks": found.blocks, "edge": found.block_voxels}
 
 

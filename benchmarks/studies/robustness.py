@@ -4,7 +4,7 @@
 
 MRH-Net with 67 channels: contribution of each image by noise (as published), by permutation, and of groups
 of images by retraining without them; Rician noise on all inputs, at test time alone and at training too;
-uncertainty and strangeness of an ensemble of five, on subjects as they are and corrupted. Two training
+uncertainty and OOD score of an ensemble of five, on subjects as they are and corrupted. Two training
 subjects, one for early stopping and calibration, and test subjects that chose nothing.
 """
 
@@ -169,17 +169,17 @@ def flags(ensemble, subject):
     ]
     for name, one, stride, where in cases:
         answers, truth = judged(ensemble, one, stride, where)
-        strange = answers[:, 2] > 1
+        flagged = answers[:, 2] > 1
         error = np.abs(answers[:, 0] - truth)
         rows.append(
             {
                 "case": name,
                 "voxels": len(truth),
-                "flagged": float(strange.mean()),
+                "flagged": float(flagged.mean()),
                 "error": float(error.mean()),
                 "uncertainty": float(answers[:, 1].mean()),
-                "error_flagged": float(error[strange].mean()) if strange.any() else None,
-                "error_not_flagged": float(error[~strange].mean()) if not strange.all() else None,
+                "error_flagged": float(error[flagged].mean()) if flagged.any() else None,
+                "error_not_flagged": float(error[~flagged].mean()) if not flagged.all() else None,
             }
         )
         print(rows[-1], flush=True)
@@ -382,7 +382,7 @@ def _flags(found):
         for r in found["flags"]
     ]
     head = ["inputs", "voxels", "flagged", "mean error", "uncertainty", "error where flagged", "error elsewhere"]
-    return ["## Unfamiliar inputs", "", *table(head, rows), ""]
+    return ["## Out-of-distribution inputs", "", *table(head, rows), ""]
 
 
 if __name__ == "__main__":

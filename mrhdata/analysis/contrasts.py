@@ -1,9 +1,9 @@
-"""How well MRI contrasts see what histology shows.
+"""Scores of MRI contrasts against histology.
 
-Histology below (or above) a threshold is positive. Each contrast by itself, and polynomial fits of
-several, are asked how well they rank positive voxels (AUC), predict the histology (R2, RMSE), share
-information with it, and what they add to the other contrasts. Fits, thresholds, cuts and the direction
-in which a contrast points come from training rows only.
+Histology below (or above) a threshold is positive. Single contrasts and polynomial fits of several are
+scored by how well they rank positive voxels (AUC) and predict the histology (R2, RMSE), by mutual
+information, and by their partial correlation given the other contrasts. Fits, thresholds, cuts and the
+sign of each contrast come from training rows only.
 """
 
 from __future__ import annotations
@@ -36,26 +36,17 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Floats = NDArray[np.float64]
-
 Bools = NDArray[np.bool_]
-
 
 __all__ = ["FITS", "Fit", "Sensitivity", "row_blocks", "sensitivity", "voxel_table"]
 
-
-#: A score and its resamplings; and none.
+#: A score and its bootstrap replicates.
 _Resampled = tuple[float, Floats]
+_UNDEFINED: _Resampled = (np.nan, np.empty(0))
 
-
-_NONE: _Resampled = (np.nan, np.empty(0))
-
-
-#: Percentiles of the histology at which AUC is shown.
+#: Percentiles of the histology that divide the classes in the threshold curves.
 _PERCENTILES = tuple(range(5, 100, 5))
-
-
-#: With fewer voxels of one class the AUC of a region is luck, and the interval too short: resampled, a handful of
-#: voxels looks as certain as many.
+#: With fewer voxels of one class the AUC of a region is noise, and its bootstrap interval is too narrow.
 FEWEST_OF_A_CLASS = 20
 
 
@@ -69,7 +60,7 @@ class Fit:
     degree : int
         1 linear, 2 with all squares and products, 3 with all cubes and so on.
     columns : sequence of str, optional
-        Contrasts that take part; all by default.
+        Contrasts to fit; all by default.
     """
 
     name: str
@@ -80,7 +71,7 @@ class Fit:
 FITS = (Fit("linear", 1), Fit("quadratic", 2))
 
 
-def sensitivity(  # noqa: PLR0913 (settings of one act)
+def sensitivity(  # noqa: PLR0913 (settings of one analysis)
     contrasts: pd.DataFrame | Mapping[str, Any],
     histology: Any,
     *,
@@ -96,41 +87,41 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     bootstrap: Bootstrap | None = None,
     max_voxels: int = MOST,
 ) -> Sensitivity:
-    """Score contrasts, and fits of them, against histology as ground truth.
+    """Score contrasts and their polynomial fits against histology as ground truth.
 
     Parameters
     ----------
     contrasts : mapping of str to volume, or table
         Volumes on one grid; or a ``DataFrame`` with a row per voxel and a column per contrast.
-    histology : volume, or (n,) array-like beside a table
-        The ground truth.
+    histology : volume, or (n,) array-like if `contrasts` is a table
+        Ground truth.
     threshold : float or str
-        Of the histology: a number, ``"otsu"``, or a percentile such as ``"20%"``, of the training rows;
-        stated with the result.
+        Threshold of the histology: a number, ``"otsu"``, or a percentile such as ``"20%"``. The last two are
+        computed from the training rows; the result reports the value.
     positive_side : {"below", "above"}
-        Which side is positive: autofluorescence is low in myelin, MBP is high.
+        Positive side of the threshold: autofluorescence is low in myelin, MBP is high.
     fits : sequence of Fit
         Polynomials of the contrasts; linear and quadratic by default.
     predictions : mapping, optional
-        Volumes (or columns) already in the histology's units, such as virtual histology: scored as
-        they are, not fitted.
+        Volumes (or columns) in the histology's units, such as virtual histology. They are scored without a fit.
     train_mask : mask volume or (n,) bool array-like, optional
-        Where fits are made and directions chosen; scores come from the other voxels. Without it both
-        use all voxels: in-sample figures.
+        Voxels for fits, thresholds and cuts; the other voxels are scored. By default both use all voxels, so
+        scores of fits are in-sample.
     mask : mask volume, optional
-        Voxels to use, for volumes.
-    regions : label volume, or (n,) array-like beside a table, optional
-        AUC is given in each region too, but in 0 and where a class has fewer than 20 voxels.
+        Voxels to use, if `contrasts` are volumes.
+    regions : label volume, or (n,) array-like if `contrasts` is a table, optional
+        Labels of regions that get an AUC of their own. Label 0 and regions with fewer than 20 voxels of one
+        class get none.
     blocks : int or (n,) int array-like, optional
-        The edge of the cubic blocks in voxels. By default three times the distance over which the
-        histology's voxels are alike, as measured, but at least 27 blocks. For a table, the block of each
-        row; a column ``block`` serves too, and without it the columns ``z``, ``y``, ``x``.
+        Edge of the cubic blocks in voxels. The default is three times the measured correlation length of the
+        histology, or shorter until there are 27 blocks. For a table, the block of each row; by default the
+        column ``block`` or, without it, cubes from the columns ``z``, ``y``, ``x``.
     specificity : float
-        At which sensitivity is given.
+        Specificity at which the sensitivity is reported.
     bootstrap : Bootstrap, optional
-        1000 resamplings of blocks and 95 % intervals by default.
+        Settings of the block bootstrap; 1000 replicates and 95 % intervals by default.
     max_voxels : int
-        Where more voxels are inside, a lattice of about so many is scored.
+        Maximum number of scored voxels. Larger masks are sampled on a regular lattice.
 
     Returns
     -------
@@ -139,14 +130,14 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     Raises
     ------
     GridError
-        Shapes or grids differ, or a table has no blocks.
+        If shapes or grids differ, or a table has no blocks.
     DataError
-        Values are not finite, the mask is empty, or the threshold leaves one class only.
+        If values are not finite, the mask is empty, or the threshold leaves one class only.
 
     Notes
     -----
-    RMSE and R2 of a single contrast are those of its straight line, fitted on the training rows. With
-    in-sample fits RMSE divides by the residual degrees of freedom n - p, elsewhere by n.
+    RMSE and R2 of a single contrast are those of a linear fit on the training rows. The RMSE of in-sample fits
+    divides by the residual degrees of freedom n - p, otherwise by n.
 
     Examples
     --------
@@ -158,9 +149,9 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
     ['quadratic', 'linear', 'mtr', 't2']
     """
     if positive_side not in ("below", "above"):
-        raise DataError(f"positive is 'below' or 'above', not {positive_side!r}")
+        raise DataError(f"positive_side must be 'below' or 'above'; got {positive_side!r}")
     if not 0 < specificity < 1:
-        raise DataError(f"specificity lies between 0 and 1, not at {specificity}")
+        raise DataError(f"specificity must lie between 0 and 1; got {specificity}")
     bootstrap = bootstrap or Bootstrap()
     if isinstance(contrasts, pd.DataFrame):
         rows = rows_of_table(contrasts, histology, predictions, train_mask, regions, blocks)
@@ -168,31 +159,33 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         rows = rows_of_volumes(contrasts, histology, predictions, train_mask, mask, regions, blocks, max_voxels)
     rows.check()
     candidates = _candidates(rows, fits)
-    limit = _limit(threshold, rows.truth[rows.fitting])
-    sides = _Sides(limit, positive_side)
+    cutoff = _resolve_threshold(threshold, rows.truth[rows.fitting])
+    sides = _Sides(cutoff, positive_side)
     test = rows.tested()
     draws = draw_blocks(int(test.block.max()) + 1, bootstrap, rows.widening)
     table: list[dict[str, Any]] = []
-    held: dict[str, dict[str, Floats]] = {}
-    for one in candidates:
-        values = one.values[rows.testing]
-        cut = _cut(rows, one.values, sides)
-        found = _scores(test, values, sides, draws, specificity, one.parameters if rows.in_sample else 0)
-        found |= _at_cut(test, values, cut, sides, draws)
-        held[one.name] = {score: resampled for score, (_, resampled) in found.items()}
-        shown = _row(found, bootstrap.level)
-        seen = rows.in_sample and one.model != "prediction"
-        table.append({"contrast": one.name, "model": one.model, "in_sample": seen, **shown, "cut": cut})
-    _add_partial(table, held, candidates, rows.testing, test, draws, bootstrap.level)
+    replicates: dict[str, dict[str, Floats]] = {}
+    for candidate in candidates:
+        values = candidate.values[rows.testing]
+        cut = _best_cut(rows, candidate.values, sides)
+        scores = _scores(test, values, sides, draws, specificity, candidate.parameters if rows.in_sample else 0)
+        scores |= _scores_at_cut(test, values, cut, sides, draws)
+        replicates[candidate.name] = {score: resampled for score, (_, resampled) in scores.items()}
+        columns = _with_intervals(scores, bootstrap.level)
+        in_sample = rows.in_sample and candidate.model != "prediction"
+        table.append(
+            {"contrast": candidate.name, "model": candidate.model, "in_sample": in_sample, **columns, "cut": cut}
+        )
+    _add_partial_correlations(table, replicates, candidates, rows.testing, test, draws, bootstrap.level)
     ordered = pd.DataFrame(table).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
-    tested = {one.name: sides.sign * one.values[rows.testing] for one in candidates}
-    is_positive = sides.of(test.truth)
+    ranked = {candidate.name: sides.sign * candidate.values[rows.testing] for candidate in candidates}
+    is_positive = sides.are_positive(test.truth)
     return Sensitivity(
         ordered,
-        {name: roc.roc(is_positive, values)[:2] for name, values in tested.items()},
-        _over_thresholds(rows, tested, positive_side),
-        _by_region(test, tested, is_positive, bootstrap),
-        limit,
+        {name: roc.roc(is_positive, values)[:2] for name, values in ranked.items()},
+        _auc_by_threshold(rows, ranked, positive_side),
+        _auc_by_region(test, ranked, is_positive, bootstrap),
+        cutoff,
         positive_side,
         specificity,
         bootstrap.level,
@@ -201,13 +194,13 @@ def sensitivity(  # noqa: PLR0913 (settings of one act)
         draws.shape[1],
         rows.edge,
         rows.in_sample,
-        _replicates=held,
+        _replicates=replicates,
     )
 
 
 @dataclass(frozen=True)
 class _Sides:
-    """What is called positive."""
+    """Threshold of the histology and the side of it that is positive."""
 
     threshold: float
     positive: str
@@ -216,12 +209,12 @@ class _Sides:
     def sign(self) -> float:
         return -1.0 if self.positive == "below" else 1.0
 
-    def of(self, truth: Floats) -> Bools:
+    def are_positive(self, truth: Floats) -> Bools:
         return np.asarray(truth < self.threshold if self.positive == "below" else truth > self.threshold)
 
 
-def _limit(threshold: float | str, truth: Floats) -> float:
-    """The threshold in the histology's units."""
+def _resolve_threshold(threshold: float | str, truth: Floats) -> float:
+    """Return the threshold in the histology's units."""
     if not isinstance(threshold, str):
         return float(threshold)
     if threshold == "otsu":
@@ -234,126 +227,130 @@ def _limit(threshold: float | str, truth: Floats) -> float:
     try:
         return float(np.percentile(truth, float(threshold.removesuffix("%")))) if "%" in threshold else float(threshold)
     except ValueError as error:
-        raise DataError(f"threshold is a number, 'otsu' or a percentile such as '20%', not {threshold!r}") from error
+        raise DataError(
+            f"threshold must be a number, 'otsu' or a percentile such as '20%'; got {threshold!r}"
+        ) from error
 
 
 def _scores(
     test: Rows, values: Floats, sides: _Sides, draws: Floats, specificity: float, parameters: int
 ) -> dict[str, _Resampled]:
-    """Every score of one candidate."""
-    truth, score, is_positive = test.truth, sides.sign * values, sides.of(test.truth)
+    """Compute every score of one candidate but those at its cut."""
+    truth, score, is_positive = test.truth, sides.sign * values, sides.are_positive(test.truth)
     curve = roc_replicates(is_positive, score, test.block, draws, specificity)
     r2, rmse = error_replicates(truth, values, test.block, draws)
     mutual = information.mutual_information(truth, values)
-    shared = information.information_replicates(truth, values, test.block, draws)
+    mutual_replicates = information.information_replicates(truth, values, test.block, draws)
     return {
         "auc": (roc.auc(is_positive, score), curve.auc),
         "sensitivity": (roc.sensitivity_at(is_positive, score, specificity), curve.sensitivity),
         "partial_auc": (roc.partial_auc(is_positive, score, specificity), curve.partial_auc),
         "r2": (image.r2(truth, values), r2),
         "rmse": (image.rmse(truth, values, parameters=parameters), rmse),
-        # Uneven weights leave fewer values, and of fewer information looks larger: only its spread is taken.
-        "information": (mutual, shared - np.median(shared) + mutual),
+        # Mutual information is biased upwards in small samples, and resampling leaves fewer distinct values: the
+        # replicates contribute their spread only.
+        "information": (mutual, mutual_replicates - np.median(mutual_replicates) + mutual),
     }
 
 
-def _row(found: Mapping[str, _Resampled], level: float) -> dict[str, float]:
-    row: dict[str, float] = {}
-    for score, (estimate, resampled) in found.items():
-        known = interval(estimate, resampled, level) if np.isfinite(estimate) else None
-        low, high = (known.low, known.high) if known else (np.nan, np.nan)
-        row |= {score: estimate, f"{score}_low": low, f"{score}_high": high}
-    return row
+def _with_intervals(scores: Mapping[str, _Resampled], level: float) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    for score, (estimate, resampled) in scores.items():
+        limits = interval(estimate, resampled, level) if np.isfinite(estimate) else None
+        low, high = (limits.low, limits.high) if limits else (np.nan, np.nan)
+        columns |= {score: estimate, f"{score}_low": low, f"{score}_high": high}
+    return columns
 
 
-def _cut(rows: Rows, values: Floats, sides: _Sides) -> float:
-    """The best cut of the training rows; NaN where they hold no value, or one class."""
+def _best_cut(rows: Rows, values: Floats, sides: _Sides) -> float:
+    """Return the best cut of the training rows; NaN if they have no finite value, or one class only."""
     known = rows.fitting & np.isfinite(values)
-    is_positive = sides.of(rows.truth[known])
+    is_positive = sides.are_positive(rows.truth[known])
     if not known.any() or is_positive.all() or not is_positive.any():
         return np.nan
     return sides.sign * roc.best_threshold(is_positive, sides.sign * values[known])
 
 
-def _at_cut(test: Rows, values: Floats, cut: float, sides: _Sides, draws: Floats) -> dict[str, _Resampled]:
-    """What a cut does where it is scored."""
-    called = np.where(np.isnan(cut), np.nan, sides.sign * values >= sides.sign * cut)
-    is_positive = sides.of(test.truth)
+def _scores_at_cut(test: Rows, values: Floats, cut: float, sides: _Sides, draws: Floats) -> dict[str, _Resampled]:
+    """Return sensitivity and specificity of a cut on the scored rows."""
+    classified = np.where(np.isnan(cut), np.nan, sides.sign * values >= sides.sign * cut)
+    is_positive = sides.are_positive(test.truth)
     return {
-        "cut_sensitivity": _share(test, called, is_positive, draws),
-        "cut_specificity": _share(test, 1 - called, ~is_positive, draws),
+        "cut_sensitivity": _hit_rate(test, classified, is_positive, draws),
+        "cut_specificity": _hit_rate(test, 1 - classified, ~is_positive, draws),
     }
 
 
-def _share(test: Rows, hits: Floats, among: Bools, draws: Floats) -> _Resampled:
+def _hit_rate(test: Rows, hits: Floats, among: Bools, draws: Floats) -> _Resampled:
     return float(hits[among].mean()), share_replicates(hits, among, test.block, draws)
 
 
-def _add_partial(
+def _add_partial_correlations(
     table: list[dict[str, Any]],
-    held: dict[str, dict[str, Floats]],
+    replicates: dict[str, dict[str, Floats]],
     candidates: Sequence[_Candidate],
     testing: Bools,
     test: Rows,
     draws: Floats,
     level: float,
 ) -> None:
-    """What single contrasts add to each other, and predictions to all of them."""
+    """Add the partial correlations: of a single contrast given the others, of a prediction given all contrasts."""
     singles = test.features.to_numpy()
-    among = information.partial_correlation(test.truth, singles)
+    among_singles = information.partial_correlation(test.truth, singles)
     resampled = information.partial_replicates(test.truth, singles, test.block, draws)
-    for row, one in zip(table, candidates, strict=True):
-        if one.model == "single":
-            place = list(test.features.columns).index(one.name)
-            estimate, samples = float(among[place]), resampled[:, place]
-        elif one.model == "prediction":
-            joined = np.column_stack([singles, one.values[testing]])
+    for row, candidate in zip(table, candidates, strict=True):
+        if candidate.model == "single":
+            column = list(test.features.columns).index(candidate.name)
+            estimate, samples = float(among_singles[column]), resampled[:, column]
+        elif candidate.model == "prediction":
+            joined = np.column_stack([singles, candidate.values[testing]])
             estimate = float(information.partial_correlation(test.truth, joined)[-1])
             samples = information.partial_replicates(test.truth, joined, test.block, draws)[:, -1]
         else:
-            row |= _row({"adds": _NONE}, level)
+            row |= _with_intervals({"partial_correlation": _UNDEFINED}, level)
             continue
-        row |= _row({"adds": (estimate, samples)}, level)
-        held[one.name]["adds"] = samples
+        row |= _with_intervals({"partial_correlation": (estimate, samples)}, level)
+        replicates[candidate.name]["partial_correlation"] = samples
 
 
-def _over_thresholds(rows: Rows, tested: Mapping[str, Floats], positive: str) -> pd.DataFrame:
-    """AUC where other parts of the histology are called positive."""
-    truth, found = rows.truth[rows.testing], []
-    ranks = {name: rankdata(values) for name, values in tested.items()}
+def _auc_by_threshold(rows: Rows, ranked: Mapping[str, Floats], positive: str) -> pd.DataFrame:
+    """Return the AUC for thresholds at other percentiles of the histology."""
+    truth = rows.truth[rows.testing]
+    curve = []
+    ranks = {name: rankdata(values) for name, values in ranked.items()}
     for percentile in _PERCENTILES:
         sides = _Sides(float(np.percentile(rows.truth[rows.fitting], percentile)), positive)
-        is_positive = sides.of(truth)
+        is_positive = sides.are_positive(truth)
         if is_positive.all() or not is_positive.any():
             continue
-        for name, ranked in ranks.items():
-            auc = roc.auc_of_ranks(is_positive, ranked)
-            found.append({"contrast": name, "percentile": percentile, "threshold": sides.threshold, "auc": auc})
-    return pd.DataFrame(found, columns=["contrast", "percentile", "threshold", "auc"])
+        for name, rank in ranks.items():
+            auc = roc.auc_of_ranks(is_positive, rank)
+            curve.append({"contrast": name, "percentile": percentile, "threshold": sides.threshold, "auc": auc})
+    return pd.DataFrame(curve, columns=["contrast", "percentile", "threshold", "auc"])
 
 
-def _by_region(test: Rows, tested: Mapping[str, Floats], is_positive: Bools, bootstrap: Bootstrap) -> pd.DataFrame:
-    found = []
+def _auc_by_region(test: Rows, ranked: Mapping[str, Floats], is_positive: Bools, bootstrap: Bootstrap) -> pd.DataFrame:
+    table = []
     for region in np.unique(test.region[test.region != 0]) if test.region is not None else []:
-        here = test.region == region
-        block = np.unique(test.block[here], return_inverse=True)[1]
-        counts = {"rows": int(here.sum()), "positives": int(is_positive[here].sum())}
+        inside = test.region == region
+        block = np.unique(test.block[inside], return_inverse=True)[1]
+        counts = {"rows": int(inside.sum()), "positives": int(is_positive[inside].sum())}
         fewest = min(counts["positives"], counts["rows"] - counts["positives"])
         enough = fewest >= FEWEST_OF_A_CLASS and block.max() > 0
         draws = draw_blocks(int(block.max()) + 1, bootstrap, test.widening) if enough else None
-        for name, values in tested.items():
+        for name, values in ranked.items():
             row = {"region": int(region), "contrast": name} | counts
-            auc = _NONE
+            auc = _UNDEFINED
             if draws is not None:
-                samples = roc_replicates(is_positive[here], values[here], block, draws).auc
-                auc = roc.auc(is_positive[here], values[here]), samples
-            found.append(row | _row({"auc": auc}, bootstrap.level))
-    return pd.DataFrame(found, columns=["region", "contrast", "rows", "positives", "auc", "auc_low", "auc_high"])
+                samples = roc_replicates(is_positive[inside], values[inside], block, draws).auc
+                auc = roc.auc(is_positive[inside], values[inside]), samples
+            table.append(row | _with_intervals({"auc": auc}, bootstrap.level))
+    return pd.DataFrame(table, columns=["region", "contrast", "rows", "positives", "auc", "auc_low", "auc_high"])
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Predicted histology of all rows, and how many parameters were fitted for it."""
+    """Predicted histology of all rows, and the number of fitted parameters."""
 
     name: str
     model: str
@@ -362,13 +359,13 @@ class _Candidate:
 
 
 def _candidates(rows: Rows, fits: Sequence[Fit]) -> list[_Candidate]:
-    found = [_Candidate(name, "prediction", values, 0) for name, values in rows.guesses.items()]
-    wanted = [(Fit(str(column), 1, [str(column)]), "single") for column in rows.features]
-    for fit, model in [*wanted, *((f, f.name) for f in fits)]:
-        chosen = rows.features if fit.columns is None else rows.features[list(fit.columns)]
-        values, parameters = polynomial(chosen.to_numpy(), rows.truth, fit.degree, rows.fitting)
-        found.append(_Candidate(fit.name, model, values, parameters))
-    names = [c.name for c in found]
+    candidates = [_Candidate(name, "prediction", values, 0) for name, values in rows.guesses.items()]
+    single_fits = [(Fit(str(column), 1, [str(column)]), "single") for column in rows.features]
+    for fit, model in [*single_fits, *((f, f.name) for f in fits)]:
+        features = rows.features if fit.columns is None else rows.features[list(fit.columns)]
+        values, parameters = polynomial(features.to_numpy(), rows.truth, fit.degree, rows.fitting)
+        candidates.append(_Candidate(fit.name, model, values, parameters))
+    names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
-        raise DataError(f"two contrasts, fits or predictions share a name: {sorted(names)}; rename one")
-    return found
+        raise DataError(f"two contrasts, fits or predictions share a name: {sorted(names)}. Rename one")
+    return candidates

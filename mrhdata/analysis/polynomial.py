@@ -1,4 +1,4 @@
-"""Polynomials by least squares."""
+"""Polynomial fits by least squares."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ Floats = NDArray[np.float64]
 
 
 def polynomial(x: ArrayLike, truth: ArrayLike, degree: int, fitting: NDArray[np.bool_]) -> tuple[Floats, int]:
-    """Values for all rows of a polynomial that was fitted to some, and how many parameters it has.
+    """Fit a polynomial to some rows; return its values for all rows and its number of parameters.
 
     Parameters
     ----------
     x : (n, p) array-like
+        Columns to fit.
     truth : (n,) array-like
+        Values to predict.
     degree : int
         1 linear, 2 with all squares and products, and so on.
     fitting : (n,) bool array
-        The rows that are fitted to.
+        Rows to fit on.
 
     Examples
     --------
@@ -31,20 +33,20 @@ def polynomial(x: ArrayLike, truth: ArrayLike, degree: int, fitting: NDArray[np.
     >>> values.round(6).tolist(), parameters
     ([0.0, 1.0, 4.0, 9.0, 16.0, 25.0], 3)
     """
-    columns, t = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    # Scaled to the fitting rows: powers of raw scanner counts would lose all precision.
+    columns, target = np.asarray(x, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    # Columns are standardised, because powers of raw scanner counts would lose all precision.
     centre, scale = columns[fitting].mean(axis=0), columns[fitting].std(axis=0)
     terms = _terms((columns - centre) / np.where(scale > 0, scale, 1.0), degree)
     if fitting.sum() <= terms.shape[1]:
-        raise DataError(f"{fitting.sum()} training rows cannot fit {terms.shape[1]} parameters; use more rows")
-    coefficients = np.linalg.lstsq(terms[fitting], t[fitting], rcond=None)[0]
+        raise DataError(f"{fitting.sum()} training rows cannot fit {terms.shape[1]} parameters. Use more rows")
+    coefficients = np.linalg.lstsq(terms[fitting], target[fitting], rcond=None)[0]
     return terms @ coefficients, terms.shape[1]
 
 
 def _terms(x: Floats, degree: int) -> Floats:
-    """All products of up to `degree` columns, the constant first."""
+    """Return all products of up to `degree` columns, the constant first."""
     columns = [np.ones(len(x))]
     for d in range(1, degree + 1):
-        for chosen in itertools.combinations_with_replacement(range(x.shape[1]), d):
-            columns.append(np.prod(x[:, chosen], axis=1))
+        for factors in itertools.combinations_with_replacement(range(x.shape[1]), d):
+            columns.append(np.prod(x[:, factors], axis=1))
     return np.stack(columns, axis=1)

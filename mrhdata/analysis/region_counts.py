@@ -1,4 +1,4 @@
-"""Cells counted in the regions of a label volume: how many there are, and how many in a mm^3."""
+"""Cell counts and densities in the regions of a label volume."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 #: Voxels of the label volume that are read at once.
-_READ = 16_000_000
-#: What lies in no region.
+_READ_VOXELS = 16_000_000
+#: Label of points in no region.
 _OUTSIDE = 0
 
 
 @dataclass(frozen=True)
 class Region:
-    """What an ontology says of a label: its name, and the label that it is a part of."""
+    """Name of a label, and the label of the region that contains it."""
 
     name: str
     parent: int | None = None
@@ -45,13 +45,18 @@ def read_ontology(path: str | os.PathLike[str]) -> dict[int, Region]:
     Parameters
     ----------
     path : path
-        JSON: the structure graph of the Allen Institute (``id``, ``name``, ``parent_structure_id``, ``children``
-        within each other, or as a list), or names alone, ``{"1": "left", "2": "right"}``.
+        JSON file: the structure graph of the Allen Institute (``id``, ``name``, ``parent_structure_id``,
+        ``children``; nested, or as a list), BrainGlobe's ``structures.json``, or only names,
+        ``{"1": "left", "2": "right"}``.
+
+    Returns
+    -------
+    ontology : dict of int to Region
 
     Raises
     ------
     FormatError
-        The file is missing, damaged, or no ontology.
+        If the file is missing, damaged, or not an ontology.
 
     Examples
     --------
@@ -63,28 +68,30 @@ def read_ontology(path: str | os.PathLike[str]) -> dict[int, Region]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FormatError(f"{path} does not exist; check the path")
+        raise FormatError(f"{path} does not exist. Check the path")
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        held = held["msg"] if isinstance(held, dict) and "msg" in held else held
-        if isinstance(held, dict) and "id" not in held:
-            return {int(label): Region(str(name)) for label, name in held.items()}
-        return dict(_flattened(held if isinstance(held, list) else [held]))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content["msg"] if isinstance(content, dict) and "msg" in content else content
+        if isinstance(content, dict) and "id" not in content:
+            return {int(label): Region(str(name)) for label, name in content.items()}
+        return dict(_flatten(content if isinstance(content, list) else [content]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(
-            f"{path} is no ontology ({type(error).__name__}: {error}); give Allen's structure graph as JSON, or "
+            f"{path} is not an ontology ({type(error).__name__}: {error}). Pass Allen's structure graph as JSON, or "
             '{"label": "name"}'
         ) from error
 
 
-def _flattened(entries: list[Any]) -> Iterator[tuple[int, Region]]:
-    """Structures in the order in which they stand, each before what is within it."""
-    waiting: list[tuple[Any, Any]] = [(entry, None) for entry in reversed(entries)]
-    while waiting:
-        entry, above = waiting.pop()
-        label, parent = int(entry["id"]), entry.get("parent_structure_id", above)
+def _flatten(entries: list[Any]) -> Iterator[tuple[int, Region]]:
+    """Yield structures in the order of the file, each before its children."""
+    stack: list[tuple[Any, Any]] = [(entry, None) for entry in reversed(entries)]
+    while stack:
+        entry, outer = stack.pop()
+        label, path = int(entry["id"]), entry.get("structure_id_path", [])
+        # BrainGlobe's structures.json states parents only in the path from the root.
+        parent = entry.get("parent_structure_id", path[-2] if len(path) > 1 else outer)
         yield label, Region(str(entry["name"]), None if parent is None else int(parent))
-        waiting += [(child, label) for child in reversed(entry.get("children", []))]
+        stack += [(child, label) for child in reversed(entry.get("children", []))]
 
 
 def count(
@@ -98,37 +105,38 @@ def count(
     Parameters
     ----------
     cells : DataFrame
-        Table of cells with ``X, Y, Z`` (see :mod:`mrhdata.io.cell_tables`). Where it has a column ``type``, only rows
-        of type 2 are cells.
+        Table of cells with ``X, Y, Z`` in mm (see :mod:`mrhdata.io.cell_tables`). If it has a column ``type``, only
+        rows of type 2 count.
     regions : volume
-        Labels, of any grid and size: read tile by tile. 0 is no region. Left and right are apart where they have
-        labels of their own.
+        Label volume of any grid and size; it is read in parts. Label 0 belongs to no region. Left and right are
+        counted separately if their labels differ.
     names : mapping of int to str or Region, optional
-        What labels are called, and what they are parts of: counts and volumes of a region are then those of all
-        that is within it. From :func:`read_ontology`.
+        Names and parents of labels, as from :func:`read_ontology`. The count and the volume of a region include
+        those of all regions within it.
     transform : Transform, optional
-        From the world of the cells to that of `regions`: the way in which points go. What
-        ``mrhdata.register(brain, atlas)`` returns leads the other way, from the atlas to the brain; give its
+        Transform of points from the space of the cells to the space of `regions`.
+        ``mrhdata.register(brain, atlas)`` returns the opposite direction, from the atlas to the brain: pass its
         ``inverse()``, or register the atlas to the brain.
 
     Returns
     -------
     table : DataFrame
-        A row per region that has voxels: ``region``, ``count``, ``volume_mm3``, ``density_per_mm3``. With `names`
-        also ``name``, ``parent`` (0 for none) and ``own_count`` (of the label itself), in the order of the names.
-        The first row, region 0, holds the cells in no region, also beyond the volume; it has no volume.
+        One row per region with voxels: ``region``, ``count``, ``volume_mm3``, ``density_per_mm3``. With `names`
+        also ``name``, ``parent`` (0 without one) and ``own_count`` (without the regions within it), in the order
+        of the names. The first row, region 0, counts the cells outside all regions or outside the volume; its
+        volume is NaN.
 
     Raises
     ------
     DataError
-        Cells have no world points, regions are no labels, or parents go in a circle.
+        If cells have no world points, values of `regions` are not labels, or parents form a circle.
     GridError
-        The volume has times or channels, or the transform leads to another space.
+        If the volume has times or channels, or the transform leads to another space.
 
     Notes
     -----
-    A cell belongs to the voxel whose centre is nearest. Volumes are those of the label volume: densities through
-    a transform are per mm^3 of the atlas, not of the brain.
+    A cell belongs to the voxel with the nearest centre. Volumes are measured in the label volume, so with a
+    transform densities are per mm^3 of the atlas, not of the brain.
 
     Examples
     --------
@@ -144,35 +152,36 @@ def count(
     3     both      3       0.375              8.0
     """
     if not set(WORLD) <= set(cells.columns):
-        raise DataError("the cells have no X, Y, Z in mm; read them with like=, the volume that they were found in")
+        raise DataError("cells must have X, Y, Z in mm. Read them with like=, the volume of the detection")
     real = cells[cells["type"] == CELL] if "type" in cells else cells
-    labels = _labels(regions)
-    where = _where(real[WORLD].to_numpy(dtype=np.float64), regions, transform)
+    labels = _spatial(regions)
+    index = _voxel_index(real[WORLD].to_numpy(dtype=np.float64), regions, transform)
     voxels: Counter[Any] = Counter()
-    found = np.full(len(real), _OUTSIDE, dtype=np.int64)
+    label_of_cell = np.full(len(real), _OUTSIDE, dtype=np.int64)
     for box in _boxes(labels):
         part = _read(labels, box)
         voxels.update(pd.Series(part.ravel()).value_counts().to_dict())
-        _look_up(found, where, part, box)
+        _look_up(label_of_cell, index, part, box)
     voxel_mm3 = float(abs(np.linalg.det(regions.mrh.grid.affine[:3, :3])))
-    tallies = {"count": Counter(found.tolist()), "voxels": voxels}
+    tallies = {"count": Counter(label_of_cell.tolist()), "voxels": voxels}
     own = pd.DataFrame({name: pd.Series(tally, dtype=np.int64) for name, tally in tallies.items()})
     return _table(own.fillna(0).astype(np.int64), voxel_mm3, names)
 
 
 def regions_at(points_mm: ArrayLike, regions: xr.DataArray, transform: Transform | None = None) -> Ints:
-    """Region of each point; 0 for what lies in none or beyond the volume.
+    """Return the region of each point.
 
     Parameters
     ----------
     points_mm : (n, 3) array-like
-        World X, Y, Z.
+        World X, Y, Z in mm.
     regions, transform
-        As for :func:`count`. Only tiles with points in them are read.
+        As for :func:`count`. Only parts of the volume with points in them are read.
 
     Returns
     -------
     labels : (n,) int array
+        Label of each point; 0 outside all regions and outside the volume.
 
     Examples
     --------
@@ -181,93 +190,98 @@ def regions_at(points_mm: ArrayLike, regions: xr.DataArray, transform: Transform
     >>> regions_at([[0.4, 0, 0], [0.6, 0, 0], [1.6, 0, 0]], labels).tolist()
     [7, 8, 0]
     """
-    labels = _labels(regions)
-    where = _where(np.asarray(points_mm, dtype=np.float64).reshape(-1, 3), regions, transform)
-    found = np.full(len(where), _OUTSIDE, dtype=np.int64)
+    labels = _spatial(regions)
+    index = _voxel_index(np.asarray(points_mm, dtype=np.float64).reshape(-1, 3), regions, transform)
+    label_of_point = np.full(len(index), _OUTSIDE, dtype=np.int64)
     for box in _boxes(labels):
-        if _inside(where, box).any():
-            _look_up(found, where, _read(labels, box), box)
-    return found
+        if _inside(index, box).any():
+            _look_up(label_of_point, index, _read(labels, box), box)
+    return label_of_point
 
 
-def _where(points: NDArray[np.float64], regions: xr.DataArray, transform: Transform | None) -> NDArray[np.float64]:
-    """Nearest voxel z, y, x of each point; halves go up. Floats, since points may lie far away."""
+def _voxel_index(
+    points: NDArray[np.float64], regions: xr.DataArray, transform: Transform | None
+) -> NDArray[np.float64]:
+    """Return the nearest voxel z, y, x of each point as floats, because integers could overflow far away.
+
+    Halves are rounded up.
+    """
     if transform is not None:
         if transform.target not in (None, regions.mrh.space):
             raise GridError(
-                f"the transform leads to {transform.target!r} and the regions lie in {regions.mrh.space!r}; "
-                "use transform.inverse()?"
+                f"the transform must lead to the space of the regions, {regions.mrh.space!r}; got "
+                f"{transform.target!r}. Try transform.inverse()"
             )
         points = transform.points(points)
     if not np.isfinite(points).all():
-        bad = int((~np.isfinite(points)).any(axis=1).sum())
-        raise DataError(f"{bad} of {len(points)} cells have no finite place; leave them out")
+        count = int((~np.isfinite(points)).any(axis=1).sum())
+        raise DataError(f"points must be finite; {count} of {len(points)} cells are not. Leave them out")
     return np.floor(regions.mrh.grid.index(points) + 0.5)
 
 
-def _labels(regions: xr.DataArray) -> xr.DataArray:
-    """As z, y, x alone."""
+def _spatial(regions: xr.DataArray) -> xr.DataArray:
+    """Return the volume with the dims z, y, x only."""
     others = [d for d in regions.dims if d not in SPATIAL]
     for d in others:
         if regions.sizes[d] != 1:
-            raise GridError(f"the regions have {regions.sizes[d]} along {d!r}; select one first")
+            raise GridError(f"regions must have length 1 along {d!r}; got {regions.sizes[d]}. Select one first")
     single = regions.isel(dict.fromkeys(others, 0), drop=True)
     return single.expand_dims([d for d in SPATIAL if d not in single.dims]).transpose(*SPATIAL)
 
 
 def _boxes(labels: xr.DataArray) -> Iterator[Box]:
-    """Parts of whole chunks, within what is read at once."""
+    """Divide the volume into boxes of whole chunks that are read at once."""
     chunks = labels.data.chunksize if labels.chunks is not None else (1, 1, 1)
-    return Box((0,) * labels.ndim, labels.shape).pieces(chunks, _READ)
+    return Box((0,) * labels.ndim, labels.shape).pieces(chunks, _READ_VOXELS)
 
 
 def _read(labels: xr.DataArray, box: Box) -> NDArray[Any]:
     part = np.asarray(labels[box.slices].data)
     if part.dtype.kind == "f":
-        odd = part[part != np.rint(part)]
-        if odd.size:
-            raise DataError(f"the regions hold {odd[0]:g}, which is no label; give a label volume")
+        fractions = part[part != np.rint(part)]
+        if fractions.size:
+            raise DataError(f"labels of regions must be integers; got {fractions[0]:g}. Pass a label volume")
     return part.astype(np.int64, copy=False)
 
 
-def _inside(where: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
-    return np.asarray(((where >= box.start) & (where < box.stop)).all(axis=1))
+def _inside(index: NDArray[np.float64], box: Box) -> NDArray[np.bool_]:
+    return np.asarray(((index >= box.start) & (index < box.stop)).all(axis=1))
 
 
-def _look_up(found: Ints, where: NDArray[np.float64], part: NDArray[Any], box: Box) -> None:
-    """Write the labels of the points within a box."""
-    here = _inside(where, box)
-    z, y, x = (where[here] - box.start).astype(np.int64).T
-    found[here] = part[z, y, x]
+def _look_up(label_of_point: Ints, index: NDArray[np.float64], part: NDArray[Any], box: Box) -> None:
+    """Write the labels of the points within a box into `label_of_point`."""
+    inside = _inside(index, box)
+    z, y, x = (index[inside] - box.start).astype(np.int64).T
+    label_of_point[inside] = part[z, y, x]
 
 
 def _table(own: pd.DataFrame, voxel_mm3: float, names: Mapping[int, str | Region] | None) -> pd.DataFrame:
-    """Rows of regions from counts and voxels of labels."""
+    """Build the rows of regions from the counts and voxels of each label."""
     known = {int(k): v if isinstance(v, Region) else Region(str(v)) for k, v in (names or {}).items()}
     outside = int(own["count"].get(_OUTSIDE, 0))
     own = own.drop(index=_OUTSIDE, errors="ignore")
-    lines = [(above, label) for label in own.index for above in _upward(label, known)]
-    sums = own.loc[[label for _, label in lines]].groupby([above for above, _ in lines]).sum()
+    lines = [(ancestor, label) for label in own.index for ancestor in _ancestors(label, known)]
+    sums = own.loc[[label for _, label in lines]].groupby([ancestor for ancestor, _ in lines]).sum()
     order = [k for k in known if k in sums.index] + [k for k in sums.index if k not in known]
     sums = sums.loc[order]
     volume = np.r_[np.nan, sums["voxels"] * voxel_mm3]
     counts = np.r_[outside, sums["count"]].astype(np.int64)
     table = pd.DataFrame({"region": np.array([_OUTSIDE, *order], dtype=np.int64)})
     if names is not None:
-        nameless = {k: Region(str(k)) for k in order} | known | {_OUTSIDE: Region("outside")}
-        table["name"] = [nameless[k].name for k in table["region"]]
-        table["parent"] = [nameless[k].parent or 0 for k in table["region"]]
+        entries = {k: Region(str(k)) for k in order} | known | {_OUTSIDE: Region("outside")}
+        table["name"] = [entries[k].name for k in table["region"]]
+        table["parent"] = [entries[k].parent or 0 for k in table["region"]]
         table["own_count"] = np.r_[outside, own["count"].reindex(order, fill_value=0)].astype(np.int64)
     return table.assign(count=counts, volume_mm3=volume, density_per_mm3=counts / volume)
 
 
-def _upward(label: int, names: Mapping[int, Region]) -> Iterator[int]:
-    """A label, what it is a part of, and so on."""
-    seen: set[int] = set()
-    above: int | None = label
-    while above:
-        if above in seen:
-            raise DataError(f"region {above} is a part of itself by way of its parents; correct the ontology")
-        seen.add(above)
-        yield above
-        above = names[above].parent if above in names else None
+def _ancestors(label: int, names: Mapping[int, Region]) -> Iterator[int]:
+    """Yield a label, its parent, the parent of that, and so on."""
+    visited: set[int] = set()
+    current: int | None = label
+    while current:
+        if current in visited:
+            raise DataError(f"region {current} is part of itself through its parents. Correct the ontology")
+        visited.add(current)
+        yield current
+        current = names[current].parent if current in names else None

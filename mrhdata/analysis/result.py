@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,10 @@ from numpy.typing import NDArray
 from mrhdata.errors import DataError
 from mrhdata.metrics.bootstrap import Interval, holm_adjust, interval, p_value
 
-if TYPE_CHECKING:
-    pass
-
 Floats = NDArray[np.float64]
 
-
-#: Rows that a notebook shows, and a terminal.
-_SHOWN, _PRINTED = 20, 8
+#: Maximum number of rows in a notebook and in a terminal.
+_HTML_ROWS, _PRINTED_ROWS = 20, 8
 
 
 @dataclass(frozen=True)
@@ -30,25 +25,32 @@ class Sensitivity:
     ----------
     table : pandas.DataFrame
         One row per contrast and model, best AUC first: ``contrast``, ``model`` (``single``, ``prediction`` or
-        a fit's name), ``in_sample`` (whether it was fitted on the very voxels that are scored), and, each with
-        ``_low`` and ``_high``: ``auc``; ``sensitivity`` at `specificity`;
-        ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``; ``information`` (mutual, in bits); ``adds``
-        (partial correlation with the histology when all single contrasts are known; NaN for fits);
-        ``cut_sensitivity`` and ``cut_specificity`` at the ``cut``, in the histology's units, that is best on the
-        training rows.
+        the name of a fit), ``in_sample`` (whether the model was fitted on the scored voxels), ``cut`` (the best
+        threshold of the training rows in the histology's units) and, each with ``_low`` and ``_high``: ``auc``;
+        ``sensitivity`` at `specificity`; ``partial_auc`` above it (0.5 is chance); ``r2``; ``rmse``;
+        ``information`` (mutual, in bits); ``partial_correlation`` with the histology given all other single
+        contrasts (NaN for fits); ``cut_sensitivity`` and ``cut_specificity`` at the cut.
     curves : dict of str to (fpr, tpr)
-        ROC curve of each.
+        ROC curve of each contrast.
     thresholds : pandas.DataFrame
-        ``contrast``, ``percentile``, ``threshold``, ``auc``: how the AUC depends on what is called positive.
+        ``contrast``, ``percentile``, ``threshold``, ``auc``: the AUC for other thresholds of the histology.
     regions : pandas.DataFrame
         ``region``, ``contrast``, ``rows``, ``positives``, ``auc``, ``auc_low``, ``auc_high``; empty without
-        regions. A region with fewer than 20 voxels of one class, or in one block, has no AUC.
-    threshold, positive, specificity, level, rows, positives, blocks, block_voxels
-        What was scored: histology ``positive`` ("below" or "above") ``threshold`` in ``positives`` of
-        ``rows`` voxels, intervals at ``level`` over ``blocks`` cubes of ``block_voxels`` (None where blocks
-        were given).
+        regions. The AUC is NaN for a region with fewer than 20 voxels of one class, or in one block.
+    threshold, positive
+        Threshold of the histology and its positive side, "below" or "above".
+    specificity : float
+        Specificity at which the sensitivity is reported.
+    level : float
+        Level of the intervals, such as 0.95.
+    rows, positives : int
+        Numbers of scored voxels and of positive ones.
+    blocks : int
+        Number of blocks that the intervals resample.
+    block_voxels : int or None
+        Edge of the cubic blocks in voxels; None if the caller passed the block of each row.
     in_sample : bool
-        No training voxels were set apart: fits, cuts and directions are of the voxels that are scored.
+        Whether fits, cuts and signs come from the scored voxels, for lack of separate training voxels.
     """
 
     table: pd.DataFrame
@@ -67,39 +69,40 @@ class Sensitivity:
     _replicates: dict[str, dict[str, Floats]] = field(repr=False)
 
     def __repr__(self) -> str:
-        shown = self.table.head(_PRINTED)
-        printed = shown[["contrast"]].assign(model=named_models(shown))
-        for score, name in (("auc", "AUC"), ("r2", "R2"), ("adds", "adds")):
-            printed[name] = format_scores(shown, score)
-        return "\n".join([self._title(), printed.to_string(index=False), self._note(_PRINTED)])
+        best = self.table.head(_PRINTED_ROWS)
+        printed = best[["contrast"]].assign(model=named_models(best))
+        for score, name in (("auc", "AUC"), ("r2", "R2"), ("partial_correlation", "partial correlation")):
+            printed[name] = format_scores(best, score)
+        return "\n".join([self._title(), printed.to_string(index=False), self._note(_PRINTED_ROWS)])
 
     def _title(self) -> str:
         side = f"histology {self.positive} {self.threshold:.4g}"
         return f"{self.positives:,} of {self.rows:,} voxels are positive: {side}"
 
-    def _note(self, shown: int) -> str:
-        more = f"; {len(self.table) - shown} more in .table" if len(self.table) > shown else ""
+    def _note(self, rows: int) -> str:
+        more = f"; {len(self.table) - rows} more in .table" if len(self.table) > rows else ""
         return f"{self.level:.0%} intervals over {self.blocks} blocks{more}"
 
     def _repr_html_(self) -> str:
         from mrhdata._runtime import html
 
-        shown = self.table.head(_SHOWN)
-        columns = [format_scores(shown, score) for score in ("auc", "sensitivity", "r2")]
-        lowest = min(0.5, float(shown["auc_low"].min()))
+        best = self.table.head(_HTML_ROWS)
+        columns = [format_scores(best, score) for score in ("auc", "sensitivity", "r2")]
+        lowest = min(0.5, float(best["auc_low"].min()))
         rows = []
-        for model, (_, row), *scores in zip(named_models(shown), shown.iterrows(), *columns, strict=True):
-            line = html.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
-            rows.append([row["contrast"], model, line, *scores, f"{row['rmse']:.4g}"])
-        at = f"sensitivity at {self.specificity:.0%} specificity"
-        head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", at, "R2", "RMSE"]
-        return html.panel(self._title(), html.table(head, rows), note=self._note(_SHOWN))
+        for model, (_, row), *scores in zip(named_models(best), best.iterrows(), *columns, strict=True):
+            bar = html.bar(row["auc"], row["auc_low"], row["auc_high"], (lowest, 1.0))
+            rows.append([row["contrast"], model, bar, *scores, f"{row['rmse']:.4g}"])
+        sensitivity_head = f"sensitivity at {self.specificity:.0%} specificity"
+        head = ["contrast", "model", f"AUC, {lowest:.2g} to 1", "AUC", sensitivity_head, "R2", "RMSE"]
+        return html.panel(self._title(), html.table(head, rows), note=self._note(_HTML_ROWS))
 
     def difference(self, first: str, second: str, score: str = "auc") -> Interval:
-        """`score` of `first` less that of `second`, resampled together (a paired interval).
+        """Return the score of `first` minus that of `second`, with an interval over paired replicates.
 
         Examples
         --------
+        >>> from mrhdata.analysis.contrasts import sensitivity
         >>> t = np.linspace(0, 1, 400)
         >>> noisy = pd.DataFrame({"good": t, "poor": t + np.sin(40 * t)})
         >>> s = sensitivity(noisy, t, threshold=0.5, blocks=np.arange(400) // 20)
@@ -109,58 +112,60 @@ class Sensitivity:
         return interval(*self._paired(first, second, score), self.level)
 
     def compare(self, reference: str | None = None, score: str = "auc") -> pd.DataFrame:
-        """Every contrast against one, in pairs, with the chance of such a difference by luck.
+        """Compare one contrast with every other, with paired intervals and p values.
 
         Parameters
         ----------
         reference : str, optional
-            The first of the table by default.
+            Name of the contrast to compare with the others; the first row of the table by default.
         score : str
-            A column of the table that has an interval.
+            Column of the table that has an interval.
 
         Returns
         -------
         table : pandas.DataFrame
-            ``contrast``, ``difference`` (reference less contrast), ``low``, ``high``, ``p`` (two-sided, from
-            the resamplings) and ``p_adjusted`` for the number of comparisons (Holm 1979, Scand. J. Stat. 6:65).
+            ``contrast``, ``difference`` (reference minus contrast), ``low``, ``high``, ``p`` (two-sided, from the
+            bootstrap) and ``p_adjusted`` for the number of comparisons (Holm 1979, Scand. J. Stat. 6:65).
 
         Examples
         --------
+        >>> from mrhdata.analysis.contrasts import sensitivity
         >>> t = np.linspace(0, 1, 400)
         >>> noisy = pd.DataFrame({"good": t, "poor": t + np.sin(40 * t)})
         >>> s = sensitivity(noisy, t, threshold=0.5, blocks=np.arange(400) // 20, fits=[])
         >>> s.compare()[["contrast", "p_adjusted"]].round(3).values.tolist()
         [['poor', 0.002]]
         """
-        chosen = str(self.table["contrast"].iloc[0]) if reference is None else reference
+        first = str(self.table["contrast"].iloc[0]) if reference is None else reference
         rows = []
         for other in self.table["contrast"]:
-            if other == chosen:
+            if other == first:
                 continue
-            estimate, replicates = self._paired(chosen, other, score)
-            found = interval(estimate, replicates, self.level)
+            estimate, replicates = self._paired(first, other, score)
+            limits = interval(estimate, replicates, self.level)
             p = p_value(replicates)
-            rows.append({"contrast": other, "difference": estimate, "low": found.low, "high": found.high, "p": p})
+            rows.append({"contrast": other, "difference": estimate, "low": limits.low, "high": limits.high, "p": p})
         table = pd.DataFrame(rows, columns=["contrast", "difference", "low", "high", "p"])
         return table.assign(p_adjusted=holm_adjust(table["p"]))
 
     def _paired(self, first: str, second: str, score: str) -> tuple[float, Floats]:
         for name in (first, second):
             if name not in self._replicates:
-                raise DataError(f"nothing called {name!r} was scored; there are {sorted(self._replicates)}")
+                raise DataError(f"contrast must be one of {sorted(self._replicates)}; got {name!r}")
             if score not in self._replicates[name]:
-                raise DataError(f"{name!r} has no {score!r}; there are {sorted(self._replicates[name])}")
-        held = self.table.set_index("contrast")[score]
+                raise DataError(f"score of {name!r} must be one of {sorted(self._replicates[name])}; got {score!r}")
+        estimates = self.table.set_index("contrast")[score]
         replicates = self._replicates[first][score] - self._replicates[second][score]
-        return float(held[first] - held[second]), replicates
+        return float(estimates[first] - estimates[second]), replicates
 
 
 def named_models(table: pd.DataFrame) -> list[str]:
-    """The models of a table as people read them: those that were fitted on what is scored say so."""
-    return [f"{m}, in-sample" if seen else m for m, seen in zip(table["model"], table["in_sample"], strict=True)]
+    """Return the model of each row, with ", in-sample" if it was fitted on the scored voxels."""
+    models = zip(table["model"], table["in_sample"], strict=True)
+    return [f"{model}, in-sample" if in_sample else model for model, in_sample in models]
 
 
 def format_scores(table: pd.DataFrame, score: str) -> list[str]:
-    """A score of a table with its interval, row by row; empty where there is none."""
+    """Format a score and its interval for each row; NaN becomes an empty string."""
     numbers = table[[score, f"{score}_low", f"{score}_high"]].to_numpy()
     return ["" if np.isnan(e) else f"{e:.3f} [{low:.3f}, {high:.3f}]" for e, low, high in numbers]

@@ -1,4 +1,4 @@
-"""What is compared, as rows of voxels: contrasts, histology, predictions; where fits are made and what is scored."""
+"""Voxels as rows: contrasts, histology and predictions, with training and scored rows and spatial blocks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-#: Blocks are so many times as long as voxels are alike (``benchmarks/studies/coverage.py``), but not fewer than
-#: so many.
-_LENGTHS = 3
-_FEWEST = 27
+#: Edge of a block in correlation lengths, for intervals that cover their level (``benchmarks/studies/coverage.py``).
+_CORRELATION_LENGTHS = 3
+#: Blocks become shorter until there are this many.
+_FEWEST_BLOCKS = 27
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,21 @@ class Rows:
     Attributes
     ----------
     features : table
-        A column per contrast.
+        One column per contrast.
     truth : (n,) array
         Histology.
     guesses : dict of str to (n,) array
         Predictions in the histology's units.
     fitting, testing : (n,) bool arrays
-        Where fits are made, and what is scored; the same rows in-sample.
-    block, region : (n,) int arrays
-        Regions are None without labels.
+        Training rows and scored rows; the same rows if scores are in-sample.
+    block : (n,) int array
+        Spatial block of each row.
+    region : (n,) int array or None
+        Region of each row; None without labels.
     edge : int or None
-        Of the blocks, None where they were given.
+        Edge of the blocks in voxels; None if the caller passed the block of each row.
     widening : float
-        How much wider intervals are than those of independent blocks.
+        Factor by which intervals are wider than those of independent blocks.
     """
 
     features: pd.DataFrame
@@ -61,21 +63,20 @@ class Rows:
 
     @property
     def in_sample(self) -> bool:
-        """Whether rows are scored that were fitted to."""
+        """Whether a training row is scored too."""
         return bool((self.fitting & self.testing).any())
 
     def check(self) -> None:
-        """There is something to fit on and to score, and all of it is finite."""
+        """Raise DataError if no rows are left for fitting or scoring, or if a value is not finite."""
         if not self.fitting.any() or not self.testing.any():
             raise DataError(
-                f"train covers {self.fitting.sum()} of {len(self.fitting)} voxels; leave some to fit on and some to "
-                "score"
+                f"train_mask must cover some voxels, but not all; got {self.fitting.sum()} of {len(self.fitting)}"
             )
         _check_finite(self.features.assign(histology=self.truth))
         _check_finite(pd.DataFrame({name: values[self.testing] for name, values in self.guesses.items()}))
 
     def tested(self) -> Rows:
-        """The rows that are scored, their blocks numbered anew."""
+        """Return the scored rows, with consecutive block numbers."""
         t = self.testing
         return replace(
             self,
@@ -90,26 +91,28 @@ class Rows:
 
 
 def _check_finite(table: pd.DataFrame) -> None:
-    bad = (~np.isfinite(table.to_numpy(dtype=np.float64))).sum(axis=0)
-    if bad.any():
-        worst = {name: int(n) for name, n in zip(table.columns, bad, strict=True) if n}
-        raise DataError(f"values that are not finite among {len(table)}: {worst}; leave them out with a mask")
+    counts = (~np.isfinite(table.to_numpy(dtype=np.float64))).sum(axis=0)
+    if counts.any():
+        by_column = {name: int(n) for name, n in zip(table.columns, counts, strict=True) if n}
+        raise DataError(f"values must be finite; not finite among {len(table)}: {by_column}. Exclude them with a mask")
 
 
 def rows_of_table(
     table: pd.DataFrame,
     histology: Any,
     predictions: Mapping[str, Any] | None,
-    train: Any,
+    train_mask: Any,
     regions: Any,
     blocks: ArrayLike | None,
 ) -> Rows:
-    """Rows of a table, with the blocks that are given or those of its places."""
-    columns = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
+    """Build rows from a table, with the blocks of the caller or cubes of its voxel indices."""
+    guesses = {name: _column(name, p, len(table)).astype(np.float64) for name, p in (predictions or {}).items()}
     truth = _column("histology", histology, len(table)).astype(np.float64)
-    marked = np.ones(len(table)) if train is None else _whole("train", _column("train", train, len(table)))
-    fitting = marked != 0
-    testing = fitting if train is None else ~fitting
+    if train_mask is None:
+        fitting = testing = np.ones(len(table), dtype=bool)
+    else:
+        fitting = _as_integers("train_mask", _column("train_mask", train_mask, len(table))) != 0
+        testing = ~fitting
     features = table.drop(columns=[c for c in PLACE if c in table])
     edge, widening = None, 1.0
     if blocks is not None and np.ndim(blocks):
@@ -117,51 +120,65 @@ def rows_of_table(
     elif blocks is None and "block" in table:
         block = table["block"].to_numpy()
     elif set(SPATIAL) <= set(table.columns):
-        place = np.stack([_whole(name, table[name].to_numpy()) for name in SPATIAL], axis=1)
-        block, edge, widening = blocks_of(
-            truth, place, testing, None if blocks is None else int(np.asarray(blocks).item())
-        )
+        index = np.stack([_as_integers(name, table[name].to_numpy()) for name in SPATIAL], axis=1)
+        length = None if blocks is None else int(np.asarray(blocks).item())
+        block, edge, widening = blocks_of(truth, index, testing, length)
     else:
-        raise GridError("a table needs blocks: give blocks=, or contiguous runs from contrasts.row_blocks")
-    region = None if regions is None else _whole("regions", _column("regions", regions, len(table)))
-    return Rows(features, truth, columns, fitting, testing, np.asarray(block), region, edge, widening)
+        raise GridError(
+            "a table needs blocks: pass blocks=, such as contiguous rows from contrasts.row_blocks, or add the columns "
+            "z, y, x"
+        )
+    region = None if regions is None else _as_integers("regions", _column("regions", regions, len(table)))
+    return Rows(features, truth, guesses, fitting, testing, np.asarray(block), region, edge, widening)
 
 
-def _whole(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers that name or count things."""
-    odd = int((~(values == np.rint(values))).sum()) if values.dtype.kind == "f" else 0
-    if odd:
+def _as_integers(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return integers; raise DataError if a value is NaN or a fraction."""
+    invalid = int((~(values == np.rint(values))).sum()) if values.dtype.kind == "f" else 0
+    if invalid:
         raise DataError(
-            f"{odd} of {len(values)} values of {name} are NaN or no whole numbers; leave them out with a mask"
+            f"{name} must be integers; {invalid} of {len(values)} values are NaN or fractions. Exclude them with a mask"
         )
     return np.asarray(values, dtype=np.int64)
 
 
 def blocks_of(
-    truth: NDArray[np.float64], place: NDArray[np.int64], testing: NDArray[np.bool_], edge: int | None = None
+    truth: NDArray[np.float64], index: NDArray[np.int64], testing: NDArray[np.bool_], edge: int | None = None
 ) -> tuple[NDArray[np.int64], int, float]:
-    """Cubes that are long beside the distance over which histology is alike.
+    """Divide voxels into cubic blocks that are long compared with the correlation length of the histology.
+
+    Parameters
+    ----------
+    truth : (n,) array
+        Histology.
+    index : (n, 3) int array
+        Voxel indices z, y, x.
+    testing : (n,) bool array
+        Scored rows, which set the default edge.
+    edge : int, optional
+        Edge of the blocks in voxels.
 
     Returns
     -------
     block : (n,) int array
+        Block of each row.
     edge : int
-        In voxels, as given or as measured.
+        Edge of the blocks in voxels.
     widening : float
-        How much wider intervals are for what is alike across the faces of blocks.
+        Factor that widens intervals for correlation across the faces of blocks.
     """
-    alike = autocorrelation(truth, place)
-    edge = _edge(place[testing], alike.range) if edge is None else edge
-    block, lengths = cubic_blocks(place, edge)
-    return block, edge, alike.widening(lengths)
+    correlation = autocorrelation(truth, index)
+    edge = _edge(index[testing], correlation.range) if edge is None else edge
+    block, lengths = cubic_blocks(index, edge)
+    return block, edge, correlation.widening(lengths)
 
 
-def _edge(place: NDArray[np.int64], far: float) -> int:
-    """Edge of blocks: long beside the distance over which voxels are alike, while there are enough of them."""
-    edge = max(1, int(np.ceil(_LENGTHS * far)))
-    if not len(place):
+def _edge(index: NDArray[np.int64], correlation_length: float) -> int:
+    """Return the edge of blocks: three correlation lengths, or shorter until there are enough blocks."""
+    edge = max(1, int(np.ceil(_CORRELATION_LENGTHS * correlation_length)))
+    if not len(index):
         return edge
-    while edge > 1 and int(cubic_blocks(place, edge)[0].max()) + 1 < _FEWEST:
+    while edge > 1 and int(cubic_blocks(index, edge)[0].max()) + 1 < _FEWEST_BLOCKS:
         edge -= 1
     return edge
 
@@ -169,7 +186,7 @@ def _edge(place: NDArray[np.int64], far: float) -> int:
 def _column(name: str, values: Any, rows: int) -> NDArray[Any]:
     column = np.asarray(values)
     if column.shape != (rows,):
-        raise GridError(f"{name} has shape {column.shape} but the table has {rows} rows; give one value per row")
+        raise GridError(f"{name} must have one value per row of the table, shape ({rows},); got {column.shape}")
     return column
 
 
@@ -177,20 +194,19 @@ def rows_of_volumes(
     contrasts: Mapping[str, xr.DataArray],
     histology: xr.DataArray,
     predictions: Mapping[str, xr.DataArray] | None,
-    train: xr.DataArray | None,
-    where: xr.DataArray | None,
+    train_mask: xr.DataArray | None,
+    mask: xr.DataArray | None,
     regions: xr.DataArray | None,
     blocks: ArrayLike | None,
-    voxels: int,
+    max_voxels: int,
 ) -> Rows:
-    """Rows of volumes on one grid."""
-    # Reserved names, so that a contrast may be called histology too.
-    extra = {"\0truth": histology, "\0train": train, "\0regions": regions}
-    extra |= {f"\0{name}": p for name, p in (predictions or {}).items()}
-    given = {name: volume for name, volume in extra.items() if volume is not None}
-    table = voxel_table({**contrasts, **given}, where, most=voxels).drop(columns="block")
-    taken = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in given}
-    guesses = {name: taken[name] for name in predictions or {}}
-    fitting = taken.get("train")
+    """Build rows from volumes on one grid."""
+    # The prefix keeps these columns apart from contrasts, one of which may be called truth.
+    optional = {"\0truth": histology, "\0train": train_mask, "\0regions": regions}
+    optional |= {f"\0{name}": p for name, p in (predictions or {}).items()}
+    volumes = {name: volume for name, volume in optional.items() if volume is not None}
+    table = voxel_table({**contrasts, **volumes}, mask, most=max_voxels).drop(columns="block")
+    columns = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in volumes}
+    guesses = {name: columns[name] for name in predictions or {}}
     edge = None if blocks is None else int(np.asarray(blocks).item())
-    return rows_of_table(table, taken["truth"], guesses, fitting, taken.get("regions"), edge)
+    return rows_of_table(table, columns["truth"], guesses, columns.get("train"), columns.get("regions"), edge)

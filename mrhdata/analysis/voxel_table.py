@@ -1,4 +1,4 @@
-"""Voxels of co-registered volumes as rows of a table: what statistics work on."""
+"""Tables of the voxels of co-registered volumes, for statistics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mrhdata.volume.groups import nonzero, on_grid_of, stack
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Columns of a voxel table that say where a voxel is.
+#: Columns of a voxel table that locate a voxel.
 PLACE = ("block", *SPATIAL)
-#: Rows of a table where nothing else is asked for.
+#: Default for the maximum number of rows.
 MOST = 1_000_000
-#: Voxels of all channels together that are read at once.
-_READ = 32_000_000
+#: Values of all channels together that are read at once.
+_READ_VALUES = 32_000_000
 
 
 def voxel_table(
@@ -33,19 +33,19 @@ def voxel_table(
     block_voxels: int = 8,
     most: int = MOST,
 ) -> pd.DataFrame:
-    """Voxels of co-registered volumes on one grid as rows.
+    """Return the voxels of co-registered volumes on one grid as a table.
 
     Parameters
     ----------
     volumes : mapping of str to volume
-        Channels become columns of their own. They are read piece by piece, and may be larger than memory.
+        Volumes; each channel becomes a column. They are read piece by piece and may be larger than memory.
     mask : mask volume, optional
-        Rows are the voxels where it is not zero.
+        Voxels to use: those with a value other than 0.
     block_voxels : int
-        Edge of the cubes, as nearly as equal parts of every axis are, that ``block`` numbers.
+        Edge of the cubes that ``block`` numbers, in voxels. The axes are divided into equal parts of about this
+        length.
     most : int
-        Where more voxels are inside, only every second (third, ...) along each axis is taken, so that about
-        so many are left.
+        Maximum number of rows, approximately. Larger masks keep every second (third, ...) voxel along each axis.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def voxel_table(
     Raises
     ------
     GridError, DataError
-        Grids differ, or the mask is empty.
+        If grids differ, or the mask is empty.
 
     Examples
     --------
@@ -68,31 +68,33 @@ def voxel_table(
     """
     stacked = stack(volumes)
     names = [str(c) for c in stacked.c.values]
-    taken = [name for name in names if name in PLACE]
-    if taken:
-        raise DataError(f"contrasts may not be called {taken}: these columns say where a voxel is; rename them")
+    reserved = [name for name in names if name in PLACE]
+    if reserved:
+        raise DataError(f"contrasts must not be called {reserved}: these columns locate a voxel. Rename them")
     first = stacked.isel(c=0)
     inside = None if mask is None else on_grid_of("mask", stack({"mask": mask}).isel(c=0), repr(names[0]), first)
     step = _step(stacked, inside, most)
-    places, rows = [], []
+    indices, rows = [], []
     for box in _boxes(stacked, step):
         cut = {d: slice(a, b, step) for d, a, b in zip(SPATIAL, box.start, box.stop, strict=True)}
         part = stacked.isel(cut)
-        kept = np.ones(part.shape[1:], dtype=bool) if inside is None else nonzero(inside.isel(cut).data)
-        if kept.any():
-            rows.append(np.asarray(part.data)[:, kept].astype(np.float64))
-            places.append(np.argwhere(kept) * step + box.start)
+        selected = np.ones(part.shape[1:], dtype=bool) if inside is None else nonzero(inside.isel(cut).data)
+        if selected.any():
+            rows.append(np.asarray(part.data)[:, selected].astype(np.float64))
+            indices.append(np.argwhere(selected) * step + box.start)
     if not rows:
-        raise DataError("the mask is empty; give one that covers part of the volumes")
-    at = np.concatenate(places)
-    at = at[order := np.lexsort(at.T[::-1])]
+        raise DataError("the mask is empty. Pass one that covers part of the volumes")
+    index = np.concatenate(indices)
+    index = index[order := np.lexsort(index.T[::-1])]
     table = pd.DataFrame(dict(zip(names, np.concatenate(rows, axis=1)[:, order], strict=True)))
-    table["block"] = cubic_blocks(at, block_voxels)[0]
-    return table.assign(**{d: at[:, i] for i, d in enumerate(SPATIAL)})
+    table["block"] = cubic_blocks(index, block_voxels)[0]
+    return table.assign(**{d: index[:, i] for i, d in enumerate(SPATIAL)})
 
 
 def row_blocks(rows: int, length: int) -> NDArray[np.int64]:
-    """Blocks of contiguous rows, for voxel lists without coordinates: (rows,) ints.
+    """Return the number (rows,) of the block of each row, for voxel lists without coordinates.
+
+    Blocks are `length` consecutive rows.
 
     Examples
     --------
@@ -103,22 +105,21 @@ def row_blocks(rows: int, length: int) -> NDArray[np.int64]:
 
 
 def _boxes(stacked: xr.DataArray, step: int) -> list[Box]:
-    """Parts of whole chunks, of as many voxels as are read at once, that begin on the lattice."""
+    """Divide the volume into boxes of whole chunks that are read at once and begin on the lattice."""
     chunks = stacked.data.chunksize[1:] if stacked.chunks is not None else stacked.shape[1:]
-    # A part begins at a chunk and on the lattice.
     common = [int(np.lcm(c, step)) for c in chunks]
     whole = Box((0,) * len(common), stacked.shape[1:])
-    return list(whole.pieces(common, _READ // stacked.sizes["c"]))
+    return list(whole.pieces(common, _READ_VALUES // stacked.sizes["c"]))
 
 
 def _step(stacked: xr.DataArray, inside: xr.DataArray | None, most: int) -> int:
-    """Every which voxel along each axis is taken."""
+    """Return the step of the lattice along each axis: 1 keeps every voxel, 2 every second."""
     total = float(np.prod(stacked.shape[1:]))
     if total <= most:
         return 1
     if inside is not None:
-        # Counted on a coarse lattice.
-        coarse = max(1, round((total / _READ) ** (1 / 3)))
-        seen = nonzero(inside.isel({d: slice(None, None, coarse) for d in SPATIAL}).data)
-        total *= seen.mean()
+        # A coarse lattice bounds the time that counting takes.
+        coarse = max(1, round((total / _READ_VALUES) ** (1 / 3)))
+        sample = nonzero(inside.isel({d: slice(None, None, coarse) for d in SPATIAL}).data)
+        total *= sample.mean()
     return max(1, int(np.ceil((total / most) ** (1 / 3) - 1e-9)))

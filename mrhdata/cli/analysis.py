@@ -122,8 +122,8 @@ def report(
         sections.append(report.training_section(model))
         name, result = next(iter(results.items()))
         sections.append(report.contribution_section(comparison.contributions(model, truths[name], result)))
-    report.write_page(out, "What MRI shows of histology", sections)
-    report.write_markdown(out.with_suffix(".md"), "What MRI shows of histology", sections)
+    report.write_page(out, "MRI contrasts against histology", sections)
+    report.write_markdown(out.with_suffix(".md"), "MRI contrasts against histology", sections)
     options.answer({"written": str(out)}, as_json)
 
 
@@ -198,8 +198,6 @@ class _Comparison:
             )
         test = robustness.held_out(planned, result.threshold, positive=result.positive)
         return {
-            "Change of the map with 10 % noise on one input, as a share of all": robustness.noise_contribution(
-                model, test
-            ),
-            "AUC lost where the values of one input are shuffled": robustness.permutation_importance(model, test),
+            "Change of the map by 10 % noise on one input": robustness.noise_contribution(model, test),
+            "Loss of AUC when the values of one input are shuffled": robustness.permutation_importance(model, test),
         }

@@ -1,8 +1,9 @@
 """Deep ensembles: several trained networks as one, with uncertainty and an out-of-distribution score.
 
 Uncertainty combines the spread of the members (Lakshminarayanan et al. 2017, NeurIPS 30:6402) with a floor for
-errors that all members share, such as the noise of the histology. Strangeness is the Mahalanobis distance of a
-voxel's inputs from the training inputs (Lee et al. 2018, NeurIPS 31:7167, who use features instead of inputs).
+errors that all members share, such as the noise of the histology. The out-of-distribution (OOD) score is the
+Mahalanobis distance of a voxel's inputs from the training inputs (Lee et al. 2018, NeurIPS 31:7167, who use features
+instead of inputs).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from mrhdata.models.spec import IntensityScale, ModelSpec, spec_from
 Floats = NDArray[np.floating[Any]]
 
 #: Channels of the output.
-MEAN, UNCERTAINTY, STRANGENESS = 0, 1, 2
-#: Fraction of held-out voxels whose strangeness is at most 1.
-FAMILIAR = 0.99
+MEAN, UNCERTAINTY, OOD_SCORE = 0, 1, 2
+#: Fraction of held-out voxels whose OOD score is at most 1.
+IN_DISTRIBUTION = 0.99
 #: Median absolute value of a standard normal variable.
 _NORMAL_MEDIAN = 0.6744897501960817
 #: Fields of the specification that must be equal in all members.
@@ -34,9 +35,9 @@ _SHARED_FIELDS = ("channels", "patch", "axis", "context_slices", "spacing_mm")
 
 
 class Ensemble(nn.Module):
-    """Several networks as one; raw voxels (B, C, ...) to mean, uncertainty and strangeness (B, 3, ...).
+    """Several networks as one; raw voxels (B, C, ...) to mean, uncertainty and OOD score (B, 3, ...).
 
-    Mean and uncertainty have the units of the target. Strangeness exceeds 1 in 1 of 100 validation voxels. Each
+    Mean and uncertainty have the units of the target. The OOD score exceeds 1 in 1 of 100 validation voxels. Each
     member applies its own intensity scales. Create an ensemble with :meth:`of`, then call :meth:`learn` and
     :meth:`calibrate`; :func:`mrhdata.analysis.robustness.calibrated_ensemble` does all three.
 
@@ -115,8 +116,8 @@ class Ensemble(nn.Module):
         uncertainty = self.factor * torch.sqrt(torch.square(spread) + torch.square(self.floor))
         # Inputs are standardised before the layer because raw counts would lose precision in bfloat16.
         white = self.whiten((x - self.centre) / self.width).float()
-        strangeness = torch.sqrt(torch.square(white).sum(1, keepdim=True)) / self.limit
-        return torch.cat([outputs.mean(1, keepdim=True), uncertainty, strangeness], 1)
+        ood_score = torch.sqrt(torch.square(white).sum(1, keepdim=True)) / self.limit
+        return torch.cat([outputs.mean(1, keepdim=True), uncertainty, ood_score], 1)
 
     def _run_member(self, number: int, x: Tensor) -> Tensor:
         offset, factor, target_offset, target_factor = (
@@ -146,10 +147,10 @@ class Ensemble(nn.Module):
         self.whiten.weight.copy_(torch.as_tensor(matrix, dtype=torch.float32).reshape(self.whiten.weight.shape))
 
     def calibrate(self, answers: Floats, truth: Floats) -> None:
-        """Calibrate uncertainty and strangeness on held-out voxels.
+        """Calibrate uncertainty and OOD score on held-out voxels.
 
         The floor maximises the likelihood of normal errors. The factor then sets the median absolute standardised
-        error to that of a normal variable. The limit of strangeness is its 99th percentile.
+        error to that of a normal variable. The limit of the OOD score is its 99th percentile.
 
         Parameters
         ----------
@@ -166,7 +167,7 @@ class Ensemble(nn.Module):
         floor = min(floors, key=lambda floor: _negative_log_likelihood(error, np.hypot(spread, floor)))
         self._set("floor", [floor])
         self._set("factor", [np.median(error / np.hypot(spread, floor)) / _NORMAL_MEDIAN])
-        self._set("limit", [np.quantile(answers[:, STRANGENESS], FAMILIAR)])
+        self._set("limit", [np.quantile(answers[:, OOD_SCORE], IN_DISTRIBUTION)])
 
     def _set(self, name: str, values: Any) -> None:
         buffer = getattr(self, name)

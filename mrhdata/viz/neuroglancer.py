@@ -1,8 +1,7 @@
-"""A small server of OME-Zarr stores for viewers in the browser: loopback only, read only.
+"""Read-only HTTP server of OME-Zarr stores on the loopback address, for viewers in the browser.
 
-It sends nothing but files inside the stores it was given: no ``..`` in any spelling, no link that leads
-out, no request that names another host (which is how a page elsewhere would reach it), no other
-website but the viewer's.
+It sends only files inside its stores. It refuses ``..`` in any spelling, links that lead out of a store, requests
+that name another host (as a foreign page would with DNS rebinding), and pages of other origins than the viewer's.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
-#: The viewer whose pages may read from the server.
+#: Origin of the viewer, whose pages may read from the server.
 VIEWER = "https://neuroglancer-demo.appspot.com"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _COPY_BYTES = 1_000_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves stores at ``/<name>/``, on 127.0.0.1.
+    """HTTP server of stores at ``http://127.0.0.1:<port>/<name>/``.
 
     Parameters
     ----------
     stores : mapping of str to path
-        Names as they stand in the address, and OME-Zarr folders.
+        Names in the address, and OME-Zarr folders.
     port : int
-        0 for any that is free.
+        Port; 0 selects a free one.
     viewer : str
-        Origin of the pages that may read, such as ``https://neuroglancer-demo.appspot.com``.
+        Origin of the pages that may read from the server, such as ``https://neuroglancer-demo.appspot.com``.
 
     Examples
     --------
@@ -67,7 +66,9 @@ class Server(ThreadingHTTPServer):
         for name, path in self.stores.items():
             omezarr.read(path)
             if not re.fullmatch(r"[\w-][\w.-]*", name):
-                raise FormatError(f"{name!r} cannot stand in an address; name the store with letters and digits")
+                raise FormatError(
+                    f"the name of a store must have letters, digits, '.', '_' and '-' only; got {name!r}. Rename it"
+                )
         self.viewer = viewer
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -77,7 +78,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def link(self) -> str:
-        """Address of the viewer with all stores as layers, their grey windows from percentiles."""
+        """Return the address of the viewer with all stores as layers and grey windows from percentiles."""
         layers = [self._layer(name, omezarr.read(path, level=_coarsest(path))) for name, path in self.stores.items()]
         state = {"layers": layers, "layout": "4panel"}
         return f"{self.viewer}/#!{quote(json.dumps(state), safe='')}"
@@ -132,13 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
             with path.open("rb") as file:
                 self._send(file, os.fstat(file.fileno()).st_size, send)
         except (BrokenPipeError, ConnectionResetError):
-            # The viewer went elsewhere.
+            # The viewer closed the connection.
             self.close_connection = True
         except OSError:
             self._refuse(HTTPStatus.NOT_FOUND)
 
     def _own_host(self) -> bool:
-        """Whether the request names this server: another name means that a page elsewhere was led here."""
+        """Return whether the request names this server; refuse other names, which point to DNS rebinding."""
         port = self.server.server_port
         if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
             return True
@@ -146,29 +147,30 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _file(self) -> Path | None:
-        """The file that is asked for, if it lies within a store."""
+        """Return the requested file if it lies within a store."""
         raw = self.path.partition("?")[0].partition("#")[0]
         name, *parts = raw.removeprefix("/").split("/")
         parts = [unquote(part) for part in parts]
         root = self.server.stores.get(unquote(name))
-        # A part is one name: what decodes to a separator, a drive or a step upwards is none.
+        # A decoded part must be one name, without separators, drives or steps upwards.
         if root is None or not parts or any(p in ("", ".", "..") or re.search(r"[/\\\0:]", p) for p in parts):
             return None
         try:
-            found = Path(os.path.realpath(root.joinpath(*parts), strict=True))
+            path = Path(os.path.realpath(root.joinpath(*parts), strict=True))
         except (OSError, ValueError):
             return None
-        return found if found.is_relative_to(root) and found.is_file() else None
+        return path if path.is_relative_to(root) and path.is_file() else None
 
     def _send(self, file: BinaryIO, size: int, send: bool) -> None:
         first, last, status = 0, size - 1, HTTPStatus.OK
-        asked = self.headers.get("Range")
-        if asked is not None:
-            found = _range(asked, size)
-            if found is None:
+        requested = self.headers.get("Range")
+        if requested is not None:
+            limits = _parse_range(requested, size)
+            if limits is None:
                 self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
                 return
-            (first, last), status = found, HTTPStatus.PARTIAL_CONTENT
+            first, last = limits
+            status = HTTPStatus.PARTIAL_CONTENT
         self.send_response(status)
         self._allow()
         self.send_header("Accept-Ranges", "bytes")
@@ -207,15 +209,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _range(asked: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of one range; None where it is no range of the file.
+def _parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the first and last byte of one range; None if the header is not a range of the file.
 
     Examples
     --------
-    >>> _range("bytes=2-4", 10), _range("bytes=-3", 10), _range("bytes=5-", 10), _range("bytes=10-", 10)
-    ((2, 4), (7, 9), (5, 9), None)
+    >>> [_parse_range(header, 10) for header in ("bytes=2-4", "bytes=-3", "bytes=5-", "bytes=10-")]
+    [(2, 4), (7, 9), (5, 9), None]
     """
-    match = _RANGE.fullmatch(asked.strip())
+    match = _RANGE.fullmatch(header.strip())
     if match is None or match[1] == match[2] == "":
         return None
     if match[1] == "":

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of text, tables and figures."""
+"""Reports: self-contained HTML pages with text, tables and figures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG that was drawn before, as base64."""
+    """A rendered PNG, as base64."""
 
     png: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs, and perhaps a table and figures, each with a text that stands for it."""
+    """A heading, paragraphs, an optional table, and figures with their captions."""
 
     title: str
     text: Sequence[str] = ()
@@ -84,18 +84,18 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 
 
 def check_page(path: str | os.PathLike[str]) -> None:
-    """Raise `FormatError` unless a path is one of a page: what takes long asks before it begins."""
+    """Raise `FormatError` if a path is not one of an HTML page; call it before a long computation."""
     if not str(path).lower().endswith((".html", ".htm")):
-        raise FormatError(f"{path} must end in .html")
+        raise FormatError(f"path must end in .html; got {path}")
 
 
 def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Write the page; it appears when it is complete.
+    """Write an HTML page; the file appears when it is complete.
 
     Raises
     ------
     FormatError
-        The path does not end in ``.html``.
+        If the path does not end in ``.html``.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
 
 
 def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Write the same text and tables as Markdown, which names the figures of the HTML page.
+    """Write the text, tables and captions of a page as Markdown.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def write_markdown(path: str | os.PathLike[str], title: str, sections: Sequence[
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Text and tables as Markdown; of figures, which are only in the HTML page, what they show.
+    """Return text and tables as Markdown, with the captions of the figures, which only the HTML page has.
 
     Examples
     --------
@@ -141,7 +141,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
             rows = [list(section.table.columns), ["---"] * section.table.shape[1], *section.table.values.tolist()]
             lines += ["", *("| " + " | ".join(str(value) for value in row) + " |" for row in rows)]
         if section.figures:
-            lines += ["", "Pictures, in the HTML page:", "", *(f"- {shown}" for _, shown in section.figures)]
+            lines += ["", "Figures in the HTML page:", "", *(f"- {caption}" for _, caption in section.figures)]
     return "\n".join(lines) + "\n"
 
 
@@ -153,57 +153,62 @@ def _png(figure: Figure | Picture) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-#: Score -> how a table heads it.
+#: Score -> its column heading.
 _HEADS = {
     "auc": "AUC",
     "sensitivity": "sensitivity",
     "partial_auc": "partial AUC",
     "r2": "R2",
     "rmse": "RMSE",
-    "information": "bits",
-    "adds": "adds",
+    "information": "mutual information (bits)",
+    "partial_correlation": "partial correlation",
 }
 
 
 def readable(
     result: Sensitivity, names: Sequence[str] | None = None, scores: Sequence[str] = ("auc", "r2", "rmse")
 ) -> pd.DataFrame:
-    """The table of a sensitivity analysis with each score and its interval in one cell.
+    """Format the table of a sensitivity analysis, with each score and its interval in one column.
 
-    Models that were fitted on the very voxels that are scored say "in-sample".
+    Models that were fitted on the scored voxels are labelled "in-sample".
     """
     table = result.table if names is None else result.table[result.table["contrast"].isin(names)]
-    shown = table[["contrast"]].assign(model=named_models(table))
+    text = table[["contrast"]].assign(model=named_models(table))
     for score in scores:
-        shown[_HEADS[score]] = format_scores(table, score)
-    return shown
+        text[_HEADS[score]] = format_scores(table, score)
+    return text
 
 
 def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | None = None) -> list[Section]:
-    """What a report says of contrasts against one histology.
+    """Build the sections of a report on contrasts against one histology.
 
     Parameters
     ----------
     name : str
-        Of the histology.
+        Name of the histology.
     result : Sensitivity
+        Scores of the contrasts.
     names : sequence of str, optional
-        Contrasts that are drawn; the best eight by default. Tables hold all.
+        Contrasts to plot; the best eight by default. Tables contain all.
 
     Returns
     -------
     sections : list of Section
-        Scores with ROC and threshold curves and what contrasts add; paired comparisons; regions, where there
-        are any.
+        Scores with ROC curves, threshold curves and partial correlations; paired comparisons; AUC by region if
+        there are regions.
     """
     drawn = list(result.table["contrast"][:8]) if names is None else list(names)
     figures = [
-        (roc_curves(result, drawn), f"ROC curves against {name}"),
-        (threshold_curves(result, drawn), "AUC by the percentile of the histology that divides positive from negative"),
+        (roc_curves(result, drawn), f"ROC curves against {name}."),
         (
-            bars(result.table[result.table["contrast"].isin(drawn)], "contrast", "adds"),
-            "What each adds to the other single contrasts: adds is its correlation with the histology, from -1 to 1, "
-            "when the others are known; near 0 it tells nothing that they do not",
+            threshold_curves(result, drawn),
+            "AUC as a function of the histology threshold, given as the percentile that divides positive from negative "
+            "voxels.",
+        ),
+        (
+            bars(result.table[result.table["contrast"].isin(drawn)], "contrast", "partial_correlation"),
+            "Partial correlation of each contrast with the histology, given the other single contrasts (-1 to 1). Near "
+            "0 the contrast adds no linear information to the others.",
         ),
     ]
     scores = readable(result, scores=tuple(_HEADS))
@@ -213,61 +218,65 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     text = [methods_text(name, result)]
     if result.table["in_sample"].any():
         text.append(
-            "Models that are marked in-sample were fitted on the very voxels that they are scored on, so their scores "
-            "flatter them beside those of predictions; give training voxels (train=, --train or --parts) for fair ones."
+            "Models labelled in-sample were fitted on the same voxels that are scored, so their scores are optimistic "
+            "compared with those of predictions. Pass training voxels (train_mask=, --train-mask or --parts) for fair "
+            "scores."
         )
-    found = [Section(f"{name}: scores", text, scores.join(cuts), figures)]
+    sections = [Section(f"{name}: scores", text, scores.join(cuts), figures)]
     best = str(result.table["contrast"].iloc[0])
-    compared = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
-    paired = f"AUC of {best} less that of each other, resampled in pairs; p adjusted for their number (Holm)."
-    found.append(Section(f"{name}: comparisons", [paired], compared))
+    differences = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
+    paired = (
+        f"AUC of {best} minus the AUC of each other contrast, with intervals from a paired bootstrap; p_adjusted is "
+        "the p value after Holm's correction for the number of comparisons."
+    )
+    sections.append(Section(f"{name}: comparisons", [paired], differences))
     if len(result.regions):
-        found.append(_regions_section(name, result.regions, drawn))
-    return found
+        sections.append(_regions_section(name, result.regions, drawn))
+    return sections
 
 
 def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:
-    wide = regions.assign(shown=format_scores(regions, "auc"))
-    wide = wide[wide["contrast"].isin(drawn)]
-    wide = wide.pivot(index=["region", "rows", "positives"], columns="contrast", values="shown")[drawn]
-    text = ["AUC within each region."]
+    rows = regions.assign(text=format_scores(regions, "auc"))
+    rows = rows[rows["contrast"].isin(drawn)]
+    wide = rows.pivot(index=["region", "rows", "positives"], columns="contrast", values="text")[drawn]
+    text = ["AUC within each region; rows is its number of voxels."]
     if regions["auc"].isna().any():
         text.append(
-            f"A region has none where fewer than {FEWEST_OF_A_CLASS} of its voxels are positive or fewer than "
-            f"{FEWEST_OF_A_CLASS} are not, or where all lie in one block: so few rank well or badly by luck."
+            f"A region with fewer than {FEWEST_OF_A_CLASS} positive or fewer than {FEWEST_OF_A_CLASS} negative voxels, "
+            "or with voxels in one block only, has no AUC, because its value would be due to chance."
         )
     return Section(f"{name}: regions", text, wide.reset_index())
 
 
 def methods_text(name: str, result: Sensitivity) -> str:
-    """What was done, in words for a paper's methods section."""
-    blocks = f"{result.blocks} blocks that were given"
+    """Describe the analysis in the words of a paper's methods section."""
+    blocks = f"{result.blocks} predefined blocks"
     if result.block_voxels is not None:
         blocks = (
-            f"{result.blocks} cubes of {result.block_voxels} voxels (three times the distance at which the "
-            "histology's correlation falls to 0.1, where that leaves 27)"
+            f"{result.blocks} cubes with an edge of {result.block_voxels} voxels (three times the distance at which "
+            "the autocorrelation of the histology falls to 0.1, or shorter to obtain 27 blocks)"
         )
-    where = "the voxels that are scored" if result.in_sample else "training voxels, none of which are scored"
+    voxels = "the scored voxels" if result.in_sample else "training voxels, none of which were scored"
     return (
-        f"{result.rows} voxels were scored against {name}; the {result.positives} {result.positive} "
-        f"{result.threshold:.4g} counted as positive. Single contrasts were fitted to the histology by a straight "
-        f"line, polynomial models by least squares, on {where}. We give the area "
-        f"under the ROC curve (AUC), sensitivity at a specificity of {result.specificity:.0%}, the partial area above "
-        "it (McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (up to 32 bins of equal numbers) and, "
-        "for what a contrast adds, its partial correlation with the histology when the other single contrasts are "
-        f"known. Intervals are {result.level:.0%} bootstrap intervals over {blocks}, widened for the number of blocks "
-        "(Hesterberg 2015) and for what is alike across their faces. Cuts are those of the largest Youden index on "
-        f"{where}."
+        f"We scored {result.rows:,} voxels against {name}; the {result.positives:,} voxels {result.positive} "
+        f"{result.threshold:.4g} were positive. Single contrasts were fitted to the histology by linear regression and "
+        f"polynomial models by least squares, on {voxels}. We report the area under the ROC curve (AUC), the "
+        f"sensitivity at a specificity of {result.specificity:.0%}, the partial area above that specificity "
+        "(McClish 1989; 0.5 is chance), R2, RMSE, mutual information in bits (up to 32 equally filled bins) and the "
+        "partial correlation with the histology given the other single contrasts. Intervals are "
+        f"{result.level:.0%} bootstrap intervals over {blocks}, widened for the small number of blocks "
+        "(Hesterberg 2015) and for correlation between neighbouring blocks. Cuts maximise the Youden index on "
+        f"{voxels}."
     )
 
 
 def training_section(folder: str | os.PathLike[str]) -> Section:
-    """Loss and error by epoch of a network that ``mrhdata train histology`` wrote.
+    """Build a section with loss and RMSE by epoch of a network that ``mrhdata train histology`` wrote.
 
     Raises
     ------
     ModelError
-        There is no history, or it is damaged.
+        If the history is missing or damaged.
     """
     from mrhdata.training.history import History
 
@@ -275,28 +284,29 @@ def training_section(folder: str | os.PathLike[str]) -> Section:
         history = History(**json.loads((Path(folder) / "history.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{folder} holds no history of a training; pass a folder that mrhdata train histology wrote"
+            f"{folder} has no training history. Pass a folder that mrhdata train histology wrote"
         ) from error
     rows = zip(history.training, history.validation, history.rmse, strict=True)
-    shown = [(n, *(f"{value:.5g}" for value in row)) for n, row in enumerate(rows, 1)]
-    table = pd.DataFrame(shown, columns=["epoch", "training loss", "validation loss", "validation RMSE"])
-    text = f"The weights of epoch {history.best_epoch + 1} were kept, which has the lowest loss on the validation part."
-    return Section("Training", [text], table, [(training_curve(history), "Loss and validation RMSE by epoch")])
+    lines = [(n, *(f"{value:.5g}" for value in row)) for n, row in enumerate(rows, 1)]
+    table = pd.DataFrame(lines, columns=["epoch", "training loss", "validation loss", "validation RMSE"])
+    text = f"The network has the weights of epoch {history.best_epoch + 1}, which has the lowest validation loss."
+    return Section("Training", [text], table, [(training_curve(history), "Loss and validation RMSE by epoch.")])
 
 
-#: Column of the tables of :mod:`mrhdata.analysis.robustness` -> what a bar says.
-_MEANINGS = {
-    "contribution": "The contribution of an input is its share of all these changes, which add up to 1: the larger, "
-    "the more the map follows that input.",
-    "auc_loss": "The AUC loss of an input says by how much the map's AUC falls without what that input alone "
-    "tells; near 0 the network does not need it.",
+#: Column of the tables of :mod:`mrhdata.analysis.robustness` -> its explanation in a caption.
+_CAPTIONS = {
+    "contribution": "The contribution of an input is its share of these changes; contributions sum to 1. The map "
+    "depends most on inputs with a large contribution.",
+    "auc_loss": "The AUC loss of an input is the decrease of the map's AUC without the information of that input. Near "
+    "0 the network does not need the input.",
 }
 
 
 def contribution_section(tables: Mapping[str, pd.DataFrame]) -> Section:
-    """Bars of what the inputs of a network contribute, from the tables of :mod:`mrhdata.analysis.robustness`."""
+    """Build a section with bars of the importance of inputs, from :mod:`mrhdata.analysis.robustness`."""
     figures = []
     for name, table in tables.items():
-        value = next(c for c in _MEANINGS if c in table)
-        figures.append((bars(table.head(30), "input", value), f"{name}. {_MEANINGS[value]}"))
-    return Section("What the network lives on", ["The thirty largest of each."], figures=figures)
+        value = next(c for c in _CAPTIONS if c in table)
+        figures.append((bars(table.head(30), "input", value), f"{name}. {_CAPTIONS[value]}"))
+    text = "How much the predicted map depends on each input of the network. Bars show the thirty largest values."
+    return Section("Importance of the inputs", [text], figures=figures)

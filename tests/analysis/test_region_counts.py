@@ -1,4 +1,4 @@
-"""Cells counted in regions: against counting by hand, on any grid, tile by tile, and rolled up to parents."""
+"""Cell counts in regions agree with counts by hand, on any grid, read in parts, and summed up to parents."""
 
 import json
 
@@ -19,7 +19,7 @@ from tests.conftest import command, oblique_affine
 
 
 def brain(seed=0, shape=(9, 12, 15)):
-    """Labels 0, 3, 4 and a large one on an oblique, anisotropic grid, and cells in and about it."""
+    """Return labels 0, 3, 4 and a large one on an oblique, anisotropic grid, and cells inside and outside of it."""
     rng = np.random.default_rng(seed)
     values = rng.choice(np.array([0, 3, 4, 614454277], np.uint32), shape)
     labels = from_array(values, affine=oblique_affine(), kind="labels", space="CCFv3")
@@ -27,25 +27,25 @@ def brain(seed=0, shape=(9, 12, 15)):
     return labels, with_world_points(pd.DataFrame(voxels, columns=VOXEL), labels)
 
 
-def by_hand(labels, cells):
-    """Cell by cell."""
-    found = []
+def label_each_cell(labels, cells):
+    """Return the label of each cell, computed cell by cell."""
+    result = []
     for voxel in np.rint(cells[VOXEL].to_numpy()).astype(int):
         inside = (voxel >= 0).all() and (voxel < labels.shape).all()
-        found.append(int(labels.values[tuple(voxel)]) if inside else 0)
-    return np.array(found)
+        result.append(int(labels.values[tuple(voxel)]) if inside else 0)
+    return np.array(result)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("read", [1, 100, 10**9])
-def test_counts_and_volumes_by_hand(monkeypatch, lazy, read):
-    """Whatever is read at once."""
-    monkeypatch.setattr(region_counts, "_READ", read)
+@pytest.mark.parametrize("read_voxels", [1, 100, 10**9])
+def test_counts_and_volumes_agree_with_counts_by_hand(monkeypatch, lazy, read_voxels):
+    """Results do not depend on how many voxels are read at once."""
+    monkeypatch.setattr(region_counts, "_READ_VOXELS", read_voxels)
     labels, cells = brain()
-    expected = by_hand(labels, cells)
-    lazily = labels.chunk({"z": 4, "y": 5, "x": 6}) if lazy else labels
-    np.testing.assert_array_equal(regions_at(cells[WORLD], lazily), expected)
-    table = count(cells, lazily).set_index("region")
+    expected = label_each_cell(labels, cells)
+    volume = labels.chunk({"z": 4, "y": 5, "x": 6}) if lazy else labels
+    np.testing.assert_array_equal(regions_at(cells[WORLD], volume), expected)
+    table = count(cells, volume).set_index("region")
     assert list(table.index) == [0, 3, 4, 614454277]
     for label, row in table.iterrows():
         assert row["count"] == (expected == label).sum() > 0
@@ -56,67 +56,67 @@ def test_counts_and_volumes_by_hand(monkeypatch, lazy, read):
     assert np.isnan(table.loc[0, ["volume_mm3", "density_per_mm3"]].to_numpy()).all()
 
 
-def test_each_tile_is_read_once_and_of_a_huge_volume_only_those_with_points():
-    """64 Gvoxel, which no memory holds."""
-    read = []
+def test_each_chunk_is_read_once_and_only_if_it_has_points():
+    """A volume of 64 Gvoxel fits in no memory."""
+    chunks_read = []
 
     def block(block_info=None):
-        place = block_info[None]["chunk-location"]
-        read.append(place)
-        assert len(read) <= 8
-        return np.full(block_info[None]["chunk-shape"], place[0] * 10 + place[2] + 1, np.uint16)
+        location = block_info[None]["chunk-location"]
+        chunks_read.append(location)
+        assert len(chunks_read) <= 8
+        return np.full(block_info[None]["chunk-shape"], location[0] * 10 + location[2] + 1, np.uint16)
 
     def volume(blocks):
-        made = da.map_blocks(block, chunks=[(250,) * n for n in blocks], dtype=np.uint16, meta=np.empty((0,) * 3))
-        return from_array(made, spacing=(0.001, 0.001, 0.001), kind="labels")
+        array = da.map_blocks(block, chunks=[(250,) * n for n in blocks], dtype=np.uint16, meta=np.empty((0,) * 3))
+        return from_array(array, spacing=(0.001, 0.001, 0.001), kind="labels")
 
     huge = volume((16, 16, 16))
     assert regions_at([[0.6, 0, 3.1], [0.601, 0, 3.1], [9.0, 0, 0]], huge).tolist() == [123, 123, 0]
-    read.clear()
+    chunks_read.clear()
     table = count(pd.DataFrame({"X": [0.3], "Y": [0.0], "Z": [0.1]}), volume((2, 2, 2)))
-    assert sorted(read) == sorted(np.ndindex(2, 2, 2))
+    assert sorted(chunks_read) == sorted(np.ndindex(2, 2, 2))
     assert table["count"].tolist() == [0, 0, 1, 0, 0]
     assert table.volume_mm3[1:].tolist() == pytest.approx([2 * 0.25**3] * 4)
 
 
-def test_cells_go_through_a_transform_to_the_atlas():
-    """From the brain to the atlas; the transform of a registration leads the other way and is refused."""
+def test_cells_are_transformed_to_the_atlas():
+    """A transform from brain to atlas gives the counts of the atlas; the inverse direction is refused."""
     atlas, cells = brain()
     matrix = oblique_affine(angles=(30, 10, 5), spacing=(1.2, 0.9, 1.1))
     to_atlas = Transform([Affine(matrix)], source="scanner", target="CCFv3")
     moved = cells.assign(**dict(zip(WORLD, to_atlas.inverse().points(cells[WORLD]).T, strict=True)))
     pd.testing.assert_frame_equal(count(moved, atlas, transform=to_atlas), count(cells, atlas))
     assert not count(moved, atlas)["count"].equals(count(cells, atlas)["count"])
-    with pytest.raises(GridError, match=r"use transform.inverse\(\)"):
+    with pytest.raises(GridError, match=r"Try transform.inverse\(\)"):
         count(moved, atlas, transform=to_atlas.inverse())
 
 
-def test_counts_roll_up_to_parents():
-    """A label that has voxels and parts, a parent without voxels, a name without either, a label without a name."""
+def test_counts_of_parents_include_their_regions():
+    """Labels may have voxels and children, only children, neither, or no name."""
     values = np.array([[[1, 1, 2, 3, 9, 0]]], np.int32)
     labels = from_array(values, spacing=(1, 1, 1), kind="labels")
     cells = pd.DataFrame({"X": [0.0, 1, 2, 3, 3, 4, 5], "Y": 0.0, "Z": 0.0})
-    names = {7: Region("all"), 5: Region("nowhere", 7), 1: Region("part", 7), 2: Region("part of part", 1), 3: "alone"}
+    names = {7: Region("all"), 5: Region("nowhere", 7), 1: Region("part", 7), 2: Region("part of part", 1), 3: "single"}
     table = count(cells, labels, names)
     assert table.region.tolist() == [0, 7, 1, 2, 3, 9]
-    assert table.name.tolist() == ["outside", "all", "part", "part of part", "alone", "9"]
+    assert table.name.tolist() == ["outside", "all", "part", "part of part", "single", "9"]
     assert table.parent.tolist() == [0, 0, 7, 1, 0, 0]
     assert table["count"].tolist() == [1, 3, 3, 1, 2, 1]
     assert table.own_count.tolist() == [1, 0, 2, 1, 2, 1]
     assert table.volume_mm3.tolist()[1:] == [3, 3, 1, 1, 1]
-    with pytest.raises(DataError, match="part of itself"):
+    with pytest.raises(DataError, match="is part of itself"):
         count(cells, labels, {1: Region("a", 2), 2: Region("b", 1)})
 
 
-def test_what_was_marked_as_no_cell_is_not_counted():
-    """Types of cellfinder: 1 none, -1 artefact, 2 cell."""
+def test_objects_that_are_not_cells_are_not_counted():
+    """Types of cellfinder are 1 for no cell, -1 for an artefact and 2 for a cell."""
     labels = from_array(np.ones((1, 1, 4), np.uint8), spacing=(1, 1, 1), kind="labels")
     cells = pd.DataFrame({"X": [0.0, 1, 2], "Y": 0.0, "Z": 0.0, "type": [1, 2, -1]})
     assert count(cells, labels)["count"].tolist() == [0, 1]
 
 
-def test_nothing_to_count():
-    """No cells, and a volume without regions."""
+def test_counts_without_cells_or_regions():
+    """All counts are 0 without cells; without regions all cells are outside."""
     labels, cells = brain()
     assert count(cells[:0], labels)["count"].tolist() == [0, 0, 0, 0]
     for names in (None, {1: "a"}):
@@ -125,17 +125,17 @@ def test_nothing_to_count():
         assert empty["count"].tolist() == [500]
 
 
-def test_wrong_input_is_one_sentence():
-    """Cells without places, volumes that are no labels."""
+def test_invalid_cells_and_regions_are_refused():
+    """Cells need finite points, and regions a label volume without times."""
     labels, cells = brain()
-    lost = cells.assign(X=np.nan)
-    for call, error, sentence in (
-        (lambda: count(cells[VOXEL], labels), DataError, "read them with like="),
-        (lambda: count(lost, labels), DataError, "500 of 500 cells"),
-        (lambda: count(cells, (labels * 0.5).assign_attrs(labels.attrs)), DataError, "no label"),
-        (lambda: count(cells, labels.expand_dims(t=2)), GridError, "select one first"),
+    not_finite = cells.assign(X=np.nan)
+    for call, error, message in (
+        (lambda: count(cells[VOXEL], labels), DataError, "Read them with like="),
+        (lambda: count(not_finite, labels), DataError, "500 of 500 cells"),
+        (lambda: count(cells, (labels * 0.5).assign_attrs(labels.attrs)), DataError, "must be integers; got"),
+        (lambda: count(cells, labels.expand_dims(t=2)), GridError, "Select one first"),
     ):
-        with pytest.raises(error, match=sentence):
+        with pytest.raises(error, match=message):
             call()
     assert count(cells, labels.expand_dims("c").astype(np.float64)).equals(count(cells, labels))
 
@@ -144,10 +144,10 @@ def test_wrong_input_is_one_sentence():
     "text",
     ["", "[", "3", '"name"', '[{"name": "a"}]', '{"a": "b"}', '{"msg": [1]}', "[" * 100_000, '{"msg": 3}'],
 )
-def test_what_is_no_ontology_is_refused(tmp_path, text):
-    """In one sentence, whatever it is."""
+def test_files_that_are_not_ontologies_are_refused(tmp_path, text):
+    """The message has one line for any content."""
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(FormatError, match=r"a.json is no ontology") as caught:
+    with pytest.raises(FormatError, match=r"a.json is not an ontology") as caught:
         read_ontology(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(FormatError, match="does not exist"):
@@ -155,19 +155,19 @@ def test_what_is_no_ontology_is_refused(tmp_path, text):
 
 
 def test_ontologies_are_read(tmp_path):
-    """Nested, as a list with parents, and names alone."""
+    """Ontologies may be nested, a list with parents, or names only."""
     nested = {"msg": [{"id": 1, "name": "a", "children": [{"id": 2, "name": "b"}, {"id": 3, "name": "c"}]}]}
     listed = [{"id": 1, "name": "a", "parent_structure_id": None}]
     listed += [{"id": k, "name": name, "parent_structure_id": 1} for k, name in ((2, "b"), (3, "c"))]
     expected = {1: Region("a"), 2: Region("b", 1), 3: Region("c", 1)}
-    for held, wanted in ((nested, expected), (listed, expected), ({"4": "d"}, {4: Region("d")})):
-        (tmp_path / "a.json").write_text(json.dumps(held))
-        assert read_ontology(tmp_path / "a.json") == wanted
-        assert list(read_ontology(tmp_path / "a.json")) == list(wanted)
+    for content, regions in ((nested, expected), (listed, expected), ({"4": "d"}, {4: Region("d")})):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        assert read_ontology(tmp_path / "a.json") == regions
+        assert list(read_ontology(tmp_path / "a.json")) == list(regions)
 
 
-def test_the_allen_annotation(shared):
-    """Uniform cells have one density everywhere, and the root holds all that lie in some structure."""
+def test_uniform_cells_in_the_allen_annotation(shared):
+    """Uniform cells have the same density everywhere, and the root counts all cells in any structure."""
     folder = shared / "mouse-mri-histology"
     annotation = mrhdata.read(folder / "annotation_100.nrrd", kind="labels", axes="PIR", unit="um", space="CCFv3")
     names = read_ontology(folder / "allen_ontology.json")

@@ -165,7 +165,7 @@ def test_only_chunks_of_the_pictures_are_read():
 
 def test_channels_small_widths_and_empty_tables_are_refused():
     volume, centres = tissue()
-    with pytest.raises(DataError, match="select a channel"):
+    with pytest.raises(DataError, match="Select a channel"):
         render_places(volume.expand_dims(c=["a"]), table(centres))
     with pytest.raises(DataError, match="three voxels"):
         render_places(volume, table(centres), width_mm=0.003)

@@ -88,4 +88,4 @@ def test_decisions_of_a_review_become_marks(tmp_path):
 
 
 #: Columns of the file that a review page saves.
-HEADER = "id,X,Y,Z,kind,score,drawn,verdict"
+HEADER = "id,X,Y,Z,kind,score,drawn,decision"

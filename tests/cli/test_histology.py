@@ -163,11 +163,11 @@ def test_from_two_files_to_a_report(tmp_path):
     text = (tmp_path / "page.md").read_text("utf-8")
     assert "| virtual | prediction |" in text
     assert "in-sample" not in text
-    assert "## Volumes\n\nPictures, in the HTML page:\n\n- AF, virtual" in text
+    assert "## Volumes\n\nFigures in the HTML page:\n\n- AF, virtual" in text
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "virtual: uncertainty" in page
-    assert "What each adds" in page
-    assert "AUC lost where the values of one input are shuffled" in page
+    assert "Partial correlation of each contrast" in page
+    assert "Loss of AUC when the values of one input are shuffled" in page
     for more, sentence in [
         (["--train-mask", at["mask.zarr"]], "--train-mask and --parts both set the voxels to fit on"),
         (["--threshold", "mean"], "'otsu' or a percentile"),
@@ -237,7 +237,7 @@ def test_histology_study_trains_maps_and_scores_subjects(tmp_path):
     assert run("predict", tmp_path / "net" / "network", t2w, "-o", tmp_path / "m.nii.gz")[0] == 0
     for more, sentence in (
         (["--stride", 2], "holds another run"),
-        (["--input", "mask=mask"], "cannot be called so"),
+        (["--input", "mask=mask"], "must not have the names histology or mask"),
         (["--input", "flair=FLAIR"], "no file of"),
     ):
         code, _, err = run(*words, *more)

@@ -55,17 +55,17 @@ def test_mean_and_spread_equal_those_of_separate_predictions(members):
     assert not np.allclose(single[:, 0], single[:, 1])
 
 
-def test_strangeness_is_the_mahalanobis_distance(members, voxels):
+def test_ood_score_is_the_mahalanobis_distance(members, voxels):
     """It agrees with SciPy, also for a voxel that is usual in each channel but violates their correlation."""
     ensemble = Ensemble.of(members)
     ensemble.learn(voxels)
     precision = np.linalg.inv(np.cov(voxels, rowvar=False))
     rows = np.array([[100, 5], [120, 7], [115, 3.5]], np.float32)
     expected = [mahalanobis(row, voxels.mean(axis=0), precision) for row in rows]
-    strangeness = predict_patches(ensemble, rows[:, :, None, None, None])[:, 2]
-    np.testing.assert_allclose(strangeness, expected, rtol=0.01, atol=0.05)
+    ood_score = predict_patches(ensemble, rows[:, :, None, None, None])[:, 2]
+    np.testing.assert_allclose(ood_score, expected, rtol=0.01, atol=0.05)
     # The last row is within two standard deviations in each channel, but violates their correlation.
-    assert strangeness[2] > 3 * strangeness[1]
+    assert ood_score[2] > 3 * ood_score[1]
 
 
 def test_shrinkage_agrees_with_scikit_learn():

@@ -1,4 +1,4 @@
-"""The server for viewers: what it sends, and what it never sends."""
+"""The server for viewers sends files of its stores, and nothing else."""
 
 import http.client
 import json
@@ -20,8 +20,8 @@ from mrhdata.volume.construct import from_array
 
 
 @pytest.fixture
-def served(tmp_path):
-    """One store, a secret beside it, links within and out, on a running server."""
+def server_and_store(tmp_path):
+    """Return a running server of one store with links inside and out, next to a secret file."""
     values = np.random.default_rng(0).integers(0, 999, (20, 30, 40)).astype(np.uint16)
     store = tmp_path / "brain.zarr"
     mrhdata.write(from_array(values, spacing=(1, 1, 1), name="t2w"), store)
@@ -37,8 +37,8 @@ def served(tmp_path):
         server.shutdown()
 
 
-def ask(server, path, headers=None, method="GET"):
-    """Status, headers and body; the path goes out as it is."""
+def request(server, path, headers=None, method="GET"):
+    """Return status, headers and body; the path is sent unchanged."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for key, value in {"Host": f"127.0.0.1:{server.server_port}", **(headers or {})}.items():
@@ -46,26 +46,26 @@ def ask(server, path, headers=None, method="GET"):
             connection.putheader(key, value)
     connection.endheaders()
     answer = connection.getresponse()
-    found = answer.status, dict(answer.getheaders()), answer.read()
+    result = answer.status, dict(answer.getheaders()), answer.read()
     connection.close()
-    return found
+    return result
 
 
-def test_files_and_ranges(served):
-    """Whole files, parts, suffixes, HEAD; as the files are."""
-    server, store = served
+def test_files_and_ranges_are_sent_unchanged(server_and_store):
+    """Requests may ask for whole files, parts, suffixes or the header."""
+    server, store = server_and_store
     path = next(p for p in store.rglob("c/*/*/*") if p.is_file())
     content = path.read_bytes()
     url = "/brain/" + str(path.relative_to(store))
-    assert ask(server, url)[::2] == (200, content)
-    assert ask(server, url, {"Range": "bytes=3-9"})[::2] == (206, content[3:10])
-    assert ask(server, url, {"Range": "bytes=-20"})[::2] == (206, content[-20:])
-    status, headers, body = ask(server, url, {"Range": f"bytes=5-{len(content) * 9}"})
+    assert request(server, url)[::2] == (200, content)
+    assert request(server, url, {"Range": "bytes=3-9"})[::2] == (206, content[3:10])
+    assert request(server, url, {"Range": "bytes=-20"})[::2] == (206, content[-20:])
+    status, headers, body = request(server, url, {"Range": f"bytes=5-{len(content) * 9}"})
     assert (status, body) == (206, content[5:])
     assert headers["Content-Range"] == f"bytes 5-{len(content) - 1}/{len(content)}"
-    status, headers, body = ask(server, url, method="HEAD")
+    status, headers, body = request(server, url, method="HEAD")
     assert (status, body, headers["Content-Length"]) == (200, b"", str(len(content)))
-    assert ask(server, "/brain/inside.json")[0] == 200
+    assert request(server, "/brain/inside.json")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_files_and_ranges(served):
         "/brain/" + "a" * 5000,
     ],
 )
-def test_nothing_outside_the_store(served, path):
-    """Refused, and no byte of the secret is sent."""
-    status, _, body = ask(served[0], path)
+def test_paths_outside_the_store_are_refused(server_and_store, path):
+    """The answer is 404 without a body."""
+    status, _, body = request(server_and_store[0], path)
     assert status == 404
     assert body == b""
 
@@ -109,45 +109,49 @@ def test_nothing_outside_the_store(served, path):
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", "", None]
 )
-def test_another_host_is_refused(served, host):
-    """A page elsewhere that made its name point here gets nothing."""
-    server, _ = served
+def test_another_host_is_refused(server_and_store, host):
+    """A foreign page whose name points to the server (DNS rebinding) gets no data."""
+    server, _ = server_and_store
     host = host and host.format(port=server.server_port)
     for method in ("GET", "HEAD", "OPTIONS"):
-        status, _, body = ask(server, "/brain/zarr.json", {"Host": host}, method)
+        status, _, body = request(server, "/brain/zarr.json", {"Host": host}, method)
         assert (status, body) == (403, b"")
 
 
-@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=5-2", "bytes=-0", "bytes=-", "lines=1-2", "bytes=0-1,4-5"])
-def test_ranges_that_are_none(served, asked):
-    """416, without a body."""
-    status, headers, body = ask(served[0], "/brain/zarr.json", {"Range": asked})
+@pytest.mark.parametrize(
+    "header", ["bytes=99999999-", "bytes=5-2", "bytes=-0", "bytes=-", "lines=1-2", "bytes=0-1,4-5"]
+)
+def test_invalid_ranges_are_refused(server_and_store, header):
+    """The answer is 416 without a body."""
+    status, headers, body = request(server_and_store[0], "/brain/zarr.json", {"Range": header})
     assert (status, body) == (416, b"")
     assert headers["Content-Range"].startswith("bytes */")
 
 
-def test_only_the_viewer_may_read(served):
-    """Its origin is allowed by name, no other; nothing can be written."""
-    server, _ = served
-    assert ask(server, "/brain/zarr.json", {"Origin": VIEWER})[1]["Access-Control-Allow-Origin"] == VIEWER
-    assert "Access-Control-Allow-Origin" not in ask(server, "/brain/zarr.json", {"Origin": "https://evil.example"})[1]
-    assert ask(server, "/brain/zarr.json", {"Origin": VIEWER}, "OPTIONS")[0] == 204
+def test_only_pages_of_the_viewer_may_read(server_and_store):
+    """The server allows the origin of the viewer and no other, and refuses to write."""
+    server, _ = server_and_store
+    assert request(server, "/brain/zarr.json", {"Origin": VIEWER})[1]["Access-Control-Allow-Origin"] == VIEWER
+    assert (
+        "Access-Control-Allow-Origin" not in request(server, "/brain/zarr.json", {"Origin": "https://evil.example"})[1]
+    )
+    assert request(server, "/brain/zarr.json", {"Origin": VIEWER}, "OPTIONS")[0] == 204
     for method in ("PUT", "POST", "DELETE"):
-        assert ask(server, "/brain/zarr.json", method=method)[0] == 501
+        assert request(server, "/brain/zarr.json", method=method)[0] == 501
 
 
-def test_garbage_does_not_stop_it(served):
-    """Half a request, and no request."""
-    server, _ = served
+def test_invalid_requests_do_not_stop_the_server(server_and_store):
+    """Incomplete requests and random bytes are ignored."""
+    server, _ = server_and_store
     for content in (b"\x00\xff\r\n\r\n", b"GET", b"GET /brain/zarr.json HTTP/9.9\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
             connection.sendall(content)
-    assert ask(server, "/brain/zarr.json")[0] == 200
+    assert request(server, "/brain/zarr.json")[0] == 200
 
 
-def test_the_link_names_each_store_with_a_grey_window(served):
-    """Neuroglancer's state: one layer, its source here, its range from the values."""
-    server, _ = served
+def test_link_has_each_store_with_a_grey_window(server_and_store):
+    """The state of Neuroglancer has one layer with its source on the server and the range of its values."""
+    server, _ = server_and_store
     assert server.server_address[0] == "127.0.0.1"
     state = json.loads(urllib.parse.unquote(server.link().partition("#!")[2]))
     (layer,) = state["layers"]
@@ -156,15 +160,22 @@ def test_the_link_names_each_store_with_a_grey_window(served):
     assert 0 <= low < high <= 999
 
 
-def test_what_is_no_store_is_not_served(tmp_path):
-    """A folder of anything else is refused at the start."""
+def test_folders_that_are_not_stores_are_refused(tmp_path):
+    """The server does not start."""
     with pytest.raises(FormatError):
         Server({"all": tmp_path})
 
 
-def test_command_line_stops_on_interrupt(served, tmp_path):
-    """`view --serve` prints the link, and Ctrl-C ends it quietly."""
-    command = [sys.executable, "-c", "from mrhdata.cli import main; main()", "view", str(served[1]), "--serve"]
+def test_command_line_stops_on_interrupt(server_and_store, tmp_path):
+    """`view --serve` prints the link, and Ctrl-C ends it without an error."""
+    command = [
+        sys.executable,
+        "-c",
+        "from mrhdata.cli import main; main()",
+        "view",
+        str(server_and_store[1]),
+        "--serve",
+    ]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert "serving brain" in child.stdout.readline()
     assert child.stdout.readline().startswith(VIEWER)

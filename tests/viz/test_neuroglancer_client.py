@@ -1,4 +1,4 @@
-"""A written store, served, in the real viewer in a headless browser."""
+"""A served store in the real viewer in a headless browser."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 async def screenshot(command, url, profile, wait_s=20):
-    """PNG of a page some seconds after it was opened, through the browser's debugging port."""
+    """Return the PNG of a page some seconds after it was opened, through the browser's debugging port."""
     browser = await asyncio.create_subprocess_exec(
         *command, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank", stderr=subprocess.DEVNULL
     )
@@ -39,16 +39,16 @@ async def screenshot(command, url, profile, wait_s=20):
                 pages = [t for t in json.loads(await answer.text()) if t["type"] == "page"]
             async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
 
-                async def ask(number, method, **params):
+                async def send(number, method, **params):
                     await socket.send_json({"id": number, "method": method, "params": params})
                     while True:
-                        found = await socket.receive_json()
-                        if found.get("id") == number:
-                            return found["result"]
+                        answer = await socket.receive_json()
+                        if answer.get("id") == number:
+                            return answer["result"]
 
-                await ask(1, "Page.navigate", url=url)
+                await send(1, "Page.navigate", url=url)
                 await asyncio.sleep(wait_s)
-                return base64.b64decode((await ask(2, "Page.captureScreenshot", format="png"))["data"])
+                return base64.b64decode((await send(2, "Page.captureScreenshot", format="png"))["data"])
     finally:
         browser.kill()
         await browser.wait()
@@ -58,7 +58,7 @@ async def screenshot(command, url, profile, wait_s=20):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.filterwarnings("ignore")  # of the viewer's own packages
 def test_neuroglancer_shows_a_store(tmp_path):
-    """The panels show the volume's grey values: a bright ball in a dark field, not a blank page."""
+    """The panels show the grey values of the volume: a bright ball in a dark field, not a blank page."""
     from matplotlib.image import imread
 
     neuroglancer = pytest.importorskip("neuroglancer", reason="pip install neuroglancer")
@@ -80,7 +80,7 @@ def test_neuroglancer_shows_a_store(tmp_path):
     if os.environ.get("MRHDATA_KEEP_SHOT"):
         Path(os.environ["MRHDATA_KEEP_SHOT"]).write_bytes(content)
     grey = imread(io.BytesIO(content))[..., :3]
-    # The panel below, on the left, shows the section in space: a white ball in a black box on grey.
+    # The panel at the lower left shows the section in space: a white ball in a black box on grey.
     panel = grey[grey.shape[0] // 2 + 40 :, : grey.shape[1] // 2]
     neutral = np.ptp(panel, axis=-1) < 0.02
     bright, dark = (neutral & (panel[..., 0] > 0.9)).mean(), (neutral & (panel[..., 0] < 0.15)).mean()

@@ -1,4 +1,4 @@
-"""Pictures show anatomy the right way up, whatever the order of storage."""
+"""Figures of volumes and scores: orientation, letters, legends, captions and pages."""
 
 import re
 
@@ -17,7 +17,7 @@ from mrhdata.volume.construct import from_array
 
 
 def landmarks(order, signs):
-    """A brain of ones with values 2, 3, 4 at its far right, anterior and superior ends, in some storage order."""
+    """Return a brain of ones with values 2, 3, 4 at its right, anterior and superior ends, in a storage order."""
     ras = np.ones((9, 9, 9))
     ras[8, 4, 4], ras[4, 8, 4], ras[4, 4, 8] = 2, 3, 4
     values = np.transpose(ras, order)
@@ -35,10 +35,10 @@ def landmarks(order, signs):
     ("order", "signs"),
     [((0, 1, 2), (1, 1, 1)), ((1, 2, 0), (-1, 1, 1)), ((2, 0, 1), (-1, -1, -1)), ((1, 0, 2), (1, -1, 1))],
 )
-def test_up_and_right_are_what_the_letters_say(order, signs):
-    """Superior and anterior up, right to the right, in each of the three planes."""
+def test_slices_have_the_orientation_of_their_letters(order, signs):
+    """Superior and anterior are up and right is on the right in each of the three planes."""
     axial, coronal, sagittal = (ax.images[0].get_array() for ax in slices({"v": landmarks(order, signs)}).axes)
-    # Origin is lower: the last row is the top of the picture.
+    # The origin is at the lower left, so the last row is the top of the picture.
     assert axial[4, 8] == 2
     assert axial[8, 4] == 3
     assert coronal[4, 8] == 2
@@ -50,69 +50,70 @@ def test_up_and_right_are_what_the_letters_say(order, signs):
 
 
 def test_anisotropic_voxels_are_drawn_in_proportion():
-    """Extents are millimetres, and the scale bar is one."""
+    """Extents are in mm, and the scale bar has a round length."""
     figure = slices({"v": from_array(np.random.default_rng(0).random((4, 10, 20)), spacing=(2.0, 0.5, 0.5))})
     assert figure.axes[1].images[0].get_extent() == [0, 10, 0, 8]
     assert figure.axes[1].texts[4].get_text().strip() == "2 mm"
 
 
-def test_letters_and_scale_bars_lie_beside_the_slices():
-    """None covers a voxel, of tall and of flat volumes."""
+def test_letters_and_scale_bars_lie_outside_of_slices():
+    """They cover no voxel of tall or flat volumes."""
     for shape in ((20, 60, 12), (4, 30, 60)):
         figure = slices({"v": from_array(np.random.default_rng(0).random(shape), affine=np.eye(4))})
         figure.draw_without_rendering()
+        assert len(figure.axes) == 3
         for ax in figure.axes:
             image = ax.images[0].get_window_extent().padded(-1)
             assert len(ax.texts) == 5
             assert not any(image.overlaps(mark.get_window_extent()) for mark in (*ax.texts, *ax.lines))
 
 
-def drawn_montage(path, monkeypatch, labels, **more):
-    """The figure of a montage of these labels (z, y, x), true and found alike."""
-    kept = []
+def draw_montage(path, monkeypatch, labels, **options):
+    """Return the figure of a montage whose true and predicted labels (z, y, x) are equal."""
+    figures = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
     image = from_array(labels.astype(np.float32), spacing=(1, 1, 1))
-    held = mrhdata.volume.describe(from_array(labels, spacing=(1, 1, 1)), kind="labels")
-    montage(image, held, held, path / "m.png", **more)
-    return kept[0]
+    label_volume = mrhdata.volume.describe(from_array(labels, spacing=(1, 1, 1)), kind="labels")
+    montage(image, label_volume, label_volume, path / "m.png", **options)
+    return figures[0]
 
 
-def test_a_montage_says_what_its_colours_are(tmp_path, monkeypatch):
-    """The legend holds each value, its name and its colour in the slices, no two alike."""
+def test_legend_of_a_montage_has_values_names_and_colours(tmp_path, monkeypatch):
+    """Colours are those of the slices, and no two are alike."""
     labels = np.zeros((3, 20, 20), np.uint8)
     for i, value in enumerate((1, 2, 19, 21, 200)):
         labels[:, 2:18, 3 * i + 2 : 3 * i + 5] = value
-    figure = drawn_montage(tmp_path, monkeypatch, labels, names={2: "cortex"})
+    figure = draw_montage(tmp_path, monkeypatch, labels, names={2: "cortex"})
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["1", "2 cortex", "19", "21", "200"]
     image = figure.axes[1].images[0]
-    seen = image.to_rgba(image.get_array())[10, 3:17:3, :3]
-    np.testing.assert_allclose(seen, [p.get_facecolor()[:3] for p in legend.get_patches()], atol=1e-6)
-    # The least difference of two neighbours; two blues of one hue had 0.6.
-    assert np.linalg.norm(np.diff(seen, axis=0), axis=1).min() > 0.5
-    assert len(np.unique(seen.round(3), axis=0)) == 5
+    colours = image.to_rgba(image.get_array())[10, 3:17:3, :3]
+    np.testing.assert_allclose(colours, [p.get_facecolor()[:3] for p in legend.get_patches()], atol=1e-6)
+    # The distance of neighbouring colours in RGB; two blues of one hue had 0.6.
+    assert np.linalg.norm(np.diff(colours, axis=0), axis=1).min() > 0.5
+    assert len(np.unique(colours.round(3), axis=0)) == 5
 
 
-def test_a_montage_of_many_labels_counts_the_rest(tmp_path, monkeypatch):
-    """A legend of hundreds would hide the slices; without a label there is none."""
+def test_legend_of_many_labels_counts_the_rest(tmp_path, monkeypatch):
+    """A long legend would hide the slices; a montage without labels has no legend."""
     many = np.arange(3 * 20 * 20, dtype=np.uint16).reshape(3, 20, 20) % 31
-    (legend,) = drawn_montage(tmp_path, monkeypatch, many).legends
+    (legend,) = draw_montage(tmp_path, monkeypatch, many).legends
     assert [t.get_text() for t in legend.get_texts()][-2:] == ["18", "and 12 more, colours repeat"]
     (tmp_path / "none").mkdir()
-    assert not drawn_montage(tmp_path / "none", monkeypatch, np.zeros((3, 20, 20), np.uint8)).legends
+    assert not draw_montage(tmp_path / "none", monkeypatch, np.zeros((3, 20, 20), np.uint8)).legends
 
 
-def test_only_three_axes_can_be_shown():
-    """Channels must be selected, and something must be there."""
-    with pytest.raises(GridError, match="select a channel"):
+def test_channels_and_empty_mappings_are_refused():
+    """Slices need at least one volume with the dims z, y, x."""
+    with pytest.raises(GridError, match="Select a channel"):
         slices({"v": from_array(np.zeros((2, 3, 3, 3)), spacing=(1, 1, 1))})
-    with pytest.raises(GridError, match="at least one"):
+    with pytest.raises(GridError, match="Pass at least one"):
         slices({})
 
 
 def test_training_curve_shows_every_epoch():
-    """Three lines of the history's own numbers, and the epoch that was kept."""
+    """Three lines have the numbers of the history, and a fourth marks the best epoch."""
     history = History(training=[3, 2, 1], validation=[4, 2, 3], rmse=[40, 20, 30], best_epoch=1)
     losses, errors = training_curve(history).axes
     assert [list(line.get_ydata()) for line in losses.lines[:2]] == [history.training, history.validation]
@@ -129,8 +130,8 @@ def test_training_curve_shows_every_epoch():
         training_curve(History())
 
 
-def test_a_history_prints_in_three_lines():
-    """Epochs, seconds, the best one and its error; not every number."""
+def test_history_prints_in_three_lines():
+    """The text has epochs, seconds, the best epoch and its error, not every number."""
     history = History(training=[3, 2, 1], validation=[4, 2, 3], rmse=[40, 20, 30], best_epoch=1, seconds=12.34)
     assert str(history).splitlines() == [
         "3 epochs in 12.3 s",
@@ -141,29 +142,29 @@ def test_a_history_prints_in_three_lines():
     assert str(History()) == "no epoch yet"
 
 
-def test_markdown_says_where_its_pictures_are():
-    """A section of pictures alone is no empty heading."""
+def test_markdown_lists_the_captions_of_figures():
+    """A section with figures only is not empty."""
     lines = as_markdown("T", [Section("Volumes", figures=[(Figure(), "t2w, af")]), Section("B", ["b"])]).splitlines()
     assert lines == [
-        "# T", "", "## Volumes", "", "Pictures, in the HTML page:", "", "- t2w, af", "", "## B", "", "b"
+        "# T", "", "## Volumes", "", "Figures in the HTML page:", "", "- t2w, af", "", "## B", "", "b"
     ]  # fmt: skip
 
 
-def test_figures_say_what_their_bars_are():
-    """Contribution, AUC loss and what a contrast adds, each where it is drawn."""
+def test_captions_explain_bars():
+    """Contribution, AUC loss and partial correlation are explained at their figures."""
     tables = {"noise": {"contribution": [0.7, 0.3]}, "shuffled": {"auc_loss": [0.2, 0.1]}}
     section = contribution_section({k: pd.DataFrame({"input": ["a", "b"]} | v) for k, v in tables.items()})
-    first, second = (shown for _, shown in section.figures)
+    first, second = (caption for _, caption in section.figures)
     assert first.startswith("noise. The contribution of an input is")
-    assert second.startswith("shuffled. The AUC loss of an input says")
+    assert second.startswith("shuffled. The AUC loss of an input is")
     table = pd.DataFrame({"a": np.linspace(0, 1, 40), "b": np.cos(np.arange(40))})
     result = sensitivity(table, table["a"], threshold=0.5, blocks=row_blocks(40, 4), fits=[])
-    *_, (_, adds) = sensitivity_sections("AF", result)[0].figures
-    assert "adds is its correlation with the histology, from -1 to 1" in adds
+    *_, (_, caption) = sensitivity_sections("AF", result)[0].figures
+    assert caption.startswith("Partial correlation of each contrast with the histology")
 
 
 def test_page_is_self_contained(tmp_path):
-    """One file, nothing fetched, every picture with a text, every value escaped."""
+    """The page is one file that fetches nothing; pictures have texts, and values are escaped."""
     table = pd.DataFrame({"<a>": np.linspace(0, 1, 40)})
     result = sensitivity(table, table["<a>"], threshold=0.5, blocks=row_blocks(40, 4), fits=[])
     write_page(
@@ -180,8 +181,8 @@ def test_page_is_self_contained(tmp_path):
     assert mrhdata.__version__
 
 
-def test_windows_are_those_of_the_mask():
-    """Noise of the background is wider than tissue, as in maps of ratios."""
+def test_mask_sets_the_grey_window():
+    """In maps of ratios background noise has a wider range than tissue."""
     rng = np.random.default_rng(0)
     mask = from_array(np.zeros((12, 12, 12), np.uint8), spacing=(1, 1, 1), kind="mask")
     mask.values[3:9, 3:9, 3:9] = 1
@@ -195,12 +196,12 @@ def test_windows_are_those_of_the_mask():
 
 
 @pytest.mark.parametrize("at", [(100, 0, 0), (0, -3, 0)])
-def test_points_outside_have_no_slices(at):
+def test_points_outside_of_the_volume_are_refused(at):
     volume = from_array(np.zeros((4, 5, 6)), spacing=(1, 1, 1))
-    with pytest.raises(GridError, match="lies outside of the first volume, which reaches from"):
+    with pytest.raises(GridError, match="at must lie in the first volume, which extends from"):
         slices({"a": volume}, at=at)
 
 
-def test_a_page_is_html(tmp_path):
+def test_page_must_end_in_html(tmp_path):
     with pytest.raises(FormatError, match=r"must end in \.html"):
         write_page(tmp_path / "report.txt", "A", [])
