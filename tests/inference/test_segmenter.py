@@ -196,7 +196,7 @@ def test_crops_of_small_brains_are_multiples_of_the_strides(shape, box):
     crops = segmentation.Crops((16, 96, 96), each=2)
     for drawn in (True, False):
         assert crops([head(0, shape)], training=drawn, seed=0).shape == box
-    with pytest.raises(DataError, match=r"has \[3, 36, 32\] voxels .* multiples of \[4, 8, 8\]"):
+    with pytest.raises(DataError, match=r"at least \[4, 8, 8\] voxels .*got \[3, 36, 32\]"):
         crops([head(0, (3, 36, 32))], training=True, seed=0)
 
 
@@ -223,7 +223,7 @@ def test_find_subjects_matches_exact_names(tmp_path, caplog):
         (tmp_path / name.split("_")[0]).mkdir(exist_ok=True)
         mrhdata.write(blank, tmp_path / name.split("_")[0] / f"{name}.nii.gz")
     assert [c.id for c in find_subjects(tmp_path, {"t1w": "*T1w*"}, "*seg*")] == ["1", "10"]
-    assert caplog.messages == ["left out for want of labels ('*seg*'): 2 (1)"]
+    assert caplog.messages == ["left out for want of target ('*seg*'): 2 (1)"]
     caplog.clear()
     assert [c.id for c in find_subjects(tmp_path, {"t1w": "T1w"})] == ["1", "10", "2"]
     assert caplog.messages == []
