@@ -1,9 +1,11 @@
-"""One benchmark for every method: tasks as data, fixed voxels and blocks, scores with intervals, costs, a page.
+"""One benchmark for all methods: tasks as data files, fixed voxels and blocks, scores with intervals, and costs.
 
 ```
-tasks/*.toml --tasks--> Task --subjects--> volumes --manifest--> training voxels, scored blocks; no leak
+tasks/*.toml --tasks--> Task --subjects--> volumes --manifest--> training voxels and scored blocks, checked for leaks
                                                             |
-   page, table <--leaderboard-- results.jsonl <--runner-- method --predictions--> scores
+report <--leaderboard-- results.jsonl <--runner-- method --predictions--> scores
+                              |
+                              +--publish--> benchmarks/results/bench.jsonl, benchmarks/RESULTS.md
 ```
 """
 

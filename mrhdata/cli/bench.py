@@ -10,7 +10,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, ParameterError
 
 
 @command(
@@ -31,6 +31,10 @@ def bench(
         list[Path] | None, typer.Option(help="Python file with your own methods, which is run; once per file.")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Markdown file that gets the tables too.")] = None,
+    publish: Annotated[
+        Path | None,
+        typer.Option(help="Markdown page of all committed results, which gets the new ones too; not with --quick."),
+    ] = None,
     seed: options.Seed = 0,
     jobs: Annotated[
         int, typer.Option(min=0, help="Methods at a time, one process and thread each; 0 for this process.")
@@ -43,8 +47,11 @@ def bench(
     An interrupted run resumes when you run the command again.
     """
     from mrhdata.bench import run_bench, sections, standings
+    from mrhdata.bench.publish import publish as publish_results
     from mrhdata.viz.report import write_markdown, write_page
 
+    if publish is not None and quick:
+        raise ParameterError("--publish needs full runs; leave out --quick")
     start = time.perf_counter()
     with resumable():
         result = run_bench(
@@ -55,6 +62,9 @@ def bench(
     write_page(out / "report.html", title, parts)
     for path in (out / "report.md", *([] if markdown is None else [markdown])):
         write_markdown(path, title, parts)
+    if publish is not None:
+        written_by = f"mrhdata bench {benchmarks} --publish {publish}"
+        publish_results(result.records, benchmarks / "results", publish, command=written_by)
     failures = [record for record in result.records if "error" in record]
     tables = {name: standings([r for r in result.records if r["task"] == name]) for name in result.tasks}
     best = {name: f"{t['method'].iloc[0]} {t['value'].iloc[0]:.3f}" for name, t in tables.items() if len(t)}

@@ -5,8 +5,8 @@ Published: maps at 1 x 1 x 3 mm, cropped to 160 x 220 x 48 voxels and clipped to
 positives of the first. Its second generation passed zeros as voxel coordinates at test time, hardly shuffled, and had
 one PReLU slope per voxel.
 
-Here the network learns from the same voxels (cores at every third voxel that have a label), but in larger patches: valid
-convolutions give the same answers with a twentieth of the redundant computation. The loss is soft Dice plus
+Here the network learns from the same voxels (cores at every third voxel that have a label), but in larger patches:
+valid convolutions give the same answers with a twentieth of the redundant computation. The loss is soft Dice plus
 cross-entropy, because cross-entropy without Dice misses the smallest nuclei for many epochs.
 """
 

@@ -168,7 +168,7 @@ def frozen(settings: TrainingConfig, blocks: int) -> TrainingConfig:
 
     Examples
     --------
-    >>> frozen(TRANSFER, blocks=4).rates
+    >>> frozen(TRANSFER, blocks=4).layer_learning_rates
     (('conv4', 10.0), ('conv5', 10.0), ('conv_loop2.3', 1.0), ('', 0.0))
     """
     return replace(settings, layer_learning_rates=(*_FASTER, (f"conv_loop2.{blocks - 1}", 1.0), ("", 0.0)))
@@ -211,12 +211,14 @@ def train_on_rows(
     settings : TrainingConfig
         Settings of the training.
     blocks : int
-        Loop blocks of the network.
+        Number of loop blocks of the network.
     progress : bool
+        Whether to show progress bars.
 
     Returns
     -------
     model : torch.nn.Module
+        Trained network.
     """
     if validation.all() or not validation.any():
         raise DataError(

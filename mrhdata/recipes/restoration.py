@@ -1,12 +1,12 @@
-"""Electron microscopy: fast scans restored by a network that learned on degraded pairs ("decrappification", PSSR).
+"""Restore fast scans of electron microscopy with a network trained on degraded pairs ("decrappification", PSSR).
 
-A good stack is degraded as it is read: what a patch holds is the target, and its degraded copy the input, in as
-many planes as the network takes. The target is taken at the places of the network's answer, which lie on a grid
-of `scale` times the pixels of the degraded image; a degradation that keeps the corners in place (PSSR's own)
-would otherwise shift detail by up to 1.5 pixels across a tile, other at each place.
+Good stacks are degraded while they are read: a patch of the good stack is the target, and its degraded copy, with as
+many planes as the network takes, the input. The target is sampled at the pixel centres of the network's output, a grid
+with `scale` times the pixels of the degraded image. Otherwise a degradation that keeps the corners in place (PSSR's
+own) would shift detail by up to 1.5 pixels, by a different distance at each position.
 
 PSSR (Fang et al. 2021, Nat. Methods 18:406): mean squared error, Adam with decoupled weight decay 1e-3, one cycle
-up to 4e-4, dihedral turns, turns of 10 degrees, zoom; 100 epochs on many stacks and graphics cards.
+up to 4e-4, flips and quarter turns, rotations up to 10 degrees, zoom; 100 epochs on many stacks and GPUs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-#: Turns and sizes of good patches before they are degraded.
+#: Rotation and zoom of good patches before they are degraded.
 TURNS = Augmentation(degrees=10, zoom=0.2, stretch=0.0, gain=0.0, offset=0.0, gamma=0.0, noise=0.0, share=0.5)
 PUBLISHED = TrainingConfig(epochs=100, batch_size=8, learning_rate=4e-4, weight_decay=1e-3, patience=100)
 EFFICIENT = TrainingConfig(
@@ -58,16 +58,16 @@ EFFICIENT = TrainingConfig(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Good patches to pairs, for ``mrhdata.fit(..., change=)``.
+    """Transform from good patches to pairs of degraded and good ones, for ``mrhdata.fit(..., batch_transform=)``.
 
     Attributes
     ----------
     degradation : Degradation
-        With one reduction of the pixels among its steps.
+        Degradation with one step that reduces the number of pixels.
     white : float
-        The image's value that counts as 1.
+        Image value that counts as 1.
     turns : Augmentation or None
-        Of the good patches; None also leaves out mirror images and quarter turns.
+        Augmentation of the good patches; None also disables flips and quarter turns.
     """
 
     degradation: Degradation
@@ -75,7 +75,9 @@ class Pairs:
     turns: Augmentation | None = TURNS
 
     def __call__(self, parts: list[Any], seed: tuple[int, ...]) -> list[Any]:
-        """Planes (B, frames, 1, h, w) to degraded ones (B, frames, 1, h / s, w / s) and the middle one (B, 1, 1, h, w).
+        """Return degraded planes (B, planes, 1, h / s, w / s) and the middle good one (B, 1, 1, h, w).
+
+        `parts` has one array of good planes (B, planes, 1, h, w).
 
         Examples
         --------
@@ -87,20 +89,20 @@ class Pairs:
         """
         high = np.asarray(parts[0], dtype=np.float32) / np.float32(self.white)
         if self.turns is not None:
-            high = self._turned(high, seed)
+            high = self._augment(high, seed)
         low = np.asarray(self.degradation(high[:, :, 0], seed), dtype=np.float32)
         middle = high[:, high.shape[1] // 2, 0]
         target = np.stack([run_blind(plane, reduction(self.degradation)) for plane in middle])
         return [low[:, :, None], target[:, None, None]]
 
-    def _turned(self, high: Floats, seed: tuple[int, ...]) -> Floats:
-        """Turned a little and scaled, and one of the eight ways a square lies on itself."""
+    def _augment(self, high: Floats, seed: tuple[int, ...]) -> Floats:
+        """Rotate by a few degrees and zoom, then apply one of the eight symmetries of a square."""
         rng = np.random.default_rng(seed)
         assert self.turns is not None
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         x = torch.from_numpy(high)
-        turned, _ = self.turns(x, x[:, :1], (1.0, 1.0, 1.0), generator)
-        out = turned.numpy()
+        rotated, _ = self.turns(x, x[:, :1], (1.0, 1.0, 1.0), generator)
+        out = rotated.numpy()
         for i, (quarters, mirrored) in enumerate(
             zip(rng.integers(4, size=len(out)), rng.integers(2, size=len(out)), strict=True)
         ):
@@ -110,21 +112,23 @@ class Pairs:
 
 
 def reduction(degradation: Degradation) -> Reduction:
-    """The step that makes pixels fewer.
+    """Return the step of a degradation that reduces the number of pixels.
 
     Raises
     ------
     DataError
-        There is none, or more than one.
+        The degradation has no such step, or more than one.
     """
-    found = [step for step in degradation.steps if isinstance(step, Reduction)]
-    if len(found) != 1:
-        raise DataError(f"the degradation has {len(found)} steps that make pixels fewer; it needs one, such as Area(4)")
-    return found[0]
+    reductions = [step for step in degradation.steps if isinstance(step, Reduction)]
+    if len(reductions) != 1:
+        raise DataError(
+            f"the degradation must have one step that reduces the pixels, such as Area(4); got {len(reductions)}"
+        )
+    return reductions[0]
 
 
 def run_blind(plane: NDArray[Any], step: Reduction) -> NDArray[Any]:
-    """A good plane at the pixels of the answer: ``step.factor`` to each pixel of the degraded plane.
+    """Resample a good plane to the pixels of the network's output: ``step.factor`` per pixel of the degraded plane.
 
     Examples
     --------
@@ -143,14 +147,16 @@ def run_blind(plane: NDArray[Any], step: Reduction) -> NDArray[Any]:
 
 
 def degrade_stack(volume: xr.DataArray, degradation: Degradation, seed: int) -> xr.DataArray:
-    """A stack as a fast scan would have given it, where it lies: spacing and first pixel are those of the scan.
+    """Simulate a fast scan of a stack, with the spacing and the position of its pixels.
 
     Parameters
     ----------
     volume : volume (z, y, x)
-        Planes along z.
+        Stack of planes along z.
     degradation : Degradation
+        Degradation with one step that reduces the number of pixels.
     seed : int
+        Random seed of the noise.
 
     Examples
     --------
@@ -162,26 +168,26 @@ def degrade_stack(volume: xr.DataArray, degradation: Degradation, seed: int) -> 
     ((2, 2, 2), [1e-05, 4e-05, 4e-05], 1.5e-05)
     """
     if volume.dims != SPATIAL:
-        raise DataError(f"a stack has the axes z, y, x, not {volume.dims}; select a channel")
+        raise DataError(f"a stack must have the axes z, y, x; got {volume.dims}. Select a channel.")
     step = reduction(degradation)
     rows = [(0.0, 1.0), *(step.places(n) for n in volume.shape[1:])]
     spacing = volume.mrh.spacing
     starts = [float(volume.coords[d][0]) + a * s for d, (a, _), s in zip(SPATIAL, rows, spacing, strict=True)]
-    kept = {k: volume.attrs[k] for k in ("source_axes", "units") if k in volume.attrs}
+    attributes = {k: volume.attrs[k] for k in ("source_axes", "units") if k in volume.attrs}
     return place(
         degradation(volume.data, seed),
         SPATIAL,
-        [s * by for s, (_, by) in zip(spacing, rows, strict=True)],
+        [s * step_size for s, (_, step_size) in zip(spacing, rows, strict=True)],
         volume.attrs["affine"],
         start=starts,
         space=volume.mrh.space,
         kind="image",
         name=str(volume.name),
-        **kept,
+        **attributes,
     )
 
 
-def train(  # noqa: PLR0913 (settings of one act)
+def train(  # noqa: PLR0913 (settings of one training)
     stacks: Sequence[xr.DataArray],
     validation: Sequence[xr.DataArray],
     degradation: Degradation,
@@ -201,36 +207,43 @@ def train(  # noqa: PLR0913 (settings of one act)
     Parameters
     ----------
     stacks, validation : sequence of volume (z, y, x)
-        Good images, of one type; other files, or other blocks of planes with a gap between.
+        Good images of one dtype. Validation has other files, or other blocks of planes with a gap between them.
     degradation : Degradation
+        Degradation to undo.
     network : {"restorer", "pssr"}
+        Name of the network.
     context_slices : int
-        Planes on each side that the network takes as further channels: 2 means five planes, of which the middle one
+        Number of planes on each side that are further input channels: 2 means five planes, of which the middle one
         is restored.
     patch_size : int
         Edge of the good patches, in pixels.
     patches_per_epoch : int
-        Patches of an epoch, each at a place of its own.
+        Patches per epoch, at random positions.
     tissue : sequence of mask volume, optional
-        Where tiles are centred, such as where a plane holds more than empty resin.
-    settings : Training
+        Masks of the patch centres, for example without empty resin.
+    settings : TrainingConfig
+        Settings of the training.
     folder : path, optional
-        Of the checkpoint.
+        Folder of the checkpoint.
     progress : bool
+        Whether to show progress bars.
     **config
-        The network's own settings.
+        Settings of the network.
 
     Returns
     -------
-    model, history
+    model : torch.nn.Module
+        Trained network.
+    history : History
+        History of the training.
     """
     if context_slices < 0:
         raise ParameterError(f"context_slices must be 0 or more planes on each side; got {context_slices}")
     pairs = Pairs(degradation, full_scale(stacks[0].dtype))
 
-    def tiled(given: Sequence[xr.DataArray], count: int, masks: Any, seed: int) -> Patches:
+    def draw_patches(volumes: Sequence[xr.DataArray], count: int, masks: Any, seed: int) -> Patches:
         return patches(
-            [{"em": stack} for stack in given],
+            [{"em": stack} for stack in volumes],
             shape=(1, patch_size, patch_size),
             sampler=samplers.Uniform(count),
             mask=masks,
@@ -239,17 +252,20 @@ def train(  # noqa: PLR0913 (settings of one act)
             seed=seed,
         )
 
-    learned = tiled(stacks, patches_per_epoch, tissue, settings.seed)
-    watched = tiled(validation, max(16, patches_per_epoch // 10), None, settings.seed + 1)
+    training_patches = draw_patches(stacks, patches_per_epoch, tissue, settings.seed)
+    validation_patches = draw_patches(validation, max(16, patches_per_epoch // 10), None, settings.seed + 1)
     model = models.create(network, seed=settings.seed, in_channels=2 * context_slices + 1, **config)
     checkpoint = None if folder is None else Path(folder) / "checkpoint.pt"
-    history = fit(model, learned, watched, settings, batch_transform=pairs, checkpoint=checkpoint, progress=progress)
-    # What the network sees is the degraded image.
+    history = fit(
+        model, training_patches, validation_patches, settings, batch_transform=pairs, checkpoint=checkpoint,
+        progress=progress,
+    )  # fmt: skip
+    # The network's input is the degraded image, so patch and spacing are those of the degraded pixels.
     factor = reduction(degradation).factor
-    z, y, x = learned.spacing_mm
+    z, y, x = training_patches.spacing_mm
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    small = (1, patch_size // factor, patch_size // factor)
-    model.spec = replace(spec, patch=small, spacing_mm=(z, factor * y, factor * x))  # type: ignore[assignment]
+    input_patch = (1, patch_size // factor, patch_size // factor)
+    model.spec = replace(spec, patch=input_patch, spacing_mm=(z, factor * y, factor * x))  # type: ignore[assignment]
     return model, history
 
 
@@ -264,47 +280,52 @@ def restore(
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
-    """Restore a stack of any size, streaming, with the finer spacing in the result.
+    """Restore a stack of any size with bounded memory; the result has the finer spacing.
 
     Parameters
     ----------
     model : torch.nn.Module
-        From :func:`train`, or loaded.
+        Network from :func:`train`, or loaded.
     stack : volume (z, y, x)
         Integers of any width, or floats from 0 to 1.
     out : path
-        OME-Zarr, or a file of any format that is written. A run that was killed goes on.
+        OME-Zarr store, or a file of any writable format. An interrupted run resumes.
     memory, device, precision, overwrite, progress
-        As for :func:`mrhdata.predict`.
+        Options of :func:`mrhdata.predict`.
 
     Returns
     -------
     restored : volume
-        Of the stack's type and range, on a grid as many times finer as the network makes it.
+        Restored stack with the dtype and range of the input, on the finer grid of the network's output.
 
     Notes
     -----
-    ``restorer`` runs densely: in parts exactly as in one pass. ``pssr`` sees the whole of its tile, so tiles of
-    the trained size overlap by half and are blended.
+    ``restorer`` runs densely, and its result does not depend on the blocks. The receptive field of ``pssr`` is its
+    whole patch, so windows of the training size overlap by half and are blended.
     """
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     if spec.inputs is None or spec.target is None or spec.patch is None:
-        raise ModelError(f"{spec.name} was not trained; use mrhdata.recipes.restoration.train or load a trained one")
+        raise ModelError(
+            f"{spec.name} was not trained; train it with mrhdata.recipes.restoration.train, or load a trained network"
+        )
     white = full_scale(stack.dtype)
     name = spec.channels[len(spec.channels) // 2]
     output = Output() if white == 1.0 else Output(dtype=str(stack.dtype), value_range=(0.0, white))
-    # A copy that shares the weights: the model keeps its own scales.
-    network, given = copy.copy(model), stack.rename(name)
-    how: dict[str, Any] = {"mode": "dense"}
+    # A shallow copy shares the weights and leaves the scales of the model unchanged.
+    network, image = copy.copy(model), stack.rename(name)
+    strategy: dict[str, Any] = {"mode": "dense"}
     if spec.name == "pssr":
         factor = int(spec.config.get("scale", 4))
         network = models.copy(model, scale=1)
-        given = resample(given, finer(given.mrh.grid, factor)).rename(name)
-        how = {"mode": "patch", "windows": SlidingWindow(shape=(1, *(factor * n for n in spec.patch[1:])))}
+        image = resample(image, finer(image.mrh.grid, factor)).rename(name)
+        strategy = {
+            "mode": "sliding_window",
+            "windows": SlidingWindow(shape=(1, *(factor * n for n in spec.patch[1:]))),
+        }
     network.spec = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))  # type: ignore[assignment]
     return predict(
         network,
-        {name: given},
+        {name: image},
         out,
         output=output,
         memory=memory,
@@ -313,17 +334,17 @@ def restore(
         overwrite=overwrite,
         progress=progress,
         name="restored",
-        **how,
+        **strategy,
     )
 
 
 def _times(scale: IntensityScale, white: float) -> IntensityScale:
-    """The scale of values that are so many times as large."""
+    """Return the scale for values that are `white` times larger."""
     return IntensityScale(tuple(white * v for v in scale.offset), tuple(white * v for v in scale.factor))
 
 
 def finer(grid: Grid, factor: int) -> Grid:
-    """The same plane edges, `factor` times the pixels along y and x.
+    """Return a grid with the same plane edges and `factor` times the pixels along y and x.
 
     Examples
     --------
@@ -346,31 +367,32 @@ def fine_tune(
     settings: TrainingConfig = replace(EFFICIENT, epochs=6, learning_rate=2e-4),  # noqa: B008
     progress: bool = True,
 ) -> nn.Module:
-    """Train on with pairs that were really acquired, a handful of planes.
+    """Continue training with acquired pairs of a few planes.
 
     Parameters
     ----------
     model : torch.nn.Module
-        From :func:`train` with ``restorer``; it is not changed.
+        Network from :func:`train` with ``restorer``; it is not changed.
     pairs, validation : sequence of (low, high) volumes (z, y, x)
-        Registered; the good one has as many pixels for each as the network makes.
+        Registered pairs; the high-resolution volume has the pixels of the network's output.
     patch_size, patches_per_epoch, settings, progress
         As for :func:`train`.
 
     Returns
     -------
     model : torch.nn.Module
+        Fine-tuned copy.
     """
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     name, factor = spec.channels[len(spec.channels) // 2], int(spec.config.get("scale", 4))
     tuned = models.copy(model)
-    # The input keeps its scale, which is what the weights know; that of the target is measured anew.
+    # The weights depend on the input scale, so it is kept; the scale of the target is measured again.
     tuned.spec = replace(spec, target=None)  # type: ignore[assignment]
 
-    def parts(given: Sequence[tuple[xr.DataArray, xr.DataArray]], count: int, seed: int) -> Patches:
+    def draw_patches(volumes: Sequence[tuple[xr.DataArray, xr.DataArray]], count: int, seed: int) -> Patches:
         return patches(
-            [{name: _fraction(low)} for low, _ in given],
-            [{"good": _fraction(high)} for _, high in given],
+            [{name: _as_fraction(low)} for low, _ in volumes],
+            [{"good": _as_fraction(high)} for _, high in volumes],
             shape=(1, patch_size // factor, patch_size // factor),
             target_shape=(1, patch_size, patch_size),
             grids="native",
@@ -382,18 +404,18 @@ def fine_tune(
 
     fit(
         tuned,
-        parts(pairs, patches_per_epoch, settings.seed),
-        parts(validation, max(16, patches_per_epoch // 10), 1),
+        draw_patches(pairs, patches_per_epoch, settings.seed),
+        draw_patches(validation, max(16, patches_per_epoch // 10), 1),
         settings,
         progress=progress,
     )
-    learned: ModelSpec = tuned.spec  # type: ignore[assignment]
-    tuned.spec = replace(spec, target=learned.target)  # type: ignore[assignment]
+    fitted: ModelSpec = tuned.spec  # type: ignore[assignment]
+    tuned.spec = replace(spec, target=fitted.target)  # type: ignore[assignment]
     return tuned
 
 
-def _fraction(stack: xr.DataArray) -> xr.DataArray:
-    """Values as parts of white."""
+def _as_fraction(stack: xr.DataArray) -> xr.DataArray:
+    """Return values as fractions of full scale."""
     if not np.issubdtype(stack.dtype, np.integer):
         return stack
     return (stack.astype(np.float32) / np.float32(full_scale(stack.dtype))).assign_attrs(stack.attrs)

@@ -1,4 +1,4 @@
-"""What the recipes of segmentation share: which patches of a case are learned from, and how a network is trained."""
+"""Shared code of the segmentation recipes: sampling of training patches, and training."""
 
 from __future__ import annotations
 
@@ -33,55 +33,55 @@ Steps = tuple[tuple[str, dict[str, Any]], ...]
 
 
 class Sampling(Protocol):
-    """Which patches of prepared cases a network learns from."""
+    """Rule that selects training or validation patches of preprocessed subjects."""
 
-    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
-        """Patches with inputs and labels; those of validation cover each case once."""
+    def __call__(self, subjects: Sequence[Subject], *, training: bool, seed: int) -> Patches:
+        """Return patches with inputs and labels; validation patches cover each subject once."""
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Whole slices, those whose labels are not all background.
+    """Whole slices that have labels.
 
     Attributes
     ----------
     plane : {"axial", "coronal", "sagittal"}
+        Orientation of the slices.
     """
 
     plane: str = "axial"
 
-    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
-        """Slices as large as the largest case; smaller ones are filled up with 0."""
-        shapes = np.array([next(iter(case.inputs.values())).shape[-3:] for case in cases])
+    def __call__(self, subjects: Sequence[Subject], *, training: bool, seed: int) -> Patches:
+        """Return slices as large as the largest subject; smaller ones are padded with 0."""
+        shapes = np.array([subject.first.shape[-3:] for subject in subjects])
         axis = PLANES[self.plane]
         shape = shapes.max(axis=0)
         shape[axis] = 1
         positions = []
-        for case, lengths in zip(cases, shapes, strict=True):
-            held = (np.asarray(_labels(case).data) > 0).any(axis=tuple(a for a in range(3) if a != axis))
-            start = np.zeros((int(held.sum()), 3), dtype=np.int64) + (lengths - shape) // 2
-            start[:, axis] = np.flatnonzero(held)
+        for subject, lengths in zip(subjects, shapes, strict=True):
+            labelled = (np.asarray(_labels(subject).data) > 0).any(axis=tuple(a for a in range(3) if a != axis))
+            start = np.zeros((int(labelled.sum()), 3), dtype=np.int64) + (lengths - shape) // 2
+            start[:, axis] = np.flatnonzero(labelled)
             positions.append(start)
-        even = bool((shapes == shapes[0]).all())
-        return _patches(
-            cases, shape=shape.tolist(), sampler=positions, plane=self.plane, padding=None if even else "constant"
-        )
+        padding = None if (shapes == shapes[0]).all() else "constant"
+        return _patches(subjects, shape=shape.tolist(), sampler=positions, plane=self.plane, padding=padding)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Boxes drawn at random, a part of them about voxels of each label in turn.
+    """Random crops, a fraction of them at voxels of each label.
 
     Attributes
     ----------
     shape : (3,) sequence of int
-        Voxels along z, y, x; where the shortest case is shorter, what it has, in whole `multiple`.
+        Voxels along z, y, x. Along an axis on which the smallest subject is shorter, its length, rounded down to a
+        multiple of `multiple`.
     each : int
-        Of each case in an epoch.
+        Crops of each subject per epoch.
     labelled : float
-        Part of them that is drawn about labels other than the background.
+        Fraction of the crops at labels other than the background.
     multiple : (3,) sequence of int
-        Of which a network with strides takes whole numbers of voxels.
+        Numbers of voxels of which a strided network takes multiples.
     """
 
     shape: tuple[int, int, int]
@@ -89,100 +89,103 @@ class Crops:
     labelled: float = 0.5
     multiple: tuple[int, int, int] = (4, 8, 8)
 
-    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
-        """Drawn boxes for training; for validation those of a grid."""
-        shape = self._fitting(cases)
+    def __call__(self, subjects: Sequence[Subject], *, training: bool, seed: int) -> Patches:
+        """Return random crops for training, and a grid of crops for validation."""
+        shape = self._fitting_shape(subjects)
         if not training:
-            return _patches(cases, shape=shape.tolist(), stride=shape.tolist())
-        labels = [_labels(case) for case in cases]
-        found = sorted({int(v) for volume in labels for v in np.unique(volume.data)} - {0, IGNORE_INDEX})
-        shares: dict[int | str, float] = {label: self.labelled / len(found) for label in found}
+            return _patches(subjects, shape=shape.tolist(), stride=shape.tolist())
+        volumes = [_labels(subject) for subject in subjects]
+        labels = sorted({int(v) for volume in volumes for v in np.unique(volume.data)} - {0, IGNORE_INDEX})
+        ratios: dict[int | str, float] = {label: self.labelled / len(labels) for label in labels}
         rest: dict[int | str, float] = {"rest": 1 - self.labelled}
-        how = samplers.ClassBalanced(self.each * len(cases), labels, shares | rest, allow_missing=True)
-        return _patches(cases, shape=shape.tolist(), sampler=how, seed=seed)
+        sampler = samplers.ClassBalanced(self.each * len(subjects), volumes, ratios | rest, allow_missing=True)
+        return _patches(subjects, shape=shape.tolist(), sampler=sampler, seed=seed)
 
-    def _fitting(self, cases: Sequence[Subject]) -> NDArray[np.int64]:
-        """The box that lies within every case."""
-        shortest = np.min([next(iter(case.inputs.values())).shape[-3:] for case in cases], axis=0)
-        found = np.where(shortest < self.shape, shortest // self.multiple * self.multiple, self.shape)
-        if not found.all():
+    def _fitting_shape(self, subjects: Sequence[Subject]) -> NDArray[np.int64]:
+        """Return the shape of a crop that fits into every subject."""
+        shortest = np.min([subject.first.shape[-3:] for subject in subjects], axis=0)
+        shape = np.where(shortest < self.shape, shortest // self.multiple * self.multiple, self.shape)
+        if not shape.all():
             raise DataError(
-                f"the shortest case has {shortest.tolist()} voxels along z, y, x, and the network takes multiples of "
-                f"{list(self.multiple)}; leave it out, choose a finer spacing, or a recipe that works on slices"
+                f"the smallest subject must have at least {list(self.multiple)} voxels along z, y, x; got "
+                f"{shortest.tolist()}. Leave it out, choose a finer spacing, or use a recipe that works on slices."
             )
-        return np.asarray(found)
+        return np.asarray(shape)
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Boxes of a grid for a network whose answer is smaller than what it sees, those that hold something to learn.
+    """Patches on a grid for a network whose output is smaller than its input, without ignored cores.
 
     Attributes
     ----------
     core : (3,) sequence of int
-        Voxels of the answer along z, y, x.
+        Output voxels along z, y, x.
     margin : (3,) sequence of int
-        Of the network, on each side.
+        Margin of the network on each side, in voxels.
     background : int or None
-        Most boxes of a case whose core holds no label, drawn at random.
+        Maximum number of patches per subject whose core has no label, drawn at random.
     """
 
     core: tuple[int, int, int]
     margin: tuple[int, int, int]
     background: int | None = None
 
-    def __call__(self, cases: Sequence[Subject], *, training: bool, seed: int) -> Patches:
-        """Boxes whose core holds voxels that are not `IGNORE_INDEX`; beyond a volume its edge is repeated."""
+    def __call__(self, subjects: Sequence[Subject], *, training: bool, seed: int) -> Patches:
+        """Return patches whose core has voxels other than `IGNORE_INDEX`; volumes are padded with their edge."""
         core, margin = np.array(self.core), np.array(self.margin)
         positions = []
-        for number, case in enumerate(cases):
-            values = np.pad(np.asarray(_labels(case).data), [(0, n) for n in self.core], constant_values=IGNORE_INDEX)
+        for number, subject in enumerate(subjects):
+            labels = np.asarray(_labels(subject).data)
+            values = np.pad(labels, [(0, n) for n in self.core], constant_values=IGNORE_INDEX)
             first = np.argwhere(values != IGNORE_INDEX).min(axis=0)
             extent = np.array(values.shape) - core - first
             start = first + strided(tuple(extent), self.core, self.core, overhang=True)
             labelled, known = (
                 fraction_inside(mask, start, self.core) > 0 for mask in (values > 0, values != IGNORE_INDEX)
             )
-            bare = np.random.default_rng((seed, number)).permutation(np.flatnonzero(known & ~labelled))
-            held = np.sort(np.concatenate([np.flatnonzero(labelled), bare[: self.background]]))
-            positions.append(start[held] - margin)
+            background = np.random.default_rng((seed, number)).permutation(np.flatnonzero(known & ~labelled))
+            chosen = np.sort(np.concatenate([np.flatnonzero(labelled), background[: self.background]]))
+            positions.append(start[chosen] - margin)
         shape = (core + 2 * margin).tolist()
-        return _patches(cases, shape=shape, target_shape=core.tolist(), sampler=positions, padding="edge")
+        return _patches(subjects, shape=shape, target_shape=core.tolist(), sampler=positions, padding="edge")
 
 
-def _patches(cases: Sequence[Subject], **settings: Any) -> Patches:
-    return patches([dict(c.inputs) for c in cases], [{"labels": _labels(c)} for c in cases], **settings)
+def _patches(subjects: Sequence[Subject], **settings: Any) -> Patches:
+    return patches([dict(s.inputs) for s in subjects], [{"labels": _labels(s)} for s in subjects], **settings)
 
 
-def _labels(case: Subject) -> Any:
-    if case.target is None:
-        raise DataError(f"{case.id} has no labels to learn from")
-    return case.target
+def _labels(subject: Subject) -> Any:
+    if subject.target is None:
+        raise DataError(f"{subject.id} has no labels to learn from")
+    return subject.target
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns to label volumes.
+    """Settings of the training of a segmentation network.
 
     Attributes
     ----------
     network : str
-        For :func:`mrhdata.models.create`.
+        Name for :func:`mrhdata.models.create`.
     config : mapping
-        Its settings, without the classes and the channels.
+        Settings of the network, without the numbers of classes and channels.
     prepare, finish : steps
-        See :mod:`mrhdata.preprocessing.pipeline`.
+        Preprocessing and postprocessing, see :mod:`mrhdata.preprocessing.pipeline`.
     sampling : Sampling
-    training : sequence of Training
-        One after another, each from the best weights of the one before.
+        Rule that selects patches.
+    training : sequence of TrainingConfig
+        Stages of the first round, each starting from the best weights of the previous one.
     tile, stride : (3,) tuple of int or None
-        With tiles, only voxels of tiles with labels are learned from, and `rounds` more that add those with
-        false positives (:func:`mrhdata.training.hard_negatives`).
+        Shape and spacing of tiles. The first round learns from tiles with labels only, and further rounds also from
+        tiles with false positives (:func:`mrhdata.training.hard_negatives`). None uses all voxels.
     rounds : int
-    again : sequence of Training
-        Of the further rounds.
+        Number of further rounds.
+    again : sequence of TrainingConfig
+        Stages of the further rounds.
     scale : (float, float) or None
-        A fixed offset and factor of the inputs; measured where None.
+        Fixed offset and factor of the inputs; None measures them.
     """
 
     network: str
@@ -200,14 +203,14 @@ class Recipe:
 
 @dataclass
 class Trained:
-    """A network after each round, and what happened."""
+    """The network after each round, and the training histories of its stages."""
 
     rounds: list[nn.Module]
     histories: list[list[History]]
 
     @property
     def model(self) -> nn.Module:
-        """After the last round."""
+        """Network after the last round."""
         return self.rounds[-1]
 
 
@@ -221,71 +224,78 @@ def train(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Train a network to label volumes.
+    """Train a network to segment volumes.
 
     Parameters
     ----------
     recipe : Recipe
-    cases, validation : sequence of Case
-        With labels; different subjects. Without any for validation, training is watched on its own cases, and
-        the recipe must keep the last weights.
+        Settings of the training.
+    cases, validation : sequence of Subject
+        Labelled subjects for training, and others for validation. Without validation subjects, the validation loss is
+        that of the training subjects, and the recipe must keep the last weights.
     labels : sequence of int, optional
-        Every value of the data set, background first; those of `cases` by default.
+        All labels of the data set, background first; by default those of the subjects.
     seed : int
+        Random seed.
     folder : path, optional
-        Of checkpoints: a run that was stopped goes on from there.
+        Folder for checkpoints, from which an interrupted run resumes.
     progress : bool
+        Whether to show progress bars.
 
     Returns
     -------
     trained : Trained
+        Networks and histories of all rounds.
 
     Raises
     ------
     DataError
-        A subject is in both parts, or has no labels.
+        A person is in training and validation, or a subject has no labels.
     """
     check_disjoint(cases, validation)
     if not validation and any(t.restore_best for t in (*recipe.training, *recipe.again)):
-        raise DataError("the best epoch is chosen on validation cases; give some, or a recipe that keeps the last")
+        raise DataError(
+            "the recipe chooses the best epoch on validation subjects; pass some, or a recipe with restore_best=False"
+        )
     values = label_map([*cases, *validation]) if labels is None else tuple(labels)
-    model = _fresh(recipe, cases, values, seed)
+    model = _create_network(recipe, cases, values, seed)
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    parts = [[_in_memory(on_network_grid(c, spec)) for c in part] for part in (cases, validation)]
-    found: list[list[Any]] = [[None] * len(part) for part in parts]
+    parts = [[_in_memory(on_network_grid(s, spec)) for s in part] for part in (cases, validation)]
+    predictions: list[list[Any]] = [[None] * len(part) for part in parts]
     trained = Trained([], [])
     for number in range(1 + recipe.rounds):
-        learned = [
-            [_learned(recipe, case, wrong) for case, wrong in zip(part, wrongs, strict=True)]
-            for part, wrongs in zip(parts, found, strict=True)
-        ]
-        training = recipe.sampling(learned[0], training=True, seed=seed)
-        testing = recipe.sampling(learned[1] or learned[0], training=False, seed=seed)
+        training_subjects, validation_subjects = (
+            [_with_training_labels(recipe, subject, labels) for subject, labels in zip(part, predicted, strict=True)]
+            for part, predicted in zip(parts, predictions, strict=True)
+        )
+        training_patches = recipe.sampling(training_subjects, training=True, seed=seed)
+        validation_patches = recipe.sampling(validation_subjects or training_subjects, training=False, seed=seed)
         histories = []
         for stage, settings in enumerate(recipe.again if number else recipe.training):
             path = None if folder is None else folder / f"round-{number + 1}-{stage + 1}.pt"
-            # What the first stage measured of the inputs is what the weights know from then on.
+            # The weights depend on the input scales of the first stage, so later stages keep them.
             model.spec = replace(model.spec, target=None)  # type: ignore[type-var]
+            stage_settings = replace(settings, seed=seed)
             histories.append(
-                fit(model, training, testing, replace(settings, seed=seed), checkpoint=path, progress=progress)
+                fit(model, training_patches, validation_patches, stage_settings, checkpoint=path, progress=progress)
             )
         trained.histories.append(histories)
         trained.rounds.append(whole(model))
         if number < recipe.rounds:
-            kept = None if folder is None else folder / f"found-{number + 1}"
-            found = [[_found(trained.rounds[-1], case, kept) for case in part] for part in parts]
+            label_folder = None if folder is None else folder / f"found-{number + 1}"
+            predictions = [[_predict(trained.rounds[-1], subject, label_folder) for subject in part] for part in parts]
     return trained
 
 
 def label_map(cases: Sequence[Subject]) -> tuple[int, ...]:
-    """Every label of a data set in order, background 0 first, so that a case without one changes nothing."""
-    held = {int(v) for case in cases for v in np.unique(np.asarray(_labels(case).data))}
-    return (0, *sorted(held - {0, IGNORE_INDEX}))
+    """Return all labels of a data set in order, background 0 first, also those that some subjects lack."""
+    labels = {int(v) for subject in cases for v in np.unique(np.asarray(_labels(subject).data))}
+    return (0, *sorted(labels - {0, IGNORE_INDEX}))
 
 
-def _fresh(recipe: Recipe, cases: Sequence[Subject], values: tuple[int, ...], seed: int) -> nn.Module:
-    """The network with what is known before training."""
-    channels = len(cases[0].inputs)
+def _create_network(recipe: Recipe, subjects: Sequence[Subject], values: tuple[int, ...], seed: int) -> nn.Module:
+    """Return the untrained network with its labels, steps and fixed scales."""
+    channels = len(subjects[0].inputs)
     config = {"in_channels": channels, "classes": len(values), **recipe.config}
     model = models.create(recipe.network, seed=seed, **config)
     scale = None
@@ -298,31 +308,34 @@ def _fresh(recipe: Recipe, cases: Sequence[Subject], values: tuple[int, ...], se
     return model
 
 
-def _in_memory(case: Subject) -> Subject:
-    return replace(case, inputs={k: v.compute() for k, v in case.inputs.items()}, target=_labels(case).compute())
+def _in_memory(subject: Subject) -> Subject:
+    inputs = {name: volume.compute() for name, volume in subject.inputs.items()}
+    return replace(subject, inputs=inputs, target=_labels(subject).compute())
 
 
-def _learned(recipe: Recipe, case: Subject, found: Any) -> Subject:
+def _with_training_labels(recipe: Recipe, subject: Subject, prediction: Any) -> Subject:
+    """Return a subject whose labels are ignored outside tiles with labels or false positives."""
     if recipe.tile is None:
-        return case
-    return replace(case, target=hard_negatives(_labels(case), found, tile=recipe.tile, stride=recipe.stride))
+        return subject
+    labels = hard_negatives(_labels(subject), prediction, tile=recipe.tile, stride=recipe.stride)
+    return replace(subject, target=labels)
 
 
-def _found(model: nn.Module, case: Subject, folder: Path | None) -> Any:
-    """What the network labels in a case that is prepared already, every voxel, unfinished; made once for a folder."""
-    path = None if folder is None else folder / f"{case.id}.zarr"
+def _predict(model: nn.Module, subject: Subject, folder: Path | None) -> Any:
+    """Return the labels of every voxel of a preprocessed subject, without postprocessing; a folder stores them."""
+    path = None if folder is None else folder / f"{subject.id}.zarr"
     if path is not None and path.exists():
         return formats.read(path)
     plain = whole(model)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
-    found = segment(plain, dict(case.inputs), precision="bfloat16", progress=False)
+    labels = segment(plain, dict(subject.inputs), precision="bfloat16", progress=False)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        formats.write(found, path)
-    return found
+        formats.write(labels, path)
+    return labels
 
 
 def whole(model: nn.Module) -> nn.Module:
-    """A copy of a network that answers every voxel of what it is given, borders too."""
+    """Return a copy of a network whose output covers its whole input, including the borders."""
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     return models.copy(model, **({"border": "replicate"} if spec.name.startswith("fcn3d") else {}))

@@ -1,9 +1,9 @@
 """Segment tissue on T1w images slice by slice (minc_keras), and a U-Net for comparison.
 
 Published: Adam at 1e-4, batches of 32 slices (its option for another size was ignored), 5 to 10 epochs, the
-last weights, stored voxels without MINC's slice-wise scaling, a numbering of labels that differs between volumes, and an
-unseeded split. Here: real values, one numbering of labels for the data set, a seeded split by subject, and the epoch
-with the lowest validation loss.
+last weights, stored voxels without MINC's slice-wise scaling, a numbering of labels that differs between volumes, and
+an unseeded split. Here: real values, one numbering of labels for the data set, a seeded split by subject, and the
+epoch with the lowest validation loss.
 """
 
 from __future__ import annotations

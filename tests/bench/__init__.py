@@ -1,1 +1,1 @@
-"""The harness."""
+"""Tests of the benchmark."""

@@ -1,4 +1,4 @@
-"""Scores of answers whose worth is known."""
+"""Scores of answers with known results."""
 
 import numpy as np
 import pandas as pd
@@ -17,95 +17,95 @@ BLOCKS = [[0, 0, 0, 0, 4, 12, 12], [0, 4, 0, 0, 8, 12, 12]]
 
 
 def task(kind, **settings):
-    """A task of a kind."""
+    """Return a task of a kind."""
     return Task("test", "A test", kind, {}, {}, (4, 0, 0), settings)
 
 
 def volume(data, kind="image"):
-    """On a grid of 1 mm."""
+    """Return a volume on a grid of 1 mm."""
     return mrhdata.volume.from_array(np.asarray(data), spacing=(1, 1, 1), kind=kind)
 
 
-def verdict(how, truth, answer, threshold=None, blocks=BLOCKS, **inputs):
-    """What the judge says of one subject."""
-    first = truth if hasattr(truth, "dims") else inputs.pop("image")
-    subject = Subject("a", {"image": first}, truth)
-    return score_answers(how, [subject], [answer], Manifest("test", {}, blocks, {}, threshold))
+def score_one(question, truth, answer, threshold=None, blocks=BLOCKS, image=None):
+    """Score the answer for one subject, whose truth is a volume or an array of points on an image."""
+    on_image = image is not None
+    subject = Subject("a", {"image": image}, points=truth) if on_image else Subject("a", {"image": truth}, truth)
+    return score_answers(question, [subject], [answer], Manifest("test", {}, blocks, {}, threshold))
 
 
 @pytest.fixture
 def rng():
-    """Seeded."""
+    """Return a seeded generator."""
     return np.random.default_rng(0)
 
 
-def test_values(rng):
-    """The truth is perfect, its negative ranks all wrong way round, and a constant ranks nothing."""
+def test_histology_scores_of_perfect_inverted_and_constant_answers(rng):
+    """The truth has perfect scores, its negative an AUC of 0, and a constant an AUC of 0.5."""
     truth = volume(rng.random(SHAPE))
-    how = task("histology", positive="above", percentile=70)
-    best = verdict(how, truth, truth.copy(), 0.7)
+    above = task("histology", positive="above", percentile=70)
+    best = score_one(above, truth, truth.copy(), 0.7)
     assert best.estimates == {"AUC": 1.0, "sensitivity": 1.0, "R2": 1.0}
-    assert verdict(how, truth, -truth, 0.7).estimates["AUC"] == 0.0
-    assert verdict(how, truth, truth * 0, 0.7).estimates["AUC"] == 0.5
+    assert score_one(above, truth, -truth, 0.7).estimates["AUC"] == 0.0
+    assert score_one(above, truth, truth * 0, 0.7).estimates["AUC"] == 0.5
     below = task("histology", positive="below", percentile=30)
-    assert verdict(below, truth, truth.copy(), 0.3).estimates["AUC"] == 1.0
+    assert score_one(below, truth, truth.copy(), 0.3).estimates["AUC"] == 1.0
 
 
-def test_only_the_mask_counts(rng):
-    """Nonsense outside of it costs nothing."""
+def test_voxels_outside_the_mask_do_not_count(rng):
+    """Wrong values outside the mask leave R2 at 1."""
     truth, mask = volume(rng.random(SHAPE)), np.ones(SHAPE, np.uint8)
     mask[:, :6] = 0
     answer = truth.where(mask > 0, 100.0)
     subject = Subject("a", {"image": truth}, truth, volume(mask, "mask"))
-    how = task("histology", positive="above", percentile=70)
-    assert score_answers(how, [subject], [answer], Manifest("t", {}, BLOCKS, {}, 0.5)).estimates["R2"] == 1.0
+    question = task("histology", positive="above", percentile=70)
+    assert score_answers(question, [subject], [answer], Manifest("t", {}, BLOCKS, {}, 0.5)).estimates["R2"] == 1.0
 
 
-def test_labels_are_scored_as_elsewhere(rng):
-    """Dice of all blocks together is that of the whole volume, and blocks alone are those of their parts."""
+def test_dice_matches_metrics_overlap(rng):
+    """Dice over all blocks is that of the whole volume, and Dice of a block that of the same part."""
     truth, answer = (volume(rng.integers(0, 3, SHAPE).astype(np.uint8), "labels") for _ in range(2))
-    found = verdict(task("tissue", labels={"A": 1, "B": 2}), truth, answer)
+    scores = score_one(task("tissue", labels={"A": 1, "B": 2}), truth, answer)
     table = overlap(truth.values, answer.values, labels=(1, 2)).set_index("label")["dice"]
-    assert found.estimates["Dice A"] == pytest.approx(table[1])
-    assert found.estimates["mean Dice"] == pytest.approx(table.mean())
+    assert scores.estimates["Dice A"] == pytest.approx(table[1])
+    assert scores.estimates["mean Dice"] == pytest.approx(table.mean())
     first = overlap(truth.values[:4], answer.values[:4], labels=(1, 2))["dice"].mean()
-    assert found.blocks[0] == pytest.approx(first)
-    assert len(found.replicates["mean Dice"]) == BOOTSTRAP.replicates
+    assert scores.blocks[0] == pytest.approx(first)
+    assert len(scores.replicates["mean Dice"]) == BOOTSTRAP.replicates
 
 
-def test_a_label_that_nobody_has_is_left_out(rng):
-    """No score, rather than a perfect or a failed one."""
+def test_labels_absent_from_truth_and_answer_have_no_dice(rng):
+    """The score is NaN, and does not change the mean."""
     truth = volume((rng.random(SHAPE) > 0.5).astype(np.uint8), "labels")
-    found = verdict(task("nuclei", labels={"A": 1, "B": 2}), truth, truth.copy())
-    assert found.estimates["mean Dice"] == 1.0
-    assert np.isnan(found.estimates["Dice B"])
+    scores = score_one(task("nuclei", labels={"A": 1, "B": 2}), truth, truth.copy())
+    assert scores.estimates["mean Dice"] == 1.0
+    assert np.isnan(scores.estimates["Dice B"])
 
 
-def test_stacks(rng):
-    """Noise costs decibels; the more of it, the more."""
+def test_restoration_scores_decrease_with_noise(rng):
+    """More noise lowers PSNR and SSIM."""
     truth = volume((rng.random((8, 32, 32)) * 255).astype(np.uint8))
     blocks = [[0, 0, 0, 0, 4, 32, 32], [0, 4, 0, 0, 8, 32, 32]]
     noisy = [truth.astype(np.float32) + rng.normal(0, sd, truth.shape) for sd in (5, 20)]
-    little, much = (verdict(task("restoration"), truth, n, blocks=blocks).estimates for n in noisy)
+    little, much = (score_one(task("restoration"), truth, n, blocks=blocks).estimates for n in noisy)
     assert little["PSNR"] > much["PSNR"] + 8
     assert little["SSIM"] > much["SSIM"]
 
 
-def test_cells():
-    """Pairs, misses and false ones count in the block they lie in; blocks add up to the whole."""
+def test_cells_count_in_their_blocks():
+    """Matches, misses and false positives count in the block of each point, and blocks add up to the whole."""
     image = volume(np.zeros(SHAPE))
-    truth = pd.DataFrame(image.mrh.world([[1, 2, 2], [1, 9, 9], [6, 5, 5]]), columns=["X", "Y", "Z"])
-    found = pd.DataFrame(image.mrh.world([[1, 2, 2.4], [6, 5, 5], [6, 10, 10]]), columns=["X", "Y", "Z"])
-    what = verdict(task("cells", radius_mm=1.0), truth, found, image=image)
-    assert what.estimates == pytest.approx({"F1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3, "count error": 0.0})
-    assert what.blocks == pytest.approx([2 / 3, 2 / 3])
-    nothing = verdict(task("cells", radius_mm=1.0), truth, found.iloc[:0], image=image)
-    assert nothing.estimates["F1"] == 0.0
+    truth = image.mrh.world([[1, 2, 2], [1, 9, 9], [6, 5, 5]])
+    detections = pd.DataFrame(image.mrh.world([[1, 2, 2.4], [6, 5, 5], [6, 10, 10]]), columns=["X", "Y", "Z"])
+    scores = score_one(task("cells", radius_mm=1.0), truth, detections, image=image)
+    assert scores.estimates == pytest.approx({"F1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3, "count error": 0.0})
+    assert scores.blocks == pytest.approx([2 / 3, 2 / 3])
+    no_detections = score_one(task("cells", radius_mm=1.0), truth, detections.iloc[:0], image=image)
+    assert no_detections.estimates["F1"] == 0.0
 
 
 @pytest.mark.parametrize("answer", ["shape", "grid", "nan", "kind"])
-def test_answers_that_cannot_be_scored(rng, answer):
-    """Another shape, another place, no number, no volume."""
+def test_unsuitable_answers_are_refused(rng, answer):
+    """An answer with another shape or grid, with NaN, or of another type raises an error."""
     truth = volume(rng.random(SHAPE))
     wrong = {
         "shape": truth.isel(z=slice(0, 4)),
@@ -114,7 +114,7 @@ def test_answers_that_cannot_be_scored(rng, answer):
         "kind": pd.DataFrame(),
     }
     with pytest.raises((DataError, mrhdata.errors.GridError)):
-        verdict(task("histology", positive="above", percentile=70), truth, wrong[answer], 0.5)
+        score_one(task("histology", positive="above", percentile=70), truth, wrong[answer], 0.5)
     if answer == "kind":
         with pytest.raises(DataError, match="columns X, Y, Z"):
-            verdict(task("cells", radius_mm=1.0), truth, truth)
+            score_one(task("cells", radius_mm=1.0), truth, truth)

@@ -1,4 +1,4 @@
-"""The main job in small: every step runs, on the phantom and on real volumes."""
+"""The demo in small: every step runs, on the phantom and on real volumes."""
 
 import dataclasses
 import functools
@@ -12,46 +12,47 @@ import pytest
 from mrhdata import phantom
 from mrhdata.inference.voxelwise import predict_rows
 from mrhdata.metrics.bootstrap import Bootstrap
-from mrhdata.recipes import demo, mrhnet
+from mrhdata.recipes import demo, demo_real, mrhnet
 from tests.conftest import FULL
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Coarse brains and a single short training: the path, not the figures."""
+def quick_demo(monkeypatch):
+    """Patch the demo to coarse brains, one epoch and few resamplings."""
     brain = phantom.mouse_brain
     monkeypatch.setattr(phantom, "mouse_brain", lambda seed: brain(0.7, seed=seed))
-    short = dataclasses.replace(mrhnet.RECOMMENDED, epochs=1)
-    monkeypatch.setattr(mrhnet, "CORRECTED", short)
-    few = functools.partial(demo.sensitivity, bootstrap=Bootstrap(50))
-    monkeypatch.setattr(demo, "sensitivity", few)
+    one_epoch = dataclasses.replace(mrhnet.RECOMMENDED, epochs=1)
+    monkeypatch.setattr(mrhnet, "RECOMMENDED", one_epoch)
+    few_resamplings = functools.partial(demo.sensitivity, bootstrap=Bootstrap(50))
+    for module in (demo, demo_real):
+        monkeypatch.setattr(module, "sensitivity", few_resamplings)
     monkeypatch.setattr(mrhnet, "VOXELWISE", dataclasses.replace(mrhnet.VOXELWISE, epochs=1, batch_size=1024))
 
 
-def test_phantom_path(quick, tmp_path):
-    """Raw files, stores, catalogue, model, map, table and report are there; a second run (long form) replaces them."""
+def test_demo_on_phantom_writes_all_outputs(quick_demo, tmp_path):
+    """Raw files, stores, catalogue, model, map, table and report exist; a second run (full tests) replaces them."""
     report = demo.run(tmp_path, seed=1)
-    made = tmp_path / "phantom"
-    assert (made / "sub-01" / "raw" / "mt_on.mnc").exists()
-    assert (made / "sub-04" / "af.zarr" / "zarr.json").exists()
-    assert (made / "mrhnet" / "model.safetensors").exists()
-    table = pd.read_csv(made / "sensitivity.csv")
+    folder = tmp_path / "phantom"
+    assert (folder / "sub-01" / "raw" / "mt_on.mnc").exists()
+    assert (folder / "sub-04" / "af.zarr" / "zarr.json").exists()
+    assert (folder / "mrhnet" / "model.safetensors").exists()
+    table = pd.read_csv(folder / "sensitivity.csv")
     assert (table["model"] == "single").sum() == 67 + 4
     assert table["contrast"].iloc[0] == "true tissue"
     page = html.unescape(report.read_text("utf-8"))
-    assert "AUC of MRH-Net less that of" in page
+    assert "AUC of MRH-Net minus AUC of" in page
     assert len(re.findall("<img", page)) == 2
     if FULL:
         assert demo.run(tmp_path, seed=1) == report
-        pd.testing.assert_frame_equal(pd.read_csv(made / "sensitivity.csv"), table)
+        pd.testing.assert_frame_equal(pd.read_csv(folder / "sensitivity.csv"), table)
 
 
 @pytest.mark.full
-def test_real_path(quick, tmp_path, shared):
-    """The same on the real mouse volumes and the published pairs."""
+def test_demo_on_real_volumes_writes_report_and_tables(quick_demo, tmp_path, shared):
+    """The report and the tables of the real mouse brain, the published pairs and the slab are complete."""
     page = demo.run(tmp_path, data=shared).read_text("utf-8")
     assert "r = 0.32" in page
-    assert "stored along y, z, x; as a volume its axes z, y, x run to S, P, R and hold 18, 217, 182" in page
+    assert "stored along y, z, x. The volume has axes z, y, x that point to S, P, R, with 18, 217, 182" in page
     table = pd.read_csv(tmp_path / "mouse" / "sensitivity.csv").set_index("contrast")
     assert {"T2w", "quadratic in T2w", "cubic in T2w", "MRH-Net"} == set(table.index)
     assert {"MRH-Net ensemble", "linear", "quadratic", "FA"} <= set(
@@ -59,17 +60,18 @@ def test_real_path(quick, tmp_path, shared):
     )
 
 
-def test_coronal_blocks_keep_their_distance():
-    """Blocks of different roles lie at least a patch apart, and all roles are there."""
-    regions = demo._coronal_blocks(67)
-    for (_, _, end), (_, start, _) in itertools.pairwise(regions):
+def test_coronal_blocks_have_gaps_and_all_roles():
+    """Neighbouring blocks are at least a patch apart, and every role occurs."""
+    blocks = demo_real._coronal_blocks(67)
+    assert len(blocks) == 6
+    for (_, _, end), (_, start, _) in itertools.pairwise(blocks):
         assert start - end >= max(mrhnet.PATCH)
-    assert {role for role, *_ in regions} == {"train", "validation", "test"}
-    assert regions[-1][2] == 67
+    assert {role for role, *_ in blocks} == {"train", "validation", "test"}
+    assert blocks[-1][2] == 67
 
 
-def test_rows_are_voxels(quick):
-    """A table trains and predicts row by row; every fold of the ensemble holds out its own rows."""
+def test_fold_ensemble_trains_and_predicts_on_table_rows(quick_demo):
+    """A table trains one network per fold, which predicts a value per row."""
     table = pd.DataFrame({"a": [i / 200 for i in range(200)], "b": [i % 7 for i in range(200)]})
     networks = mrhnet.fold_ensemble(table, 3 * table["a"].to_numpy(), mrhnet.VOXELWISE, folds=2, progress=False)
     assert len(networks) == 2

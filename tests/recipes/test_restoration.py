@@ -1,4 +1,4 @@
-"""Pairs that lie on each other, training that beats interpolation, restoring in parts as in one."""
+"""Restoration: aligned pairs, training that beats interpolation, and results that do not depend on blocks."""
 
 import threading
 import time
@@ -11,16 +11,16 @@ import torch
 import mrhdata
 from mrhdata import models
 from mrhdata.degrade import PUBLISHED, Area, Blur, Degradation, Points, Triangle, Zoom
-from mrhdata.errors import DataError, ModelError
+from mrhdata.errors import DataError, ModelError, ParameterError
 from mrhdata.recipes import restoration
 from mrhdata.recipes.watch_folder import arriving
 from mrhdata.training.settings import TrainingConfig
 
-STEPS = [Area(4), Zoom(4), Points(4), Triangle(4)]
+REDUCTIONS = [Area(4), Zoom(4), Points(4), Triangle(4)]
 
 
 def stack(seed, shape=(6, 96, 96), dtype=np.uint8):
-    """Smooth lines on grey, the same in neighbouring planes but for a drift."""
+    """Return a stack of smooth lines on grey that drift from plane to plane."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: shape[1], : shape[2]]
     planes = []
@@ -32,18 +32,18 @@ def stack(seed, shape=(6, 96, 96), dtype=np.uint8):
     return mrhdata.volume.from_array(values.astype(dtype), spacing=(1e-5, 1e-5, 1e-5), name="em")
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
-def test_target_and_input_lie_on_each_other(step):
-    """A ramp tells places: a degraded pixel has the value of the middle of its sixteen, wherever it lies."""
+@pytest.mark.parametrize("step", REDUCTIONS, ids=lambda s: type(s).__name__)
+def test_target_and_input_are_aligned(step):
+    """On a ramp, every degraded pixel has the mean of its sixteen target pixels."""
     ramp = np.tile(np.arange(64.0), (64, 1))[None, None, None].astype(np.float32) / 64
     low, high = restoration.Pairs(Degradation((step,)), white=1.0, turns=None)([ramp], (0,))
     means = high[0, 0, 0].reshape(16, 4, 16, 4).mean(axis=(1, 3))
     np.testing.assert_allclose(means[2:-2, 2:-2], low[0, 0, 0, 2:-2, 2:-2], atol=1e-3 if step != Points(4) else 0.01)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
-def test_a_degraded_stack_knows_where_its_pixels_are(step):
-    """Values of a world ramp are those of the world points that the grid says."""
+@pytest.mark.parametrize("step", REDUCTIONS, ids=lambda s: type(s).__name__)
+def test_degraded_stack_has_the_right_grid(step):
+    """On a ramp in world coordinates, the values match the world points of the degraded grid."""
     x = np.tile(np.arange(248.0), (2, 40, 1)) / 248
     volume = mrhdata.volume.from_array(x.astype(np.float32), spacing=(2e-5, 1e-5, 1e-5))
     low = restoration.degrade_stack(volume, Degradation((step,)), seed=0)
@@ -53,8 +53,8 @@ def test_a_degraded_stack_knows_where_its_pixels_are(step):
     np.testing.assert_allclose(low.values[inner], world.reshape(low.shape)[inner], atol=1e-3)
 
 
-def test_pairs_are_those_of_their_seed():
-    """The middle plane is the target; turns are of all planes alike."""
+def test_pairs_depend_on_the_seed_only():
+    """Equal seeds give equal pairs, the target is the middle plane, and a quarter turn keeps its values."""
     planes = stack(0, (5, 64, 64)).values.transpose(1, 2, 0)[None].transpose(0, 3, 1, 2)[:, :, None]
     pairs = restoration.Pairs(PUBLISHED["em_AG_D_sameas_preprint"])
     first, again, other = (pairs([planes], seed) for seed in ((0, 1), (0, 1), (0, 2)))
@@ -70,7 +70,7 @@ def test_pairs_are_those_of_their_seed():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network that knows such lines."""
+    """Return a small network trained on stacks of lines, its history and the degradation."""
     degradation = Degradation((Area(4),))
     settings = TrainingConfig(epochs=6, batch_size=8, learning_rate=3e-3, patience=6)
     model, history = restoration.train(
@@ -87,43 +87,44 @@ def trained():
     return model, history, degradation
 
 
-def error(model, volume, degradation, folder):
-    """RMSE of the restored and of the interpolated stack."""
+def rmse_restored_and_interpolated(model, volume, degradation, folder):
+    """Return the RMSE of the restored and of the interpolated stack."""
     folder.mkdir(exist_ok=True)
     low = restoration.degrade_stack(volume, degradation, seed=1)
-    made = restoration.restore(model, low, folder / "r.zarr", progress=False)
-    both = (made, mrhdata.resample(low, made, order=1))
-    return [float(np.sqrt(np.mean((v.values.astype(float) - volume.values) ** 2))) for v in both]
+    restored = restoration.restore(model, low, folder / "r.zarr", progress=False)
+    interpolated = mrhdata.resample(low, restored, order=1)
+    volumes = (restored, interpolated)
+    return [float(np.sqrt(np.mean((v.values.astype(float) - volume.values) ** 2))) for v in volumes]
 
 
 def test_restoring_beats_interpolation(trained, tmp_path):
-    """On a stack that was not seen; type, range, pixels and spacing are right."""
+    """On a test stack the error is lower than by interpolation, and dtype, range and grid are right."""
     model, history, degradation = trained
     volume = stack(5)
-    restored, bilinear = error(model, volume, degradation, tmp_path)
+    restored, bilinear = rmse_restored_and_interpolated(model, volume, degradation, tmp_path)
     assert restored < 0.8 * bilinear
     assert history.rmse[-1] < history.rmse[0]
-    made = mrhdata.read(tmp_path / "r.zarr")
-    assert made.mrh.grid.same_as(volume.mrh.grid)
-    assert made.dtype == np.uint8
+    written = mrhdata.read(tmp_path / "r.zarr")
+    assert written.mrh.grid.same_as(volume.mrh.grid)
+    assert written.dtype == np.uint8
 
 
-def test_other_integers_keep_their_range(trained, tmp_path):
-    """A network of bytes restores 16 bits, and the same picture."""
+def test_network_trained_on_bytes_restores_16_bit_integers(trained, tmp_path):
+    """The restored image is the same at 8 and 16 bits, and the network keeps its scales."""
     model, _, degradation = trained
     spec = model.spec
-    made = {}
+    fractions = {}
     for dtype in (np.uint8, np.uint16):
         low = restoration.degrade_stack(stack(6, dtype=dtype), degradation, seed=1)
-        found = restoration.restore(model, low, tmp_path / f"{np.dtype(dtype)}.zarr", progress=False)
-        assert found.dtype == dtype
-        made[dtype] = found.values / np.iinfo(dtype).max
-    assert np.abs(made[np.uint8] - made[np.uint16]).max() < 0.02
+        restored = restoration.restore(model, low, tmp_path / f"{np.dtype(dtype)}.zarr", progress=False)
+        assert restored.dtype == dtype
+        fractions[dtype] = restored.values / np.iinfo(dtype).max
+    assert np.abs(fractions[np.uint8] - fractions[np.uint16]).max() < 0.02
     assert model.spec == spec
 
 
-def test_no_seams_and_any_memory(trained, tmp_path):
-    """In parts as in one pass, to the last bit, within a small budget."""
+def test_result_does_not_depend_on_memory(trained, tmp_path):
+    """A small memory budget, and so many blocks, changes no value by more than rounding."""
     model, _, degradation = trained
     low = restoration.degrade_stack(stack(7, (4, 256, 256)), degradation, seed=1)
     whole = restoration.restore(model, low, tmp_path / "a.zarr", progress=False)
@@ -132,8 +133,8 @@ def test_no_seams_and_any_memory(trained, tmp_path):
 
 
 @pytest.mark.full
-def test_the_published_network_restores_in_blended_windows(tmp_path):
-    """Tiles of the trained size overlap; the answer has four times the pixels."""
+def test_published_network_restores_in_blended_windows(tmp_path):
+    """Windows of the training size overlap, and the result has four times the pixels along y and x."""
     degradation = Degradation((Area(4),))
     settings = TrainingConfig(epochs=1, batch_size=2, learning_rate=1e-4, patience=1)
     model, _ = restoration.train(
@@ -147,13 +148,13 @@ def test_the_published_network_restores_in_blended_windows(tmp_path):
         progress=False,
     )
     low = restoration.degrade_stack(stack(2, (1, 96, 112)), degradation, seed=0)
-    made = restoration.restore(model, low, tmp_path / "p.zarr", progress=False)
-    assert made.shape == (1, 96, 112)
-    assert made.mrh.grid.same_as(stack(2, (1, 96, 112)).mrh.grid)
+    restored = restoration.restore(model, low, tmp_path / "p.zarr", progress=False)
+    assert restored.shape == (1, 96, 112)
+    assert restored.mrh.grid.same_as(stack(2, (1, 96, 112)).mrh.grid)
 
 
-def test_five_planes_are_channels(tmp_path):
-    """The first and the last plane are restored too."""
+def test_context_slices_of_two_restore_all_planes(tmp_path):
+    """A network of five planes also restores the first and the last plane."""
     settings = TrainingConfig(epochs=1, batch_size=4, learning_rate=1e-3, patience=1)
     degradation = PUBLISHED["em_AG_D_sameas_preprint"]
     model, _ = restoration.train(
@@ -173,8 +174,8 @@ def test_five_planes_are_channels(tmp_path):
     assert restoration.restore(model, low, tmp_path / "f.zarr", progress=False).sizes["z"] == 6
 
 
-def test_real_pairs_fine_tune(trained, tmp_path):
-    """A handful of really acquired pairs: patches of both grids, the same network, a lower error."""
+def test_fine_tuning_on_acquired_pairs_lowers_the_error(trained, tmp_path):
+    """Fine-tuning on pairs of another degradation lowers the error on it, in a copy of the network."""
     model, _, _ = trained
     other = Degradation((Blur(1.5), Area(4)))
     truth = stack(8)
@@ -184,13 +185,16 @@ def test_real_pairs_fine_tune(trained, tmp_path):
         patch_size=48, patches_per_epoch=120, progress=False,
         settings=TrainingConfig(epochs=4, batch_size=8, learning_rate=2e-3, patience=4),
     )  # fmt: skip
-    before, after = (error(m, stack(10), other, tmp_path / name)[0] for m, name in ((model, "a"), (tuned, "b")))
+    before, after = (
+        rmse_restored_and_interpolated(network, stack(10), other, tmp_path / name)[0]
+        for network, name in ((model, "a"), (tuned, "b"))
+    )
     assert after < 0.95 * before
     assert tuned is not model
 
 
-def test_files_are_taken_up_when_they_are_complete(tmp_path):
-    """One that grows is waited for."""
+def test_arriving_waits_until_files_are_complete(tmp_path):
+    """A growing file is yielded after its last change."""
     (tmp_path / "a.tif").write_bytes(b"1")
 
     def write():
@@ -210,11 +214,11 @@ def test_files_are_taken_up_when_they_are_complete(tmp_path):
     assert sizes == {"a.tif": 1, "b.tif": 16}
 
 
-def test_what_cannot_be_restored_is_said(trained):
-    """One sentence each."""
-    with pytest.raises(DataError, match="steps that make pixels fewer"):
+def test_unsuitable_degradations_and_networks_are_refused(trained):
+    """Each message names the argument, and the number of parameters of PSSR is the published one."""
+    with pytest.raises(DataError, match="one step that reduces the pixels"):
         restoration.reduction(Degradation((Blur(1.0),)))
-    with pytest.raises(ModelError, match="odd number"):
+    with pytest.raises(ParameterError, match="context_slices must be 0 or more"):
         restoration.train([stack(0)], [stack(1)], Degradation((Area(4),)), context_slices=-1)
     with pytest.raises(ModelError, match="was not trained"):
         restoration.restore(models.create("restorer"), stack(0), "x.zarr")
