@@ -268,9 +268,7 @@ class _Extras:
         if self.truth is not None:
             files = cases_in(self.truth).get(case, [])
             if len(files) != 1:
-                raise DataError(
-                    f"--ground-truth {self.truth} has no labels {case}; its files must be named as the cases"
-                )
+                raise DataError(f"--ground-truth {self.truth} has no labels of {case}; name its files as the cases")
             truth = files[0]
         montage = None if self.montage is None else self.montage / f"{case}.png"
         region_stats = None if self.region_stats is None else self.region_stats / f"{case}.csv"

@@ -2,18 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 import mrhdata
 from mrhdata.io.cell_tables import read_points, write_points
+from mrhdata.recipes import cells
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as run
 
 
-def test_detection_from_marks(tmp_path):
+def recommended_in_float32(voxel_mm):
+    """Return the recommended recipe without bfloat16, which is slow on processors that lack it."""
+    recipe = RECOMMENDED_RECIPE(voxel_mm)
+    stages = {name: replace(getattr(recipe, name), precision="float32") for name in ("training", "again")}
+    return replace(recipe, **stages)
+
+
+RECOMMENDED_RECIPE = cells.recommended_recipe
+
+
+def test_detection_from_marks(tmp_path, monkeypatch):
     """A detector that was trained on marked brains finds cells in another one; wrong words end in one sentence."""
+    monkeypatch.setattr(cells, "recommended_recipe", recommended_in_float32)
     rng = np.random.default_rng(0)
     for name in "abc":
         image = rng.normal(100, 5, (40, 48, 48))
@@ -58,8 +71,8 @@ def test_decisions_of_a_review_become_marks(tmp_path):
     places = pd.DataFrame({"z": [5.0, 9, 14], "y": [10.0, 20, 50], "x": [10.0, 40, 30], "score": [0.6, 0.9, 0.8]})
     write_points(places, tmp_path / "cells.parquet", volume)
     write_points(pd.DataFrame({"z": [5, 3], "y": [11, 50], "x": [10, 7]}), tmp_path / "marks.xml", volume)
-    brain, cells, marks, page = (tmp_path / n for n in ("brain.ome.tif", "cells.parquet", "marks.xml", "r.html"))
-    words = ("review", cells, brain, "-o", page)
+    brain, detections, marks, page = (tmp_path / n for n in ("brain.ome.tif", "cells.parquet", "marks.xml", "r.html"))
+    words = ("review", detections, brain, "-o", page)
     code, out, err = run(*words, "--marks", marks, "--png", tmp_path / "r.png", "--json")
     assert code == 0, err
     answer = json.loads(out)
@@ -76,14 +89,14 @@ def test_decisions_of_a_review_become_marks(tmp_path):
     lines = [f"X{i}," + ",".join(map(str, row)) for i, row in enumerate(rows)]
     (tmp_path / "v.csv").write_text("\n".join([HEADER, *lines]))
     words = ("review-apply", tmp_path / "v.csv", brain, "-o", tmp_path / "next.xml")
-    code, out, err = run(*words, "--marks", marks, "--cells", cells, "--json")
+    code, out, err = run(*words, "--marks", marks, "--cells", detections, "--json")
     assert code == 0, err
     answer = json.loads(out)
     assert [answer[k] for k in ("judged", "marks_before", "marks", "false_positives", "remaining")] == [3, 2, 2, 2, 1]
     assert answer["share"] == [0.5, 0.5, 0.5]
     after = read_points(tmp_path / "next.xml", volume)
     assert after[["z", "y", "x"]].values.tolist() == [[5, 11, 10], [9, 20, 40]]
-    code, _, err = run(*words, "--cells", cells)
+    code, _, err = run(*words, "--cells", detections)
     assert (code, "pass --marks" in err) == (2, True), err
 
 

@@ -1,14 +1,33 @@
 """Training on label volumes and segmentation: single files, folders of cases, data sets of nnU-Net."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import mrhdata
+from mrhdata.datasets.subjects import find_subjects
+from mrhdata.recipes import segmentation, tissue2d
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as run
+
+
+def slices_quickly(network="tissue2d_3_0", spacing_mm=(2.0, 1.0, 1.0)):
+    """Return a recipe of two epochs on whole slices; bfloat16 is slow on processors that lack it."""
+    recipe = SLICES(network, spacing_mm)
+    training = tuple(replace(stage, epochs=2, precision="float32") for stage in recipe.training)
+    return replace(recipe, sampling=segmentation.Slices(), training=training)
+
+
+SLICES = tissue2d.slices
+
+
+@pytest.fixture(autouse=True)
+def quick_recipe(monkeypatch):
+    """Let commands train 2D networks with the quick recipe."""
+    monkeypatch.setattr(tissue2d, "slices", slices_quickly)
 
 
 def test_corrected_labels_are_not_scored_with_the_network_of_the_old_ones(tmp_path):
@@ -25,7 +44,7 @@ def test_corrected_labels_are_not_scored_with_the_network_of_the_old_ones(tmp_pa
     assert run(*words)[0] == 0
     mrhdata.write(from_array(labels[::-1], spacing=(2, 1, 1)), tmp_path / "study" / "sub-0_seg.nii", overwrite=True)
     code, _, err = run(*words)
-    assert (code, "of other subjects, files or settings" in err) == (2, True), err
+    assert (code, "with other subjects, files or settings" in err) == (2, True), err
 
 
 def train(study, folder, *more):
@@ -52,12 +71,7 @@ def test_training_scores_and_labels_test_subjects(labelled_study, tmp_path):
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    """Folder of a small network with the labels 0 and 7, trained by the function that the command calls."""
-    from dataclasses import replace
-
-    from mrhdata.datasets.subjects import find_subjects
-    from mrhdata.recipes import segmentation, tissue2d
-
+    """Folder of three subjects, and of a small network with the labels 0 and 7 that was trained on them."""
     folder = tmp_path_factory.mktemp("segmenter")
     rng = np.random.default_rng(0)
     for subject in range(3):
@@ -66,10 +80,8 @@ def segmenter(tmp_path_factory):
         for name, values in {"T1w": labels + rng.normal(0, 1, labels.shape), "seg": labels}.items():
             volume = from_array(values.astype(np.uint8 if name == "seg" else np.float32), spacing=(2, 1, 1))
             mrhdata.write(volume, folder / f"sub-{subject}_{name}.nii")
-    cases = find_subjects(folder, {"t1w": "T1w"}, "seg")
-    recipe = tissue2d.slices("tissue2d_3_0", (2.0, 1.0, 1.0))
-    quick = replace(recipe, training=tuple(replace(stage, epochs=2) for stage in recipe.training))
-    model = segmentation.train(quick, cases[:2], cases[2:], progress=False).model
+    subjects = find_subjects(folder, {"t1w": "T1w"}, "seg")
+    model = segmentation.train(slices_quickly(), subjects[:2], subjects[2:], progress=False).model
     mrhdata.models.save(model, folder / "net")
     return folder
 
@@ -146,7 +158,7 @@ def test_segment_needs_a_ground_truth_for_each_case(segmenter, images_and_labels
     (root / "labelsTs" / "head_001.nii.gz").unlink()
     words = ["segment", segmenter / "net", root / "imagesTs", "-o", root / "out"]
     code, _, err = run(*words, "--ground-truth", root / "labelsTs")
-    assert (code, "has no labels of head_001" in err) == (2, True), err
+    assert (code, "has no labels of head_001; name its files as the cases" in err) == (2, True), err
     assert not (root / "out").exists()
 
 
