@@ -1,4 +1,4 @@
-"""Files in and out: one module per family of formats, conversion to OME-Zarr, inspection and comparison."""
+"""Reading and writing of files: a module per family of formats, conversion to OME-Zarr, inspection, comparison."""
 
 import lazy_loader
 

@@ -123,7 +123,7 @@ def write_points(
 
 
 def with_world_points(table: pd.DataFrame, like: xr.DataArray | None) -> pd.DataFrame:
-    """Return the table with both voxels of `like` and world points, unchanged if `like` is None.
+    """Return the table with both voxels of `like` and world points; without `like` it is unchanged.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""xarray's door: ``xr.open_dataset(path, engine="mrhdata")``."""
+"""Backend for xarray: ``xr.open_dataset(path, engine="mrhdata")``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrhdata.io.formats import FORMATS, Options, read
 
 
 class VolumeEntrypoint(BackendEntrypoint):
-    """Opens anything that :func:`mrhdata.read` reads as a data set of one variable, lazily."""
+    """Backend that opens any source of :func:`mrhdata.read` as a lazy data set of one variable."""
 
     description = "Brain volumes (NIfTI, MINC, NRRD, TIFF, DICOM, OME-Zarr, ...) with their geometry"
     open_dataset_parameters = ("filename_or_obj", "drop_variables", *Options.__annotations__)
@@ -28,7 +28,7 @@ class VolumeEntrypoint(BackendEntrypoint):
         return dataset.drop_vars(dropped, errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether the ending is one of ours that xarray's own engines do not open."""
+        """Return whether mrhdata reads files with this ending and xarray's own engines do not."""
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         name = os.fspath(filename_or_obj).lower()

@@ -1,4 +1,4 @@
-"""Volumes: arrays that know where their voxels lie in world space."""
+"""Volumes: arrays with the geometry of their voxels in world space."""
 
 import lazy_loader
 

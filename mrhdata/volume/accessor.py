@@ -1,7 +1,7 @@
-"""``.mrh`` on every DataArray, from the moment that xarray is loaded, by whomever.
+"""Registration of the accessor ``.mrh`` of every DataArray, without loading xarray.
 
-Loading xarray takes a second. What works without volumes, such as the help of the command line, does not
-load it; who loads it after (or before) ``import mrhdata`` finds the accessor there.
+Loading xarray takes a second, and parts of mrhdata such as the help of the command line do not need it. The
+accessor is registered when any module loads xarray, before or after ``import mrhdata``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def geometry(volume: xr.DataArray) -> Geometry:
-    """Where the voxels of a volume are: what ``volume.mrh`` is."""
+    """Return the geometry of a volume: ``volume.mrh``."""
     from mrhdata.volume.geometry import Geometry
 
     return Geometry(volume)
 
 
 def register() -> None:
-    """Register the accessor now where xarray is loaded, else as soon as it is."""
+    """Register the accessor now if xarray is loaded, otherwise as soon as it is."""
     xarray = sys.modules.get("xarray")
     if xarray is None:
         sys.meta_path.insert(0, _Finder())
@@ -37,7 +37,7 @@ def register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing by itself; asked for xarray, it steps aside and has the loader tell when it is done."""
+    """Finder that removes itself at the import of xarray and wraps xarray's loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,7 +52,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads as another does, then registers."""
+    """Loader that calls another loader and then registers the accessor."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -62,7 +62,7 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        # The module is as it would be without us.
+        # Restore the module's own loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

@@ -84,19 +84,19 @@ class Box:
         )
 
     def clip(self, shape: Sequence[int]) -> Box:
-        """Return the part that lies in an array, or the border voxels nearest to it if none does."""
+        """Return the part that lies in an array, or the nearest border voxels if no part does."""
         start = tuple([min(max(a, 0), n - 1) for a, n in zip(self.start, shape, strict=True)])
         stop = tuple([min(max(b, a + 1), n) for a, b, n in zip(start, self.stop, shape, strict=True)])
         return Box(start, stop)
 
     def intersect(self, other: Box) -> Box | None:
-        """Return the voxels that both boxes hold, or None."""
+        """Return the intersection with another box, or None if it is empty."""
         start = tuple([max(a, b) for a, b in zip(self.start, other.start, strict=True)])
         stop = tuple([min(a, b) for a, b in zip(self.stop, other.stop, strict=True)])
         return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
     def halve(self, axes: Sequence[int]) -> Box:
-        """Return the place of the box in an array that is half as long along `axes`."""
+        """Return the box in an array that is half as long along `axes`."""
         return Box(
             tuple([a // 2 if i in axes else a for i, a in enumerate(self.start)]),
             tuple([b // 2 if i in axes else b for i, b in enumerate(self.stop)]),

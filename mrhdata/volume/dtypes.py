@@ -1,4 +1,4 @@
-"""Numbers and their types."""
+"""Types of voxel values."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import numpy as np
 
 
 def full_scale(dtype: np.dtype[Any]) -> float:
-    """The value that counts as 1: 1 for floats, and the type's largest for integers."""
+    """Return the value that stands for 1: 1 for floats, and the type's largest value for integers."""
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0

@@ -1,4 +1,4 @@
-"""The ``.mrh`` accessor of a volume: where its voxels lie in world space."""
+"""Accessor ``.mrh``: geometry of a volume in world space."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from mrhdata.errors import GridError
 from mrhdata.volume.construct import SPATIAL, _frame, with_frame
 from mrhdata.volume.grid import Floats, Grid, check_affine, length
 
-#: Steps along an axis may differ by this part of a step, for coordinates that passed through text.
+#: Relative difference that steps along an axis may have, for coordinates that passed through text.
 _STEP_TOLERANCE = 1e-6
 
 
-#: The remedy where two grids differ.
+#: Remedy in messages about two grids that differ.
 RESAMPLE_REMEDY = "resample one first (mrhdata.resample(a, like=b), or mrhdata resample on the command line)"
 
 
 class Geometry:
-    """``volume.mrh``: where the voxels of a volume are."""
+    """Geometry of a volume in world space: ``volume.mrh``."""
 
     def __init__(self, volume: xr.DataArray) -> None:
         self._volume = volume
 
     @property
     def affine(self) -> Floats:
-        """Axis distances (z, y, x, 1) in mm to world (X, Y, Z, 1) in mm, RAS+: (4, 4)."""
+        """Affine (4, 4) from axis distances (z, y, x, 1) in mm to world (X, Y, Z, 1) in mm, RAS+."""
         volume = self._volume
         if "affine" not in volume.attrs:
             raise GridError(
-                f"volume {volume.name!r} has no affine: it was never placed, or two volumes with different "
+                f"volume {volume.name!r} has no affine: it was not made by mrhdata, or two volumes with different "
                 "affines were combined; use .mrh.like(other) or resample before combining"
             )
         affine = check_affine(volume.attrs["affine"])
         if "frame" not in volume.coords:
             raise GridError(
-                f"volume {volume.name!r} has lost its frame: it joins volumes of two places, or its coordinates were "
-                "dropped; use .mrh.like(other) or resample before combining, or place it with mrhdata.volume.from_array"
+                f"volume {volume.name!r} has no frame: volumes with two geometries were combined, or coordinates "
+                "were dropped; use .mrh.like(other) or resample before combining, or make the volume with "
+                "mrhdata.volume.from_array"
             )
         if volume.frame.size != 1:
-            raise GridError(f"volume {volume.name!r} joins volumes of the frames {np.unique(volume.frame).tolist()}")
+            raise GridError(f"volume {volume.name!r} combines volumes of the frames {np.unique(volume.frame).tolist()}")
         if volume.frame.item() != _frame(affine, self.space):
             raise GridError(
                 f"volume {volume.name!r} has the affine of frame {_frame(affine, self.space)} but voxels of "
-                f"{volume.frame.item()}; give it its own with mrhdata.volume.from_array"
+                f"{volume.frame.item()}; make it with mrhdata.volume.from_array"
             )
         return affine
 
@@ -80,24 +81,24 @@ class Geometry:
         return self.grid.spacing
 
     def world(self, index: ArrayLike) -> Floats:
-        """World points (..., 3) mm, RAS+, of voxel indices (..., 3) in z, y, x."""
+        """Return world points (..., 3) mm, RAS+, of voxel indices (..., 3) in z, y, x."""
         return self.grid.world(index)
 
     def index(self, world: ArrayLike) -> Floats:
-        """Voxel indices (..., 3) in z, y, x, not rounded, of world points (..., 3) mm, RAS+."""
+        """Return voxel indices (..., 3) in z, y, x, not rounded, of world points (..., 3) mm, RAS+."""
         return self.grid.index(world)
 
     def like(self, other: xr.DataArray, tolerance_mm: float | None = None) -> xr.DataArray:
         """Return this volume with exactly the coordinates and affine of `other`.
 
-        After it, arithmetic between the two is safe: xarray aligns by axis distance, and would drop
-        voxels whose coordinates differ in the last bit.
+        Arithmetic between the two is then safe: xarray aligns by axis distance, and would drop voxels whose
+        coordinates differ in the last bit.
 
         Parameters
         ----------
         other : xarray.DataArray
         tolerance_mm : float, optional
-            How far corners may lie apart; a thousandth of the smallest spacing by default.
+            Largest distance between corners; a thousandth of the smallest spacing by default.
 
         Raises
         ------
@@ -143,7 +144,7 @@ class Geometry:
         return mrhdata.viz.plots.slices({name: self._volume}, **options)
 
     def in_order(self, dims: Sequence[str]) -> tuple[Any, Floats]:
-        """Data with its axes in the order of `dims`, and the affine from that index to world mm."""
+        """Return the data with its axes in the order of `dims`, and the affine from that index to world mm."""
         volume, grid = self._volume, self.grid
         missing = [d for d in dims if d not in volume.dims]
         data = volume.expand_dims(missing).transpose(*dims).data
@@ -151,13 +152,13 @@ class Geometry:
         return data, grid.affine[:, [*columns, 3]]
 
     def _facts(self, grid: Grid) -> dict[str, str]:
-        """What a person wants to know, by name."""
+        """Return the geometry as text, by name."""
         volume, extent = self._volume, np.array(grid.shape) * grid.spacing
         return {
             "shape": ", ".join(f"{dim} {n}" for dim, n in volume.sizes.items()),
             "voxel": ", ".join(f"{dim} {length(s)}" for dim, s in zip(SPATIAL, grid.spacing, strict=True)),
             "extent": ", ".join(f"{dim} {mm:.4g} mm" for dim, mm in zip(SPATIAL, extent, strict=True)),
-            "orientation": f"{grid.orientation} (where z, y, x point)"
+            "orientation": f"{grid.orientation} (directions of z, y, x)"
             if "source_axes" in volume.attrs
             else "none known",
             "space": self.space,
@@ -169,7 +170,7 @@ class Geometry:
         try:
             facts = self._facts(self.grid)
         except GridError as error:
-            return f"no true geometry: {error}"
+            return f"no valid geometry: {error}"
         width = max(map(len, facts))
         rows = (f"  {key:{width}}  {value}" for key, value in facts.items())
         return "\n".join(["geometry" if name is None else f"{name}: geometry", *rows])
@@ -181,17 +182,17 @@ class Geometry:
         try:
             grid = self.grid
         except GridError as error:
-            return html.panel(f"{volume.name}: no true geometry", str(error))
-        given = self._facts(grid) | {"index to world, mm": html.matrix(grid.affine[:3])}
+            return html.panel(f"{volume.name}: no valid geometry", str(error))
+        facts = self._facts(grid) | {"index to world, mm": html.matrix(grid.affine[:3])}
         extent = np.array(grid.shape) * grid.spacing
         title = "geometry" if volume.name is None else f"{volume.name}: geometry"
         box = html.solid(grid.corners(), SPATIAL, f"box of {length(extent.max())}, orientation {grid.orientation}")
-        return html.panel(title, html.facts(given), box)
+        return html.panel(title, html.facts(facts), box)
 
     def _axis(self, dim: str) -> tuple[float, float, int]:
-        """Start, step (mm, negative where reversed) and length of one axis."""
+        """Return start, step (mm, negative if reversed) and length of one axis."""
         if dim not in self._volume.coords:
-            raise GridError(f"axis {dim!r} has no coordinate, so its place is lost; slice without drop=True")
+            raise GridError(f"axis {dim!r} has no coordinate, so its position is unknown; slice without drop=True")
         coord = self._volume.coords[dim]
         values = np.atleast_1d(np.asarray(coord, dtype=np.float64))
         if values.size == 0:
@@ -201,7 +202,9 @@ class Geometry:
                 raise GridError(f"axis {dim!r} of one voxel has no spacing_mm in its attrs; set it in mm")
             return float(values[0]), float(coord.attrs["spacing_mm"]), 1
         step = (values[-1] - values[0]) / (values.size - 1)
-        off = np.abs(np.diff(values) - step).max()
-        if not off <= _STEP_TOLERANCE * abs(step):
-            raise GridError(f"steps along {dim!r} are unequal: {step:.6g} mm on average, up to {off:.3g} mm off")
+        deviation = np.abs(np.diff(values) - step).max()
+        if not deviation <= _STEP_TOLERANCE * abs(step):
+            raise GridError(
+                f"steps along {dim!r} are unequal: {step:.6g} mm on average, with deviations up to {deviation:.3g} mm"
+            )
         return float(values[0]), float(step), values.size

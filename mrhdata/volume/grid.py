@@ -1,6 +1,6 @@
-"""From voxel index to world millimetres and back.
+"""Grids: shape and affine from voxel index to world millimetres.
 
-A *grid* is a shape and an affine: the affine maps the voxel index ``(z, y, x, 1)`` to world
+The affine of a grid maps the voxel index ``(z, y, x, 1)`` to world
 ``(X, Y, Z, 1)`` in RAS+ millimetres, voxel centres at whole numbers. NumPy only.
 """
 
@@ -16,7 +16,7 @@ from mrhdata.errors import GridError
 
 Floats = NDArray[np.float64]
 
-#: Two grids are the same when no corner moves by more than this part of a voxel.
+#: Two grids are the same if no corner differs by more than this fraction of a voxel.
 SAME_GRID_VOXELS = 1e-3
 
 
@@ -30,27 +30,27 @@ def check_affine(affine: ArrayLike) -> Floats:
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4):
-        raise GridError(f"an affine has shape (4, 4), not {matrix.shape}; give homogeneous millimetres")
+        raise GridError(f"an affine must have shape (4, 4); got {matrix.shape}. Pass homogeneous millimetres")
     if not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
-        raise GridError(f"an affine is finite and ends in the row 0 0 0 1, not {matrix.tolist()}")
+        raise GridError(f"an affine must be finite and end in the row 0 0 0 1; got {matrix.tolist()}")
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if (lengths == 0).any() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
-        raise GridError(f"the affine {matrix.tolist()} has axes without length or in one plane; give a spacing")
+        raise GridError(f"an affine must have three independent axes; got {matrix.tolist()}. Pass a spacing instead")
     return matrix
 
 
 def nearest_axes(directions: ArrayLike) -> tuple[int, int, int]:
-    """Array axes nearest world S, A and R, each used once, ties by order.
+    """Return the array axes nearest world S, A and R, each used once, ties by order.
 
     Parameters
     ----------
     directions : (3, 3) array-like
-        Columns are the world directions (X, Y, Z, RAS+) of the array axes.
+        Matrix whose columns are the world directions (X, Y, Z, RAS+) of the array axes.
 
     Returns
     -------
     axes : tuple of int
-        The array axes that become ``z``, ``y`` and ``x``.
+        Array axes that become ``z``, ``y`` and ``x``.
 
     Examples
     --------
@@ -62,13 +62,13 @@ def nearest_axes(directions: ArrayLike) -> tuple[int, int, int]:
     columns = np.asarray(directions, dtype=np.float64)
     cosines = np.abs(columns / np.linalg.norm(columns, axis=0))
     s, a, r = 2, 1, 0
-    # Rounded, so that two assignments equal but for the last bit keep the order of the axes.
+    # Rounded, so that assignments that differ only in the last bit keep the order of the axes.
     orders: list[tuple[int, int, int]] = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
     return max(orders, key=lambda p: round(cosines[s, p[0]] + cosines[a, p[1]] + cosines[r, p[2]], 9))
 
 
 def length(mm: float) -> str:
-    """Length in nm, um or mm, whichever reads best.
+    """Format a length in nm, um or mm.
 
     Examples
     --------
@@ -83,19 +83,19 @@ def length(mm: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A box of voxels and where it lies.
+    """Shape and world position of an array of voxels.
 
     Parameters
     ----------
     shape : tuple of int, length 3
         Voxels along z, y, x.
     affine : (4, 4) array-like
-        Maps ``(z, y, x, 1)`` voxel indices to world ``(X, Y, Z, 1)`` millimetres, RAS+.
+        Matrix from ``(z, y, x, 1)`` voxel indices to world ``(X, Y, Z, 1)`` millimetres, RAS+.
 
     Raises
     ------
     GridError
-        Where the affine is not finite or not invertible.
+        The affine is not finite or not invertible.
 
     Examples
     --------
@@ -128,26 +128,26 @@ class Grid:
         return "".join(letters[axis] for axis in range(3))
 
     def world(self, index: ArrayLike) -> Floats:
-        """World points, (..., 3) mm as X, Y, Z (RAS+), of indices (..., 3) as z, y, x."""
+        """Return world points, (..., 3) mm as X, Y, Z (RAS+), of indices (..., 3) as z, y, x."""
         points = np.asarray(index, dtype=np.float64)
         return np.asarray(points @ self.affine[:3, :3].T + self.affine[:3, 3], dtype=np.float64)
 
     def index(self, world: ArrayLike) -> Floats:
-        """Voxel indices, (..., 3) as z, y, x, not rounded, of world points (..., 3) mm, RAS+."""
+        """Return voxel indices, (..., 3) as z, y, x, not rounded, of world points (..., 3) mm, RAS+."""
         offsets = np.asarray(world, dtype=np.float64) - self.affine[:3, 3]
         return np.asarray(np.linalg.solve(self.affine[:3, :3], offsets.reshape(-1, 3).T).T.reshape(offsets.shape))
 
     def corners(self) -> Floats:
-        """World positions of the eight corner voxels' centres: (8, 3) mm."""
+        """Return the world positions of the centres of the eight corner voxels: (8, 3) mm."""
         ends = [(0, n - 1) for n in self.shape]
         return self.world(list(itertools.product(*ends)))
 
     def distance(self, other: Grid) -> float:
-        """How far the farthest corner of this grid lies from the same corner of `other`, in mm."""
+        """Return the largest distance between equal corners of this grid and `other`, in mm."""
         return float(np.linalg.norm(self.corners() - other.corners(), axis=1).max())
 
     def same_as(self, other: Grid, tolerance_mm: float | None = None) -> bool:
-        """Whether both have one shape and no corner differs by more than `tolerance_mm`.
+        """Return whether both have the same shape and no corner differs by more than `tolerance_mm`.
 
         The default tolerance is a thousandth of the smallest spacing.
         """

@@ -1,4 +1,4 @@
-"""Several volumes of one space: groups, stacks, and masks on the grid of another volume."""
+"""Groups of volumes in one world space, stacks of channels, and masks on the grid of a volume."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mrhdata.volume.construct import SPATIAL
 def on_grid_of(
     name: str, volume: xr.DataArray, reference: str, other: xr.DataArray, *, remedy: str = ""
 ) -> xr.DataArray:
-    """A volume with exactly the coordinates of another; where their grids differ, the error names both.
+    """Return a volume with exactly the coordinates of another; if their grids differ, the error names both.
 
     Parameters
     ----------
     name : str
-        Of the volume.
+        Name of the volume.
     reference : str
-        The other in words, such as ``"the first input"``.
+        Description of the other volume, such as ``"the first input"``.
     volume, other : xarray.DataArray
     remedy : str
-        What else helps where grids of one space differ, such as ``"or give grids='resample'"``.
+        Additional remedy for different grids of one space, such as ``"or pass grids='resample'"``.
 
     Examples
     --------
@@ -35,17 +35,17 @@ def on_grid_of(
     True
     """
     one_space = volume.mrh.space == other.mrh.space
-    # A volume without a true geometry has no grid to compare.
+    # Raises the error of a volume without a valid geometry before the two are compared.
     _ = volume.mrh.grid, other.mrh.grid
     try:
         return volume.mrh.like(other)
     except GridError as error:
         also = f", {remedy}" if remedy and one_space else ""
-        raise GridError(f"{_said(name)} does not lie on the grid of {reference}: {error}{also}") from error
+        raise GridError(f"{_quote(name)} does not lie on the grid of {reference}: {error}{also}") from error
 
 
-def _said(name: str) -> str:
-    """A name in quotes, without the NUL that keeps names of our own apart from those of users."""
+def _quote(name: str) -> str:
+    """Return a name in quotes, without the NUL that marks internal names."""
     return repr(name.lstrip("\0"))
 
 
@@ -65,7 +65,7 @@ def group(volumes: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
     Raises
     ------
     GridError
-        A volume has no true geometry, or two name different spaces.
+        A volume has no valid geometry, or two have different spaces.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def group(volumes: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
     for name, space in spaces.items():
         if first is not None and space != spaces[first]:
             raise GridError(
-                f"{_said(first)} lies in space {spaces[first]!r} but {_said(name)} in {space!r}; "
+                f"{_quote(first)} lies in space {spaces[first]!r} but {_quote(name)} in {space!r}; "
                 "register one to the other, or correct a wrong name with describe(volume, space=...)"
             )
     return dict(volumes)
@@ -100,15 +100,15 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
     if isinstance(volumes, xr.DataArray):
         volumes = {"image" if volumes.name is None else str(volumes.name): volumes}
     if not volumes:
-        raise GridError("there is no volume to stack; give at least one")
+        raise GridError("stack needs at least one volume; got none")
     volumes = group(volumes)
     reference, first = next(iter(volumes.items()))
     parts = []
     for name, volume in volumes.items():
-        same = volume if volume is first else on_grid_of(name, volume, _said(reference), first)
+        same = volume if volume is first else on_grid_of(name, volume, _quote(reference), first)
         if "t" in same.dims:
             raise GridError(
-                f"{name!r} has a time axis of {same.sizes['t']}; take one time first, by "
+                f"{name!r} has a time axis of {same.sizes['t']}; select one time first, with "
                 "volume.isel(t=0) or mrhdata convert --time 0"
             )
         missing = {d: 1 for d in SPATIAL if d not in same.dims}
@@ -119,16 +119,16 @@ def stack(volumes: Mapping[str, xr.DataArray] | xr.DataArray) -> xr.DataArray:
 
 
 def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool_]:
-    """The mask as a (z, y, x) bool array on the grid of `volume`: True where it is not zero.
+    """Return the mask as a bool array (z, y, x) on the grid of `volume`: True for values other than 0.
 
-    Without a mask all voxels are inside.
+    Without a mask all voxels are True.
 
     Raises
     ------
     GridError
         The mask lies on another grid.
     DataError
-        It holds NaN, or is empty.
+        The mask contains NaN, or is empty.
 
     Examples
     --------
@@ -142,17 +142,17 @@ def mask_on(where: xr.DataArray | None, volume: xr.DataArray) -> NDArray[np.bool
         return np.ones(like.shape, dtype=bool)
     inside = nonzero(on_grid_of("mask", stack({"mask": where}).isel(c=0), "the volume", like).data)
     if not inside.any():
-        raise DataError("the mask is empty; give one that covers part of the volumes")
+        raise DataError("the mask is empty; pass one that covers part of the volumes")
     return inside
 
 
 def nonzero(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Which voxels of a mask are inside.
+    """Return a bool array that is True for values of a mask other than 0.
 
     Raises
     ------
     DataError
-        It holds NaN.
+        The mask contains NaN.
 
     Examples
     --------

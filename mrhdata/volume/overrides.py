@@ -118,7 +118,9 @@ def _three(values: Sequence[float] | float, name: str, order: Sequence[str]) -> 
         numbers = np.asarray(values, dtype=np.float64)
         numbers = np.full(3, float(numbers)) if numbers.ndim == 0 and name == "spacing" else numbers
     except (TypeError, ValueError) as error:
-        raise ParameterError(f"{name} must be three finite numbers, along {', '.join(order)}; got {values!r}") from error
+        raise ParameterError(
+            f"{name} must be three finite numbers, along {', '.join(order)}; got {values!r}"
+        ) from error
     if numbers.shape != (3,) or not np.isfinite(numbers).all():
         raise ParameterError(f"{name} must be three finite numbers, along {', '.join(order)}; got {values!r}")
     return numbers

@@ -180,4 +180,4 @@ def test_geometry_in_a_terminal():
     assert text.splitlines()[0] == "t2w: geometry"
     assert "z 500 um" in text
     assert "orientation  none known" in text
-    assert "no true geometry" in repr((volume.assign_attrs(affine=None)).mrh)
+    assert "no valid geometry" in repr((volume.assign_attrs(affine=None)).mrh)

@@ -256,7 +256,7 @@ def test_concurrent_conversion_to_one_store_raises(stack, tmp_path):
 
 
 def test_damaged_source_leaves_no_output(tmp_path):
-    """A failure in the first block leaves no draft, because there is no finished block to keep."""
+    """A failure in the first block leaves no draft, because no block is finished."""
     for i in range(3):
         tifffile.imwrite(tmp_path / f"p{i}.tif", np.zeros((20, 30), np.uint8))
     (tmp_path / "p1.tif").write_bytes((tmp_path / "p0.tif").read_bytes()[:300])

@@ -1,4 +1,4 @@
-"""Damaged files: mutated headers and truncations end in one clear error, or in voxels."""
+"""Damaged files: mutated and truncated files are read, or raise a message of one line."""
 
 import logging
 import random
@@ -21,15 +21,15 @@ from tests.conftest import FULL
 from tests.processes import run_in_process
 
 KINDS = ["nii", "nii.gz", "nrrd", "mha", "mnc", "tif", "ome.tif", "zarr"]
-#: Those of the short form, since each is a process of its own.
+#: Kinds that are tested in the short run, since each needs its own process.
 SHORT = ("nii.gz", "mnc", "ome.tif", "zarr")
 
-#: Mutations of each kind of file; 63 x 8 kinds in the long form.
+#: Mutations of each kind of file; 63 x 8 kinds in the full run.
 COUNT = 63 if FULL else 6
 
 
 def mutate(rng, work):
-    """Cut a file of `work` off, or change a few bytes of its head."""
+    """Truncate a file of `work`, or change a few bytes of its header."""
     files = [p for p in (sorted(work.rglob("*")) if work.is_dir() else [work]) if p.is_file()]
     metadata = [p for p in files if p.name == "zarr.json"]
     path = rng.choice(metadata if metadata and rng.random() < 0.7 else files)
@@ -39,18 +39,18 @@ def mutate(rng, work):
     else:
         header = min(len(content), rng.choice([64, 352, 2000]))
         for _ in range(rng.choice([1, 1, 2, 8])):
-            at = rng.randrange(header)
-            flipped = content[at] ^ (1 << rng.randrange(8))
-            content[at] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256), flipped])
+            position = rng.randrange(header)
+            flipped = content[position] ^ (1 << rng.randrange(8))
+            content[position] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256), flipped])
     path.write_bytes(content)
 
 
 def outcome(work):
-    """``"read"``, or why a file is refused; what hangs ends the process."""
+    """Return ``"read"`` or the error message; a read that hangs ends the process."""
     signal.alarm(20)
     try:
         volume = mrhdata.read(work)
-        # What claims to be larger than memory is opened, as any large file is; a corner is read.
+        # Of a file that claims to be larger than memory only a corner is read.
         part = volume if volume.nbytes < 100_000_000 else volume.isel({d: slice(0, 2) for d in volume.dims})
         np.asarray(part)
         assert volume.mrh.grid
@@ -61,8 +61,8 @@ def outcome(work):
     return "read"
 
 
-def reads_damaged(tell, source):
-    """Reads mutated copies of a file with little memory, and tells what came of each and how much more it took."""
+def read_mutated(tell, source):
+    """Read mutated copies of a file with limited memory, and send the outcomes and the additional bytes of memory."""
     resource.setrlimit(resource.RLIMIT_AS, (12_000_000_000, 12_000_000_000))
     warnings.simplefilter("ignore")
     logging.disable()
@@ -79,7 +79,7 @@ def reads_damaged(tell, source):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """One small file of each kind."""
+    """Folder with one small file of each kind."""
     folder = tmp_path_factory.mktemp("originals")
     values = np.random.default_rng(0).integers(0, 999, (9, 10, 11)).astype(np.int16)
     volume = from_array(values, affine=np.diag([1, 2, 3, 1]), name="a")
@@ -98,11 +98,11 @@ def originals(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in SHORT else pytest.mark.full) for k in KINDS])
-def test_mutated_files_are_read_or_refused(originals, kind):
-    """No crash, no hang, no more than 1 GB, one sentence each."""
-    outcomes, more = run_in_process(reads_damaged, originals / f"a.{kind}", seconds=500)
+def test_mutated_files_are_read_or_raise(originals, kind):
+    """Mutated files neither crash nor hang nor take more than 1 GB, and messages have one line."""
+    outcomes, additional_bytes = run_in_process(read_mutated, originals / f"a.{kind}", seconds=500)
     assert len(outcomes) == COUNT
-    assert not any("\n" in sentence for sentence in outcomes)
+    assert not any("\n" in message for message in outcomes)
     if FULL:
         assert set(outcomes) > {"read"}
-    assert more < 1_000_000_000
+    assert additional_bytes < 1_000_000_000

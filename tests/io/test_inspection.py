@@ -75,7 +75,7 @@ def test_inspect_warns_about_qform_and_sform(tmp_path):
 
 
 def test_inspect_warns_about_atlas_with_wrong_unit(shared):
-    """annotation_100.nrrd states voxels of 100 mm; with the right options there is no warning."""
+    """annotation_100.nrrd states voxels of 100 mm; the right options give no warning."""
     path = shared / "mouse-mri-histology" / "annotation_100.nrrd"
     assert "13.2 m long" in " ".join(inspection.inspect(path)["suspicious"])
     assert inspection.inspect(path, axes="PIR", unit="um", kind="labels")["suspicious"] == []

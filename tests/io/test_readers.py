@@ -252,7 +252,7 @@ def test_missing_plane_gives_a_warning(tmp_path, caplog, missing, warned):
 
 
 def test_stack_without_a_voxel_size_warns(planes, caplog):
-    """A stack without voxel size warns that 1 mm is used; with spacing= there is no warning."""
+    """A stack without voxel size warns that 1 mm is used; spacing= prevents the warning."""
     with caplog.at_level(logging.WARNING):
         mrhdata.read(planes[0])
     assert "states no voxel size" in caplog.text

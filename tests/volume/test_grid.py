@@ -1,4 +1,4 @@
-"""Index to world and back."""
+"""Grids: voxel index to world and back, orientation, equality."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.conftest import oblique_affine
 
 
 def test_world_and_index_are_inverse():
-    """What world() maps out, index() maps back, for any leading shape."""
+    """index() inverts world() for any leading shape."""
     grid = Grid((4, 5, 6), oblique_affine())
     points = np.random.default_rng(0).uniform(-3, 8, (2, 7, 3))
     np.testing.assert_allclose(grid.index(grid.world(points)), points, atol=1e-12)
@@ -24,12 +24,12 @@ def test_world_and_index_are_inverse():
         ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], (2, 1, 0), "RAS"),
         ([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], (1, 0, 2), "PSR"),
         ([[0, 0, -1], [-1, 0, 0], [0, -1, 0]], (1, 0, 2), "PIL"),
-        # Every axis at 45 degrees between A and S: a tie, which goes by order.
+        # Two axes at 45 degrees between A and S: a tie, resolved by order.
         ([[1, 0, 0], [0, 1, -1], [0, 1, 1]], (1, 2, 0), "RSP"),
     ],
 )
-def test_axes_are_assigned_once(directions, axes, letters):
-    """The axes nearest S, A, R and the letters of the array's own axes."""
+def test_nearest_axes_and_orientation(directions, axes, letters):
+    """Each array axis is assigned once to S, A or R, and the letters name its direction."""
     assert nearest_axes(directions) == axes
     affine = np.eye(4)
     affine[:3, :3] = directions
@@ -38,7 +38,7 @@ def test_axes_are_assigned_once(directions, axes, letters):
 
 @given(st.permutations(range(3)), st.tuples(*[st.sampled_from([-1, 1])] * 3))
 def test_all_48_orientations_have_their_own_letters(order, signs):
-    """A signed permutation is told exactly by its letters."""
+    """Each signed permutation has its own three letters."""
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) * signs)[:, order]
     pairs = ["LR", "PA", "IS"]
@@ -47,7 +47,7 @@ def test_all_48_orientations_have_their_own_letters(order, signs):
 
 
 def test_same_as_has_a_tolerance_in_voxels():
-    """A thousandth of a voxel at the far corner is the limit; another shape is never the same."""
+    """The limit is a thousandth of a voxel at the farthest corner; other shapes are never equal."""
     affine = oblique_affine(spacing=(0.1, 0.1, 0.1))
     moved = affine.copy()
     moved[0, 3] += 0.9e-4
@@ -62,7 +62,7 @@ def test_same_as_has_a_tolerance_in_voxels():
     "affine",
     [np.eye(3), np.full((4, 4), np.nan), np.zeros((4, 4)), np.diag([1, 1, 0, 1]), np.eye(4)[[0, 0, 2, 3]]],
 )
-def test_affines_that_place_nothing_are_refused(affine):
-    """Wrong shape, not finite, no last row, an axis without length, two axes in one line."""
+def test_invalid_affines_raise(affine):
+    """Wrong shape, values that are not finite, a wrong last row and dependent axes raise GridError."""
     with pytest.raises(GridError):
         Grid((2, 2, 2), affine)

@@ -1,8 +1,8 @@
-"""Chunks of a Zarr array on this machine's disk, each decoded by itself straight from its file.
+"""Chunks of a local Zarr array, each decoded directly from its file.
 
-zarr-python spends most of a millisecond on a read whatever its size, and zarrs may not be used before a
-fork. Training reads chunk after chunk, so here a chunk is one read and one call of numcodecs, which
-keeps no threads of its own and lets go of the interpreter while it decodes.
+zarr-python needs most of a millisecond per read of any size, and zarrs must not be used before a fork.
+Training reads chunk after chunk, so a chunk here takes one read and one call of numcodecs, which has no
+threads of its own and releases the GIL while it decodes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from mrhdata.volume.box import Box
 
 Decoder = Callable[[Any], Any]
 
-#: Offset and length of a chunk that a shard does not hold.
+#: Offset and length of a chunk that is missing from its shard.
 _ABSENT = 2**64 - 1
 _BLOSC_HEADER = 16
 
 
 class ZarrReader:
-    """A Zarr array as a reader of boxes, chunk by chunk where :func:`chunks_of` can.
+    """Reader of boxes of a Zarr array, chunk by chunk if :func:`chunks_of` supports its layout.
 
     Parameters
     ----------
     array : zarr.Array
     place : mapping, optional
-        What :func:`mrhdata.io.omezarr.store.read` was asked for, where the array is a level of an image.
+        Arguments of :func:`mrhdata.io.omezarr.store.read`, if the array is a level of an image.
     """
 
     def __init__(self, array: zarr.Array[Any], place: Mapping[str, Any] | None = None) -> None:
@@ -45,7 +45,7 @@ class ZarrReader:
         self.chunks = chunks_of(array)
 
     def __call__(self, box: Box) -> Any:
-        """Values of a box."""
+        """Return the values of a box."""
         if self.chunks is None:
             return self.array[box.slices]
         out = np.empty(box.shape, self.chunks.dtype)
@@ -61,36 +61,36 @@ class ZarrReader:
 
 
 class Chunks:
-    """The chunks of one array; made by :func:`chunks_of`.
+    """Chunks of one array; made by :func:`chunks_of`.
 
     Attributes
     ----------
     shape, chunk : tuple of int
-        Of the array, and of one chunk.
+        Shape of the array, and of one chunk.
     dtype : numpy.dtype
-        In native order.
+        Type in native byte order.
     """
 
     def __init__(self, array: zarr.Array[Any], decoders: Sequence[Decoder], shard: _Shard | None) -> None:
         self.shape, self.chunk = array.shape, array.chunks
         self.dtype = array.dtype.newbyteorder("=")
-        # v2 says the byte order in its type, v3 in a codec, of which little-endian is taken alone.
+        # The byte order is in the type in v2 and in a codec in v3, of which only little-endian is supported.
         self._stored = array.dtype if isinstance(array.metadata, ArrayV2Metadata) else array.dtype.newbyteorder("<")
         self._fill = array.fill_value
-        # Plain strings: every step of Python here keeps the thread that cuts patches waiting.
+        # Plain strings, because this is the hot path: Python holds the GIL while patches are cut.
         self._root = str(Path(array.store.root) / array.path)  # type: ignore[attr-defined]
         self._key = array.metadata.encode_chunk_key
         self._decoders, self._shard = list(decoders), shard
 
     def read(self, index: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
-        """Decoded chunk, of the full chunk's shape also at the edge of the array.
+        """Decode one chunk, which has the full shape of a chunk also at the edge of the array.
 
         Parameters
         ----------
         index : sequence of int
-            Number of the chunk along each axis.
+            Index of the chunk along each axis.
         out : array of the chunk's shape and type, optional
-            Filled and returned; contiguous.
+            Contiguous array to fill and return.
 
         Raises
         ------
@@ -98,14 +98,14 @@ class Chunks:
             The chunk is not of the expected length, or its shard is damaged.
         """
         try:
-            return self._decoded(index, out)
+            return self._decode(index, out)
         except Exception as error:
-            # Each codec has exceptions of its own.
+            # Each codec raises its own exceptions.
             detail = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"chunk {', '.join(map(str, index))}: {detail}") from error
 
-    def _decoded(self, index: Sequence[int], out: np.ndarray | None) -> np.ndarray:
-        content = self._file(index) if self._shard is None else self._shard.read(self._root, self._key, index)
+    def _decode(self, index: Sequence[int], out: np.ndarray | None) -> np.ndarray:
+        content = self._read_file(index) if self._shard is None else self._shard.read(self._root, self._key, index)
         if content is None:
             out = np.empty(self.chunk, self.dtype) if out is None else out
             out[...] = 0 if self._fill is None else self._fill
@@ -125,24 +125,25 @@ class Chunks:
         return out
 
     def stored(self, box: Box) -> bool:
-        """Whether a file holds some chunk of a box; of a shard, whether there is the shard."""
+        """Return whether a file exists for some chunk of a box; for sharded arrays, for some shard."""
         files = self.chunk if self._shard is None else self._shard.shape(self.chunk)
         return any(
-            os.path.exists(f"{self._root}/{self._key(place)}") for place in itertools.product(*_numbers(box, files))
+            os.path.exists(f"{self._root}/{self._key(index)}")
+            for index in itertools.product(*_chunk_ranges(box, files))
         )
 
     def into(self, out: np.ndarray, box: Box) -> None:
         """Read a box of the array into an array of its shape."""
-        numbers = _numbers(box, self.chunk)
-        for index in np.ndindex(*map(len, numbers)):
-            at = [r[i] for r, i in zip(numbers, index, strict=True)]
-            starts = [n * c for n, c in zip(at, self.chunk, strict=True)]
+        ranges = _chunk_ranges(box, self.chunk)
+        for offset in np.ndindex(*map(len, ranges)):
+            index = [r[i] for r, i in zip(ranges, offset, strict=True)]
+            starts = [n * c for n, c in zip(index, self.chunk, strict=True)]
             low = tuple([max(a, b) for a, b in zip(box.start, starts, strict=True)])
             high = tuple([min(z, b + c) for z, b, c in zip(box.stop, starts, self.chunk, strict=True)])
             common = Box(low, high)
-            out[common.within(box.start)] = self.read(at)[common.within(starts)]
+            out[common.within(box.start)] = self.read(index)[common.within(starts)]
 
-    def _file(self, index: Sequence[int]) -> bytes | None:
+    def _read_file(self, index: Sequence[int]) -> bytes | None:
         try:
             file = os.open(f"{self._root}/{self._key(tuple(index))}", os.O_RDONLY)
         except FileNotFoundError:
@@ -153,26 +154,26 @@ class Chunks:
             os.close(file)
 
 
-def _numbers(box: Box, chunk: Sequence[int]) -> list[range]:
-    """Numbers of the chunks along each axis that a box reaches into."""
+def _chunk_ranges(box: Box, chunk: Sequence[int]) -> list[range]:
+    """Return the indices of the chunks that a box overlaps, along each axis."""
     return [
         range(a // c, -(-z // c)) if z > a else range(0) for a, z, c in zip(box.start, box.stop, chunk, strict=True)
     ]
 
 
 class _Shard:
-    """Where the chunks lie in a shard: pairs of offset and length, and their checksum, at its end."""
+    """Index of a shard: pairs of offset and length of its chunks, and their checksum, at its end."""
 
     def __init__(self, chunks: tuple[int, ...]) -> None:
         self._chunks = chunks
         self._length = 16 * int(np.prod(chunks)) + 4
 
     def shape(self, chunk: Sequence[int]) -> tuple[int, ...]:
-        """Voxels of a shard."""
+        """Return the shape of a shard in voxels."""
         return tuple(n * c for n, c in zip(self._chunks, chunk, strict=True))
 
     def read(self, root: str, key: Callable[[tuple[int, ...]], str], index: Sequence[int]) -> bytes | None:
-        """Encoded bytes of a chunk, None where it was never written."""
+        """Return the encoded bytes of a chunk, or None if it was never written."""
         shard = tuple(i // n for i, n in zip(index, self._chunks, strict=True))
         within = np.ravel_multi_index([i % n for i, n in zip(index, self._chunks, strict=True)], self._chunks)
         name = key(shard)
@@ -196,7 +197,7 @@ class _Shard:
 
 
 def _read(file: int, length: int, offset: int) -> bytes:
-    """As many bytes of a file as there are: one call of the system reads no more than 2 GB."""
+    """Read up to `length` bytes of a file; one system call reads at most 2 GB."""
     content = os.pread(file, length, offset)
     while len(content) < length and (more := os.pread(file, length - len(content), offset + len(content))):
         content += more
@@ -204,9 +205,9 @@ def _read(file: int, length: int, offset: int) -> bytes:
 
 
 def chunks_of(array: zarr.Array[Any]) -> Chunks | None:
-    """The chunks of an array, None where they can only be read through zarr-python.
+    """Return the chunks of an array, or None if only zarr-python can read them.
 
-    Read here: arrays on the local disk, of Zarr 2 or 3, sharded or not, in C order, encoded by Blosc,
+    Supported are arrays on the local disk, of Zarr 2 or 3, sharded or not, in C order, encoded by Blosc,
     Zstandard, gzip or nothing, with or without a CRC-32C.
 
     Examples
@@ -246,9 +247,9 @@ def chunks_of(array: zarr.Array[Any]) -> Chunks | None:
 def _decoder(codec: Mapping[str, Any]) -> Decoder | None:
     name, settings = codec["name"], codec.get("configuration", {})
     if name == "bytes":
-        return _same if settings.get("endian", "little") == "little" else None
+        return _identity if settings.get("endian", "little") == "little" else None
     if name == "crc32c":
-        return _without_checksum
+        return _strip_checksum
     makers: dict[str, Decoder] = {
         "blosc": _blosc,
         "zstd": numcodecs.Zstd().decode,
@@ -258,19 +259,19 @@ def _decoder(codec: Mapping[str, Any]) -> Decoder | None:
 
 
 def _blosc(content: Any, out: np.ndarray | None = None) -> Any:
-    # Blosc trusts the length in its header, and reads on behind the end of what was cut off.
+    # Blosc trusts the length in its header and would read past the end of a truncated chunk.
     if len(content) < _BLOSC_HEADER or int.from_bytes(content[12:16], "little") != len(content):
         raise ValueError("a chunk is shorter or longer than its header says")
     if out is not None and int.from_bytes(content[4:8], "little") != out.nbytes:
-        raise ValueError("a chunk does not hold as many voxels as its array says")
+        raise ValueError("a chunk does not have the number of voxels of its array's chunks")
     return numcodecs.blosc.decompress(content, out)
 
 
-def _same(content: Any) -> Any:
+def _identity(content: Any) -> Any:
     return content
 
 
-def _without_checksum(content: Any) -> Any:
+def _strip_checksum(content: Any) -> Any:
     data = bytes(content)
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ValueError("a chunk does not match its checksum")

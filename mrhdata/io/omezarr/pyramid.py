@@ -1,4 +1,4 @@
-"""Levels of a pyramid: their sizes, and a block of voxels at half its size. NumPy only."""
+"""Levels of a pyramid: their sizes, and downsampling of a block by two. NumPy only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK_BYTES = 2_000_000
 SHARD_CHUNKS = {"z": 2, "y": 4, "x": 4}
 #: Halving stops when no axis is longer.
 COARSEST = 64
-#: Voxels are halved in pieces of about this size, which stay in the processor's cache.
+#: Bytes of a piece that is halved at once, which fits in the processor's cache.
 _PIECE_BYTES = 1_000_000
 
 
@@ -29,12 +29,13 @@ class Level:
     Parameters
     ----------
     dims : tuple of str
+        Names of the axes.
     shape, chunks, shards : tuple of int
-        By `dims`.
+        Voxels along each axis.
     spacing_mm, start_mm : tuple of float
-        Step, and axis distance of the first voxel, along z, y, x.
+        Spacing, and axis distance of the first voxel, along z, y, x.
     halved : tuple of str
-        Axes half as long as in the level before.
+        Axes that are half as long as in the finer level.
     """
 
     dims: tuple[str, ...]
@@ -49,10 +50,10 @@ class Level:
 def levels(
     dims: Sequence[str], shape: Sequence[int], itemsize: int, spacing_mm: np.ndarray, start_mm: np.ndarray
 ) -> list[Level]:
-    """All levels of a pyramid, the finest first.
+    """Return all levels of a pyramid, the finest first.
 
-    Axes are halved until none is longer than `COARSEST`; one that is coarser than the finest waits
-    until the others have caught up. A voxel of any level lies in the middle of those it stands for.
+    Axes are halved until none is longer than `COARSEST`; a coarser axis is not halved until the others are
+    as coarse. A voxel of any level lies in the middle of the finer voxels that it represents.
 
     Examples
     --------
@@ -63,7 +64,7 @@ def levels(
     ((20, 75, 75), ('y', 'x'))
     ((10, 37, 37), ('z', 'y', 'x'))
     """
-    made: list[Level] = []
+    pyramid: list[Level] = []
     halved: list[str] = []
     steps, starts, lengths = np.array(spacing_mm), np.array(start_mm), tuple(shape)
     while True:
@@ -72,18 +73,18 @@ def levels(
         shards = tuple(
             c * min(SHARD_CHUNKS.get(d, 1), math.ceil(n / c)) for d, n, c in zip(dims, lengths, chunks, strict=True)
         )
-        places = (tuple(steps.tolist()), tuple(starts.tolist()))
-        made.append(Level(tuple(dims), lengths, chunks, shards, *places, tuple(halved)))
+        spacing_and_start = (tuple(steps.tolist()), tuple(starts.tolist()))
+        pyramid.append(Level(tuple(dims), lengths, chunks, shards, *spacing_and_start, tuple(halved)))
         halved = _halved_axes(sizes, steps)
         if not halved:
-            return made
+            return pyramid
         factors = np.array([2 if d in halved else 1 for d in SPATIAL])
         starts, steps = starts + (factors - 1) * steps / 2, steps * factors
         lengths = tuple(n // 2 if d in halved else n for d, n in sizes.items())
 
 
 def chunk_shape(sizes: Mapping[str, int], itemsize: int) -> tuple[int, ...]:
-    """Chunk for random patches: all channels, one time, and a cube of voxels.
+    """Return a chunk shape for random patches: all channels, one time, and a cube of voxels.
 
     Examples
     --------
@@ -110,10 +111,10 @@ def _halved_axes(sizes: Mapping[str, int], steps: np.ndarray) -> list[str]:
 
 
 def halve(block: np.ndarray, axes: Sequence[int], kind: str, threads: ThreadPoolExecutor | None = None) -> np.ndarray:
-    """Block at half its length along `axes`: images by mean, labels and masks by the most frequent value.
+    """Downsample a block by two along `axes`: images by mean, labels and masks by the most frequent value.
 
-    An odd last voxel is left out. The mean of integers is rounded, halves upwards; of equally frequent
-    labels the first in array order is taken.
+    An odd last voxel is left out. The mean of integers is rounded, halves upwards; among equally frequent
+    labels the first in array order wins.
 
     Examples
     --------
@@ -133,16 +134,16 @@ def halve(block: np.ndarray, axes: Sequence[int], kind: str, threads: ThreadPool
     factor = 2 if along in axes else 1
     step = max(1, int(_PIECE_BYTES * shape[along] // block.nbytes))
 
-    def piece(first: int) -> None:
-        target = _at(along, first, first + step)
-        source = _at(along, first * factor, (first + step) * factor)
+    def halve_piece(first: int) -> None:
+        target = _slab(along, first, first + step)
+        source = _slab(along, first * factor, (first + step) * factor)
         out[target] = function(block[source], axes)
 
-    list((threads.map if threads else map)(piece, range(0, shape[along], step)))
+    list((threads.map if threads else map)(halve_piece, range(0, shape[along], step)))
     return out
 
 
-def _at(axis: int, first: int, last: int) -> tuple[Any, ...]:
+def _slab(axis: int, first: int, last: int) -> tuple[Any, ...]:
     return (*(slice(None),) * axis, slice(first, last))
 
 
@@ -150,7 +151,7 @@ def _mean(block: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     integers = block.dtype.kind in "iu"
     wide: Any = block.dtype
     if integers:
-        # Eight values of up to 32 bits fit twice the bits; of 64 bits they do not.
+        # Sums of eight integers of up to 32 bits fit in twice the bits; 64-bit integers have no wider type.
         wide = np.float64 if block.dtype.itemsize == 8 else f"{block.dtype.kind}{max(4, 2 * block.dtype.itemsize)}"
     elif block.dtype.itemsize < 4:
         wide = np.float32
@@ -175,7 +176,7 @@ def _mode(block: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         values = np.concatenate([even, odd], axis=-1)
     if (values == values[..., :1]).all():
         return values[..., 0]
-    # In array order: the axes were appended from the first to the last, the first fastest.
+    # Restore array order: concatenation made the first axis the fastest.
     order = np.arange(2 ** len(axes)).reshape((2,) * len(axes)).transpose().ravel()
     values = values[..., order]
     counts = sum((values[..., i : i + 1] == values).astype(np.uint8) for i in range(values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Blocks of whole shards that a volume is written in, and the voxels of those of a volume that is read."""
+"""Blocks of whole shards in which a volume is written, and sources of their voxels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class WriteBlocks(Sequence[Box]):
-    """Blocks of whole shards that make up one level, each of at most `limit` bytes where one shard is.
+    """Blocks of whole shards that cover one level, each of at most `limit` bytes or one shard.
 
-    Rows are kept whole first, then planes; a block is never deeper than one shard. Where planes are cut,
-    the blocks below one another follow each other.
+    Rows are kept whole first, then planes; a block is never deeper than one shard. If planes are divided,
+    blocks that differ only in z follow each other.
 
     Examples
     --------
@@ -36,7 +36,7 @@ class WriteBlocks(Sequence[Box]):
 
     def __init__(self, level: Level, itemsize: int, limit: int) -> None:
         self.shape, size = level.shape, list(level.shards)
-        # Never one time with another.
+        # A block has one time and the depth of one shard.
         for axis in reversed(range(len(size))):
             if level.dims[axis] in ("t", "z"):
                 continue
@@ -55,32 +55,32 @@ class WriteBlocks(Sequence[Box]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = [0] * len(self.size)
+        position = [0] * len(self.size)
         for axis in reversed(self._axes):
-            index, place[axis] = divmod(index, self._counts[axis])
-        rows = list(zip(place, self.size, self.shape, strict=True))
+            index, position[axis] = divmod(index, self._counts[axis])
+        rows = list(zip(position, self.size, self.shape, strict=True))
         return Box(tuple(i * s for i, s, _ in rows), tuple(min((i + 1) * s, n) for i, s, n in rows))
 
     def over(self, box: Box) -> list[int]:
-        """Numbers of the blocks that a box reaches into, in order."""
+        """Return the indices of the blocks that a box overlaps, in order."""
         rows = zip(box.start, box.stop, self.size, self._counts, strict=True)
         ranges = [range(a // n, min(-(-b // n), count)) for a, b, n, count in rows]
-        found = []
-        for place in itertools.product(*(ranges[axis] for axis in self._axes)):
+        indices = []
+        for position in itertools.product(*(ranges[axis] for axis in self._axes)):
             index = 0
-            for axis, i in zip(self._axes, place, strict=True):
+            for axis, i in zip(self._axes, position, strict=True):
                 index = index * self._counts[axis] + i
-            found.append(index)
-        return found
+            indices.append(index)
+        return indices
 
 
 class BlockSource(Protocol):
-    """Where the voxels of the finest level come from."""
+    """Source of the voxels of the finest level."""
 
     dtype: np.dtype[Any]
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
-        """Voxels of boxes, one after another; None where all are 0. An array is used up before the next but one."""
+        """Yield the voxels of boxes, or None if all are 0. An array is valid until the next but one is yielded."""
 
 
 class BlockSubset(Sequence[Box]):
@@ -97,16 +97,16 @@ class BlockSubset(Sequence[Box]):
 
 
 class DoubleBuffer:
-    """Two arrays in turn: fresh ones of this size would be mapped anew each time.
+    """Two alternating buffers, because the system would map new memory for every new array of this size.
 
-    What was taken is used up before the next but one.
+    An array is valid until the next but one is taken.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._buffers = [np.empty(0, dtype), np.empty(0, dtype)]
 
     def take(self, shape: Sequence[int]) -> np.ndarray:
-        """An array of any values."""
+        """Return an array with arbitrary values."""
         self._buffers.reverse()
         size = math.prod(shape)
         if self._buffers[0].size < size:
@@ -115,12 +115,12 @@ class DoubleBuffer:
 
 
 class VolumeBlocks:
-    """Blocks of a volume, the next one read while one is used.
+    """Blocks of a volume; the next block is read while the current one is used.
 
     Parameters
     ----------
     volume : xarray.DataArray
-        Its axes run forward.
+        Volume whose axes run forward.
     """
 
     def __init__(self, volume: xr.DataArray) -> None:
@@ -128,12 +128,12 @@ class VolumeBlocks:
         if self.data.dtype == bool:
             self.data = self.data.astype(np.uint8)
         if self.data.npartitions == 1:
-            # A source that cannot be read in parts is read once.
+            # A source that cannot be read in parts is read once, as a whole.
             self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1)
         self.dtype = self.data.dtype
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
-        """Voxels of boxes."""
+        """Yield the voxels of boxes."""
         if not len(boxes):
             return
         buffers = DoubleBuffer(self.dtype)
@@ -144,27 +144,28 @@ class VolumeBlocks:
                 self._fill(block, box, threads)
                 return block
 
-            coming = ahead.submit(read, boxes[0])
-            for place in range(len(boxes)):
-                block = coming.result()
-                if place + 1 < len(boxes):
-                    coming = ahead.submit(read, boxes[place + 1])
+            pending = ahead.submit(read, boxes[0])
+            for index in range(len(boxes)):
+                block = pending.result()
+                if index + 1 < len(boxes):
+                    pending = ahead.submit(read, boxes[index + 1])
                 yield block
                 del block
 
     def _fill(self, block: np.ndarray, box: Box, threads: ThreadPoolExecutor) -> None:
-        """Read a part of the volume, straight from its file where it is one as it is."""
+        """Read a box of the volume, directly from its file if the volume is an unchanged file."""
         source = source_of(self.data)
         if source is None:
             target: Any = block
             da.store([self.data[box.slices]], [target], lock=False, scheduler="threads")
             return
-        deep, start, stop = self.data.chunksize[0], box.start[0], box.stop[0]
+        depth = self.data.chunksize[0]
+        start, stop = box.start[0], box.stop[0]
 
         def read(first: int) -> None:
-            last = min(first - first % deep + deep, stop)
+            last = min(first - first % depth + depth, stop)
             slab = Box((first, *box.start[1:]), (last, *box.stop[1:]))
             source.into(block[first - start : last - start], slab)
 
-        starts = [start, *range(start - start % deep + deep, stop, deep)]
+        starts = [start, *range(start - start % depth + depth, stop, depth)]
         list(threads.map(read, starts))

@@ -1,4 +1,4 @@
-"""Chunks decoded one by one: what NumPy slices, and no damaged byte without an error."""
+"""Chunks decoded one by one: equal to NumPy's slices, and errors for damaged bytes."""
 
 import itertools
 
@@ -37,8 +37,8 @@ V3 = {
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "i8", "u8", "f2", "f4", "f8", "?"]
 
 
-def some_values(shape, dtype, seed=0):
-    """Values that fill the type, without NaN."""
+def random_values(shape, dtype, seed=0):
+    """Return random values over the range of the type, without NaN."""
     rng = np.random.default_rng(seed)
     if np.dtype(dtype).kind in "fc":
         return rng.normal(size=shape).astype(dtype)
@@ -49,14 +49,14 @@ def some_values(shape, dtype, seed=0):
 
 @st.composite
 def boxes(draw, shape):
-    """Slices within a shape, empty ones too."""
+    """Draw slices within a shape, also empty ones."""
     ends = [sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
     return tuple(slice(a, b) for a, b in ends)
 
 
 @st.composite
 def arrays(draw):
-    """Shape, chunk, shard (or None), format, codec, type and fill value of an array."""
+    """Draw shape, chunk, shard (or None), format, codec, type and fill value of an array."""
     shape = tuple(draw(st.lists(st.integers(1, 11), min_size=1, max_size=4)))
     chunk = tuple(draw(st.integers(1, n + 2)) for n in shape)
     version = draw(st.sampled_from([2, 3]))
@@ -70,8 +70,8 @@ def arrays(draw):
 
 @settings(max_examples=300 if FULL else 40)
 @given(arrays(), st.data())
-def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
-    """Any shape, chunk, shard, type, codec and fill value, with chunks that were never written."""
+def test_boxes_and_chunks_equal_numpy_slices(tmp_path_factory, array, data):
+    """Boxes and chunks are equal to NumPy's slices for any layout, also if chunks were never written."""
     shape, chunk, shard, version, codec, dtype, filled = array
     fill = dtype.type(1 if filled else 0)
     stored = zarr.create_array(
@@ -87,7 +87,7 @@ def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
     expected = np.full(shape, fill, dtype.newbyteorder("="))
     for seed in range(2):
         box = data.draw(boxes(shape))
-        expected[box] = some_values(expected[box].shape, dtype.newbyteorder("="), seed)
+        expected[box] = random_values(expected[box].shape, dtype.newbyteorder("="), seed)
         stored[box] = expected[box]
     chunks = chunks_of(stored)
     assert chunks is not None
@@ -97,17 +97,17 @@ def test_boxes_are_what_numpy_slices(tmp_path_factory, array, data):
         chunks.into(out, Box.from_slices(box))
         np.testing.assert_array_equal(out, expected[box])
     for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
-        read = chunks.read(index)
-        assert read.shape == chunk
+        values = chunks.read(index)
+        assert values.shape == chunk
         within = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunk, strict=True))
         part = expected[within]
-        np.testing.assert_array_equal(read[tuple(map(slice, part.shape))], part)
+        np.testing.assert_array_equal(values[tuple(map(slice, part.shape))], part)
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -1.5, None])
 @pytest.mark.parametrize("version", [2, 3])
-def test_chunks_that_are_missing_hold_the_fill_value(tmp_path, version, fill):
-    """NaN and infinity too; 0 where none is named; a wholly empty array has no file to read."""
+def test_missing_chunks_contain_the_fill_value(tmp_path, version, fill):
+    """Missing chunks contain the fill value, also NaN and infinity, and 0 by default."""
     array = zarr.create_array(tmp_path, shape=(5, 4), chunks=(2, 3), dtype="f4", fill_value=fill, zarr_format=version)
     array[2:4, 0:3] = 7
     expected = np.full((5, 4), 0 if fill is None else fill)
@@ -117,12 +117,12 @@ def test_chunks_that_are_missing_hold_the_fill_value(tmp_path, version, fill):
     np.testing.assert_array_equal(out, expected)
 
 
-def unsupported(name, folder):
-    """An array whose layout only zarr-python reads, and its values."""
-    values = some_values((6, 5, 4), "c8" if name == "complex" else "i2")
+def unsupported_array(name, folder):
+    """Return an array whose layout only zarr-python reads, and its values."""
+    values = random_values((6, 5, 4), "c8" if name == "complex" else "i2")
     common = {"shape": values.shape, "dtype": values.dtype, "chunks": (3, 2, 4)}
     sharded = {**common, "chunks": (3, 4, 4)}
-    makers = {
+    factories = {
         "order F": lambda: zarr.create_array(folder, **common, zarr_format=2, order="F"),
         "filters": lambda: zarr.create_array(folder, **common, zarr_format=2, filters=[numcodecs.Delta("i2")]),
         "transposed": lambda: zarr.create_array(folder, **common, filters=[TransposeCodec(order=(2, 0, 1))]),
@@ -145,12 +145,12 @@ def unsupported(name, folder):
             compressors=None,
         ),
     }
-    array = makers[name]()
+    array = factories[name]()
     array[...] = values
     return array, values
 
 
-LAYOUTS = [
+UNSUPPORTED_LAYOUTS = [
     "order F",
     "filters",
     "transposed",
@@ -163,10 +163,10 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_other_layouts_are_left_to_zarr(tmp_path, name):
-    """No chunks of ours, and the right values."""
-    array, values = unsupported(name, tmp_path)
+@pytest.mark.parametrize("name", UNSUPPORTED_LAYOUTS)
+def test_unsupported_layouts_are_read_by_zarr(tmp_path, name):
+    """Unsupported layouts are read by zarr-python, with correct values."""
+    array, values = unsupported_array(name, tmp_path)
     assert chunks_of(array) is None
     stored, box = ZarrReader(array), Box((1, 0, 2), (6, 3, 4))
     out = np.empty((5, 3, 2), values.dtype)
@@ -176,8 +176,8 @@ def test_other_layouts_are_left_to_zarr(tmp_path, name):
 
 
 @pytest.mark.parametrize("options", [{"order": "F"}, {"filters": [numcodecs.Delta("u2")]}, {"dtype": ">u2"}])
-def test_patches_of_other_layouts_are_right(tmp_path, options):
-    """Through `read` and `patches`, whoever decodes."""
+def test_patches_of_unsupported_layouts_equal_the_voxels(tmp_path, options):
+    """Patches are correct whichever library decodes the chunks."""
     v = volume((12, 11, 10))
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
     array = group.create_array("0", shape=v.shape, chunks=(5, 4, 6), **{"dtype": "u2"} | options)
@@ -206,8 +206,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_damaged_shards_are_errors_that_name_the_store(tmp_path, damage):
-    """Reading the whole, single patches, and an epoch of them: never other values."""
+def test_damaged_shard_raises_and_names_the_store(tmp_path, damage):
+    """Reading the volume, single patches and an epoch of patches from a damaged shard raises FormatError."""
     mrhdata.write(volume((20, 18, 16)), tmp_path / "a.zarr")
     (shard,) = [f for f in tmp_path.rglob("*") if f.is_file() and "scale0" in f.parts and f.name != "zarr.json"]
     content = shard.read_bytes()
@@ -226,13 +226,10 @@ def test_damaged_shards_are_errors_that_name_the_store(tmp_path, damage):
     np.testing.assert_array_equal(mrhdata.read(tmp_path / "a.zarr").values, volume((20, 18, 16)).values)
 
 
-BLOSC = "blosc"
-
-
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("codec", ["none", BLOSC, "zstd", "gzip"])
-def test_chunks_cut_short_are_errors(tmp_path, version, codec):
-    """Of every codec: one byte less, half a chunk, an empty file."""
+@pytest.mark.parametrize("codec", ["none", "blosc", "zstd", "gzip"])
+def test_truncated_chunk_raises(tmp_path, version, codec):
+    """For every codec, a chunk that lacks one byte, half its bytes or all of them raises FormatError."""
     array = zarr.create_array(
         tmp_path / "a",
         shape=(16, 16),
@@ -241,7 +238,7 @@ def test_chunks_cut_short_are_errors(tmp_path, version, codec):
         compressors=(V2 if version == 2 else V3)[codec],
         zarr_format=version,
     )
-    values = some_values((16, 16), "i4")
+    values = random_values((16, 16), "i4")
     array[...] = values
     (file,) = [f for f in tmp_path.rglob("*") if f.is_file() and f.name in ("0.0", "0")]
     content = file.read_bytes()
