@@ -1,4 +1,4 @@
-"""Prediction where only memory, a stream or the network is measured, in a process of its own: run by stream.py.
+"""Predictions that measure memory, a long stream or the network only, in their own process; run by stream.py.
 
 Prints JSON.
 
@@ -192,7 +192,7 @@ def _boxes(folder, net):
 
     volume = mrhdata.read(folder / "part.zarr")
     read = sources.one_grid(volume, (1, 1, 1), None, False)
-    memory = int(mrhdata.prediction._TENSORS * 1e9)
+    memory = int(mrhdata.inference.predictor._TENSORS * 1e9)
     dense = DenseStrategy(
         InferenceModel(net, "cpu", "float32"),
         receptive_field_of(net, 1),
