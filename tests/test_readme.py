@@ -91,6 +91,6 @@ def test_every_make_target_and_command_exists():
     for target in targets:
         assert f"\n{target}:" in makefile
     known = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
-    commands = re.findall(r"(?:^(?:    )?(?:\.venv/bin/)?|`)mrhdata ([\w-]+)", text, flags=re.MULTILINE)
+    commands = re.findall(r"(?:^(?:    )?(?:\.venv/bin/)?|`)mrhdata (\w[\w-]*)", text, flags=re.MULTILINE)
     assert len(commands) > 10
     assert set(commands) <= known
