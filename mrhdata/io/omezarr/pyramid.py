@@ -102,7 +102,7 @@ def chunk_shape(sizes: Mapping[str, int], itemsize: int) -> tuple[int, ...]:
 
 
 def _halved_axes(sizes: Mapping[str, int], steps: np.ndarray) -> list[str]:
-    """Axes to halve next: those not yet coarser than the finest one, once the volume is large enough."""
+    """Return the axes to halve next: those less than twice as coarse as the finest, none for a small volume."""
     lengths = [sizes.get(d, 1) for d in SPATIAL]
     if max(lengths) <= COARSEST:
         return []
