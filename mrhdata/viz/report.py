@@ -213,8 +213,8 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     ]
     scores = readable(result, scores=tuple(_HEADS))
     cuts = pd.DataFrame({"cut": result.table["cut"].map(lambda v: f"{v:.3f}")})
-    for score in ("cut_sensitivity", "cut_specificity"):
-        cuts[score] = format_scores(result.table, score)
+    for score in ("sensitivity", "specificity"):
+        cuts[f"{score} at cut"] = format_scores(result.table, f"cut_{score}")
     text = [methods_text(name, result)]
     if result.table["in_sample"].any():
         text.append(

@@ -116,7 +116,7 @@ def test_saved_and_loaded_ensemble_predicts_the_same(members, voxels, tmp_path):
             mrhdata.models.load(tmp_path / "net")
 
 
-@pytest.mark.parametrize("mode", ["patch", "dense"])
+@pytest.mark.parametrize("mode", ["patch_centre", "dense"])
 def test_map_of_an_ensemble_has_three_channels(members, voxels, mode, tmp_path):
     """In both modes voxels agree with the prediction of their patch, and are 0 outside the mask."""
     values = voxels[:480].reshape(8, 6, 10, 2).astype(np.float32)
@@ -132,7 +132,7 @@ def test_map_of_an_ensemble_has_three_channels(members, voxels, mode, tmp_path):
     z, y, x = (patches.positions + np.array([1, 0, 1])).T
     inside = x < 5
     # In dense mode mean and spread differ, because the network then depends on neighbours instead of zeros.
-    channels = [0, 1, 2] if mode == "patch" else [2]
+    channels = [0, 1, 2] if mode == "patch_centre" else [2]
     values = mapped.values[:, z, y, x].T
     np.testing.assert_allclose(values[inside][:, channels], expected[inside][:, channels], rtol=1e-4, atol=1e-4)
 
