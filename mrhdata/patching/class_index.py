@@ -1,7 +1,7 @@
-"""Where a volume's classes or weights lie: one pass over its tiles, kept beside the data.
+"""Index of a volume's classes or weights by tile, computed in one pass and stored next to the data.
 
-The index holds one number per tile and class, never the volume. Voxels are drawn from it by choosing
-tiles first and reading only those again.
+The index holds one number per tile and class, never the volume. To draw voxels, tiles are drawn first and only those
+are read again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mrhdata.volume.box import Box
 
 log = logging.getLogger("mrhdata")
 
-#: Range of labels that are counted in one array.
-_DENSE = 1_000_000
+#: Largest range of labels that are counted in one array.
+_DENSE_LABEL_RANGE = 1_000_000
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 class Index:
-    """How much of each class lies in each tile.
+    """Voxels of each class, or sum of weights, in each tile.
 
     Attributes
     ----------
@@ -41,114 +41,117 @@ class Index:
         Voxels of each class, or sums of weights.
     """
 
-    def __init__(self, stream: TensorSource, classes: list[int], mass: Floats, weights: bool) -> None:
-        self._stream, self.classes, self.mass, self._weights = stream, classes, mass, weights
+    def __init__(self, source: TensorSource, classes: list[int], mass: Floats, weights: bool) -> None:
+        self._source, self.classes, self.mass, self._weights = source, classes, mass, weights
 
     def draw(self, kind: int, n: int, rng: np.random.Generator) -> Ints:
-        """Voxels (n, 3) drawn with replacement: uniformly from one class, or in proportion to weight.
+        """Draw voxels (n, 3) with replacement: uniformly from one class, or in proportion to weight.
 
-        Each tile that holds one of them is read once.
+        Each tile that holds one of the voxels is read once.
         """
         mass = self.mass[:, self.classes.index(kind)]
         total = mass.sum()
         if not total:
-            raise DataError(f"there is no voxel of class {kind}")
+            raise DataError(f"the labels must have voxels of class {kind}; got none")
         counts = rng.multinomial(n, mass / total)
-        found = []
+        voxels = []
         for number in np.flatnonzero(counts):
-            low, values = _tile(self._stream, int(number))
+            low, values = _read_tile(self._source, int(number))
             weight = values.ravel() if self._weights else (values == kind).ravel()
             ends = np.cumsum(weight, dtype=np.float64)
-            at = np.searchsorted(ends, rng.random(counts[number]) * ends[-1], side="right")
-            found.append(low + np.stack(np.unravel_index(at, values.shape), axis=1))
-        # Tiles come in order; the order of what is drawn should not show them.
-        return rng.permutation(np.concatenate(found)) if found else np.empty((0, 3), dtype=np.int64)
+            drawn = np.searchsorted(ends, rng.random(counts[number]) * ends[-1], side="right")
+            voxels.append(low + np.stack(np.unravel_index(drawn, values.shape), axis=1))
+        # Voxels are in the order of tiles: shuffle them, so that any first part is a sample of all.
+        return rng.permutation(np.concatenate(voxels)) if voxels else np.empty((0, 3), dtype=np.int64)
 
 
-def index_labels(stream: TensorSource, path: Path | None = None, dataset: str | None = None) -> Index:
-    """Count the voxels of every class in every tile, or take the counts kept beside the data.
+def index_labels(source: TensorSource, path: Path | None = None, dataset: str | None = None) -> Index:
+    """Count the voxels of every class in every tile, or read the counts of an earlier call.
 
     Parameters
     ----------
-    stream : Stream
-        Of one label volume.
+    source : TensorSource
+        One label volume.
     path : path, optional
-        The store that the labels lie in. The counts are kept in ``NAME.index.json`` beside it and
-        counted again when the store has changed.
+        Store that holds the labels. The counts are written to ``NAME.index.json`` next to it, and counted again when
+        the store has changed.
     dataset : str, optional
-        Which image of the store they are; ``NAME.DATASET.index.json`` then.
+        Name of the image within the store. The counts are then written to ``NAME.DATASET.index.json``.
     """
     names = [] if path is None else [path.name, *([] if dataset is None else [dataset.replace("/", "-")])]
-    kept = None if path is None else path.with_name(".".join([*names, "index.json"]))
-    grid = stream.grid
-    mark = None if path is None else digest([grid.shape, grid.affine.tolist(), stream.tile, dataset, file_state(path)])
-    if kept is not None and kept.is_file():
-        found = _read(kept, mark, int(np.prod(stream.tiles)))
-        if found is not None:
-            return Index(stream, *found, False)
+    index_file = None if path is None else path.with_name(".".join([*names, "index.json"]))
+    grid = source.grid
+    fingerprint = None
+    if path is not None:
+        fingerprint = digest([grid.shape, grid.affine.tolist(), source.tile, dataset, file_state(path)])
+    if index_file is not None and index_file.is_file():
+        stored = _read_index(index_file, fingerprint, int(np.prod(source.tiles)))
+        if stored is not None:
+            return Index(source, *stored, False)
     per_tile: list[dict[int, int]] = []
-    for values in _each(stream):
+    for values in _tile_values(source):
         if values.dtype.kind not in "biu":
-            raise DataError(f"labels are integers, not {values.dtype}; read them with kind='labels'")
-        per_tile.append(_counts(values))
+            raise DataError(f"labels must be integers; got {values.dtype}. Read them with kind='labels'")
+        per_tile.append(_count_labels(values))
     classes = sorted({name for tile in per_tile for name in tile})
     mass = np.array([[tile.get(name, 0) for name in classes] for tile in per_tile], dtype=np.float64)
-    if kept is not None:
-        _keep(kept, {"store": mark, "classes": classes, "tiles": [list(map(list, t.items())) for t in per_tile]})
-    return Index(stream, classes, mass, False)
+    if index_file is not None:
+        tiles = [list(map(list, tile.items())) for tile in per_tile]
+        _write_index(index_file, {"store": fingerprint, "classes": classes, "tiles": tiles})
+    return Index(source, classes, mass, False)
 
 
-def index_weights(stream: TensorSource) -> Index:
+def index_weights(source: TensorSource) -> Index:
     """Sum a map of weights in every tile."""
 
     def total(values: np.ndarray) -> float:
         if not np.isfinite(values).all() or (values < 0).any():
-            raise DataError("weights are finite and 0 or more; clip or fill the map first")
+            raise DataError("weights must be finite and 0 or more. Clip or fill the map first")
         return float(values.sum(dtype=np.float64))
 
-    mass = np.array([[total(values)] for values in _each(stream)])
+    mass = np.array([[total(values)] for values in _tile_values(source)])
     if not mass.sum():
-        raise DataError("the map of weights is 0 everywhere")
-    return Index(stream, [1], mass, True)
+        raise DataError("the map of weights must be positive somewhere; it is 0 everywhere")
+    return Index(source, [1], mass, True)
 
 
-def _counts(values: np.ndarray) -> dict[int, int]:
-    """Voxels of each label: by counting where labels are dense, by sorting where they are far apart."""
+def _count_labels(values: np.ndarray) -> dict[int, int]:
+    """Count the voxels of each label: in one array if labels are dense, by sorting if they are far apart."""
     low, high = int(values.min()), int(values.max())
-    if high - low < _DENSE and high <= np.iinfo(np.int64).max:
+    if high - low < _DENSE_LABEL_RANGE and high <= np.iinfo(np.int64).max:
         counts = np.bincount(values.ravel().astype(np.int64) - low)
-        found = np.flatnonzero(counts)
-        return dict(zip((found + low).tolist(), counts[found].tolist(), strict=True))
+        present = np.flatnonzero(counts)
+        return dict(zip((present + low).tolist(), counts[present].tolist(), strict=True))
     names, counts = np.unique(values, return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _each(stream: TensorSource) -> Iterator[np.ndarray]:
-    for number in range(int(np.prod(stream.tiles))):
-        yield _tile(stream, number)[1]
+def _tile_values(source: TensorSource) -> Iterator[np.ndarray]:
+    for number in range(int(np.prod(source.tiles))):
+        yield _read_tile(source, number)[1]
 
 
-def _tile(stream: TensorSource, number: int) -> tuple[Ints, np.ndarray]:
-    low = np.array(np.unravel_index(number, stream.tiles)) * stream.tile
-    return low, stream.voxels(Box.of(low, np.minimum(low + stream.tile, stream.grid.shape)))[0]
+def _read_tile(source: TensorSource, number: int) -> tuple[Ints, np.ndarray]:
+    low = np.array(np.unravel_index(number, source.tiles)) * source.tile
+    return low, source.voxels(Box.of(low, np.minimum(low + source.tile, source.grid.shape)))[0]
 
 
-def _read(kept: Path, mark: str | None, tiles: int) -> tuple[list[int], Floats] | None:
+def _read_index(index_file: Path, fingerprint: str | None, tiles: int) -> tuple[list[int], Floats] | None:
     try:
-        content = json.loads(kept.read_text("utf-8"))
-        if content["store"] != mark or len(content["tiles"]) != tiles:
+        content = json.loads(index_file.read_text("utf-8"))
+        if content["store"] != fingerprint or len(content["tiles"]) != tiles:
             return None
         classes = [int(c) for c in content["classes"]]
         per_tile = [dict(tile) for tile in content["tiles"]]
         return classes, np.array([[float(tile.get(c, 0)) for c in classes] for tile in per_tile])
     except (OSError, ValueError, KeyError, TypeError):
-        # Whatever it is, it is no index: count again.
+        # Not a valid index: count again.
         return None
 
 
-def _keep(kept: Path, content: dict[str, Any]) -> None:
+def _write_index(index_file: Path, content: dict[str, Any]) -> None:
     try:
-        with atomic_write(kept, overwrite=True) as draft:
+        with atomic_write(index_file, overwrite=True) as draft:
             draft.write_text(json.dumps(content))
     except OSError as error:
-        log.info("the index of %s is not kept: %s", kept.name, error)
+        log.info("the index %s was not written: %s", index_file.name, error)

@@ -1,4 +1,4 @@
-"""The function :func:`mrhdata.patches`: volumes, shapes, sampler and mask become planned patches."""
+"""The function :func:`mrhdata.patches`, which plans patches from volumes, shapes, a sampler and a mask."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
         Volumes to predict, or the name of one of the volumes in `inputs`, such as ``"seg"``, which is then not an
         input.
     shape, stride : int, (3,) sequence of int, or mapping of "z", "y", "x" to int
-        Voxels along z, y, x of the first input; one number stands for all axes but the fixed one of
+        Voxels along z, y, x of the first input; one number applies to all axes but the fixed one of
         `plane`. The stride is the shape by default. With ``grids="native"`` `shape` may also be a mapping of input
         names to shapes; the first input must be among them.
     target_shape : the same, optional
@@ -120,15 +120,15 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     check_choice("padding", padding, (None, *PADDING))
     subjects = describe_subjects(inputs, target, mask)
     shapes = sources.PatchShapes(shape, target_shape, plane, context_slices)
-    layout = _laid_out([s.inputs for s in subjects], [s.target for s in subjects], shapes, grids)
+    layout = _lay_out([s.inputs for s in subjects], [s.target for s in subjects], shapes, grids)
     default_stride = sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride")
     chosen = as_sampler(sampler, default_stride)
     spaces = []
     for number, (subject, (_, tensors)) in enumerate(zip(subjects, layout, strict=True)):
-        with _said_of(number, subject.inputs, len(subjects) > 1):
+        with _name_subject(number, subject.inputs, len(subjects) > 1):
             spaces.append(
                 SamplingSpace(
-                    _first(subject.inputs),
+                    _first_volume(subject.inputs),
                     tensors,
                     subject.mask,
                     min_mask_fraction,
@@ -140,12 +140,14 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     drawn = _draw(chosen, spaces, subject_weights, seed)
     if not sum(len(positions) for positions, _ in drawn):
         raise DataError(
-            "the mask leaves no patch; check that it is not empty and lies over the inputs"
+            "the mask leaves no patch. Check that it is not empty and lies over the inputs"
             if mask is not None
-            else "there is no place where all volumes have the voxels of a patch; use padding=, or smaller patches"
+            else "no patch lies within all volumes. Pass padding= or a smaller shape"
         )
-    every = [tensors for _, tensors in layout]
-    return Patches(every, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), context_slices)
+    all_tensors = [tensors for _, tensors in layout]
+    return Patches(
+        all_tensors, layout[0][0], drawn, plane, padding, squeeze, parse_memory(memory, least=0), context_slices
+    )
 
 
 def _draw(
@@ -162,55 +164,54 @@ def _draw(
     return [sampler.draw(space, i, n, rng) for i, (space, n) in enumerate(zip(spaces, counts, strict=True))]
 
 
-def _laid_out(
-    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: sources.PatchShapes, align: str
+def _lay_out(
+    subjects: Sequence[Inputs], targets: Sequence[Inputs | None], shapes: sources.PatchShapes, grids: str
 ) -> list[tuple[TensorNames, list[TensorSource]]]:
-    """Names and streams of every subject, which are alike."""
+    """Return the tensor names and sources of every subject; raise an error if subjects differ."""
     layout: list[tuple[TensorNames, list[TensorSource]]] = []
-    for number, (given, target) in enumerate(zip(subjects, targets, strict=True)):
-        with _said_of(number, given, len(subjects) > 1):
-            names, streams = sources.tensor_sources(given, target, shapes, align)
-            layout.append((names, streams))
-            _check_alike(layout[0], layout[-1])
+    for number, (inputs, target) in enumerate(zip(subjects, targets, strict=True)):
+        with _name_subject(number, inputs, len(subjects) > 1):
+            layout.append(sources.tensor_sources(inputs, target, shapes, grids))
+            _check_equal_layout(layout[0], layout[-1])
     return layout
 
 
-def _check_alike(
-    first_one: tuple[TensorNames, list[TensorSource]], other: tuple[TensorNames, list[TensorSource]]
+def _check_equal_layout(
+    first: tuple[TensorNames, list[TensorSource]], other: tuple[TensorNames, list[TensorSource]]
 ) -> None:
-    """Raise `GridError` where a subject has other volumes, or patches of other shapes, than the first."""
-    (of_first, firsts), (of_other, others) = ((names.apart(s), s) for names, s in (first_one, other))
-    said = ("subjects have different inputs", "subjects have different targets")
-    for sentence, theirs, ours in zip(said, of_first, of_other, strict=True):
-        if theirs != ours:
+    """Raise `GridError` if a subject has other volumes, or patches of other shapes, than the first."""
+    (first_channels, first_sources), (channels, other_sources) = ((names.apart(s), s) for names, s in (first, other))
+    problems = ("subjects have different inputs", "subjects have different targets")
+    for problem, expected, got in zip(problems, first_channels, channels, strict=True):
+        if expected != got:
             remedy = (
-                "give all mappings in one order"
-                if sorted(theirs) == sorted(ours)
-                else f'give all mappings with the same names, such as {{"{(theirs or ours)[0]}": volume}}'
+                "Pass all mappings in one order"
+                if sorted(expected) == sorted(got)
+                else f'Pass mappings with the same names for all subjects, such as {{"{(expected or got)[0]}": volume}}'
             )
-            raise GridError(f"{sentence}: {theirs} and {ours}; {remedy}")
-    for mine, first in zip(others, firsts, strict=True):
-        if mine.shape != first.shape:
+            raise GridError(f"{problem}: {expected} and {got}. {remedy}")
+    for expected_source, source in zip(first_sources, other_sources, strict=True):
+        if source.shape != expected_source.shape:
             raise GridError(
-                f"patches of subjects would be {first.shape} and {mine.shape} voxels, as their spacings differ; "
-                "give shape= or target_shape= an item for every volume"
+                f"patches of all subjects must have one shape; got {expected_source.shape} and {source.shape} voxels, "
+                "as spacings differ. Pass shape= or target_shape= with an item for every volume"
             )
 
 
 @contextmanager
-def _said_of(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
-    """Say of which subject an error speaks, where there are several."""
+def _name_subject(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
+    """Name the subject in grid and parameter errors, if there are several subjects."""
     try:
         yield
-    except GridError as error:
+    except (GridError, ParameterError) as error:
         if not several:
             raise
-        known = subject_name(
-            source for volume in sources.volumes_by_name(inputs).values() for source in VolumeReader(volume).source
+        name = subject_name(
+            origin for volume in sources.volumes_by_name(inputs).values() for origin in VolumeReader(volume).source
         )
-        who = f"{number} ({known})" if known else f"{number}"
-        raise GridError(f"subject {who}: {error}") from error
+        subject = f"{number} ({name})" if name else f"{number}"
+        raise type(error)(f"subject {subject}: {error}") from error
 
 
-def _first(inputs: Inputs) -> xr.DataArray:
+def _first_volume(inputs: Inputs) -> xr.DataArray:
     return next(iter(sources.volumes_by_name(inputs).values()))

@@ -1,4 +1,4 @@
-"""Patches as users hold them: batches for PyTorch, exports, splits that share nothing, and summaries."""
+"""The class :class:`Patches`: batches for PyTorch, exports, splits that share no voxel, and summaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Patches(PatchSet):
-    """Planned patches; made by :func:`mrhdata.patches`.
+    """Planned patches; created by :func:`mrhdata.patches`.
 
     ``len(p)``, ``p[i]`` -> ``(input, target)`` tensors (only ``input`` without a target), float32,
     (C, z, y, x). Works as a map-style data set in any ``DataLoader``; :meth:`loader` is faster.
@@ -29,24 +29,24 @@ class Patches(PatchSet):
     Attributes
     ----------
     positions : (n, 3) int64 array
-        First voxel of each patch in its subject's first input, z, y, x; those of one stored chunk
-        stand together.
+        First voxel of each patch in its subject's first input, z, y, x. Patches of one stored chunk are
+        consecutive.
     subject : (n,) int64 array
         Number of the subject.
     draw_index : (n,) int64 array
-        Where each stood among the positions of its subject as they were chosen or given.
+        Place of each patch among the positions of its subject, as they were drawn or passed.
     classes : (n,) int64 array or None
-        Class that a patch was drawn for, by choosers that know one.
+        Class that each patch was drawn for, if the sampler draws by class.
     shape : tuple of int
-        Patch length along z, y, x, neighbouring planes included.
+        Patch length along z, y, x, context slices included.
     plane : str or None
     context_slices : int
-        Planes on each side that are channels of the first tensor.
+        Slices on each side that are channels of the first tensor.
     channels : list of str
-    sources : list of list of Stream
-        What the tensors of each subject are cut from.
+    sources : list of list of TensorSource
+        Sources of the tensors of each subject.
     in_memory : bool
-        All voxels fit half of the memory and stay there after the first pass.
+        All voxels fit half of the memory budget, and stay in memory after the first pass.
     """
 
     def _repr_html_(self) -> str:
@@ -67,25 +67,26 @@ class Patches(PatchSet):
         return_metadata: bool = False,
         as_dict: bool = False,
     ) -> PatchIterableDataset:
-        """An ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
+        """Return an ``IterableDataset`` of whole batches, for any ``DataLoader`` with ``batch_size=None``.
 
         Parameters
         ----------
         batch_size, shuffle, seed
-            The same give the same orders.
+            Equal values give equal orders.
         rank : (int, int), optional
-            Number of this process and how many share the patches; PyTorch's own where it runs distributed.
+            Number of this process, and number of processes that divide the patches. By default those of PyTorch's
+            distributed training, if it runs.
         drop_last : bool
-            Leave out the last batch where it is not full; all ranks then have as many.
+            Drop the last batch if it is not full. All ranks then have the same number of batches.
         transform : callable, optional
-            Function of the input and target (or only the input) of a batch, which returns them.
+            Function that receives and returns the input and target (or only the input) of a batch.
         per_patch_transform : callable, optional
             The same for one patch; it runs before `transform`.
         return_metadata : bool
-            Batches end in a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
+            Append to each batch a mapping of ``subject`` (b,), ``position`` (b, 3) and ``affine`` (b, 4, 4).
         as_dict : bool
-            Batches are mappings with the keys ``image``, ``label`` and ``metadata``, as MONAI has them; several
-            inputs or targets keep their own names.
+            Yield batches as mappings with the keys ``image``, ``label`` and ``metadata``, as in MONAI. Several inputs
+            or targets keep their own names.
         """
         from mrhdata.patching.loader import PatchIterableDataset
 
@@ -113,28 +114,28 @@ class Patches(PatchSet):
         device: Any = None,
         **options: Any,
     ) -> PatchLoader:
-        """Batches ``(input, target)``, (B, C, z, y, x) float32, cut ahead of the training step.
+        """Return a loader of batches ``(input, target)``, (B, C, z, y, x) float32, cut ahead of the training step.
 
-        Each pass over it is the next epoch, in another order. It can be stopped after any batch and go
-        on from its ``state_dict``.
+        Each pass is the next epoch, in another order. A run that stopped after any batch resumes from the loader's
+        ``state_dict``.
 
         Parameters
         ----------
         batch_size : int
         prefetch : int, optional
-            Batches (or groups of small ones) that wait, made by a thread of this process; 2, or 0 for small
-            patches of volumes that stay in memory, which cost less to cut than to hand over.
+            Number of batches (or groups of small ones) that a thread prepares ahead. The default is 2, or 0 for small
+            patches of volumes that stay in memory, which cost less to cut than to pass between threads.
         num_workers : int
-            Processes that make batches instead, for a transform that is slow. Each decodes what its
-            batches need, and has `memory` to itself.
+            Number of processes that prepare batches instead of the thread, for slow transforms. Each process decodes
+            the chunks of its batches and has its own `memory` budget.
         multiprocessing_context : {"forkserver", "spawn", "fork"}
-            Of those processes.
+            Start method of those processes.
         pin_memory : bool
-            Batches lie in memory that a GPU copies from without waiting.
+            Put batches into pinned memory, from which a GPU copies without waiting.
         device : optional
-            Where batches are moved to, ahead of the step.
+            Device to which batches are moved ahead of the step.
         **options
-            As for :meth:`dataset`.
+            Further arguments of :meth:`dataset`.
 
         Examples
         --------
@@ -156,28 +157,28 @@ class Patches(PatchSet):
         )
 
     def to_torchio(self, index: int) -> Any:
-        """One patch as a ``torchio.Subject``: an image (a label map for labels) per tensor, with its affine."""
+        """Return one patch as a ``torchio.Subject``: an image (or label map) per tensor, with its affine."""
         from mrhdata.patching.export import as_torchio
 
         return as_torchio(self, index)
 
     def to_monai(self, index: int) -> dict[str, Any]:
-        """One patch as ``monai.data.MetaTensor`` by name, each with its affine."""
+        """Return one patch as a mapping of names to ``monai.data.MetaTensor``, each with its affine."""
         from mrhdata.patching.export import as_monai
 
         return as_monai(self, index)
 
     def to_dask(self) -> Any:
-        """All patches as Dask arrays, (n, C, z, y, x) each, in the order of `positions`: (input, target).
+        """Return all patches as Dask arrays (input, target), (n, C, z, y, x) each, in the order of `positions`.
 
-        One task reads and cuts what lies in one chunk.
+        One task reads and cuts the patches of one stored chunk.
         """
         from mrhdata.patching.export import as_dask
 
         return self.arranged(as_dask(self))
 
     def to_xarray(self) -> xr.Dataset:
-        """All patches as a lazy ``xarray.Dataset`` along ``patch``, with subject, position and world centre."""
+        """Return all patches as a lazy ``xarray.Dataset`` along ``patch``, with subject, position and world centre."""
         from mrhdata.patching.export import as_dataset
 
         return as_dataset(self)
@@ -185,14 +186,14 @@ class Patches(PatchSet):
     def to_zarr(
         self, store: str | os.PathLike[str], *, seed: int = 0, shuffle: bool = True, overwrite: bool = False
     ) -> None:
-        """Write a frozen training set: the variables of :meth:`to_xarray`, in the order of one shuffled epoch.
+        """Write all patches to Zarr: the variables of :meth:`to_xarray`, in the order of one shuffled epoch.
 
         Parameters
         ----------
         store : path
-            Zarr folder; it appears when it is complete.
+            Zarr folder. It appears when it is complete.
         seed, shuffle
-            Of the order in which patches are written; ``row`` says which each is.
+            Order in which patches are written. The variable ``row`` holds the index of each patch.
         overwrite : bool
         """
         from mrhdata.patching.export import write_patches
@@ -202,21 +203,20 @@ class Patches(PatchSet):
     def split(
         self, sizes: Sequence[float], *, by: str = "subject", guard: int | None = None, seed: int = 0
     ) -> list[Patches]:
-        """Parts that share no voxel, such as training, validation and test.
+        """Split the patches into parts that share no voxel, such as training, validation and test.
 
         Parameters
         ----------
         sizes : sequence of float
-            Share of each part.
+            Fraction of each part.
         by : {"subject", "z", "y", "x"}
-            Whole subjects, or blocks along an axis of every subject; x puts mirror images of a brain on
+            Split by whole subjects, or by blocks along an axis of every subject. x puts mirror images of a brain on
             both sides.
         guard : int, optional
-            Voxels that lie between patches of two parts, along the axis; the longest side of a patch by
-            default. Patches within it are in no part. A network that sees beyond its patch needs its
-            receptive field on top.
+            Voxels between patches of two parts, along the axis; the longest side of a patch by default. Patches within
+            the guard are in no part. Add the receptive field of a network that sees beyond its patch.
         seed : int
-            Of the order of subjects.
+            Random seed of the order of subjects.
 
         Examples
         --------
@@ -226,35 +226,38 @@ class Patches(PatchSet):
         >>> train.positions[:, 0].tolist()[-1], test.positions[:, 0].tolist()[0]
         (6, 12)
         """
-        return [self._only(rows) for rows in parts_of(self, sizes, by, guard, seed)]
+        return [self._subset(indices) for indices in parts_of(self, sizes, by, guard, seed)]
 
     def folds(
         self, k: int, *, by: str = "subject", guard: int | None = None, seed: int = 0
     ) -> list[tuple[Patches, Patches]]:
-        """Training and test patches of each of `k` folds, by subject or by blocks along an axis, as :meth:`split`."""
-        return [(self._only(a), self._only(b)) for a, b in folds_of(self, k, by, guard, seed)]
+        """Return the training and test patches of each of `k` folds; `by`, `guard` and `seed` as in :meth:`split`."""
+        return [(self._subset(a), self._subset(b)) for a, b in folds_of(self, k, by, guard, seed)]
 
     def check_leakage(self, other: Patches) -> None:
-        """Prove that no voxel of any input or target lies in patches of both sets.
+        """Raise `DataError` if a voxel of an input or target lies in patches of both sets.
 
-        Volumes that come from one file or one array are the same subject, also where they were sliced. A file that was
-        loaded into memory twice is two arrays, and a copy of a file is another one.
+        Volumes that come from one file or one array are the same subject, also if they were sliced. A file that was
+        loaded into memory twice counts as two arrays, and a copy of a file as another file.
 
         Raises
         ------
         DataError
-            Patches share voxels; it says how many, and where the first lies.
+            Patches share voxels; the message has their number and the position of the first.
         """
         shared = np.flatnonzero(shared_with(self, other))
         if len(shared):
-            at = self.positions[shared[0]].tolist()
+            position = self.positions[shared[0]].tolist()
             raise DataError(
-                f"{len(shared)} of {len(self)} patches share voxels with the other set, the first at {at} of subject "
-                f"{self.subject[shared[0]]}; use split or folds, which keep a guard between parts"
+                f"the two sets must not share voxels; {len(shared)} of {len(self)} patches share voxels with the other "
+                f"set, the first at {position} of subject {self.subject[shared[0]]}. Use split or folds, which keep a "
+                "guard between parts"
             )
 
     def explain(self, batch_size: int = 64) -> CostReport:
-        """What one pass costs: bytes, chunks, decodes beside naive reading, memory, and advice; nothing is read.
+        """Return the cost of one pass: bytes, chunks, decodes compared with naive reading, memory, and advice.
+
+        No voxel is read.
 
         Examples
         --------
@@ -268,13 +271,13 @@ class Patches(PatchSet):
         return explained(self, batch_size)
 
     def diagnose(self, n: int = 1000, *, batch_size: int = 64, seed: int = 0) -> SampleReport:
-        """Coverage, class balance, intensity and how well batches are mixed, from the first `n` patches of an epoch."""
+        """Return coverage, class balance, intensity and the mixing of batches for the first `n` patches of an epoch."""
         from mrhdata.patching.summary import diagnosed
 
         return diagnosed(self, n, batch_size, seed)
 
     def plot(self, *, subject: int = 0, n: int = 50, seed: int = 0) -> Figure:
-        """Boxes of some patches over three slices of a subject's first volume, as a Matplotlib figure."""
+        """Draw boxes of some patches over three slices of a subject's first volume, as a Matplotlib figure."""
         from mrhdata.patching.summary import plotted
 
         return plotted(self, subject, n, seed)

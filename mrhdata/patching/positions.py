@@ -1,6 +1,6 @@
-"""Where to look: patch positions as plain integers, made before any voxel is read.
+"""Patch positions as plain integers, computed before any voxel is read.
 
-A position is the first voxel of a patch, in ``z, y, x``. NumPy only.
+A position is the first voxel of a patch, in ``z, y, x``. This module depends on NumPy and SciPy only.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import DataError, GridError, ParameterError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def strided(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], *, overhang: bool = False) -> Ints:
-    """Positions that cover a volume.
+    """Return positions that cover a volume.
 
-    Every voxel lies in a patch where ``stride <= patch``; the last patch along an axis is moved back
-    to end at the edge, or reaches beyond it.
+    Every voxel lies in a patch if ``stride <= patch``. The last patch along an axis is moved back to end at the edge,
+    or reaches beyond it.
 
     Parameters
     ----------
     shape, patch, stride : sequence of int, length ndim
         Voxels along each axis.
     overhang : bool
-        Let the last patch reach beyond the edge, so that all steps are equal.
+        Allow the last patch to reach beyond the edge, so that all steps are equal.
 
     Returns
     -------
@@ -37,7 +37,9 @@ def strided(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], *
     Raises
     ------
     GridError
-        A patch does not fit, or a length is not positive.
+        A patch does not fit.
+    ParameterError
+        A length is not positive.
 
     Examples
     --------
@@ -47,13 +49,13 @@ def strided(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], *
     axes = []
     for length, size, step in zip(shape, patch, stride, strict=True):
         if size < 1 or step < 1:
-            raise GridError(f"patch {tuple(patch)} and stride {tuple(stride)} must be 1 or more along every axis")
+            raise ParameterError(f"patch {tuple(patch)} and stride {tuple(stride)} must be 1 or more along every axis")
         if overhang:
             axes.append(np.arange(0, max(1, length - size + step), step))
             continue
         if size > length:
             raise GridError(
-                f"a patch of {tuple(patch)} does not fit a volume of {tuple(shape)}; use a smaller patch, or padding"
+                f"a patch of {tuple(patch)} must fit a volume of {tuple(shape)}. Pass a smaller shape, or padding="
             )
         last = length - size
         axes.append(np.unique([*range(0, last, step), last]))
@@ -61,9 +63,9 @@ def strided(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], *
 
 
 def uniform(shape: Sequence[int], patch: Sequence[int], n: int, rng: np.random.Generator) -> Ints:
-    """Positions drawn uniformly from all at which a patch fits: (n, ndim), with replacement.
+    """Draw positions uniformly from all at which a patch fits: (n, ndim), with replacement.
 
-    Where a patch is longer than the volume, its centre is drawn from the volume's voxels instead.
+    If a patch is longer than the volume, its centre is drawn from the volume's voxels.
 
     Examples
     --------
@@ -76,18 +78,19 @@ def uniform(shape: Sequence[int], patch: Sequence[int], n: int, rng: np.random.G
     return rng.integers(low, high, (n, len(low)))
 
 
-def about(places: Ints | Floats, shape: Sequence[int], patch: Sequence[int], *, inside: bool = True) -> Ints:
-    """Positions of patches whose centres are nearest to places, moved inside the volume where asked: (n, 3).
+def about(points: Ints | Floats, shape: Sequence[int], patch: Sequence[int], *, inside: bool = True) -> Ints:
+    """Return the positions of patches whose centres are nearest to points: (n, ndim).
 
-    The centre of a patch of even length lies between two voxels: that about voxel 5 is at 5.5.
+    The centre of a patch of even length lies between two voxels: at 5.5 for a patch about voxel 5.
 
     Parameters
     ----------
-    places : (n, ndim) array
-        Voxel indices, whole ones or not.
+    points : (n, ndim) array
+        Voxel indices, whole numbers or not.
     shape, patch : sequence of int
-        Of the volume and of the patch, in voxels.
+        Lengths of the volume and of the patch in voxels.
     inside : bool
+        Move patches inside the volume.
 
     Examples
     --------
@@ -96,7 +99,7 @@ def about(places: Ints | Floats, shape: Sequence[int], patch: Sequence[int], *, 
     >>> about(np.array([[20], [20.4], [20.6]]), (40,), (12,)).ravel().tolist()
     [15, 15, 15]
     """
-    positions = np.floor(np.asarray(places) - (np.array(patch) - 1) / 2 + 0.5).astype(np.int64)
+    positions = np.floor(np.asarray(points) - (np.array(patch) - 1) / 2 + 0.5).astype(np.int64)
     return np.clip(positions, 0, np.maximum(0, np.array(shape) - patch)) if inside else positions
 
 
@@ -107,23 +110,23 @@ def shell(
     rng: np.random.Generator,
     moved: Callable[[Floats], Floats] | None = None,
 ) -> Floats:
-    """Points in the shell about a random point of a list, and no nearer to any other: (n, 3).
+    """Draw samples in a shell around random points of a list, and no nearer to any other point: (n, 3).
 
     Parameters
     ----------
     points : (m, 3) array
-        In mm, such as cells.
+        Points in mm, such as cells.
     n : int
     distance : tuple of float
-        Least and greatest distance from the chosen point, mm; the least holds for all points.
+        Least and greatest distance from the chosen point, mm. The least distance holds for all points.
     rng : numpy.random.Generator
     moved : callable, optional
-        Moves places to where they may be, such as voxels, and leaves out those that may not be.
+        Function that moves samples to allowed points, such as voxel centres, and drops those that are not allowed.
 
     Raises
     ------
     DataError
-        The points lie so dense that hardly any place is left.
+        The points are so dense that hardly any sample is far enough from all of them.
 
     Examples
     --------
@@ -136,31 +139,31 @@ def shell(
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     inner, outer = distance
     if not 0 <= inner < outer:
-        raise GridError(f"distance is two numbers, the least and the greatest, not {distance}")
+        raise ParameterError(f"distance must be the least and the greatest distance in mm; got {distance}")
     tree = cKDTree(points)
-    found: list[Floats] = []
+    accepted: list[Floats] = []
     missing, tried = n, 0
     while missing > 0:
-        many = 2 * missing + 16
-        direction = rng.standard_normal((many, 3))
+        count = 2 * missing + 16
+        direction = rng.standard_normal((count, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         # Uniform in the shell's volume.
-        radius = np.cbrt(rng.uniform(inner**3, outer**3, (many, 1)))
-        places = points[rng.integers(0, len(points), many)] + radius * direction
-        places = places if moved is None else moved(places)
-        places = places[tree.query(places)[0] >= inner * (1 - 1e-9)][:missing]
-        found.append(places)
-        missing, tried = missing - len(places), tried + many
+        radius = np.cbrt(rng.uniform(inner**3, outer**3, (count, 1)))
+        samples = points[rng.integers(0, len(points), count)] + radius * direction
+        samples = samples if moved is None else moved(samples)
+        samples = samples[tree.query(samples)[0] >= inner * (1 - 1e-9)][:missing]
+        accepted.append(samples)
+        missing, tried = missing - len(samples), tried + count
         if tried > 200 * n + 10_000:
             raise DataError(
-                f"of {tried} places at {inner} to {outer} mm from a point hardly any lies in the volume and {inner} mm "
-                "from all others; use a smaller least distance"
+                f"too few samples lie in the volume and at least {inner} mm from all points; got {n - missing} of "
+                f"{tried} drawn at {inner} to {outer} mm. Pass a smaller least distance"
             )
-    return np.concatenate(found) if found else np.empty((0, 3))
+    return np.concatenate(accepted) if accepted else np.empty((0, 3))
 
 
 def shares(n: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `n` and are nearest to shares in proportion to weights.
+    """Divide `n` into whole numbers in proportion to weights, by largest remainder.
 
     Examples
     --------
@@ -169,7 +172,7 @@ def shares(n: int, weights: Sequence[float]) -> list[int]:
     """
     parts = np.asarray(weights, dtype=np.float64)
     if not len(parts) or not np.isfinite(parts).all() or (parts < 0).any() or not parts.sum():
-        raise DataError(f"weights are numbers from 0 up, not all 0, not {list(weights)}")
+        raise ParameterError(f"weights must be finite, 0 or more, and not all 0; got {list(weights)}")
     exact = n * parts / parts.sum()
     whole = np.floor(exact).astype(int)
     for i in np.argsort(whole - exact, kind="stable")[: n - whole.sum()]:
@@ -178,7 +181,7 @@ def shares(n: int, weights: Sequence[float]) -> list[int]:
 
 
 def centre_voxels(positions: Ints, patch: Sequence[int]) -> Ints:
-    """The middle voxel of each patch; of an even length, the one before the middle: (n, ndim).
+    """Return the middle voxel of each patch, or for an even length the one before the middle: (n, ndim).
 
     Examples
     --------
@@ -189,7 +192,7 @@ def centre_voxels(positions: Ints, patch: Sequence[int]) -> Ints:
 
 
 def reach(starts: Ints, shape: Sequence[int], grid: Sequence[int], padding: str | None) -> tuple[Ints, Ints]:
-    """Return the first voxel of the volume that each patch is made of, and the one after the last, (n, 3) each.
+    """Return the first voxel of the volume that each patch needs, and the voxel after the last, (n, 3) each.
 
     Examples
     --------
@@ -207,7 +210,7 @@ def reach(starts: Ints, shape: Sequence[int], grid: Sequence[int], padding: str 
 
 
 def fraction_inside(mask: NDArray[np.bool_], positions: Ints, patch: Sequence[int]) -> NDArray[np.float64]:
-    """Share of each patch's voxels that lie in the mask, from one summed-area table: (n,).
+    """Return the fraction of each patch's voxels that lie in the mask, from one summed-area table: (n,).
 
     Parameters
     ----------
@@ -232,7 +235,7 @@ def fraction_inside(mask: NDArray[np.bool_], positions: Ints, patch: Sequence[in
 
 
 def spread(count: int, most: int) -> Ints:
-    """At most `most` numbers, evenly spread from 0 to `count` - 1.
+    """Return at most `most` numbers, evenly spread from 0 to `count` - 1.
 
     Examples
     --------

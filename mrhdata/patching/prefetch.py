@@ -1,4 +1,4 @@
-"""Tiles read ahead by threads: each at the time the plan names, within a budget of bytes."""
+"""Threads that decode tiles ahead, in the order of the plan and within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-#: Bytes of memory that is taken from the system at once.
-_SLAB = 16_000_000
-#: Batches ahead for which all threads read; beyond, only the first does.
-_SOON = 2
+#: Bytes that are requested from the system at once.
+_ALLOCATION_BYTES = 16_000_000
+#: Batches ahead of the current one that all threads decode for. Only the first thread decodes for later ones.
+_HELPER_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class Loads:
-    """What is read and when: one row per reading, in the order of `first`.
+    """Schedule of tiles to decode: one item per reading, in the order of `first`.
 
     Attributes
     ----------
     tile : (n,) int array
+        Number of the tile.
     first, last : (n,) int array
-        Batches from and to which it is needed.
+        First and last batch that need it.
     size : (n,) int array
         Bytes.
     needed : int
-        Most bytes that are held at one time, copies of blocks included.
+        Peak bytes in memory, joined copies included.
     copied : int
-        Most bytes of such copies.
+        Peak bytes of joined copies.
     """
 
     tile: Ints
@@ -46,18 +47,17 @@ class Loads:
     copied: int
 
     def without(self, tiles: Mapping[int, object]) -> Loads:
-        """The rest, where some tiles are there already."""
+        """Return the schedule less some tiles that are in memory already."""
         if not tiles:
             return self
-        kept = ~np.isin(self.tile, np.array(list(tiles), dtype=np.int64))
-        return replace(self, tile=self.tile[kept], first=self.first[kept], last=self.last[kept], size=self.size[kept])
+        rest = ~np.isin(self.tile, np.array(list(tiles), dtype=np.int64))
+        return replace(self, tile=self.tile[rest], first=self.first[rest], last=self.last[rest], size=self.size[rest])
 
 
 class BufferPool:
-    """Memory that tiles are decoded into, used again and again.
+    """Reusable memory that tiles are decoded into.
 
-    What a decoder allocates anew for every tile the system has to clear anew, which takes as long as a
-    fifth of the decoding.
+    The system clears memory that is newly allocated, which takes a fifth of the time of decoding a tile.
     """
 
     def __init__(self) -> None:
@@ -68,39 +68,38 @@ class BufferPool:
         return BufferPool, ()
 
     def take(self, size: int) -> np.ndarray:
-        """Bytes for a tile."""
+        """Return a buffer of some bytes."""
         with self._lock:
             free = self._free.setdefault(size, [])
             if not free:
-                # Many at once, since memory of some megabytes comes in large pages.
-                slab = np.empty((max(1, _SLAB // max(1, size)), size), dtype=np.uint8)
-                free.extend(slab)
+                # Requests of several megabytes are served in large pages.
+                free.extend(np.empty((max(1, _ALLOCATION_BYTES // max(1, size)), size), dtype=np.uint8))
             return free.pop()
 
-    def give(self, room: np.ndarray) -> None:
-        """Bytes that are not used any more."""
+    def give(self, buffer: np.ndarray) -> None:
+        """Take back a buffer that is no longer used."""
         with self._lock:
-            self._free[len(room)].append(room)
+            self._free[len(buffer)].append(buffer)
 
 
 class ReadAhead:
-    """Threads that keep the tiles in memory that batches are about to need.
+    """Threads that decode tiles before batches need them.
 
-    A tile is begun when all that come before it are begun and there is room for it, so the bytes held
-    never exceed the larger of the budget and what one batch needs.
+    Tiles are begun in order, each when its bytes fit the budget. So the bytes in memory never exceed the larger of the
+    budget and the tiles of one batch.
 
     Parameters
     ----------
     loads : Loads
     tiles : dict
-        Filled, and emptied.
+        Tiles in memory by number; tiles are added and removed.
     read : callable
-        Decodes a tile.
+        Function of a tile's number and a buffer (or None) that decodes the tile.
     budget : int
         Bytes.
     threads : int
-    rooms : Rooms, optional
-        Where tiles are put; each has memory of its own where None, for tiles that stay.
+    buffers : BufferPool, optional
+        Memory to decode into. By default each tile has its own memory, for tiles that stay.
     """
 
     def __init__(
@@ -110,20 +109,20 @@ class ReadAhead:
         read: Callable[[int, np.ndarray | None], np.ndarray],
         budget: int,
         threads: int,
-        rooms: BufferPool | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         self._loads, self._tiles, self._read, self._budget = loads, tiles, read, budget
-        self._rooms, self._taken = rooms, dict[int, np.ndarray]()
-        self._begun = self._held = self._now = 0
+        self._buffers, self._lent = buffers, dict[int, np.ndarray]()
+        self._next_index = self._bytes_in_memory = self._current_batch = 0
         self._missing = np.bincount(loads.first, minlength=1) if len(loads.first) else np.zeros(1, dtype=np.int64)
-        self._frees: dict[int, list[int]] = {}
+        self._last_uses: dict[int, list[int]] = {}
         for i, batch in enumerate(loads.last.tolist()):
-            self._frees.setdefault(batch, []).append(i)
-        # A tile may be read ahead for its next use before its last one ends, and even be there first.
+            self._last_uses.setdefault(batch, []).append(i)
+        # A tile may be decoded for its next use before its last one ends, and the later reading may finish first.
         self._users: Counter[int] = Counter()
         self._latest: dict[int, int] = {}
         self._change = threading.Condition()
-        #: By the batch that first needs what could not be read.
+        #: Errors of tiles, by the first batch that needs the tile.
         self._errors: dict[int, BaseException] = {}
         self._stopped = False
         self._threads = [threading.Thread(target=self._work, args=(i > 0,), daemon=True) for i in range(threads)]
@@ -133,19 +132,21 @@ class ReadAhead:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         with self._change:
             self._stopped = True
             self._change.notify_all()
         for thread in self._threads:
             thread.join()
-        for i in list(self._taken):
-            self._give(i)
+        for i in list(self._lent):
+            self._return_buffer(i)
 
     def wait_for(self, batch: int) -> None:
-        """Return when all tiles of a batch are there; batches are asked for in order."""
+        """Wait until all tiles of a batch are in memory; batches must come in order."""
         with self._change:
-            self._now = batch
+            self._current_batch = batch
             self._change.notify_all()
             while batch < len(self._missing) and self._missing[batch]:
                 self._change.wait()
@@ -153,8 +154,8 @@ class ReadAhead:
                 raise self._errors[batch]
 
     def done_with(self, batch: int) -> None:
-        """Let go of the tiles that no batch after this one needs."""
-        freed = self._frees.get(batch)
+        """Remove the tiles that no later batch needs."""
+        freed = self._last_uses.get(batch)
         if freed is None:
             return
         with self._change:
@@ -163,34 +164,34 @@ class ReadAhead:
                 self._users[tile] -= 1
                 if not self._users[tile]:
                     del self._users[tile], self._tiles[tile], self._latest[tile]
-                self._held -= int(self._loads.size[i])
-                self._give(i)
+                self._bytes_in_memory -= int(self._loads.size[i])
+                self._return_buffer(i)
             self._change.notify_all()
 
-    def _take(self, i: int) -> np.ndarray | None:
-        if self._rooms is None or not self._loads.size[i]:
+    def _take_buffer(self, i: int) -> np.ndarray | None:
+        if self._buffers is None or not self._loads.size[i]:
             return None
-        self._taken[i] = self._rooms.take(int(self._loads.size[i]))
-        return self._taken[i]
+        self._lent[i] = self._buffers.take(int(self._loads.size[i]))
+        return self._lent[i]
 
-    def _give(self, i: int) -> None:
-        room = self._taken.pop(i, None)
-        if room is not None and self._rooms is not None:
-            self._rooms.give(room)
+    def _return_buffer(self, i: int) -> None:
+        buffer = self._lent.pop(i, None)
+        if buffer is not None and self._buffers is not None:
+            self._buffers.give(buffer)
 
     def _work(self, helper: bool) -> None:
         while (i := self._next(helper)) is not None:
             number = int(self._loads.tile[i])
             tile: np.ndarray | None
             try:
-                tile = self._read(number, self._take(i))
+                tile = self._read(number, self._take_buffer(i))
             except BaseException as error:
-                # What comes before it is still wanted.
+                # Raised by `wait_for`: batches before this one are still valid.
                 tile = None
                 self._errors[int(self._loads.first[i])] = error
             with self._change:
                 if tile is not None and self._latest.get(number, -1) < i:
-                    # Memory of an earlier reading is given back earlier.
+                    # The latest reading counts: the buffer of an earlier one is returned earlier.
                     self._tiles[number], self._latest[number] = tile, i
                 self._users[number] += 1
                 self._missing[self._loads.first[i]] -= 1
@@ -198,23 +199,28 @@ class ReadAhead:
                     self._change.notify_all()
 
     def _next(self, helper: bool) -> int | None:
-        """Number of the next reading, when there is room for it; None at the end."""
+        """Return the index of the next reading once it fits the budget; None at the end."""
         with self._change:
             while not self._stopped:
-                i = self._begun
+                i = self._next_index
                 if i == len(self._loads.tile):
                     return None
                 size, first = int(self._loads.size[i]), int(self._loads.first[i])
-                # Helpers only read what is wanted soon: decoding slows down the cutting beside it.
-                room = self._held + size <= self._budget and not (helper and first > self._now + _SOON)
-                if room or first <= self._now:
-                    self._begun += 1
-                    self._held += size
+                # Helpers decode only for batches that come soon: decoding slows down the thread that cuts patches.
+                fits = self._bytes_in_memory + size <= self._budget and not (
+                    helper and first > self._current_batch + _HELPER_BATCHES
+                )
+                if fits or first <= self._current_batch:
+                    self._next_index += 1
+                    self._bytes_in_memory += size
                     return i
                 self._change.wait()
             return None
 
 
 def decoders() -> int:
-    """Threads that decode: the one that cuts waits for memory half of its time, and leaves room for them."""
+    """Return the number of decoding threads.
+
+    They may take all cores: the thread that cuts patches waits for memory half of its time.
+    """
     return min(8, os.cpu_count() or 2)

@@ -245,7 +245,7 @@ class ResampledReader:
 
 
 def allocate(buffer: np.ndarray | None, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
-    """Return an array in the first bytes of a buffer, or a new array if there is no buffer."""
+    """Return an array in the first bytes of a buffer, or a new array without a buffer."""
     if buffer is None:
         return np.empty(shape, dtype)
     array: np.ndarray = buffer[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Volumes of one subject as streams of patches: on one grid, each on its own, or resampled to the first."""
+"""Tensor sources of one subject: volumes on one grid, each on its own grid, or resampled to the first."""
 
 from __future__ import annotations
 
@@ -22,51 +22,55 @@ if TYPE_CHECKING:
 
     Inputs = xr.DataArray | Mapping[str, xr.DataArray]
 
-#: How volumes of one subject may lie to each other.
+#: Ways to treat the grids of one subject's volumes.
 GRIDS = ("same", "native", "resample")
-#: Axes that turn by more than this part of a voxel over half a patch are not parallel.
-_TURNED_VOXELS = 0.5
-#: What else helps where grids differ.
-_ALIGN = "or pass grids='resample'"
+#: Axes are parallel if they turn by less than this part of a voxel over half a patch.
+_MAX_TURN_VOXELS = 0.5
+#: Remedy in messages about grids that differ.
+_RESAMPLE_REMEDY = "or pass grids='resample'"
 
 
 class PatchShapes:
-    """Patch lengths of inputs and target by name; a plane makes one of them 1."""
+    """Patch shapes of inputs and target by name; a plane makes one length 1."""
 
-    def __init__(self, shape: Any, target_shape: Any, plane: str | None, neighbours: int = 0) -> None:
-        if neighbours < 0 or (neighbours and plane is None):
-            raise GridError(f"neighbours is a number of planes on each side of plane=, not {neighbours}")
-        self._plane, self._neighbours = plane, neighbours
-        self._input, self._target = self._read(shape, "shape"), self._read(target_shape, "target_shape")
+    def __init__(self, shape: Any, target_shape: Any, plane: str | None, context_slices: int = 0) -> None:
+        if context_slices < 0 or (context_slices and plane is None):
+            raise ParameterError(
+                "context_slices must be the number of slices on each side of a plane, 0 or more, and needs plane=; "
+                f"got {context_slices} with plane={plane!r}"
+            )
+        self._plane, self._context_slices = plane, context_slices
+        self._input, self._target = self._by_input(shape, "shape"), self._by_input(target_shape, "target_shape")
 
-    def _read(self, given: Any, what: str) -> Any:
-        if given is None:
+    def _by_input(self, size: Any, argument: str) -> Any:
+        """Return the shape of an argument, or a mapping of input names to shapes."""
+        if size is None:
             return None
-        if isinstance(given, Mapping) and not given.keys() <= set(SPATIAL):
-            return {name: lengths(item, self._plane, what) for name, item in given.items()}
-        return lengths(given, self._plane, what)
+        if isinstance(size, Mapping) and not size.keys() <= set(SPATIAL):
+            return {name: lengths(item, self._plane, argument) for name, item in size.items()}
+        return lengths(size, self._plane, argument)
 
     def of_first(self, name: str) -> tuple[int, int, int]:
-        """Of the first input, which must have one."""
-        found = self._input.get(name) if isinstance(self._input, dict) else self._input
-        if found is None:
-            raise GridError(f"shape has no item for the first input {name!r}; it has {list(self._input)}")
-        return self._with_neighbours(found)
+        """Return the shape of the first input."""
+        shape = self._input.get(name) if isinstance(self._input, dict) else self._input
+        if shape is None:
+            raise ParameterError(f"shape must have an item for the first input {name!r}; got {list(self._input)}")
+        return self._with_context_slices(shape)
 
-    def _with_neighbours(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        if self._plane is None or not self._neighbours:
+    def _with_context_slices(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if self._plane is None or not self._context_slices:
             return shape
-        found = list(shape)
-        found[PLANES[self._plane]] = 1 + 2 * self._neighbours
-        return (found[0], found[1], found[2])
+        voxels = list(shape)
+        voxels[PLANES[self._plane]] = 1 + 2 * self._context_slices
+        return (voxels[0], voxels[1], voxels[2])
 
     def of_input(self, name: str) -> tuple[int, int, int] | None:
-        """Of another input; None where it follows from the first."""
+        """Return the shape of another input; None if it follows from the first."""
         return self._input.get(name) if isinstance(self._input, dict) else None
 
     def of_target(self, name: str | None = None) -> tuple[int, int, int] | None:
-        """Of the target; None where it follows from the first input."""
-        if self._target is None and self._neighbours and not isinstance(self._input, dict):
+        """Return the shape of the target; None if it follows from the first input."""
+        if self._target is None and self._context_slices and not isinstance(self._input, dict):
             return self._input
         return self._target.get(name) if isinstance(self._target, dict) else self._target
 
@@ -74,54 +78,62 @@ class PatchShapes:
 def tensor_sources(
     inputs: Inputs, target: Inputs | None, shapes: PatchShapes, grids: str
 ) -> tuple[TensorNames, list[TensorSource]]:
-    """Streams of one subject, and what their tensors are called."""
-    given = volumes_by_name(inputs)
-    first_name, first = next(iter(given.items()), (None, None))
+    """Return the names of the tensors of one subject, and their sources."""
+    volumes = volumes_by_name(inputs)
+    first_name, first = next(iter(volumes.items()), (None, None))
     if first_name is None or first is None:
-        raise GridError("there is no volume to take patches from; give at least one")
+        raise ParameterError("inputs must have at least one volume; got none")
     shape = shapes.of_first(first_name)
     if grids != "native":
         resample = grids == "resample"
-        streams = [one_grid(inputs, shape, None, resample)]
+        sources = [one_grid(inputs, shape, None, resample)]
         if target is not None:
-            streams.append(one_grid(target, shapes.of_target() or shape, first, resample, about=shape))
-        return TensorNames(None, None if target is None else ()), streams
-    streams = [one_grid({first_name: first}, shape, None, False)]
-    for name, volume in list(given.items())[1:]:
-        streams.append(own_grid(name, volume, shapes.of_input(name), streams[0], first))
+            sources.append(one_grid(target, shapes.of_target() or shape, first, resample, about=shape))
+        return TensorNames(None, None if target is None else ()), sources
+    sources = [one_grid({first_name: first}, shape, None, False)]
+    for name, volume in list(volumes.items())[1:]:
+        sources.append(own_grid(name, volume, shapes.of_input(name), sources[0], first))
     targets = {} if target is None else volumes_by_name(target)
     for name, volume in targets.items():
-        streams.append(own_grid(name, volume, shapes.of_target(name), streams[0], first))
-    names = None if not isinstance(inputs, Mapping) else tuple(given)
-    of_target = None if target is None else tuple(targets) if isinstance(target, Mapping) else ()
-    return TensorNames(names, of_target), streams
+        sources.append(own_grid(name, volume, shapes.of_target(name), sources[0], first))
+    input_names = None if not isinstance(inputs, Mapping) else tuple(volumes)
+    target_names = None if target is None else tuple(targets) if isinstance(target, Mapping) else ()
+    return TensorNames(input_names, target_names), sources
 
 
 @dataclass(frozen=True)
 class TensorNames:
-    """Names of the tensors: of the inputs (None for one tensor), of the target (None without one, () for one)."""
+    """Names of the tensors of a patch.
+
+    Attributes
+    ----------
+    inputs : tuple of str or None
+        Names of the input tensors; None for a single tensor.
+    target : tuple of str or None
+        Names of the target tensors; () for a single tensor, None without a target.
+    """
 
     inputs: tuple[str, ...] | None
     target: tuple[str, ...] | None
 
     def flat(self) -> list[str]:
-        """A name for every tensor."""
+        """Return a name for every tensor."""
         target = [] if self.target is None else [f"target_{n}" for n in self.target] or ["target"]
         return [*(["input"] if self.inputs is None else [f"input_{n}" for n in self.inputs]), *target]
 
-    def apart(self, streams: Sequence[TensorSource]) -> tuple[list[str], list[str]]:
-        """Channels of the inputs and of the target."""
+    def apart(self, sources: Sequence[TensorSource]) -> tuple[list[str], list[str]]:
+        """Return the channels of the inputs and of the target."""
         count = 1 if self.inputs is None else len(self.inputs)
-        inputs, target = ([c for s in part for c in s.channels] for part in (streams[:count], streams[count:]))
+        inputs, target = ([c for s in group for c in s.channels] for group in (sources[:count], sources[count:]))
         return inputs, target
 
-    def arranged(self, parts: Sequence[Any]) -> Any:
-        """Tensors as they are handed out: input, or (input, target)."""
+    def arranged(self, tensors: Sequence[Any]) -> Any:
+        """Return tensors as a patch delivers them: input, or (input, target)."""
         count = 1 if self.inputs is None else len(self.inputs)
-        given: Any = parts[0] if self.inputs is None else dict(zip(self.inputs, parts[:count], strict=True))
+        inputs: Any = tensors[0] if self.inputs is None else dict(zip(self.inputs, tensors[:count], strict=True))
         if self.target is None:
-            return given
-        return given, dict(zip(self.target, parts[count:], strict=True)) if self.target else parts[count]
+            return inputs
+        return inputs, dict(zip(self.target, tensors[count:], strict=True)) if self.target else tensors[count]
 
 
 def lengths(size: int | Sequence[int] | Mapping[str, int], plane: str | None, name: str) -> tuple[int, int, int]:
@@ -158,85 +170,89 @@ def one_grid(
     about: Sequence[int] | None = None,
     exact: bool = False,
 ) -> TensorSource:
-    """Volumes stacked on channels: on the grid of `like` (the first of them where None).
+    """Return a source of volumes on one grid, stacked on channels.
 
     Parameters
     ----------
     volumes : volume or mapping of volumes
     shape : sequence of int
-        Of a patch.
+        Voxels of a patch along z, y, x.
     like : volume, optional
+        Volume whose grid they must have; the first of `volumes` by default.
     resample : bool
-        Read volumes of other grids at the voxels of `like`; otherwise they are refused.
+        Read volumes of other grids at the voxels of `like`; otherwise they raise `GridError`.
     about : sequence of int, optional
-        Patch shape of the first input, where these patches have another.
+        Patch shape of the first input, if these patches have another shape.
     exact : bool
         Keep types that are wider than float32.
     """
-    given = volumes_by_name(volumes)
-    first = next(iter(given.values())) if like is None else like
+    named = volumes_by_name(volumes)
+    first = next(iter(named.values())) if like is None else like
     placed = {}
-    parts: list[VoxelReader] = []
-    reference = next(iter(given)) if like is None else "the first input"
-    said = repr(reference) if like is None else reference
-    for name, volume in given.items():
-        if resample and not _same(volume, first):
-            parts.append(ResampledReader(volume, first.mrh.grid))
-            placed[name] = _shell(name, volume, reference, first)
+    readers: list[VoxelReader] = []
+    reference = next(iter(named)) if like is None else "the first input"
+    label = repr(reference) if like is None else reference
+    for name, volume in named.items():
+        if resample and not _on_same_grid(volume, first):
+            readers.append(ResampledReader(volume, first.mrh.grid))
+            placed[name] = _empty_on_grid(name, volume, reference, first)
         else:
-            alike = volume is first
-            placed[name] = volume if alike else on_grid_of(name, volume, said, _bare(first, volume), remedy=_ALIGN)
-            parts.append(VolumeReader(volume))
+            if volume is not first:
+                like_grid = _without_channels(first, volume)
+                placed[name] = on_grid_of(name, volume, label, like_grid, remedy=_RESAMPLE_REMEDY)
+            else:
+                placed[name] = volume
+            readers.append(VolumeReader(volume))
     channels = [str(c) for c in stack(placed).c.values]
     grid = first.mrh.grid
-    return TensorSource(parts, channels, grid, shape, None if about is None else (grid, about), exact)
+    return TensorSource(readers, channels, grid, shape, None if about is None else (grid, about), exact)
 
 
 def own_grid(
     name: str, volume: xr.DataArray, shape: Sequence[int] | None, first: TensorSource, reference: xr.DataArray
 ) -> TensorSource:
-    """A volume at its own resolution; its patches lie about the same world points as those of `first`.
+    """Return a source of a volume at its own voxels; patches have their centres at the world points of `first`'s.
 
     Raises
     ------
     GridError
-        Its axes are not parallel to those of the first volume.
+        The axes of the volume are not parallel to those of the first volume.
     """
     group({"the first input": reference, name: volume})
     grid = volume.mrh.grid
     turn = np.linalg.solve(grid.affine[:3, :3], first.grid.affine[:3, :3])
-    off = np.abs(turn - np.diag(np.diag(turn))) @ (np.array(first.shape) / 2)
-    if off.max() > _TURNED_VOXELS:
+    offset = np.abs(turn - np.diag(np.diag(turn))) @ (np.array(first.shape) / 2)
+    if offset.max() > _MAX_TURN_VOXELS:
         raise GridError(
-            f"{name!r} has axes that turn against those of the first volume by {off.max():.1f} of its voxels over "
-            f"half a patch of {first.shape}; pass grids='resample' to resample it"
+            f"{name!r} must have axes parallel to those of the first volume; they turn by {offset.max():.1f} of its "
+            f"voxels over half a patch of {first.shape}. Pass grids='resample' to resample it"
         )
     if shape is None:
         shape = np.maximum(1, np.rint(np.array(first.shape) * first.grid.spacing / grid.spacing)).astype(int).tolist()
     flips = tuple(bool(f) for f in np.diag(turn) < 0)
-    part = VolumeReader(volume, flips)
+    reader = VolumeReader(volume, flips)
     channels = [str(c) for c in stack({name: volume}).c.values]
-    return TensorSource([part], channels, _flipped(grid, flips), shape, about=(first.grid, first.shape))
+    return TensorSource([reader], channels, _flip_axes(grid, flips), shape, about=(first.grid, first.shape))
 
 
 def volumes_by_name(volumes: Inputs) -> dict[str, Any]:
-    """Volumes by name, also where there is one without."""
+    """Return volumes by name; a single volume without a name is called ``image``."""
     if isinstance(volumes, Mapping):
         return dict(volumes)
     return {"image" if volumes.name is None else str(volumes.name): volumes}
 
 
-def _same(volume: xr.DataArray, first: xr.DataArray) -> bool:
+def _on_same_grid(volume: xr.DataArray, first: xr.DataArray) -> bool:
     return bool(volume.mrh.grid.same_as(first.mrh.grid))
 
 
-def _bare(first: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
-    """The grid of `first`, without its channels."""
+def _without_channels(first: xr.DataArray, volume: xr.DataArray) -> xr.DataArray:
+    """Return `first` without channels if `volume` has none."""
     return first.isel(c=0, drop=True) if "c" in first.dims and "c" not in volume.dims else first
 
 
-def _shell(name: str, volume: xr.DataArray, reference: str, first: xr.DataArray) -> xr.DataArray:
-    """No voxels, but the channels of `volume` on the grid of `first`."""
+def _empty_on_grid(name: str, volume: xr.DataArray, reference: str, first: xr.DataArray) -> xr.DataArray:
+    """Return an empty volume with the channels of `volume` on the grid of `first`."""
     group({reference: first, name: volume})
     like = first.isel(c=0, drop=True) if "c" in first.dims else first
     empty = like.copy(data=da.zeros(like.shape, dtype=volume.dtype)).rename(volume.name)
@@ -247,7 +263,7 @@ def _shell(name: str, volume: xr.DataArray, reference: str, first: xr.DataArray)
     )
 
 
-def _flipped(grid: Grid, flips: Sequence[bool]) -> Grid:
+def _flip_axes(grid: Grid, flips: Sequence[bool]) -> Grid:
     turn = np.eye(4)
     for axis, flip in enumerate(flips):
         if flip:

@@ -1,7 +1,7 @@
-"""Training, validation and test that share nothing: by subject, or by blocks with a gap between.
+"""Training, validation and test sets that share no voxel: by subject, or by blocks with a gap between them.
 
-Neighbouring voxels are alike, so patches drawn at random from one brain are no test of each other. The
-two hemispheres are alike too: blocks along x put mirror images on both sides.
+Neighbouring voxels are similar, so patches drawn at random from one brain do not test each other. The two hemispheres
+are similar too: blocks along x put mirror images on both sides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import ParameterError
 from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.positions import Ints, shares
 from mrhdata.patching.tiles import TensorSource
@@ -32,63 +32,65 @@ log = logging.getLogger("mrhdata")
 
 
 def parts_of(patches: PatchSet, sizes: Sequence[float], by: str, guard: int | None, seed: int) -> list[Ints]:
-    """Rows of each part.
+    """Return the patches of each part by index.
 
     Parameters
     ----------
     patches : Patches
     sizes : sequence of float
-        Share of each part: of the subjects, or of each subject's patches along the axis (less those that a gap
-        takes), so that a mask leaves no part empty.
+        Fraction of each part: of the subjects, or of each subject's patches along the axis (less those in a gap), so
+        that a mask leaves no part empty.
     by : {"subject", "z", "y", "x"}
     guard : int, optional
-        Voxels that at least lie between patches of two parts, of input or target; the longest patch by
-        default. The receptive field of a network that sees beyond its patch comes on top.
+        Least number of voxels between patches of two parts, of input or target; the longest side of a patch by
+        default. Add the receptive field of a network that sees beyond its patch.
     seed : int
-        Of the order of subjects.
+        Random seed of the order of subjects.
     """
     if by == "subject":
         return _by_subject(patches, sizes, seed)
-    axis = _axis(by)
+    axis = _split_axis(by)
     ends = np.cumsum(np.asarray(sizes, dtype=np.float64)) / np.sum(sizes)
     edges = [0.0, *ends.tolist()]
-    return [_between(patches, axis, guard, a, b) for a, b in itertools.pairwise(edges)]
+    return [_patches_between(patches, axis, guard, a, b) for a, b in itertools.pairwise(edges)]
 
 
 def folds_of(patches: PatchSet, k: int, by: str, guard: int | None, seed: int) -> list[tuple[Ints, Ints]]:
-    """Rows of training and test of each fold; patches within the guard of the test are in neither."""
+    """Return the training and test patches of each fold by index; patches in the guard of the test are in neither."""
     if k < 2:
-        raise DataError(f"there are two folds or more, not {k}")
+        raise ParameterError(f"k must be 2 folds or more; got {k}")
     if by == "subject":
         parts = _by_subject(patches, [1.0] * k, seed)
         return [(np.sort(np.concatenate(parts[:i] + parts[i + 1 :])), part) for i, part in enumerate(parts)]
-    axis = _axis(by)
+    axis = _split_axis(by)
     folds = []
     for i in range(k):
-        test = _between(patches, axis, 0, i / k, (i + 1) / k)
-        beside = [
-            _between(patches, axis, guard, a, b, half=False) for a, b in ((0.0, i / k), ((i + 1) / k, 1.0)) if a < b
+        test = _patches_between(patches, axis, 0, i / k, (i + 1) / k)
+        training = [
+            _patches_between(patches, axis, guard, a, b, half=False)
+            for a, b in ((0.0, i / k), ((i + 1) / k, 1.0))
+            if a < b
         ]
-        folds.append((np.sort(np.concatenate(beside)), test))
+        folds.append((np.sort(np.concatenate(training)), test))
     return folds
 
 
 def labelled(parts: Sequence[PatchSet], by: str, like: xr.DataArray) -> xr.DataArray:
-    """Where the patches of each part of one subject lie along an axis: labels from 1 on, 0 between parts.
+    """Return a label volume of the parts of one subject along an axis: labels from 1, 0 between parts.
 
     Parameters
     ----------
     parts : sequence of Patches
-        From :meth:`mrhdata.patching.dataset.Patches.split`, of one subject.
+        Parts of one subject, from :meth:`mrhdata.patching.dataset.Patches.split`.
     by : {"z", "y", "x"}
     like : volume
-        The first input.
+        First input of the subject.
     """
-    axis = _axis(by)
+    axis = _split_axis(by)
     labels = np.zeros([like.sizes[d] for d in SPATIAL], dtype=np.uint8)
     for number, part in enumerate(parts, start=1):
-        at = part.positions[:, axis]
-        planes = slice(int(at.min()), int(at.max()) + part.shape[axis])
+        starts = part.positions[:, axis]
+        planes = slice(int(starts.min()), int(starts.max()) + part.shape[axis])
         labels[(*(slice(None),) * axis, planes)] = number
     like = like.isel(c=0, drop=True) if "c" in like.dims else like
     return describe(like.copy(data=labels), kind="labels", units="1").rename("parts")
@@ -99,81 +101,94 @@ def _by_subject(patches: PatchSet, sizes: Sequence[float], seed: int) -> list[In
     counts = shares(len(subjects), sizes)
     empty = [i for i, (n, size) in enumerate(zip(counts, sizes, strict=True)) if not n and size]
     if empty:
-        raise DataError(f"{len(subjects)} subjects do not make parts of {list(sizes)}: part {empty[0]} would be empty")
+        raise ParameterError(
+            f"sizes must give every part a subject; got {list(sizes)} for {len(subjects)} subjects, which leaves part "
+            f"{empty[0]} empty"
+        )
     order = np.random.default_rng(seed).permutation(subjects)
     groups = np.split(order, np.cumsum(counts)[:-1])
     return [np.flatnonzero(np.isin(patches.subject, group)) for group in groups]
 
 
-def _axis(by: str) -> int:
+def _split_axis(by: str) -> int:
     if by not in SPATIAL:
-        raise GridError(f"a split is by subject, z, y or x, not {by!r}")
+        raise ParameterError(f"by must be one of subject, z, y, x; got {by!r}")
     if by == "x":
         log.warning("parts along x: left and right of a brain are mirror images, and may lie in different parts")
     return SPATIAL.index(by)
 
 
-def _guard(patches: PatchSet, guard: int | None) -> int:
+def _guard_voxels(patches: PatchSet, guard: int | None) -> int:
     if guard is not None and guard < 0:
-        raise GridError(f"guard is a number of voxels, 0 or more, not {guard}")
+        raise ParameterError(f"guard must be 0 voxels or more; got {guard}")
     return max(patches.shape) if guard is None else guard
 
 
-def _between(patches: PatchSet, axis: int, guard: int | None, low: float, high: float, half: bool = True) -> Ints:
-    """Rows whose patches, input and target, lie between two parts of the axis of their subject.
+def _patches_between(
+    patches: PatchSet, axis: int, guard: int | None, low: float, high: float, half: bool = True
+) -> Ints:
+    """Return the patches, by index, whose inputs and targets lie between two fractions of the axis of their subject.
 
-    The guard is kept half by each neighbour, or whole by this part.
+    Each of two neighbours keeps half of the guard; without `half` this part keeps all of it.
     """
-    gap = _guard(patches, guard)
+    gap = _guard_voxels(patches, guard)
     keep = np.zeros(len(patches.positions), dtype=bool)
-    for number, streams in enumerate(patches.sources):
-        rows = np.flatnonzero(patches.subject == number)
-        start, stop = _extent(streams, patches.positions[rows], axis)
-        # In voxels of the first stream; borders of the volume need no guard.
-        cuts = np.quantile((start + stop) / 2, [low, high]).round() if len(rows) else np.zeros(2)
+    for number, sources in enumerate(patches.sources):
+        indices = np.flatnonzero(patches.subject == number)
+        start, stop = _extent(sources, patches.positions[indices], axis)
+        # Cuts are in voxels of the first source. Borders of the volume need no guard.
+        cuts = np.quantile((start + stop) / 2, [low, high]).round() if len(indices) else np.zeros(2)
         first = cuts[0] + (0 if low <= 0 else (gap + 1) // 2 if half else gap)
         last = cuts[1] - (0 if high >= 1 else gap // 2 if half else gap)
         inside = ((start >= first) | (low <= 0)) & ((stop <= last) | (high >= 1))
-        keep[rows] = inside
+        keep[indices] = inside
     return np.flatnonzero(keep)
 
 
-def _extent(streams: Sequence[TensorSource], positions: Ints, axis: int) -> Faces:
-    """First voxel of each patch along an axis and the one after its last, over all streams, in voxels of the first."""
-    boxes = [_faces(stream, positions, streams[0].grid) for stream in streams]
+def _extent(sources: Sequence[TensorSource], positions: Ints, axis: int) -> Faces:
+    """Return the first voxel of each patch along an axis and the voxel after the last, in voxels of the first source.
+
+    They enclose the patches of all sources.
+    """
+    boxes = [_faces(source, positions, sources[0].grid) for source in sources]
     low, high = np.array(boxes)[..., axis].transpose(1, 0, 2)
     return low.min(axis=0), high.max(axis=0)
 
 
-def _faces(stream: TensorSource, positions: Ints, grid: Grid) -> Faces:
-    """Outer faces of patches of a stream, low and high (n, 3), in voxels of a grid whose first voxel is 0 to 1."""
-    starts = stream.starts(positions)
-    # All corners: the axes of the streams may be turned.
-    corners = [np.array(c) * stream.shape - 0.5 for c in np.ndindex(2, 2, 2)]
-    places = np.array([grid.index(stream.grid.world(starts + corner)) + 0.5 for corner in corners])
-    return places.min(axis=0).round(6), places.max(axis=0).round(6)
+def _faces(source: TensorSource, positions: Ints, grid: Grid) -> Faces:
+    """Return the outer faces of patches, low and high (n, 3), in voxels of a grid whose first voxel is 0 to 1."""
+    starts = source.starts(positions)
+    # All corners are needed: the axes of the two grids may be rotated against each other.
+    corners = [np.array(c) * source.shape - 0.5 for c in np.ndindex(2, 2, 2)]
+    points = np.array([grid.index(source.grid.world(starts + corner)) + 0.5 for corner in corners])
+    return points.min(axis=0).round(6), points.max(axis=0).round(6)
 
 
-def shared_with(mine: PatchSet, other: PatchSet) -> NDArray[np.bool_]:
-    """Which patches of one set share a voxel with a patch of another: (n,).
+def shared_with(patches: PatchSet, other: PatchSet) -> NDArray[np.bool_]:
+    """Return a mask of the patches of one set that share a voxel with a patch of another: (n,).
 
-    Volumes are the same where they come from one file or one array, sliced or not.
+    Volumes are the same if they come from one file or one array, sliced or not.
     """
-    shared = np.zeros(len(mine.positions), dtype=bool)
-    for a, streams in enumerate(mine.sources):
-        rows = np.flatnonzero(mine.subject == a)
+    shared = np.zeros(len(patches.positions), dtype=bool)
+    for a, sources in enumerate(patches.sources):
+        indices = np.flatnonzero(patches.subject == a)
         for b, others in enumerate(other.sources):
-            theirs = other.positions[other.subject == b]
-            for s, t in itertools.product(streams, others):
-                if len(rows) and len(theirs) and s.origins & t.origins:
-                    grid = streams[0].grid
-                    shared[rows] |= _overlapping(_faces(s, mine.positions[rows], grid), _faces(t, theirs, grid))
+            other_positions = other.positions[other.subject == b]
+            for s, t in itertools.product(sources, others):
+                if len(indices) and len(other_positions) and s.origins & t.origins:
+                    grid = sources[0].grid
+                    shared[indices] |= _overlaps_any(
+                        _faces(s, patches.positions[indices], grid), _faces(t, other_positions, grid)
+                    )
     return shared
 
 
-def _overlapping(mine: Faces, other: Faces) -> NDArray[np.bool_]:
-    """Which boxes overlap any of the others: all of one list have one size, so the nearest centre decides."""
-    centres = [(low + high) / 2 for low, high in (mine, other)]
-    reach = (mine[1][0] - mine[0][0] + other[1][0] - other[0][0]) / 2
+def _overlaps_any(boxes: Faces, others: Faces) -> NDArray[np.bool_]:
+    """Return a mask of the boxes that overlap any of the others.
+
+    All boxes of a list have one size, so the nearest centre decides.
+    """
+    centres = [(low + high) / 2 for low, high in (boxes, others)]
+    reach = (boxes[1][0] - boxes[0][0] + others[1][0] - others[0][0]) / 2
     distance, _ = cKDTree(centres[1] / reach).query(centres[0] / reach, p=np.inf)
     return np.asarray(distance < 1 - 1e-9)

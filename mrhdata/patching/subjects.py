@@ -1,4 +1,4 @@
-"""Subjects of a training set: their inputs, target and mask, however they are given; names from file paths."""
+"""Subjects of a training set: their inputs, target and mask from any form of argument, and names from file paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from mrhdata.errors import GridError, NameMissingError, ParameterError
+from mrhdata.errors import NameMissingError, ParameterError
 
 #: Name of the person in a path that follows BIDS.
 _SUBJECT = re.compile(r"(?:^|[/\\])(sub-[A-Za-z0-9]+)")
@@ -25,7 +25,7 @@ class SubjectVolumes:
     target : volume, mapping of volumes, or None
     mask : volume or None
     volumes : mapping of volumes
-        All that have a name, whatever their role: samplers find labels and weights in it.
+        All volumes with a name, whatever their role. Samplers look up labels and weights in it.
     """
 
     inputs: Any
@@ -53,7 +53,7 @@ def describe_subjects(inputs: Any, target: Any, mask: Any) -> list[SubjectVolume
     """
     subjects = [_subject(item) for item in _per_subject(inputs)]
     if not subjects:
-        raise GridError("there is no volume to take patches from; pass at least one")
+        raise ParameterError("inputs must have at least one volume; got none")
     subjects = _with_role(subjects, "target", target)
     return _with_role(subjects, "mask", mask)
 
@@ -72,15 +72,15 @@ def _subject(item: Any) -> SubjectVolumes:
     return SubjectVolumes(inputs, target, mask, {name: volume for name, volume in named.items() if volume is not None})
 
 
-def _with_role(subjects: Sequence[SubjectVolumes], role: str, given: Any) -> list[SubjectVolumes]:
+def _with_role(subjects: Sequence[SubjectVolumes], role: str, argument: Any) -> list[SubjectVolumes]:
     """Return the subjects with a target or mask from an argument; a name moves one of their inputs."""
-    if given is None:
+    if argument is None:
         return list(subjects)
-    if isinstance(given, str):
-        return [_moved(subject, number, role, given) for number, subject in enumerate(subjects)]
-    items = _per_subject(given)
+    if isinstance(argument, str):
+        return [_move_input(subject, number, role, argument) for number, subject in enumerate(subjects)]
+    items = _per_subject(argument)
     if len(items) != len(subjects):
-        raise GridError(f"{role} must have one item per subject; got {len(items)} for {len(subjects)} subjects")
+        raise ParameterError(f"{role} must have one item per subject; got {len(items)} for {len(subjects)} subjects")
     if role == "target":
         items = _one_name(items)
     return [
@@ -89,7 +89,8 @@ def _with_role(subjects: Sequence[SubjectVolumes], role: str, given: Any) -> lis
     ]
 
 
-def _moved(subject: SubjectVolumes, number: int, role: str, name: str) -> SubjectVolumes:
+def _move_input(subject: SubjectVolumes, number: int, role: str, name: str) -> SubjectVolumes:
+    """Return a subject with one of its inputs as its target or mask."""
     if not isinstance(subject.inputs, Mapping) or name not in subject.inputs:
         names = list(subject.inputs) if isinstance(subject.inputs, Mapping) else [subject.inputs.name]
         raise NameMissingError(
@@ -99,12 +100,12 @@ def _moved(subject: SubjectVolumes, number: int, role: str, name: str) -> Subjec
     return replace(subject, inputs=inputs, **{role: subject.inputs[name]})
 
 
-def _per_subject(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+def _per_subject(items: Any) -> list[Any]:
+    return list(items) if isinstance(items, Sequence) and not isinstance(items, str) else [items]
 
 
 def _one_name(targets: list[Any]) -> list[Any]:
-    """Give single targets one name, whatever their files are called."""
+    """Rename single targets to one name, since their files have different names."""
     if any(target is None or isinstance(target, Mapping) for target in targets):
         return targets
     return [target.rename(targets[0].name) for target in targets]
@@ -117,7 +118,7 @@ def _by_name(volumes: Any) -> dict[str, xr.DataArray]:
     return {str(volumes.name): volumes} if volumes is not None and volumes.name is not None else {}
 
 
-def subject_name(sources: Iterable[str]) -> str | None:
-    """Return the subject that file paths name in the way of BIDS, or None if they name none or several."""
-    names = {matches[-1] for source in sources if (matches := _SUBJECT.findall(source))}
+def subject_name(paths: Iterable[str]) -> str | None:
+    """Return the BIDS subject in file paths, such as ``sub-01``, or None if they name several or no subject."""
+    names = {matches[-1] for path in paths if (matches := _SUBJECT.findall(path))}
     return names.pop() if len(names) == 1 else None

@@ -1,4 +1,4 @@
-"""Order, plan and reading ahead: each against the plain way to say the same."""
+"""Order, plan and prefetch, each compared with a plain implementation."""
 
 import itertools
 import threading
@@ -19,14 +19,14 @@ from tests.conftest import FULL
 from tests.patching.test_dataset import volume
 
 
-def table_of(rng, cells):
-    """Cells of three subjects at distinct places."""
+def random_table(rng, home_tiles):
+    """Return distinct home tiles of three subjects."""
     every = np.array(list(itertools.product(range(3), range(5), range(4), range(6))))
-    return every[np.sort(rng.permutation(len(every))[:cells])]
+    return every[np.sort(rng.permutation(len(every))[:home_tiles])]
 
 
 class TestOrder:
-    """Each row once, whatever the layout."""
+    """Each patch occurs once, whatever the layout."""
 
     @settings(max_examples=200 if FULL else 40)
     @given(
@@ -36,21 +36,21 @@ class TestOrder:
         st.tuples(st.integers(0, 2), st.tuples(*[st.integers(1, 6)] * 3), st.integers(1, 12)),
         st.integers(1, 4),
     )
-    def test_it_is_a_permutation(self, seed, cells, rows, layout, ranks):
-        """Rows of all ranks together; every rank has its share, one off at most; a walk leads through each cell."""
+    def test_order_is_a_permutation_for_any_layout_and_rank(self, seed, home_tiles, count, layout, ranks):
+        """All ranks together have each patch once; rank sizes differ by at most one; a walk has each home tile once."""
         rng = np.random.default_rng(seed)
-        table, cell = table_of(rng, cells), rng.integers(0, cells, rows)
-        assume(rows >= ranks)
-        laid = order.Layout(*layout)
-        parts = [order.order(table, cell, laid, np.random.default_rng(seed), r, ranks) for r in range(ranks)]
-        assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
+        table, home_tile = random_table(rng, home_tiles), rng.integers(0, home_tiles, count)
+        assume(count >= ranks)
+        layout = order.Layout(*layout)
+        parts = [order.order(table, home_tile, layout, np.random.default_rng(seed), r, ranks) for r in range(ranks)]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        again = order.order(table, cell, laid, np.random.default_rng(seed), 0, ranks)
+        again = order.order(table, home_tile, layout, np.random.default_rng(seed), 0, ranks)
         np.testing.assert_array_equal(again, parts[0])
-        assert sorted(laid.walk(table, np.random.default_rng(seed)).tolist()) == list(range(cells))
+        assert sorted(layout.walk(table, np.random.default_rng(seed)).tolist()) == list(range(home_tiles))
 
-    def test_a_walk_goes_bar_by_bar_and_layer_by_layer(self):
-        """Cells of a bar follow each other, and within it those of a layer."""
+    def test_walk_goes_bar_by_bar_and_layer_by_layer(self):
+        """Home tiles of a bar are consecutive, within it those of a layer, and within that those of a row."""
         table = np.array(list(itertools.product(range(2), range(5), range(4), range(6))))
         walk = table[order.Layout(0, (1, 2, 3)).walk(table, np.random.default_rng(0))]
         bars = [(s, y // 2, x // 3) for s, _, y, x in walk.tolist()]
@@ -61,41 +61,42 @@ class TestOrder:
         assert len([x for x, _ in itertools.groupby(rows)]) == len(set(rows))
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_batches_mix_as_many_cells_as_lanes(self, seed):
-        """Batches of 64 rows from 216 cells of 40 each come from 8 cells or more, and orders differ by seed."""
+    def test_batches_mix_as_many_home_tiles_as_lanes(self, seed):
+        """Batches of 64 patches come from 8 or more of 216 home tiles with 40 patches each; orders differ by seed."""
         table = np.array(list(itertools.product(range(1), range(6), range(6), range(6))))
-        cell = np.repeat(np.arange(216), 40)
-        rows = order.order(table, cell, order.Layout(0, (1, 2, 3), 8), np.random.default_rng(seed))
-        found = [len(np.unique(cell[rows[i : i + 64]])) for i in range(0, len(rows), 64)]
-        assert min(found) >= 8
+        home_tile = np.repeat(np.arange(216), 40)
+        indices = order.order(table, home_tile, order.Layout(0, (1, 2, 3), 8), np.random.default_rng(seed))
+        home_tiles_per_batch = [len(np.unique(home_tile[indices[i : i + 64]])) for i in range(0, len(indices), 64)]
+        assert min(home_tiles_per_batch) >= 8
         assert not np.array_equal(
-            rows, order.order(table, cell, order.Layout(0, (1, 2, 3), 8), np.random.default_rng(99))
+            indices, order.order(table, home_tile, order.Layout(0, (1, 2, 3), 8), np.random.default_rng(99))
         )
 
     def test_batches_of_patches_mix_chunks(self):
-        """Through `patches`: with a budget of a fraction of the volume, full batches come from 8 chunks or more."""
+        """With a memory budget below the volume, full batches come from 8 chunks or more."""
         p = mrhdata.patches(
             volume((64, 64, 64), chunks=8, dtype=np.float32), shape=3, sampler=Uniform(6000), memory=900_000
         )
-        for rows, _ in itertools.islice(p.batches(64), 20):
-            assert len(np.unique(p.positions[rows] // 8, axis=0)) >= 8
+        chunks = [len(np.unique(p.positions[i] // 8, axis=0)) for i, _ in itertools.islice(p.batches(64), 20)]
+        assert len(chunks) == 20
+        assert min(chunks) >= 8
 
 
 @settings(max_examples=200 if FULL else 50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 8))
-def test_visits_are_uses_without_a_long_pause(cells, pause):
-    """By walking through the times of each cell."""
+def test_visits_are_uses_without_a_long_pause(home_tiles, pause):
+    """The expected visits come from a loop over the times of each home tile."""
     expected = set()
-    for cell in set(cells):
-        times = [t for t, c in enumerate(cells) if c == cell]
+    for home_tile in set(home_tiles):
+        times = [t for t, c in enumerate(home_tiles) if c == home_tile]
         begin = times[0]
         for before, after in itertools.pairwise([*times, np.inf]):
             if after - before > pause:
-                expected.add((cell, begin, before))
+                expected.add((home_tile, begin, before))
                 begin = after
-    found = list(zip(*(v.tolist() for v in order.visits(np.array(cells), pause)), strict=True))
-    assert len(found) == len(expected)
-    assert set(found) == expected
+    visits = list(zip(*(v.tolist() for v in order.visits(np.array(home_tiles), pause)), strict=True))
+    assert len(visits) == len(expected)
+    assert set(visits) == expected
 
 
 USES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 6)), min_size=1, max_size=25)
@@ -103,39 +104,39 @@ USES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 
 
 @settings(max_examples=200 if FULL else 50)
 @given(USES, st.integers(0, 6))
-def test_lifetimes_join_what_lies_near(uses, pause):
-    """By painting the times of each thing, and filling gaps of a pause at most."""
-    things, first, length = map(np.array, zip(*uses, strict=True))
+def test_lifetimes_join_uses_that_are_near_in_time(uses, pause):
+    """The expected lifetimes come from the set of times of each tile, with gaps of at most a pause filled."""
+    tiles, first, length = map(np.array, zip(*uses, strict=True))
     expected = []
-    for thing in sorted(set(things.tolist())):
-        used = sorted({t for f, n in zip(first[things == thing], length[things == thing], strict=True)
+    for tile_number in sorted(set(tiles.tolist())):
+        used = sorted({t for f, n in zip(first[tiles == tile_number], length[tiles == tile_number], strict=True)
                        for t in range(f, f + n + 1)})  # fmt: skip
         begin = used[0]
         for before, after in itertools.pairwise([*used, np.inf]):
-            # Uses side by side are joined where they touch within a pause: a step of one is no pause.
+            # Times that differ by one are contiguous: a step of one does not count as a pause.
             if after - before > max(1, pause):
-                expected.append((thing, begin, before))
+                expected.append((tile_number, begin, before))
                 begin = after
-    found = [x.tolist() for x in order.lifetimes(things, first, first + length, pause)]
-    assert found[1] == sorted(found[1])
-    joined = sorted(zip(*found, strict=True))
+    lifetimes = [x.tolist() for x in order.lifetimes(tiles, first, first + length, pause)]
+    assert lifetimes[1] == sorted(lifetimes[1])
+    joined = sorted(zip(*lifetimes, strict=True))
     if pause:
         assert joined == sorted(expected)
-    # Without a pause uses that follow at once stay two; all the same they cover the same times.
+    # Without a pause, uses that follow each other at once stay separate but cover the same times.
     times = Counter((t, k) for t, a, b in joined for k in range(a, b + 1))
     assert set(times) == {(t, k) for t, a, b in expected for k in range(a, b + 1) if pause or used_at(uses, t, k)}
     assert max(times.values()) == 1
 
 
-def used_at(uses, thing, time):
-    """Whether a thing is used at a time."""
-    return any(t == thing and f <= time <= f + n for t, f, n in uses)
+def used_at(uses, tile_number, time):
+    """Return whether a tile is used at a time."""
+    return any(t == tile_number and f <= time <= f + n for t, f, n in uses)
 
 
 @settings(max_examples=200 if FULL else 50)
 @given(USES)
-def test_the_peak_is_the_most_at_any_time(uses):
-    """By summing at each time."""
+def test_peak_is_the_maximum_over_time(uses):
+    """The expected peak comes from the sum at each time."""
     sizes, first, length = map(np.array, zip(*uses, strict=True))
     at = [sizes[(first <= t) & (t <= first + length)].sum() for t in range(30)]
     assert order.peak(first, first + length, sizes) == max(at)
@@ -143,25 +144,25 @@ def test_the_peak_is_the_most_at_any_time(uses):
 
 @settings(max_examples=200 if FULL else 50)
 @given(st.integers(0, 50), st.integers(1, 7))
-def test_parts_are_even_and_in_order(rows, ranks):
-    """Together all, in turn; lengths differ by one at most."""
-    parts = [order.rank_share(np.arange(rows), r, ranks) for r in range(ranks)]
-    assert np.concatenate(parts).tolist() == list(range(rows))
+def test_rank_shares_are_even_and_in_order(count, ranks):
+    """Shares are consecutive and complete; lengths differ by at most one."""
+    parts = [order.rank_share(np.arange(count), r, ranks) for r in range(ranks)]
+    assert np.concatenate(parts).tolist() == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-class Watched(dict):
-    """Tiles in memory, counted as they come and go."""
+class TileRecorder(dict):
+    """Mapping of tiles in memory that records the bytes in memory and their peak."""
 
     def __init__(self):
         super().__init__()
-        self.bytes, self.most, self.lock = 0, 0, threading.Lock()
+        self.bytes, self.peak_bytes, self.lock = 0, 0, threading.Lock()
 
-    def begun(self, size):
-        """A reading has begun: its memory is taken."""
+    def count_reading(self, size):
+        """Count the memory of a reading that begins."""
         with self.lock:
             self.bytes += size
-            self.most = max(self.most, self.bytes)
+            self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     def __setitem__(self, key, value):
         with self.lock:
@@ -174,15 +175,15 @@ class Watched(dict):
         super().__delitem__(key)
 
 
-def loads_of(uses):
-    """Readings in the order of their first batch."""
+def make_loads(uses):
+    """Return a schedule of readings in the order of their first batch."""
     uses = sorted(uses, key=lambda use: use[1])
     tile, first, length, size = (np.array(x) for x in zip(*uses, strict=True))
     return Loads(tile, first, first + length, size, 0, 0)
 
 
 class TestReadAhead:
-    """Within the budget, in time, and nothing is left."""
+    """Tiles are read within the budget and in time, and are removed after their last use."""
 
     @settings(max_examples=150 if FULL else 40)
     @given(
@@ -190,53 +191,53 @@ class TestReadAhead:
         st.integers(0, 300),
         st.integers(1, 3),
     )
-    def test_it_holds_no_more_than_it_may(self, uses, budget, threads):
-        """The larger of the budget and what one batch needs; all that a batch needs is there; all is let go of."""
-        loads = loads_of([(number, *use) for number, use in enumerate(uses)])
-        tiles, read = Watched(), []
+    def test_tiles_stay_within_the_budget_and_are_removed(self, uses, budget, threads):
+        """The limit is the larger of the budget and one batch; each batch has its tiles; no tile is left at the end."""
+        loads = make_loads([(number, *use) for number, use in enumerate(uses)])
+        tiles, read = TileRecorder(), []
 
-        def decode(number, room):
+        def decode(number, buffer):
             (row,) = np.flatnonzero(loads.tile == number)
             size = int(loads.size[row])
-            tiles.begun(size)
+            tiles.count_reading(size)
             read.append(number)
             return np.full(size, number, np.uint8)
 
-        alive = [(loads.first <= b) & (b <= loads.last) for b in range(20)]
+        needed_by_batch = [(loads.first <= b) & (b <= loads.last) for b in range(20)]
         with ReadAhead(loads, tiles, decode, budget, threads) as ahead:
-            for batch, needed in enumerate(alive):
+            for batch, needed in enumerate(needed_by_batch):
                 ahead.wait_for(batch)
                 for number in loads.tile[needed].tolist():
                     assert (tiles[number] == number).all()
                 ahead.done_with(batch)
-        assert tiles.most <= max(budget, *(int(loads.size[needed].sum()) for needed in alive))
+        assert tiles.peak_bytes <= max(budget, *(int(loads.size[needed].sum()) for needed in needed_by_batch))
         assert not tiles
         assert sorted(read) == list(range(len(uses)))
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_a_tile_that_is_read_again_is_kept_for_both(self, threads):
-        """Its next reading may be done before its last use: it goes after the second."""
+    def test_tile_that_is_read_twice_stays_for_both_uses(self, threads):
+        """The second reading may finish before the last use of the first; the tile is removed after the second."""
         loads = Loads(np.array([5, 5]), np.array([0, 2]), np.array([1, 3]), np.array([8, 8]), 0, 0)
         tiles = {}
-        with ReadAhead(loads, tiles, lambda n, room: np.zeros(8, np.uint8), 100, threads) as ahead:
+        with ReadAhead(loads, tiles, lambda n, buffer: np.zeros(8, np.uint8), 100, threads) as ahead:
             for batch in range(4):
                 ahead.wait_for(batch)
                 assert list(tiles) == [5]
                 ahead.done_with(batch)
         assert not tiles
 
-    def test_a_later_reading_that_is_there_first_stays(self):
-        """The memory of the first reading is given back, and used for another tile, while the second counts."""
+    def test_later_reading_that_finishes_first_is_not_overwritten(self):
+        """The buffer of the first reading is returned and reused for another tile while the second reading is valid."""
         loads = Loads(np.array([5, 5, 6]), np.array([0, 1, 2]), np.array([0, 1, 2]), np.array([8] * 3), 0, 0)
         tiles, calls = {}, []
 
-        def decode(number, room):
+        def decode(number, buffer):
             calls.append(number)
             first = calls == [5]
             while first and 5 not in tiles:
                 time.sleep(0.001)
-            room[:] = number
-            return room
+            buffer[:] = number
+            return buffer
 
         with ReadAhead(loads, tiles, decode, 16, 2, BufferPool()) as ahead:
             ahead.wait_for(0)
@@ -248,12 +249,12 @@ class TestReadAhead:
             assert (tiles[6] == 6).all()
 
     @pytest.mark.parametrize("threads", [1, 3])
-    def test_errors_reach_who_waits(self, threads):
-        """The error of the reading itself; threads end."""
-        loads = loads_of([(n, n, 0, 1) for n in range(6)])
+    def test_decoding_errors_are_raised_while_waiting(self, threads):
+        """The error is that of the decoder, and all threads end."""
+        loads = make_loads([(n, n, 0, 1) for n in range(6)])
         before = set(threading.enumerate())
 
-        def decode(number, room):
+        def decode(number, buffer):
             if number == 3:
                 raise ValueError("tile 3")
             return np.zeros(1, np.uint8)
@@ -266,34 +267,34 @@ class TestReadAhead:
                 ahead.wait_for(3)
         assert set(threading.enumerate()) <= before
 
-    def test_leaving_early_stops_it(self):
-        """In the middle of all readings."""
-        loads = loads_of([(n, n, 0, 1) for n in range(1000)])
+    def test_leaving_the_context_early_stops_all_threads(self):
+        """The context ends after the first of 1,000 batches."""
+        loads = make_loads([(n, n, 0, 1) for n in range(1000)])
         read = []
         before = set(threading.enumerate())
-        with ReadAhead(loads, {}, lambda n, room: read.append(n) or np.zeros(1, np.uint8), 5, 2) as ahead:
+        with ReadAhead(loads, {}, lambda n, buffer: read.append(n) or np.zeros(1, np.uint8), 5, 2) as ahead:
             ahead.wait_for(0)
         assert set(threading.enumerate()) <= before
         assert 1 <= len(read) <= 6
 
 
-def needed_by(p, plan, row):
-    """Tiles of a patch, voxel by voxel of its edges along each axis."""
-    found = set()
-    subject = int(p.subject[row])
-    for i, stream in enumerate(plan.sources[subject]):
-        start = stream.starts(p.positions[row][None])[0]
+def tiles_needed_by(p, plan, index):
+    """Return the tiles of a patch, from its padded voxel numbers along each axis."""
+    tiles = set()
+    subject = int(p.subject[index])
+    for i, source in enumerate(plan.sources[subject]):
+        start = source.starts(p.positions[index][None])[0]
         axes = []
-        for s, n, top, t in zip(start, stream.shape, stream.grid.shape, stream.tile, strict=True):
+        for s, n, top, t in zip(start, source.shape, source.grid.shape, source.tile, strict=True):
             voxels = np.pad(np.arange(top), 40, mode="reflect" if plan.padding == "reflect" else "edge")
             axes.append(sorted(set((voxels[s + 40 : s + 40 + n] // t).tolist())))
         for number in itertools.product(*axes):
-            found.add(plan.offset(subject, i) + int(np.ravel_multi_index(number, stream.tiles)))
-    return found
+            tiles.add(plan.offset(subject, i) + int(np.ravel_multi_index(number, source.tiles)))
+    return tiles
 
 
 class TestPlan:
-    """What is read, and when, is what the patches need."""
+    """The plan reads the tiles that patches need, when they need them."""
 
     @settings(max_examples=60 if FULL else 15)
     @given(
@@ -304,8 +305,10 @@ class TestPlan:
         st.booleans(),
         st.sampled_from([300_000, 420_000, "1 GB"]),
     )
-    def test_each_batch_has_its_tiles(self, seed, shape, padding, batch_size, shuffle, memory):
-        """Every tile of every patch is there while it is used, once, and within the bytes of plan and budget."""
+    def test_plan_has_the_tiles_of_each_batch_within_the_budget(
+        self, seed, shape, padding, batch_size, shuffle, memory
+    ):
+        """Every tile of a batch is in memory once while the batch is cut, within the bytes of plan and budget."""
         rng = np.random.default_rng(seed)
         subjects = [volume((30, 32, 28), chunks=c) for c in (7, (6, 8, 9))]
         targets = [volume((30, 32, 28), chunks=c) for c in (5, 16)]
@@ -320,60 +323,64 @@ class TestPlan:
         )
         plan = p.plan(batch_size)
         try:
-            rows = plan.rows(shuffle, seed, 0, batch_size)
+            indices = plan.indices(shuffle, seed, 0, batch_size)
         except DataError:
             assert memory != "1 GB"
             return
-        loads = plan.loads(rows, batch_size)
-        assert sorted(rows.tolist()) == list(range(60))
-        batches = [rows[i : i + batch_size] for i in range(0, 60, batch_size)]
+        loads = plan.loads(indices, batch_size)
+        assert sorted(indices.tolist()) == list(range(60))
+        batches = [indices[i : i + batch_size] for i in range(0, 60, batch_size)]
         assert (np.diff(loads.first) >= 0).all()
         np.testing.assert_array_equal(loads.size, plan.sizes(loads.tile))
-        held = []
+        bytes_in_memory = []
         for number, batch in enumerate(batches):
-            there = loads.tile[(loads.first <= number) & (number <= loads.last)].tolist()
-            needed = set().union(*(needed_by(p, plan, row) for row in batch))
-            assert len(there) == len(set(there))
-            assert needed <= set(there)
+            in_memory = loads.tile[(loads.first <= number) & (number <= loads.last)].tolist()
+            needed = set().union(*(tiles_needed_by(p, plan, index) for index in batch))
+            assert len(in_memory) == len(set(in_memory))
+            assert needed <= set(in_memory)
             assert {int(t) for t in loads.tile[loads.first == number]} <= set().union(
-                *(needed_by(p, plan, row) for row in np.flatnonzero(np.isin(plan.cell, plan.cell[batch])))
+                *(
+                    tiles_needed_by(p, plan, index)
+                    for index in np.flatnonzero(np.isin(plan.home_tile, plan.home_tile[batch]))
+                )
             )
-            held.append(sum(plan.sizes(np.array(there)).tolist()))
-        assert max(held) <= loads.needed
+            bytes_in_memory.append(sum(plan.sizes(np.array(in_memory)).tolist()))
+        assert len(bytes_in_memory) == -(-60 // batch_size)
+        assert max(bytes_in_memory) <= loads.needed
         if shuffle and memory != "1 GB":
             assert loads.needed <= plan.budget
 
     @pytest.mark.parametrize("memory", [1_000_000, 700_000])
-    def test_with_room_for_all_each_tile_is_read_once(self, memory):
-        """Kept in memory for good, or let go of after the last use."""
+    def test_each_tile_is_read_once_if_all_fit_in_memory(self, memory):
+        """With the larger budget tiles stay in memory; with the smaller one they are removed after their last use."""
         v = volume((40, 36, 44), chunks=8, dtype=np.float32)
         p = mrhdata.patches(v, shape=17, stride=5, memory=memory)
         plan = p.plan(1)
         for epoch in range(3):
-            loads = plan.loads(plan.rows(True, 0, epoch, 1), 1)
+            loads = plan.loads(plan.indices(True, 0, epoch, 1), 1)
             assert len(loads.tile) == len(set(loads.tile.tolist())) == np.prod(plan.sources[0][0].tiles)
 
-    def test_tiles_that_are_there_are_not_read_again(self):
-        """What is left of the readings where some tiles are in memory."""
-        loads = loads_of([(n, n, 1, 4) for n in range(5)])
+    def test_tiles_in_memory_are_not_read_again(self):
+        """`without` drops the readings of tiles that are in memory."""
+        loads = make_loads([(n, n, 1, 4) for n in range(5)])
         rest = loads.without({1: None, 3: None})
         assert [x.tolist() for x in (rest.tile, rest.first, rest.last)] == [[0, 2, 4], [0, 2, 4], [1, 3, 5]]
         assert loads.without({}).tile.tolist() == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("shape", [5, 17])
-    def test_tiles_are_those_of_a_numbering(self, shape):
-        """Each number reads its own tile: together they are the volumes."""
+    def test_global_tile_numbers_cover_all_volumes(self, shape):
+        """Tiles read by their global numbers compose the volumes."""
         subjects = [volume((20, 18, 22), chunks=8), volume((9, 19, 17), chunks=5, seed=1)]
         if shape == 17:
             subjects[1] = volume((19, 19, 17), chunks=5, seed=1)
         p = mrhdata.patches(subjects, subjects, shape=shape, memory=200_000)
         plan = p.plan(1)
-        for subject, streams in enumerate(plan.sources):
-            for i, stream in enumerate(streams):
-                whole = np.zeros(stream.grid.shape, np.float32)
-                for k, number in enumerate(itertools.product(*map(range, stream.tiles))):
+        for subject, sources in enumerate(plan.sources):
+            for i, source in enumerate(sources):
+                whole = np.zeros(source.grid.shape, np.float32)
+                for k, number in enumerate(itertools.product(*map(range, source.tiles))):
                     tile = plan.read(plan.offset(subject, i) + k)
-                    values = tile[..., 0] if stream.small else tile[0]
-                    low = np.multiply(number, stream.tile)
+                    values = tile[..., 0] if source.small else tile[0]
+                    low = np.multiply(number, source.tile)
                     whole[tuple(slice(a, a + n) for a, n in zip(low, values.shape, strict=True))] = values
                 np.testing.assert_array_equal(whole, subjects[subject].values)

@@ -1,4 +1,4 @@
-"""What is explained is what happens; what is diagnosed is what is there."""
+"""Cost reports compared with counted reads, and sample reports compared with the voxels."""
 
 import dask.array as da
 import numpy as np
@@ -12,7 +12,7 @@ from mrhdata.volume.construct import from_array
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A volume of noise about a ramp, 128 x 96 x 96 in chunks of 32, as OME-Zarr."""
+    """Return an OME-Zarr store of noise added to a ramp, 128 x 96 x 96 voxels in chunks of 32."""
     import zarr
 
     folder = tmp_path_factory.mktemp("explained") / "v.zarr"
@@ -26,15 +26,15 @@ def store(tmp_path_factory):
     return folder
 
 
-def test_the_explanation_counts_what_is_read(store, monkeypatch):
-    """Decoded bytes are those of the chunks that a pass reads; naive ones those of single patches."""
+def test_cost_report_counts_the_chunks_that_a_pass_reads(store, monkeypatch):
+    """Decoded bytes are those of the chunks that a pass reads; naive bytes are those of patch-by-patch reading."""
     read = []
     plain = Chunks.read
     monkeypatch.setattr(Chunks, "read", lambda self, at, out=None: read.append(tuple(at)) or plain(self, at, out))
     p = mrhdata.patches(mrhdata.read(store), shape=20, sampler=Uniform(150), memory=3_500_000)
     explanation = p.explain(batch_size=4)
     assert not read
-    rows = [r for r, _ in p.batches(4)]
+    indices = [r for r, _ in p.batches(4)]
     chunk = 2 * 32**3
     assert explanation.decoded_bytes == len(read) * chunk
     assert explanation.chunks == len(set(read))
@@ -43,7 +43,7 @@ def test_the_explanation_counts_what_is_read(store, monkeypatch):
     assert explanation.naive_bytes == sum(naive) * chunk
     assert explanation.naive_bytes > 3 * explanation.decoded_bytes
     assert explanation.needed_bytes <= explanation.memory == 3_500_000
-    assert explanation.patches == sum(map(len, rows)) == 150
+    assert explanation.patches == sum(map(len, indices)) == 150
     assert explanation.delivered_bytes == 150 * 4 * 20**3
     assert not explanation.in_memory
     assert mrhdata.patches(mrhdata.read(store), shape=20).explain().in_memory
@@ -51,49 +51,49 @@ def test_the_explanation_counts_what_is_read(store, monkeypatch):
     assert not explanation.advice
 
 
-def test_bad_chunking_gets_advice(store):
-    """Chunks that are too large, too small, or computed by Dask: what to do."""
+def test_unsuitable_chunks_lead_to_advice(store):
+    """Advice for chunks that are too large or computed by Dask; none for suitable chunks."""
     slabs = from_array(da.zeros((64, 96, 96), chunks=(1, 96, 96), dtype=np.float32), spacing=(1, 1, 1))
     assert "computed by Dask; convert it to OME-Zarr with mrhdata.convert" in str(
         mrhdata.patches(slabs, shape=8).explain()
     )
     large = mrhdata.patches(mrhdata.read(store), shape=(4, 40, 40), sampler=Uniform(200), memory=1_900_000)
-    assert "chunks of (32, 32, 32) voxels (262 kB) leave room to mix 1 places" in str(large.explain(1))
+    assert "chunks of (32, 32, 32) voxels (262 kB) allow batches from 1 places of a volume" in str(large.explain(1))
     small = mrhdata.patches(mrhdata.read(store), shape=(128, 96, 96))
     assert not small.explain(1).advice
     wide = from_array(np.zeros((8, 8, 8), np.float32), spacing=(1, 1, 1))
     assert mrhdata.patches(wide, shape=2).explain().advice == []
 
 
-def test_the_diagnosis_is_that_of_the_patches(store):
-    """Means, deviations, shares of classes and coverage, by hand."""
+def test_sample_report_equals_statistics_of_the_voxels(store):
+    """Means, standard deviations, class fractions and coverage are computed with NumPy."""
     v = mrhdata.read(store)
     labels = from_array((np.indices(v.shape)[0] // 64 + 3).astype(np.uint8), spacing=(0.1, 0.1, 0.1), kind="labels")
     p = mrhdata.patches(v, labels, shape=16)
-    found = p.diagnose(len(p), batch_size=16)
-    assert found.patches == len(p)
-    assert found.coverage == 1.0
-    assert found.classes == {3: 0.5, 4: 0.5}
+    report = p.diagnose(len(p), batch_size=16)
+    assert report.patches == len(p)
+    assert report.coverage == 1.0
+    assert report.classes == {3: 0.5, 4: 0.5}
     values = v.values.astype(float)
-    assert found.mean["image"] == pytest.approx(values.mean())
-    assert found.sd["image"] == pytest.approx(values.std())
+    assert report.mean["image"] == pytest.approx(values.mean())
+    assert report.sd["image"] == pytest.approx(values.std())
     drawn = mrhdata.patches(v, shape=8, sampler=ClassBalanced(80, labels, {3: 3, 4: 1})).diagnose(80, batch_size=8)
     assert drawn.classes == {3: 0.75, 4: 0.25}
     assert 0 < drawn.coverage < 1
     assert "classes: 3 75.0%, 4 25.0%" in str(drawn)
 
 
-def test_shuffled_batches_do_not_drift_and_ordered_ones_do(store, monkeypatch):
-    """Batches in the order of the ramp have means far apart; those of the plan have not."""
+def test_drift_is_small_for_shuffled_and_large_for_ordered_batches(store, monkeypatch):
+    """Batches in the order of the ramp have very different means; shuffled batches do not."""
     p = mrhdata.patches(mrhdata.read(store), shape=4, sampler=Uniform(6000), memory=4_700_000)
     shuffled = p.diagnose(6000).drift["image"]
-    stream = p.stream
-    monkeypatch.setattr(p, "stream", lambda size, seed: stream(size, shuffle=False))
+    batches = p.batches
+    monkeypatch.setattr(p, "batches", lambda size, seed: batches(size, shuffle=False))
     assert shuffled < 5 < 50 < p.diagnose(6000).drift["image"]
 
 
-def test_the_plot_shows_boxes_where_patches_are(store):
-    """A rectangle for each patch that crosses the plane shown, at its place."""
+def test_plot_draws_a_box_for_each_patch_that_crosses_the_plane(store):
+    """Rectangles have the positions of the patches."""
     p = mrhdata.patches(mrhdata.read(store), shape=(16, 8, 8), sampler=np.array([[10, 5, 60], [12, 40, 20]]))
     figure = p.plot()
     axial = figure.axes[0]
