@@ -1,12 +1,11 @@
-"""N4 on the means of coarse cells beside SimpleITK's N4 on every voxel, on a phantom with a known field.
+"""N4 on the means of coarse bins compared with SimpleITK's N4 on every voxel, on a phantom with a known field.
 
     python benchmarks/studies/bias.py            # fifteen minutes on two cores
     python benchmarks/studies/bias.py --quick
 
-Both have the same mask, iterations and threads. Processor seconds are those of all threads, and say more than the
-clock where the machine has other work. Each runs in a process of its own; the clock runs from the
-stored volume to the mean of the corrected one, of which ours writes nothing and keeps no block. Writes
-``benchmarks/results/bias.json``.
+Both have the same mask, iterations and threads. CPU seconds are summed over all threads, and are more reliable than
+wall time if the machine has other work. Each runs in its own process. Wall time is from the stored volume to the mean
+of the corrected one, which is not written. Writes ``benchmarks/results/bias.json``.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Digital mouse brains for the benchmarks of MRH-Net: subjects, patches, and what a network makes of each voxel."""
+"""Digital mouse brains for the benchmarks of MRH-Net: subjects, patches, and predictions for every voxel."""
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def answers(model, patches, change=None):
     """
     truth, answer = (np.empty((len(patches), 9), np.float32) for _ in range(2))
     with torch.inference_mode():
-        for rows, (x, y) in patches.stream(512, shuffle=False):
+        for rows, (x, y) in patches.batches(512, shuffle=False):
             given = torch.from_numpy(x if change is None else change(x, rows))
             truth[rows], answer[rows] = y.reshape(-1, 9), predict_raw(model, given).numpy().reshape(-1, 9)
     return truth.astype(np.float64), answer.astype(np.float64)

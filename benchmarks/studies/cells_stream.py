@@ -1,11 +1,11 @@
-"""A brain of 20 GB: raw planes to a table of cells, killed on the way, within a budget.
+"""A brain of 20 GB, from raw planes to a table of cells, within a memory budget and interrupted once.
 
 Run: python benchmarks/studies/cells_stream.py NETWORK BRAINS WORK [--planes 2400] [--memory '1 GB'] [--threads 2]
 
-NETWORK is a folder of `mrhdata train detection` or of `cells.py`, BRAINS the folder of phantom brains that `cells.py` made:
-the large brain is a mosaic of them, each next to mirror images of others, so that its cells are known. WORK holds
-TIFF planes, the store, scores and table. Each step runs in a process of its own, whose peak of memory is taken
-above what it was after the imports.
+NETWORK is a folder of `mrhdata train detection` or of `cells.py`, BRAINS the folder of phantom brains of `cells.py`.
+The large brain is a mosaic of them, each next to mirror images of others, so that its cells are known. WORK stores
+TIFF planes, the store, scores and table. Each step runs in its own process; its peak memory is measured above the
+memory after the imports.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mrhdata.metrics.detection import detection
 SHAPE, COPIES, VOXEL_MM = (256, 512, 512), (4, 4), 0.002
 #: Seconds after which the first run is killed.
 KILLED_AFTER = 120
-#: Voxels of the boxes on which the network alone is timed.
+#: Voxels of the boxes on which only the network is timed.
 BOX = (1, 1, 64, 256, 256)
 
 
@@ -92,7 +92,7 @@ def converted(work: Path, memory: str) -> dict[str, Any]:
 
 
 def detected(network: Path, work: Path, memory: str, threads: int) -> dict[str, Any]:
-    """The store to a table; the run goes on where one was killed."""
+    """Detect the cells of the store; an interrupted run resumes."""
     torch.set_num_threads(threads)
     model, volume = models.load(network), mrhdata.read(work / "brain.zarr").rename("signal")
     peak, start = Peak(children=False), time.perf_counter()
@@ -140,23 +140,23 @@ def main() -> None:
     parser.add_argument("--planes", type=int, default=2400)
     parser.add_argument("--memory", default="1 GB")
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    planes(given.brains, given.work, given.planes)
-    voxels = given.planes * COPIES[0] * SHAPE[1] * COPIES[1] * SHAPE[2]
-    steps = {"convert": apart(converted, given.work, given.memory)}
-    speed = apart(alone, given.network, given.threads)
-    before = killed(given.network, given.work, given.memory, given.threads)
-    steps["detect"] = apart(detected, given.network, given.work, given.memory, given.threads)
+    options = parser.parse_args()
+    planes(options.brains, options.work, options.planes)
+    voxels = options.planes * COPIES[0] * SHAPE[1] * COPIES[1] * SHAPE[2]
+    steps = {"convert": apart(converted, options.work, options.memory)}
+    speed = apart(alone, options.network, options.threads)
+    before = killed(options.network, options.work, options.memory, options.threads)
+    steps["detect"] = apart(detected, options.network, options.work, options.memory, options.threads)
     steps["detect"]["seconds"] += before
-    table = pd.read_parquet(given.work / "found" / "cells.parquet")
+    table = pd.read_parquet(options.work / "found" / "cells.parquet")
     places = table[["z", "y", "x"]].to_numpy() * VOXEL_MM
-    held = detection(truth(given.brains, given.planes) * VOXEL_MM, places, 6 * VOXEL_MM)
+    held = detection(truth(options.brains, options.planes) * VOXEL_MM, places, 6 * VOXEL_MM)
     seconds = sum(step["seconds"] for step in steps.values())
     rows = [{"step": name, "MB/s": 2 * voxels / 1e6 / step["seconds"], **step} for name, step in steps.items()]
     found = {
         "bytes": 2 * voxels,
-        "memory": given.memory,
-        "threads": given.threads,
+        "memory": options.memory,
+        "threads": options.threads,
         "killed after, s": before,
         "steps": rows,
         "Mvoxel/s, detect": voxels / 1e6 / steps["detect"]["seconds"],

@@ -1,20 +1,20 @@
-"""How hard the cleared phantom is: classical detectors of cells, and how well cells can be seen at all.
+"""Difficulty of the cleared phantom: classical detectors of cells, and how many cells are visible at all.
 
     python benchmarks/studies/cleared_phantom.py [--train 6] [--test 2]
 
-Settings of every detector, its threshold among them, are those of the best F1 on crops of the training brains
-(seeds 0 to 5, pooled); they are scored on whole held-out brains (seeds 6 and 7). A detection is true when it is
-paired with a cell within 6 voxels (3 for the second figure), one to one, by as many pairs as can be made.
+The settings of every detector, including its threshold, have the best F1 on crops of the training brains
+(seeds 0 to 5, pooled). Detectors are scored on whole held-out brains (seeds 6 and 7). A detection is true if it is
+matched with a cell within 6 voxels (3 for the second score), one to one, with the maximum number of matches.
 
-- **Laplacian of Gaussian**: weighted by the squared width along each axis, largest over some widths; the optics
-  widen the filter along z. On counts, on counts over their local mean, and after a white top-hat in each plane.
-- **LoG, scale chosen**: the maximum over place and width; those whose width is not a cell's are dropped.
+- **Laplacian of Gaussian**: weighted by the squared width along each axis, maximum over several widths; the blur of
+  the optics widens the filter along z. On counts, on counts over their local mean, and after a white top-hat per plane.
+- **LoG, scale chosen**: the maximum over position and width; detections whose width is not that of a cell are dropped.
 - **Template**: normalised cross-correlation with the mean cell of the training crops.
 
-The **visibility oracle** knows where every cell is: a cell is visible when the mean of the 3 x 3 x 3 voxels at its
-centre stands out from the median of a shell around it (1.6 to 2.4 radii, a voxel of blur added) by more than 3
-times the noise of a single voxel there, which the camera's settings tell. A detector that finds every visible
-cell and nothing else has the F1 that is printed. Writes ``benchmarks/results/cleared_phantom.*``.
+The **visibility oracle** uses the true positions: a cell is visible if the mean of the 3 x 3 x 3 voxels at its
+centre exceeds the median of a shell around it (1.6 to 2.4 radii, plus one voxel of blur) by more than 3
+times the noise of a single voxel there, which follows from the camera's settings. A detector that finds every visible
+cell and nothing else has the printed F1. Writes ``benchmarks/results/cleared_phantom.*``.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def top_hat(volume):
 
 
 def laplacian(light, width, optics):
-    """Of Gaussian, negated and normalised by the squared width along each axis; bright blobs are positive."""
+    """Return the Laplacian of Gaussian, negated and normalised by the squared width; bright blobs are positive."""
     z, across = np.hypot(width, optics), width
     smooth = gaussian_filter1d(light, across, axis=2)
     curved = across**2 * gaussian_filter1d(light, across, axis=2, order=2)
@@ -107,7 +107,7 @@ def scale_candidates(answers, chosen, size):
 
 
 def laplacians(light, which):
-    """Of the widths that are asked for."""
+    """Return the responses of all widths."""
     settings = ClearedSettings()
     across, along = settings.psf_um[2] / settings.spacing_um, settings.psf_um[0] / settings.spacing_um
     return {k: laplacian(light, WIDTHS[k], np.sqrt(along**2 - across**2)) for k in which}
@@ -125,7 +125,7 @@ def correlation(template, light, _):
 
 
 def mean_cell(crops, half=(6, 5, 5)):
-    """Of the training crops, levelled: the template."""
+    """Return the mean cell of the training crops."""
     total, count = np.zeros([2 * h + 1 for h in half]), 0
     for light, cells in crops:
         for at in np.rint(cells).astype(int):
@@ -163,7 +163,7 @@ SIZES = (5, 9)
 
 
 def detectors(template):
-    """Name -> how voxels are prepared, what is asked of them, what finds candidates, settings to choose from."""
+    """Return for each detector: preprocessing, response, search for candidates, and settings to choose from."""
     return {
         "LoG, counts": (raw, laplacians, log_candidates, TOGETHER),
         "LoG, counts, scale chosen": (raw, laplacians, scale_candidates, TOGETHER),

@@ -1,7 +1,7 @@
-"""A synthetic 4 GB uint16 TIFF stack to a sharded OME-Zarr pyramid, beside ngff-zarr and ome-zarr-py.
+"""Convert a synthetic uint16 TIFF stack of 4 GB to a sharded OME-Zarr pyramid, also with ngff-zarr and ome-zarr-py.
 
-All three write the same codec, level, chunks, shards and mean downsampling, and are given the same
-slabs; runs alternate. The other tools live in an environment of their own
+All three write the same codec, level, chunks, shards and mean downsampling, and read the same
+slabs; runs alternate. The other tools are installed in a separate environment
 (``pip install -r benchmarks/requirements-conversion.txt``), whose Python is `--rivals`.
 
     python benchmarks/studies/conversion.py --rivals /path/to/venv/bin/python

@@ -1,8 +1,7 @@
-"""One conversion of a TIFF stack to a sharded OME-Zarr pyramid, by one tool: run by conversion.py.
+"""Convert a TIFF stack to a sharded OME-Zarr pyramid with one tool; run by conversion.py.
 
-Chunks (64, 64, 64), shards (128, 256, 256), Blosc (zstd 3, bit shuffle), levels halved by the mean
-until no axis is longer than 64. Prints JSON: seconds, and the peak of the resident memory less what
-it was after the imports.
+Chunks (64, 64, 64), shards (128, 256, 256), Blosc (zstd 3, bit shuffle), levels averaged by two
+until no axis is longer than 64. Prints JSON: seconds, and the peak resident memory minus the memory after the imports.
 
     python benchmarks/studies/converters.py {mrhdata,ngff-zarr,ome-zarr-py} STACK STORE
 """

@@ -1,8 +1,8 @@
-"""How often intervals hold the truth: simulated brains whose voxels are alike over some distance.
+"""Coverage of the confidence intervals on simulated brains with spatially correlated voxels.
 
-A histology and two contrasts are smooth random fields of which the correlations are known, and so every
-score: the AUC, and its difference between the contrasts, from a very large sample. Blocks are chosen as
-``mrhdata.sensitivity`` chooses them, from the measured correlation. Writes
+A histology and two contrasts are smooth random fields with known correlations. The true AUC and its difference between
+the contrasts come from a very large sample. Blocks are chosen as in
+``mrhdata.sensitivity``, from the measured correlation. Writes
 ``benchmarks/results/coverage.json`` and ``.md``.
 
     python benchmarks/studies/coverage.py [--trials 125]

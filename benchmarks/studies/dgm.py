@@ -2,9 +2,9 @@
 
 Run: python benchmarks/studies/dgm.py WORK [--methods published unet] [--threads 1]
 
-Fifteen phantom subjects train (two of them decide when to stop), five test, as published. WORK
-keeps checkpoints and networks: a run that was stopped goes on, and methods that it does not hold stay in the
-report as they were committed.
+Fifteen phantom subjects are for training (two of them for early stopping) and five for the test, as published. WORK
+stores checkpoints and networks, from which an interrupted run resumes. Methods that WORK does not have keep their
+committed results in the report.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.metrics.overlap import agreement, pool_over_subjects, roi_table
 from mrhdata.recipes import dgm, segmentation
 
-TRAINING, STOPPING, TEST = range(13), range(13, 15), range(15, 20)
+TRAINING, VALIDATION, TEST = range(13), range(13, 15), range(15, 20)
 LABELS = (0, *dgm.LABELS)
 RECIPES = {"published": dgm.published, "unet": dgm.unet}
 
@@ -45,7 +45,7 @@ def trained(method: str, work: Path) -> None:
     found = segmentation.train(
         RECIPES[method](),
         [subject(s) for s in TRAINING],
-        [subject(s) for s in STOPPING],
+        [subject(s) for s in VALIDATION],
         labels=LABELS,
         folder=place,
         progress=False,
@@ -104,7 +104,7 @@ def _values(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def cost(method: str, work: Path) -> dict[str, Any]:
-    """Time, size and what the loader took."""
+    """Return training time, size and the time of the loader."""
     histories = [h for part in json.loads((work / method / "history.json").read_text()) for h in part]
     network = models.load(sorted((work / method).glob("round-?"))[-1])
     seconds = sum(h["seconds"] for h in histories)
@@ -136,8 +136,8 @@ def report(work: Path, threads: int) -> None:
     surfaces = [{"method": r["method"], **{n: r[f"{n} hd95_mm"] for n in dgm.LABELS.values()}} for r in rows]
     text = [
         "# Deep grey matter on QSM",
-        f"Twenty phantom subjects: {len(TRAINING)} train, {len(STOPPING)} decide when to stop, {len(TEST)} test. "
-        f"{threads} thread, bfloat16 convolutions. Minutes on a machine that did other work beside it.",
+        f"Twenty phantom subjects: {len(TRAINING)} for training, {len(VALIDATION)} for early stopping, {len(TEST)} for "
+        f"the test. {threads} thread, bfloat16 convolutions. Minutes were measured on a machine with other work.",
         "Dice (mean over subjects; the last column with a 95 % interval over subjects):",
         markdown(dice),
         "Precision:",
@@ -178,11 +178,11 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--methods", nargs="*", default=list(RECIPES))
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for method in given.methods:
-        trained(method, given.work)
-    report(given.work, given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for method in options.methods:
+        trained(method, options.work)
+    report(options.work, options.threads)
 
 
 if __name__ == "__main__":

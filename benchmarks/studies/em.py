@@ -1,10 +1,10 @@
-"""EM super-resolution by networks, x4 in the plane: trained on cube-a, tested on cube-b, beside the floors.
+"""EM super-resolution by networks, x4 in plane: trained on cube-a, tested on cube-b, compared with classical methods.
 
 Run: python benchmarks/studies/em.py DATA WORK [--tasks NAME ...] [--threads 1]
 
-DATA is the folder with cube-a and cube-b. WORK keeps checkpoints and networks: a run that was stopped goes on, and
-the report is made of what is there. Floors and classical methods are those of `em_floors.py`, a stack larger than
-the memory that of `em_large.py`.
+DATA is the folder with cube-a and cube-b. WORK stores checkpoints and networks, from which an interrupted run resumes.
+The report has all results in WORK. Classical methods are in `em_floors.py`, and a stack larger than
+the memory budget in `em_large.py`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
 from mrhdata.recipes import restoration
 from mrhdata.training.settings import TrainingConfig
 
-#: Planes of cube-a that are trained on, and those that say when to stop, with a gap of more than five between.
-TRAINING, STOPPING = slice(0, 215), slice(222, 250)
-TILE, TILES = 96, 2000
+#: Training and validation planes of cube-a, with a gap of more than five planes.
+TRAINING, VALIDATION = slice(0, 215), slice(222, 250)
+PATCH_SIZE, PATCHES_PER_EPOCH = 96, 2000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, by which network, for how long."""
+    """A training: degradation, network and epochs."""
 
     degradation: Degradation
-    frames: int
+    context_slices: int
     epochs: int
     network: str = "restorer"
     settings: TrainingConfig = restoration.EFFICIENT
@@ -52,52 +52,52 @@ class Task:
 
 PUBLISHED = replace(restoration.PUBLISHED, precision="bfloat16")
 TASKS = {
-    "noisy, 1 plane": Task(NOISY, 1, 12),
-    "noisy, 5 planes": Task(NOISY, 5, 16),
-    "area, 1 plane": Task(AREA, 1, 12),
-    "noisy, 1 plane, published network": Task(NOISY, 1, 2, "pssr", PUBLISHED, {}),
+    "noisy, 1 plane": Task(NOISY, 0, 12),
+    "noisy, 5 planes": Task(NOISY, 2, 16),
+    "area, 1 plane": Task(AREA, 0, 12),
+    "noisy, 1 plane, published network": Task(NOISY, 0, 2, "pssr", PUBLISHED, {}),
 }
-#: Of the scans of other noise: variance per intensity, 0.05 in training.
+#: Noise levels of the test scans: variance per intensity, 0.05 in training.
 LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 
 def cube(data: Path, name: str) -> xr.DataArray:
-    """One cube in memory, cropped to a multiple of the factor."""
+    """Return a cube in memory, cropped to a multiple of the factor."""
     volume = mrhdata.read(data / name, spacing=(SPACING_NM,) * 3, unit="nm").rename("em")
     return volume.isel(y=slice(0, SIDE), x=slice(0, SIDE)).compute()
 
 
 def slug(task: str) -> str:
-    """A folder's name."""
+    """Return the folder name of a task."""
     return task.replace(", ", "-").replace(" ", "-")
 
 
 def trained(task: str, data: Path, work: Path) -> Path:
-    """Train what is not there yet."""
-    place, how = work / slug(task), TASKS[task]
-    if not (place / "network").exists():
-        place.mkdir(parents=True, exist_ok=True)
+    """Return the folder of a trained network, and train it if it is missing."""
+    folder, training = work / slug(task), TASKS[task]
+    if not (folder / "network").exists():
+        folder.mkdir(parents=True, exist_ok=True)
         stack = cube(data, "cube-a")
         model, history = restoration.train(
             [stack.isel(z=TRAINING)],
-            [stack.isel(z=STOPPING)],
-            how.degradation,
-            network=how.network,
-            context_slices=how.frames // 2,
-            patch_size=TILE,
-            patches_per_epoch=TILES,
-            settings=replace(how.settings, epochs=how.epochs, patience=how.epochs),
-            folder=place,
+            [stack.isel(z=VALIDATION)],
+            training.degradation,
+            network=training.network,
+            context_slices=training.context_slices,
+            patch_size=PATCH_SIZE,
+            patches_per_epoch=PATCHES_PER_EPOCH,
+            settings=replace(training.settings, epochs=training.epochs, patience=training.epochs),
+            folder=folder,
             progress=False,
-            **how.config,
+            **training.config,
         )
-        (place / "history.json").write_text(json.dumps(asdict(history)))
-        models.save(model, place / "network")
-    return place / "network"
+        (folder / "history.json").write_text(json.dumps(asdict(history)))
+        models.save(model, folder / "network")
+    return folder / "network"
 
 
 def restored(model: Any, low: xr.DataArray, like: xr.DataArray, **options: Any) -> tuple[np.ndarray, float]:
-    """Pixels of the truth's grid, from 0 to 1, and seconds of the restoration itself."""
+    """Return the restored image on the truth's grid, from 0 to 1, and the seconds of the restoration."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         # The published network takes twice as long in float32.
@@ -108,13 +108,13 @@ def restored(model: Any, low: xr.DataArray, like: xr.DataArray, **options: Any) 
 
 
 def scores(truth: np.ndarray, image: np.ndarray) -> dict[str, float]:
-    """Mean PSNR and SSIM over planes, as published."""
+    """Return the mean PSNR and SSIM over planes, as published."""
     psnr, ssim = psnr_and_ssim(truth, image)
     return {"PSNR": float(psnr.mean()), "SSIM": float(ssim.mean())}
 
 
 def measured(task: str, data: Path, work: Path) -> dict[str, Any]:
-    """Scores of a network on cube-b, and what it cost."""
+    """Return the scores of a network on cube-b, and its costs."""
     degradation = TASKS[task].degradation
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
     history = json.loads((work / slug(task) / "history.json").read_text())
@@ -131,7 +131,7 @@ def measured(task: str, data: Path, work: Path) -> dict[str, Any]:
 
 
 def trust(task: str, data: Path, work: Path) -> dict[str, Any]:
-    """Resolution by Fourier ring correlation, and what is left after degrading again."""
+    """Return the resolution by Fourier ring correlation, and the residual after degrading again."""
     degradation = TASKS[task].degradation
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=TRUSTED)
     truth = stack.values / 255.0
@@ -149,7 +149,7 @@ def trust(task: str, data: Path, work: Path) -> dict[str, Any]:
 
 
 def shifted(task: str, data: Path, work: Path) -> list[dict[str, Any]]:
-    """The same network on scans of other noise, and on stacks of thicker planes."""
+    """Score a network on scans with other noise, and on stacks of thicker planes."""
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b")
     rows = []
     for level in LEVELS:
@@ -181,15 +181,15 @@ def shifted(task: str, data: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def thousand_multiplications(model: Any) -> float:
-    """Multiply-adds for each pixel of the answer on one trained tile, in thousands."""
-    side = TILE // FACTOR
+    """Return the multiply-adds per output pixel of one training patch, in thousands."""
+    side = PATCH_SIZE // FACTOR
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, model.in_channels, side, side))
-    return counter.get_total_flops() / 2 / TILE**2 / 1e3
+    return counter.get_total_flops() / 2 / PATCH_SIZE**2 / 1e3
 
 
 def seams(task: str, data: Path, work: Path) -> dict[str, Any]:
-    """In grey values of 255: what parts change, and how steep it is near the borders of tiles."""
+    """Return the largest difference between blockwise and whole restoration, and the gradient at window borders."""
     model, stack = models.load(trained(task, data, work)), cube(data, "cube-b").isel(z=slice(0, 24))
     low = restoration.degrade_stack(stack, TASKS[task].degradation, seed=5)
     whole, parts = (restored(model, low, stack, memory=memory)[0] for memory in ("4 GB", "24 MB"))
@@ -200,11 +200,11 @@ def seams(task: str, data: Path, work: Path) -> dict[str, Any]:
 
 
 def steepness(model: Any, stack: xr.DataArray, low: xr.DataArray, whole: np.ndarray) -> float:
-    """The mean gradient within 4 pixels of the borders of tiles, over that of the same pixels amid other tiles.
+    """Return the mean gradient within 4 pixels of window borders, relative to the same pixels inside other windows.
 
-    Tiles overlap by half; the other ones begin half of that later.
+    Windows overlap by half. The other windows start a quarter of a window later.
     """
-    step = TILE // 2
+    step = PATCH_SIZE // 2
     later = step // 2
     begun = {axis: slice(later // FACTOR, None) for axis in ("y", "x")}
     after = {axis: slice(later, None) for axis in ("y", "x")}
@@ -217,7 +217,7 @@ def steepness(model: Any, stack: xr.DataArray, low: xr.DataArray, whole: np.ndar
 
 
 def once(what: Any, task: str, data: Path, work: Path) -> Any:
-    """What was measured before is read."""
+    """Return a stored result, and measure it if it is missing."""
     path = work / slug(task) / f"{what.__name__}.json"
     if not path.exists():
         path.write_text(json.dumps(what(task, data, work)))
@@ -225,28 +225,28 @@ def once(what: Any, task: str, data: Path, work: Path) -> Any:
 
 
 def report(data: Path, work: Path, threads: int) -> None:
-    """Tables of what is there."""
-    there = [task for task in TASKS if (work / slug(task) / "network").exists()]
-    rows, trusted, joins = ([once(what, task, data, work) for task in there] for what in (measured, trust, seams))
-    ours = [task for task in there if TASKS[task].network == "restorer"]
+    """Write the report of all results in WORK."""
+    finished = [task for task in TASKS if (work / slug(task) / "network").exists()]
+    rows, trusted, joins = ([once(what, task, data, work) for task in finished] for what in (measured, trust, seams))
+    ours = [task for task in finished if TASKS[task].network == "restorer"]
     shifts = [row for task in ours if task.startswith("noisy") for row in once(shifted, task, data, work)]
     text = [
         "# EM super-resolution by networks",
-        f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in plane: trained on {TRAINING.stop} planes of cube-a, stopped "
-        f"by {STOPPING.stop - STOPPING.start} others, tested on cube-b. {threads} thread, bfloat16. Floors and "
-        "classical methods are those of `em_floors.md`.",
+        f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in plane: trained on {TRAINING.stop} planes of cube-a, with early "
+        f"stopping on {VALIDATION.stop - VALIDATION.start} others, tested on cube-b. {threads} thread, bfloat16. "
+        "Classical methods are in `em_floors.md`.",
         markdown(rows),
-        "Resolution, and what is left of the scan when the restored image is degraded again (1 is the noise itself):",
+        "Resolution, and the residual of the scan when the restored image is degraded again (1 is the noise itself):",
         markdown(trusted),
         "Other noise and thicker planes:",
         markdown(shifts),
-        "Restored within 24 MB against in one pass, in grey values of 255; and, for the network that sees the whole of "
-        "its tile, the mean gradient within 4 pixels of the borders of tiles over that of the same pixels amid other "
-        "tiles:",
+        "Largest difference between restorations with 24 MB and in one pass, in grey values of 255; for the network "
+        "whose receptive field is its whole window, also the mean gradient within 4 pixels of window borders relative "
+        "to that of the same pixels inside other windows:",
         markdown(joins, 4),
     ]
-    found = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
-    written("em", text, found)
+    values = {"threads": threads, "scores": rows, "trust": trusted, "shift": shifts, "seams": joins}
+    written("em", text, values)
 
 
 def main() -> None:
@@ -256,11 +256,11 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for task in given.tasks:
-        trained(task, given.data, given.work)
-    report(given.data, given.work, given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for task in options.tasks:
+        trained(task, options.data, options.work)
+    report(options.data, options.work, options.threads)
 
 
 if __name__ == "__main__":

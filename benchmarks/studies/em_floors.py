@@ -1,8 +1,8 @@
-"""What interpolation and classical methods reach in EM super-resolution, x4 in the plane: floors for networks.
+"""Interpolation and classical methods for EM super-resolution, x4 in plane: lower bounds for networks.
 
     python benchmarks/studies/em_floors.py ../shared/data/em-fibsem
 
-Methods are tuned on runs of planes of cube-a, once for PSNR and once for SSIM, and scored on all planes of
+Methods are tuned on ranges of planes of cube-a, once for PSNR and once for SSIM, and scored on all planes of
 cube-b as published (`mrhdata.metrics.image.restoration_scores`). Writes benchmarks/results/em_floors.json and .md.
 """
 
@@ -164,7 +164,7 @@ def plain(upsample):
 
 
 def trust(truth, methods):
-    """Resolution in nm by Fourier ring correlation, and what is left after degrading again."""
+    """Return the resolution in nm by Fourier ring correlation, and the residual after degrading again."""
     lows = [NOISY(truth, (SEED, 1, number)) for number in range(2)]
     rows = []
     for name, (method, values) in methods.items():
@@ -198,7 +198,7 @@ def score_lines(rows):
 
 
 def reproduced_lines(rows):
-    """Figures from before in Markdown, and what is wrong with them."""
+    """Return earlier published numbers as Markdown, with their errors."""
     lines = [
         "## Figures from before, made again",
         "",
@@ -225,10 +225,10 @@ def reproduced_lines(rows):
 def trust_lines(rows):
     """Resolution and residuals in Markdown."""
     return [
-        "## Resolution, and what was made up",
+        "## Resolution, and invented detail",
         "",
         f"Task *noisy*, planes {TRUSTED.start} to {TRUSTED.stop - 1}: resolution by Fourier ring correlation (1/7 "
-        "between two draws of noise, 0.5 of one draw against the truth), and what is left of the input after degrading "
+        "between two draws of noise, 0.5 of one draw against the truth), and the residual of the input after degrading "
         "again, in standard deviations of its noise: bias 0 and spread 1 for the truth. 1/7 between two draws sees "
         "what repeats, and aliases repeat as detail does: 20 nm, the limit of the grid, says that it never falls.",
         "",

@@ -1,10 +1,10 @@
-"""EM restoration of a stack whose answer is larger than the memory it is restored in.
+"""EM restoration of a stack whose result is larger than the memory budget.
 
 Run: python benchmarks/studies/em_large.py DATA WORK [--memory 128 256 512] [--threads 1]
 
-DATA and WORK are those of `em.py`, whose network of one plane is trained where it is not there. The stack is cube-b
-degraded, next to its mirror images. Each budget has a process of its own, whose peak of memory is taken above what it
-was after a first small restoration; the values are compared with those of some planes restored in 4 GB.
+DATA and WORK are those of `em.py`, whose single-plane network is trained if WORK does not have it. The stack is cube-b,
+degraded, next to its mirror images. Each budget has its own process, whose peak memory is measured above the memory
+after a first small restoration. The values are compared with those of some planes restored with 4 GB.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--memory", nargs="*", type=int, default=[256])
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    network, rows = trained(TASK, given.data, given.work), []
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    network, rows = trained(TASK, options.data, options.work), []
     with tempfile.TemporaryDirectory() as folder:
-        mrhdata.write(mosaic(given.data), Path(folder) / "low.zarr")
-        for megabytes in given.memory:
+        mrhdata.write(mosaic(options.data), Path(folder) / "low.zarr")
+        for megabytes in options.memory:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows.append(pool.submit(restored, network, Path(folder), megabytes, given.threads).result())
+                rows.append(pool.submit(restored, network, Path(folder), megabytes, options.threads).result())
     text = [
         "# EM restoration of a stack larger than the memory",
-        f"`python benchmarks/studies/em_large.py DATA WORK`, {given.threads} thread, the network of {TASK}, float32.",
+        f"`python benchmarks/studies/em_large.py DATA WORK`, {options.threads} thread, the network of {TASK}, float32.",
         markdown(rows),
     ]
     written("em_large", text, rows)

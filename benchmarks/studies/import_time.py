@@ -1,6 +1,6 @@
-"""CPU time of ``import mrhdata`` in a fresh interpreter, bytecode compiled; median of nine.
+"""CPU time of ``import mrhdata`` in a fresh interpreter with compiled bytecode; median of nine.
 
-python benchmarks/studies/import_time.py
+Run: python benchmarks/studies/import_time.py
 """
 
 import statistics

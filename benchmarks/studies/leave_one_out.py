@@ -1,8 +1,8 @@
-"""Each of four digital brains mapped by a network that never saw it, for four stains.
+"""Leave-one-out prediction of four stains in four digital brains.
 
     python benchmarks/studies/leave_one_out.py
 
-Of the other three brains two train and the next one validates. Writes
+Two of the other three brains are for training, and the next one is for validation. Writes
 ``benchmarks/results/leave_one_out.json`` and ``.md``.
 """
 

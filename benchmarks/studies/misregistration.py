@@ -1,10 +1,10 @@
-"""What misregistered training targets cost, and whether larger patches bear it better.
+"""Cost of misregistered training targets, with small and large patches.
 
     python benchmarks/studies/misregistration.py
 
 MRH-Net is trained on phantom subjects whose histology was displaced within coronal planes (smooth random
-fields, B-splines over a 1 mm grid), with patches of 1 x 1, 3 x 3 and 7 x 7 voxels, and scored on a subject
-of its own: against the histology as it is, and displaced as much as that of training. All patch sizes see
+fields, B-splines over a 1 mm grid), with patches of 1 x 1, 3 x 3 and 7 x 7 voxels. It is scored on a test
+subject, against the true histology and against histology that is displaced as in training. All patch sizes have
 the same subjects, fields, numbers of patches and epochs.
 """
 

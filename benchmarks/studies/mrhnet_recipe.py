@@ -1,9 +1,9 @@
-"""MRH-Net as published and as we train it: each published choice put back by itself, on digital mouse brains.
+"""MRH-Net with published and recommended training: the effect of each published choice, on digital mouse brains.
 
     python benchmarks/studies/mrhnet_recipe.py [--seed 0]
 
-Two subjects train, one validates, one is scored: every voxel of its brain, in the histology's units.
-Writes ``benchmarks/results/mrhnet_recipe.json`` and ``.md``.
+Two subjects are for training, one is for validation, and one is scored at every voxel of its brain, in the histology's
+units. Writes ``benchmarks/results/mrhnet_recipe.json`` and ``.md``.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""MRH-Net voxel by voxel on the published paired voxels, beside polynomials and gradient boosting.
+"""Voxelwise MRH-Net on the published paired voxels, compared with polynomials and gradient boosting.
 
     python benchmarks/studies/paired_voxels.py ../shared/data/mrhnet/paired_voxels.csv.gz [--chosen]
 
-The last 20 % of the rows (which are in raster order) are for testing and chose nothing: the strength of
-the noise on the inputs is that of the lowest five-fold error on the first 80 % (contiguous folds). Writes
+The last 20 % of the rows (in raster order) are for the test only. The strength of
+the noise on the inputs has the lowest five-fold error on the first 80 % (contiguous folds). Writes
 ``benchmarks/results/paired_voxels.json``.
 """
 
@@ -35,7 +35,7 @@ def cross_validate(table, target, noise):
 
 
 def choose(table, target):
-    """Cross-validated errors of every level, printed and kept beside the other results."""
+    """Print and store the cross-validated errors of every level."""
     errors = {}
     for noise in NOISES:
         errors[str(noise)] = cross_validate(table, target, noise)[1].tolist()
@@ -51,7 +51,7 @@ def records(table):
 
 
 def score(table, target, train):
-    """Networks at the level of the lowest cross-validated error, beside fits and boosting, on the test rows."""
+    """Compare networks at the best cross-validated level with fits and boosting on the test rows."""
     errors = json.loads(RESULTS.read_text())["cross_validated_mse"]
     chosen = float(min(errors, key=lambda noise: np.mean(errors[noise])))
     print(f"noise of the lowest cross-validated error: {chosen:.1f}")

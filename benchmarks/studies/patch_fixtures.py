@@ -1,4 +1,4 @@
-"""Volumes, positions and environments that patches.py measures with; what is there already is kept."""
+"""Volumes, positions and environments for patches.py; existing ones are reused."""
 
 import json
 import shutil
@@ -25,12 +25,12 @@ QUICK = {"edge": 192, "pair": (128, 128, 128), "small": (5, 40, 60, 50), "labels
 
 
 def requirements(name):
-    """What an environment is made of."""
+    """Return the requirements of an environment."""
     return (HERE.parent / f"requirements-{name}.txt").read_text()
 
 
 def environment(folder, name):
-    """Python of an environment made from a file of pinned requirements, or why there is none."""
+    """Return the Python of an environment with pinned requirements, or the reason of its failure."""
     wanted = requirements(name)
     place = folder / f"environment-{name}"
     python, stamp = place / "bin" / "python", place / "installed.txt"

@@ -1,7 +1,7 @@
-"""Random patches by one reader, in a process of its own: run by patches.py, in the reader's environment.
+"""Read random patches with one reader in its own process; run by patches.py, in the reader's environment.
 
-Prints JSON: patches per second, seconds to the first batch, the peak of memory less what it was after
-the imports, and the order of patches. Readers that do not read ahead by threads have two processes.
+Prints JSON: patches per second, seconds to the first batch, the peak memory minus the memory after
+the imports, and the order of patches. Readers without prefetching threads have two processes.
 
     python benchmarks/studies/patch_readers.py READER FOLDER WORKLOAD N
 """
@@ -133,7 +133,7 @@ def array_in_memory(folder, workload, places):
 
 
 class Again:
-    """What can be passed over more than once."""
+    """Iterable that can be iterated more than once."""
 
     def __init__(self, start):
         self._start = start
@@ -143,7 +143,7 @@ class Again:
 
 
 def mrhdata_imports():
-    """What the first pass would import."""
+    """Import the modules of the first pass."""
     import mrhdata
     import mrhdata.io.omezarr
     import mrhdata.patching.loader
@@ -157,14 +157,14 @@ def mrhdata_(folder, workload, places):
     """The loader, with a budget of 256 MB."""
     mrhdata = mrhdata_imports()
     volume = mrhdata.read(folder / "volume.zarr")
-    at = None if workload == "grid" else mrhdata.choosing.Uniform(len(places))
+    at = None if workload == "grid" else mrhdata.samplers.Uniform(len(places))
     p = mrhdata.patches(volume, shape=PATCH, sampler=at, memory=BUDGET)
 
     def after():
         if not np.array_equal(np.unique(p.positions, axis=0), np.unique(places, axis=0)):
             raise SystemExit("the positions are not those of the others")
         plan = p.plan(BATCH)
-        rows = plan.rows(True, 0, 1, BATCH)
+        rows = plan.indices(True, 0, 1, BATCH)
         return p.positions[rows], float(plan.loads(rows, BATCH).size.sum()) / len(rows) / 1e6
 
     return p.loader(BATCH, seed=0), after

@@ -1,6 +1,6 @@
-"""Workloads that no peer has, in a process of their own: run by patches.py. Prints JSON.
+"""Workloads that no other tool has, each in its own process; run by patches.py. Prints JSON.
 
-python benchmarks/studies/patch_workloads.py {channels,channels-loop,pair,single,balanced} FOLDER PATCHES
+Run: python benchmarks/studies/patch_workloads.py {channels,channels-loop,pair,single,balanced} FOLDER PATCHES
 """
 
 import json
@@ -37,7 +37,7 @@ def channels(folder, n):
     for _ in range(EPOCHS):
         count, seconds, _, last = consume(loader)
         rates.append(count / seconds)
-    exact = _same(p, folder, p.plan(SMALL_BATCH).rows(True, 0, EPOCHS - 1, SMALL_BATCH)[-len(last) :], last.numpy())
+    exact = _same(p, folder, p.plan(SMALL_BATCH).indices(True, 0, EPOCHS - 1, SMALL_BATCH)[-len(last) :], last.numpy())
     assert p.plan(SMALL_BATCH).in_memory
     steady = round(statistics.median(rates[1:]))
     return {
@@ -96,7 +96,7 @@ def _several(folder, n, both):
         p = mrhdata.patches(a, **options)
     found = delivered(p.loader(BATCH, seed=0))
     plan = p.plan(BATCH)
-    decoded = plan.loads(plan.rows(True, 0, 0, BATCH), BATCH).size.sum() / len(p) / 1e6
+    decoded = plan.loads(plan.indices(True, 0, 0, BATCH), BATCH).size.sum() / len(p) / 1e6
     return {**found, "peak_mb": peak.megabytes(), "decoded_mb_per_patch": round(float(decoded), 3)}
 
 
@@ -106,7 +106,7 @@ def pair(folder, n):
 
 
 def single(folder, n):
-    """The first of the two alone, at the same density."""
+    """Measure only the first volume, at the same density."""
     return _several(folder, n, False)
 
 

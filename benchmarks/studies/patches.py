@@ -1,7 +1,7 @@
-"""Random patches out of a compressed volume, beside the readers that others use.
+"""Random patches of a compressed volume, compared with other readers.
 
-Every reader runs in a process of its own, in turn; FOLDER holds the volumes and two environments,
-which are made when they are missing. Results are medians, in benchmarks/results/patches.json, .md, .png.
+Readers run one after another, each in its own process. FOLDER has the volumes and two environments,
+which are created if they are missing. Results are medians, in benchmarks/results/patches.json, .md, .png.
 
     python benchmarks/studies/patches.py FOLDER [--repeats 3] [--quick]
 """
@@ -57,7 +57,7 @@ BESIDE = 200
 
 
 def process(python, script, *words):
-    """What one process printed last, or the end of its error."""
+    """Return the last line that a process printed, or the end of its error."""
     command = [python, str(HERE / script), *map(str, words)]
     try:
         env = os.environ | THREADS
@@ -267,7 +267,7 @@ def plot(result, path):
 
 
 def settings(args):
-    """What everything ran with."""
+    """Return the versions of all tools."""
     return {
         "quick": args.quick,
         "repeats": args.repeats,

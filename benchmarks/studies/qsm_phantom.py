@@ -1,14 +1,14 @@
-"""How hard the QSM phantom is: an affine atlas prior and a susceptibility threshold on it.
+"""Difficulty of the QSM phantom: an affine atlas prior, and a susceptibility threshold that uses it.
 
     python benchmarks/studies/qsm_phantom.py
 
-Subjects 0 to 14 train, 15 to 19 test. The **atlas prior** is the mean of the training labels, each laid on
-subject 0 by an affine registration of T1-weighted images; a test subject gets it through a registration of
-its own, and each voxel the likeliest label. The **threshold** is one number for the whole brain, that of the
-best mean Dice on the training subjects (an atlas of the other fourteen each); connected components above it
-get the nucleus that the most of their voxels lie nearest to, by the atlas. It is tried in the brain and
-within 3 mm of the prior's support. With each voxel's own nearest nucleus there, the last way, it is the two
-baselines together: the atlas parts what the threshold joins. Writes ``benchmarks/results/qsm_phantom.*``.
+Subjects 0 to 14 are for training, 15 to 19 for the test. The **atlas prior** is the mean of the training labels,
+registered to subject 0 by an affine transform of T1-weighted images. It is registered to each test subject,
+and each voxel gets the most likely label. The **threshold** is one number for the whole brain, with the
+best mean Dice on the training subjects (with an atlas of the other fourteen). Each connected component above it
+gets the nucleus to which most of its voxels are nearest, according to the atlas. It is applied in the brain and
+within 3 mm of the prior's support. The last variant gives each voxel its own nearest nucleus: the threshold finds the
+nuclei, and the atlas separates them. Writes ``benchmarks/results/qsm_phantom.*``.
 """
 
 import json
@@ -32,7 +32,7 @@ WAYS = ("brain, components", "near the prior, components", "near the prior, voxe
 
 
 def dice(truth, found):
-    """Of the ten regions, (10,)."""
+    """Return the Dice scores of the ten regions, (10,)."""
     size = max(VALUES) + 1
     both = np.bincount(truth.ravel() * size + found.ravel(), minlength=size * size).reshape(size, size)
     return np.array([2 * both[v, v] / max(1, both[v].sum() + both[:, v].sum()) for v in VALUES])
@@ -69,7 +69,7 @@ def by_prior(prior):
 
 
 def prepared(subject, prior):
-    """What the threshold needs of a subject: map, brain, nearest nucleus, where the prior is near."""
+    """Return the map, the brain, the support of the prior and the nearest nucleus of a subject."""
     atlas = by_prior(prior)
     spacing = tuple(subject["labels"].mrh.spacing)
     nearest = ndimage.distance_transform_edt(atlas == 0, spacing, return_distances=False, return_indices=True)
@@ -92,7 +92,7 @@ def by_threshold(ready, threshold, way):
 
 
 def scored(truths, ready):
-    """Of the atlas and of each way to use the best threshold of the training subjects: (subjects, 10) each."""
+    """Return the Dice scores (subjects, 10) of each use of the best threshold of the training subjects."""
     found = {}
     for way in WAYS:
         means = [np.mean([dice(truths[n], by_threshold(ready[n], t, way)) for n in TRAIN]) for t in THRESHOLDS]

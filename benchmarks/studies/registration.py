@@ -1,4 +1,4 @@
-"""Registration on real volumes and on known truths: Dice, correlation, errors, seconds and memory.
+"""Registration on real volumes and with known transforms: Dice, correlation, errors, seconds and memory.
 
 Brain planes to the Allen annotation (through the CCF template, whose headers agree with it up to a shift) and to
 their own published resampling; labels of PD25 to CIT168's template; 48 orientations; a known deformation.
@@ -37,12 +37,12 @@ def timed(moving, fixed, kind, **how):
 
 
 def dice(a, b):
-    """Of two masks."""
+    """Return the Dice score of two masks."""
     return round(float(2 * (a & b).sum() / (a.sum() + b.sum())), 4)
 
 
 def correlation(a, b):
-    """Over all voxels."""
+    """Return the correlation over all voxels."""
     return round(float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]), 4)
 
 
@@ -81,7 +81,7 @@ def planes(data):
 
 
 def nuclei(data):
-    """PD25's nuclei carried to CIT168's template, beside CIT168's own."""
+    """Compare PD25's nuclei, registered to CIT168's template, with those of CIT168."""
     folder = data / "dgm-atlas"
     fixed = mrhdata.read(folder / "CIT168toMNI152-2009c_T1w_brain.nii.gz")
     moving = mrhdata.read(folder / "PD25-fusion-template-1mm.nii.gz")

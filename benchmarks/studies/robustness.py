@@ -1,11 +1,11 @@
-"""What virtual histology of the phantom lives on, how it bears noise, and whether it knows when it may be wrong.
+"""Virtual histology of the phantom: important inputs, robustness to noise, and detection of unreliable predictions.
 
     python benchmarks/studies/robustness.py
 
-MRH-Net with 67 channels: contribution of each image by noise (as published), by permutation, and of groups
-of images by retraining without them; Rician noise on all inputs, at test time alone and at training too;
-uncertainty and OOD score of an ensemble of five, on subjects as they are and corrupted. Two training
-subjects, one for early stopping and calibration, and test subjects that chose nothing.
+MRH-Net with 67 channels: importance of each image by noise (as published), by permutation, and of groups
+of images by retraining without them; Rician noise on all inputs, at test time only and in training too;
+uncertainty and OOD score of an ensemble of five, on intact and corrupted subjects. Two training
+subjects, one for early stopping and calibration, and test subjects that are only scored.
 """
 
 import json
@@ -214,7 +214,7 @@ def doubt(ensemble, subject):
 
 
 def sweeps(members, subjects, held):
-    """Scores with noise at test time alone, and at training too."""
+    """Return the scores with noise at test time only, and in training too."""
     alone = robustness.noise_sweep(members[0], held, SHARES)
     rows = []
     for number, share in enumerate(SHARES[1:]):
@@ -335,7 +335,7 @@ def _inputs(found):
     shares = np.cumsum([r["contribution"] for r in found["noise"]])
     parts = ", ".join(f"{n}: {shares[n - 1]:.0%}" for n in (4, 17, 38))
     return [
-        "## What it lives on",
+        "## Important inputs",
         "",
         "Losses of a network that was shuffled or retrained, against the whole one. Two networks that differ only in "
         f"their seed differ by up to {chance[1]:.4f} AUC and {chance[0]:.3f} R2: "

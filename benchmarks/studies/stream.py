@@ -1,7 +1,7 @@
-"""A network over whole volumes, beside the tools that others use; memory, a long stream, and the network alone.
+"""A network over whole volumes, compared with other tools; memory, a long stream, and the network only.
 
-Every run is a process of its own, in turn; FOLDER holds the volumes (25 GB) and the peers' environment,
-which are made when they are missing. Results are medians, in benchmarks/results/stream.json and .md.
+Runs follow one another, each in its own process. FOLDER has the volumes (25 GB) and the environment of the other
+tools, which are created if they are missing. Results are medians, in benchmarks/results/stream.json and .md.
 
     python benchmarks/studies/stream.py FOLDER [--repeats 3] [--quick]
 """
@@ -62,7 +62,7 @@ def compared(folder, python, repeats):
 
 
 def text(result):
-    """The whole result in Markdown."""
+    """Return the results as Markdown."""
     made, own = result["settings"], result["alone"]
     lines = [
         "# A network over whole volumes",
@@ -86,7 +86,7 @@ def text(result):
             ],
         ),
         "",
-        "## Alone",
+        "## Single measurements",
         "",
     ]  # fmt: skip
     lines += [f"- {name}: {json.dumps(found)}" for name, found in own.items()]

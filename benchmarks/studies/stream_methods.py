@@ -1,7 +1,7 @@
-"""One network over one volume by one method, in a process of its own: run by stream.py.
+"""Run one network over one volume with one method, in its own process; run by stream.py.
 
-Prints JSON: seconds, the peak of memory above what it was after the imports, and how far the answer is
-from the truth where every method should meet it.
+Prints JSON: seconds, the peak memory minus the memory after the imports, and the difference
+from the truth where all methods should agree with it.
 
     python benchmarks/studies/stream_methods.py METHOD FOLDER NETWORK
 """

@@ -110,7 +110,7 @@ def stream(folder, planes):
 
 
 def copy(folder, planes):
-    """Reading and writing the same chunks alone: by zarrs, shard by shard, of the finest level and of all."""
+    """Only read and write the same chunks with zarrs, shard by shard, of the finest level and of all."""
     volume = write(folder, (planes, 2500, 2500))
     out = folder / "copy.zarr"
     remove(out)
@@ -147,7 +147,7 @@ def detector_network():
 
 
 def detector(folder, planes):
-    """The detector over a part of the stream, and its network alone in the same boxes: in turn, three times each."""
+    """Time the detector over a part of the stream, and only its network in the same boxes, three times each."""
     volume = write(folder, (planes, 2500, 2500))[: PART[0], 300 : 300 + PART[1], 300 : 300 + PART[2]]
     mrhdata.write(volume, folder / "part.zarr", overwrite=True)
     net = detector_network()
@@ -173,7 +173,7 @@ def detector(folder, planes):
     remove(out)
     found = {"seconds": whole, "network alone": alone, "in PyTorch's own layout": own}
     found = {name: [round(s, 1) for s in runs] for name, runs in found.items()}
-    # Of one turn, since the machine's speed changes from one to the next.
+    # Ratios within one repetition, because the machine's speed changes between repetitions.
     over = {
         "over the network alone": np.median(np.divide(whole, alone)) - 1,
         "over PyTorch's own layout": np.median(np.divide(whole, own)) - 1,
@@ -183,7 +183,7 @@ def detector(folder, planes):
 
 
 def _boxes(folder, net):
-    """What the detector's map reads, box by box."""
+    """Return the boxes that the detector reads."""
     from mrhdata.inference.region import RegionOfInterest
     from mrhdata.inference.strategies.dense import DenseStrategy
     from mrhdata.models.receptive_field import receptive_field_of

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def committed(name: str) -> dict[str, Any]:
-    """Return the values of the last report, empty if there is none."""
+    """Return the values of the last report, or an empty dict."""
     path = RESULTS / f"{name}.json"
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 

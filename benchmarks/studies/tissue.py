@@ -2,9 +2,9 @@
 
 Run: python benchmarks/studies/tissue.py DATA WORK [--networks A B ...] [--folds 1 2 ...] [--threads 1]
 
-DATA holds `human-t1-tissue` and `human-t1-whole`. WORK keeps networks, labels and scores: a run that was stopped
-goes on, and networks that it does not hold stay in the report as they were committed. Sixteen subjects, two of each
-fold's twelve decide when to stop.
+DATA has `human-t1-tissue` and `human-t1-whole`. WORK stores networks, labels and scores, from which an interrupted run
+resumes. Networks that WORK does not have keep their committed results in the report. There are sixteen subjects; two of
+each fold's twelve are for early stopping.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mrhdata.registration.resampling import resample
 
 CLASSES = {1: "CSF", 2: "GM", 3: "WM", 4: "deep GM"}
 LABELS = (0, *CLASSES)
-FOLDS, STOPPING, SEED = 4, 2, 0
+FOLDS, VALIDATION, SEED = 4, 2, 0
 #: Epochs within 20 minutes a fold on one thread, most of them far below.
 EPOCHS = {
     "tissue2d_0_0": 4, "tissue2d_1_0": 3, "tissue2d_2_0": 3, "tissue2d_3_0": 6, "tissue2d_4_0": 2, "unet3d": 20,
@@ -50,25 +50,27 @@ def validate(network: str, cases: list[Subject], work: Path, only: list[int] | N
     """Scores of every subject by a network that never saw it."""
     made = recipe(network)
 
-    def train(training: Any, stopping: Any, folder: Path) -> Any:
-        trained = segmentation.train(made, training, stopping, labels=LABELS, seed=SEED, folder=folder, progress=False)
+    def train(training: Any, validation: Any, folder: Path) -> Any:
+        trained = segmentation.train(
+            made, training, validation, labels=LABELS, seed=SEED, folder=folder, progress=False
+        )
         (folder / "history.json").write_text(json.dumps([asdict(h) for h in trained.histories[0]]))
         return trained.model
 
     about = {"network": network, "training": [asdict(t) for t in made.training]}
     return cross_validate(
-        train, cases, work / network, k=FOLDS, validation=STOPPING, seed=SEED, about=about, only=only, progress=False
+        train, cases, work / network, k=FOLDS, validation=VALIDATION, seed=SEED, about=about, only=only, progress=False
     )
 
 
 def background(cases: list[Subject]) -> dict[str, Any]:
-    """What a network that says nothing reaches."""
+    """Return the accuracy of a network that predicts background everywhere."""
     scores = [accuracy(case.target, np.zeros(case.target.shape)) for case in cases if case.target is not None]
     return {"network": "all background", "accuracy": float(np.mean(scores)), "parameters": 0}
 
 
 def row(network: str, scores: pd.DataFrame, work: Path) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one row of the table."""
     histories = [
         json.loads((work / network / f"fold-{i}" / "history.json").read_text())[0] for i in scores.fold.unique()
     ]
@@ -185,9 +187,9 @@ def report(data: Path, work: Path, cases: list[Subject], threads: int) -> None:
     found = {"threads": threads, "torch": torch.__version__, "networks": rows, "whole head": heads, "grids": grids}
     text = [
         "# Tissue of T1w images",
-        f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {STOPPING} of each fold's twelve decide when to "
-        f"stop; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes of each fold, "
-        "on a machine that did other work beside it.",
+        f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {VALIDATION} of each fold's twelve for early "
+        f"stopping; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes of each fold, "
+        "on a machine with other work.",
         markdown(rows),
         "`human-t1-whole` against FSL FAST's grey and white matter, the spheres left out; the network of fold 1:",
         markdown(heads),
@@ -206,14 +208,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(EPOCHS))
     parser.add_argument("--folds", nargs="*", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    cases = find_subjects(given.data / "human-t1-tissue", {"t1w": "T1w"}, "tissue")
-    only = None if given.folds is None else [i - 1 for i in given.folds]
-    for network in given.networks:
-        scores = validate(network, cases, given.work, only)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cases = find_subjects(options.data / "human-t1-tissue", {"t1w": "T1w"}, "tissue")
+    only = None if options.folds is None else [i - 1 for i in options.folds]
+    for network in options.networks:
+        scores = validate(network, cases, options.work, only)
         print(network, {CLASSES[int(k)]: str(v) for k, v in pool_over_subjects(scores, "dice").items()}, flush=True)
-    report(given.data, given.work, cases, given.threads)
+    report(options.data, options.work, cases, options.threads)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/studies/transfer.py [--seeds 5]
 
-A network learns autofluorescence from two digital brains. Then coronal blocks of one other brain give a
-few patches of MBP; a block between them stops the training, and the rest of that brain (three planes
-away) and another brain are scored. All ways have the same patches, epochs and early stopping; for the
-fewest patches, training from scratch is given four times the epochs too.
+A network learns autofluorescence from two digital brains. Coronal blocks of another brain then give a
+few patches of MBP, and a block between them is for early stopping. The rest of that brain (three planes
+away) and a further brain are scored. All variants have the same patches, epochs and early stopping; with the
+fewest patches, training from scratch is also run with four times the epochs.
 Writes ``benchmarks/results/transfer.json`` and ``.md``.
 """
 

@@ -1,6 +1,6 @@
-"""The networks that are shipped: those of the bench on phantoms, with cards made of its records.
+"""Bundled networks: those of the benchmark on phantoms, with cards from its records.
 
-Run: mrhdata bench benchmarks/ WORK, then python benchmarks/studies/zoo.py WORK [--only NAME ...]
+Run: mrhdata bench benchmarks/ -o WORK, then python benchmarks/studies/zoo.py WORK [--only NAME ...]
 
 Weights of more than 5 MB are rounded to 16 bits, and the card says so.
 """
@@ -24,7 +24,7 @@ from mrhdata.bench.runner import Run, read_results
 from mrhdata.models.cards import WEIGHTS, Card, digest_of
 
 HERE = Path(__file__).parents[1]
-PHANTOM = "trained on phantoms alone: on real volumes it is a start for training, not an answer"
+PHANTOM = "trained on phantoms only: on real volumes, use it as a starting point for training"
 #: Name: task, method, and what else is to be known.
 SHIPPED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "phantom-nf": ("phantom-histology", "MRH-Net", ("needs all five contrasts in the same order and units",)),
@@ -86,9 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", nargs="*", default=list(SHIPPED))
-    given = parser.parse_args()
+    options = parser.parse_args()
     WEIGHTS.mkdir(exist_ok=True)
-    print(markdown([shipped(name, given.work).row() for name in given.only]))
+    print(markdown([shipped(name, options.work).row() for name in options.only]))
 
 
 if __name__ == "__main__":

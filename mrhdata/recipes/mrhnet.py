@@ -141,9 +141,9 @@ def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
 
     Examples
     --------
-    >>> from mrhdata.models.spec import Scale
+    >>> from mrhdata.models.spec import IntensityScale
     >>> trained = models.create("mrhnet", in_channels=2, loop_blocks=1)
-    >>> trained.spec = replace(trained.spec, inputs=Scale((0.0, 0.0), (10.0, 20.0)))
+    >>> trained.spec = replace(trained.spec, inputs=IntensityScale((0.0, 0.0), (10.0, 20.0)))
     >>> copy = transfer(trained, seed=1)
     >>> [bool((a == b).all()) for a, b in ((trained.conv1.weight, copy.conv1.weight),
     ...                                    (trained.conv5.weight, copy.conv5.weight))]
