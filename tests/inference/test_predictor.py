@@ -292,10 +292,10 @@ def test_predictions_that_are_not_finite(tmp_path):
     assert "27 predictions" in prediction.attrs["provenance"]["skipped"][0]
 
 
-def test_full_disk_keeps_finished_file_times(tmp_path, monkeypatch):
+def test_full_disk_keeps_finished_blocks(tmp_path, monkeypatch):
     """The error names the cause, and the next run resumes."""
     volume, model = stored(tmp_path), smoothing()
-    write, written = writer.Writer._write, []
+    write, written = writer.Writer._write_block, []
 
     def full(self, level, index, block, array):
         if len(written) == 3:
@@ -303,13 +303,13 @@ def test_full_disk_keeps_finished_file_times(tmp_path, monkeypatch):
         written.append(index)
         write(self, level, index, block, array)
 
-    monkeypatch.setattr(writer.Writer, "_write", full)
+    monkeypatch.setattr(writer.Writer, "_write_block", full)
     options = {"mode": "dense", "memory": "10 MB", "progress": False}
     with pytest.raises(
         FormatError, match=r"cannot be written \(.*No space left on device\). Free disk space; another run resumes"
     ):
         mrhdata.predict(model, volume, tmp_path / "m.zarr", **options)
-    monkeypatch.setattr(writer.Writer, "_write", write)
+    monkeypatch.setattr(writer.Writer, "_write_block", write)
     prediction = mrhdata.predict(model, volume, tmp_path / "m.zarr", **options)
     np.testing.assert_allclose(prediction, in_one_pass(model, volume)[0], atol=1e-5 * 4000)
 
