@@ -79,8 +79,11 @@ def resolve_exported(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.reference | None:
     """Resolve a name that a folder exports, or a method that a class inherits, to the place of its definition."""
-    name, module = node["reftarget"], node.get("py:module")
-    defined = pydoc.locate(name if name.startswith("mrhdata.") else f"{module}.{name}")
+    name = node["reftarget"]
+    if not name.startswith("mrhdata."):
+        # The page of an exported function is named by its folder; its docstring is relative to the defining module.
+        name = f"{getattr(pydoc.locate(Path(node['refdoc']).name), '__module__', None)}.{name}"
+    defined = pydoc.locate(name)
     if not hasattr(defined, "__qualname__"):
         return None
     target = f"{defined.__module__}.{defined.__qualname__}"
