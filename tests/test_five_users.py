@@ -68,5 +68,3 @@ def test_an_xarray_user_opens_slices_resamples_writes_and_plots(tmp_path):
     patches = volume.mrh.patches(shape={"z": 1, "y": 4, "x": 8}, stride={"z": 1, "y": 2, "x": 8})
     assert patches.shape == (1, 4, 8)
     assert len(volume.mrh.plot().axes) == 3
-
-

@@ -31,9 +31,7 @@ class ProgressLabel:
 
 
 @contextmanager
-def progress_bar(
-    progress: Progress, total: int, already: int, label: ProgressLabel
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(progress: Progress, total: int, already: int, label: ProgressLabel) -> Iterator[Callable[[int], None]]:
     """Yield a function that reports finished bytes.
 
     Parameters

@@ -168,7 +168,7 @@ def _summary(scores: pd.DataFrame) -> dict[str, Any]:
         "dice": {str(label): str(interval) for label, interval in pool_over_subjects(scores, "dice").items()},
         "accuracy": round(float(subjects.accuracy.mean()), 4),
         "accuracy without background": round(float(subjects.accuracy_inside.mean()), 4),
-        "accuracy of background alone": round(float(subjects.accuracy_background.mean()), 4),
+        "accuracy of background only": round(float(subjects.accuracy_background.mean()), 4),
     }
 
 

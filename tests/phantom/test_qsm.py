@@ -8,6 +8,7 @@ import mrhdata
 from mrhdata import phantom
 from mrhdata.errors import GridError
 from mrhdata.phantom import head, qsm
+from mrhdata.phantom.head_anatomy import NUCLEI
 from tests.conftest import FULL
 
 SPACING = (3.0, 1.5, 1.5)
@@ -107,7 +108,7 @@ def test_true_susceptibilities_lie_in_the_in_vivo_ranges():
     """Means over twenty deep brains lie in the published ranges, and iron varies between subjects."""
     axes = [np.arange(-25.0, 35.0, 3.0), np.arange(-40.0, 40.0, 1.5), np.arange(-45.0, 45.0, 1.5)]
     points = [qsm._subvoxel_centres(axes[0], 3.0, 2), *axes[1:]]
-    means = {name: [] for name in head.NUCLEI}
+    means = {name: [] for name in NUCLEI}
     for seed in range(20):
         tissue = head.Head(points, seed)
         chi, labels = qsm._voxel_means(tissue.chi, (2, 1, 1)), qsm._nucleus_labels(tissue, (2, 1, 1))
