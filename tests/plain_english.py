@@ -22,7 +22,7 @@ PAGES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "benchmarks/results/*.md")
 #: Pattern -> remedy. They are searched in all prose.
 PATTERNS = {
     r"\b(?:is|are|was|were|be) no (?!longer\b|more\b|less\b|fewer\b|better\b|worse\b)": "write 'is not a', or 'has no'",
-    r"\b(?:is|are) none\b": "name the thing that is missing",
+    r"\b(?:is|are) (?-i:none)\b": "name the thing that is missing",
     r"\b(?:go|goes|going|went|gone) on\b": "write 'resume' or 'continue'",
     r"\b(?:is|are|was|were) told\b|\btold (?:apart|by|of|in|from)\b": "name the message, or write 'distinguish'",
     r"\bbeside\b": "write 'next to', 'besides' or 'compared with'",
@@ -74,6 +74,8 @@ def _prose(source: str) -> Iterator[tuple[int, str]]:
     """Lines of comments and strings, with their numbers."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)):
+            if token.type == tokenize.STRING and " " not in token.string:
+                continue  # a key or a name, not prose
             for offset, text in enumerate(token.string.splitlines()):
                 yield token.start[0] + offset, text
 

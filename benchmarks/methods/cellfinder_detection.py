@@ -52,7 +52,7 @@ def corner(subject: Subject) -> Subject:
     return Subject(subject.id, {"signal": volume}, points=subject.points[inside])
 
 
-@method("cellfinder, detection alone", "cells", baseline=True)
+@method("cellfinder, detection only", "cells", baseline=True)
 def filters(data: TrainingData) -> Answer:
     """Detect with the filters of cellfinder 1.10, tuned for F1 on a part of the first training subject."""
     sample, radius = corner(data.train[0]), float(data.settings["radius_mm"])

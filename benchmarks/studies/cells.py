@@ -133,7 +133,7 @@ def score_patches(model: Any, work: Path, subject: Subject) -> dict[str, float]:
         "AUC ROC": auc(truth, score),
         "AUC PR": average_precision(truth, score),
         "accuracy of patches": float(correct.mean()),
-        "accuracy of background alone": float(1 - truth.mean()),
+        "accuracy of background only": float(1 - truth.mean()),
     }
 
 
@@ -274,7 +274,7 @@ def real(data: Path, work: Path, fold: int = 0) -> dict[str, Any]:
         place = work / "real" / half
         chosen = threshold_of(model, fine, places, learned, place)
         table = candidates_in(continue_training(model, fine, places, learned, place), fine, place / "all")
-        rows.append({"network": f"gone on, {half} half", "step, um": step, **counted(places, table, chosen, box)})
+        rows.append({"network": f"fine-tuned, {half} half", "step, um": step, **counted(places, table, chosen, box)})
         shown.append((places, table, chosen, box))
     picture(planes, marks, shown)
     matched, annotated, detections = (sum(r[k] for r in rows[-2:]) for k in ("found", "marks", "detections"))

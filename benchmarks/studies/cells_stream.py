@@ -177,7 +177,7 @@ def report(found: dict[str, Any]) -> None:
         "are counted.",
         markdown(found["steps"], 1),
         markdown([{k: v for k, v in found.items() if isinstance(v, float)}], 3),
-        "The share is the time that the network alone takes for each voxel once; parts of the brain overlap by ten "
+        "The share is the time that the network only takes for each voxel once; parts of the brain overlap by ten "
         "voxels, and peaks are searched after the scores. The mosaic holds mirror images of the brains that the "
         "network learned from: F1 says that nothing is lost on the way, not how well cells are found (`cells.md`).",
     ]

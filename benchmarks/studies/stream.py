@@ -113,7 +113,7 @@ def main():
         "one convolution, 1024 planes": ("depth", 128 if asked.quick else 1024),
         "one convolution, 4096 planes": ("depth", 512 if asked.quick else 4096),
         "stream": ("stream", planes),
-        "reading and writing alone": ("copy", planes),
+        "reading and writing only": ("copy", planes),
         "detector": ("detector", planes),
         "a terabyte, two blocks stored": ("sparse", 5000),
     }

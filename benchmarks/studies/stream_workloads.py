@@ -171,11 +171,11 @@ def detector(folder, planes):
                 net(torch.from_numpy(values[box].copy())[None, None])
         own.append(time.perf_counter() - start)
     remove(out)
-    found = {"seconds": whole, "network alone": alone, "in PyTorch's own layout": own}
+    found = {"seconds": whole, "network only": alone, "in PyTorch's own layout": own}
     found = {name: [round(s, 1) for s in runs] for name, runs in found.items()}
     # Ratios within one repetition, because the machine's speed changes between repetitions.
     over = {
-        "over the network alone": np.median(np.divide(whole, alone)) - 1,
+        "over the network only": np.median(np.divide(whole, alone)) - 1,
         "over PyTorch's own layout": np.median(np.divide(whole, own)) - 1,
     }
     found |= {name: round(float(share), 3) for name, share in over.items()} | {"peak_mb": peak.megabytes()}

@@ -1,4 +1,4 @@
-"""Checks of arguments, with one form of message: the name, what it must be, and what it is."""
+"""Checks of arguments with one form of message: ``NAME must be EXPECTED; got VALUE``."""
 
 from __future__ import annotations
 

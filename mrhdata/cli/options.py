@@ -184,14 +184,13 @@ def split_shares(text: str) -> dict[str, float]:
     ({'train': 0.6, 'validation': 0.2, 'test': 0.2}, {'train': 0.8, 'test': 0.2})
     """
     names, _, values = zip(*(part.strip().rpartition("=") for part in text.split(",")), strict=True)
-    shares = _floats(",".join(values))
-    named = dict(zip(names if any(names) else PARTS, shares, strict=False))
-    if "" in named or not len(named) == len(names) == len(shares) or min(shares) <= 0:
+    shares, parts = _floats(",".join(values)), names if any(names) else PARTS
+    if not all(parts) or not len(set(parts)) == len(names) == len(shares) or min(shares) <= 0:
         raise ParameterError(
-            f"--split must be shares of train, validation and test such as 0.6,0.2,0.2, or shares with names such as "
+            "--split must be shares of train, validation and test such as 0.6,0.2,0.2, or shares with names such as "
             f"train=0.8,test=0.2; got {text!r}"
         )
-    return named
+    return dict(zip(parts, shares, strict=True))
 
 
 def three_shares(text: str) -> list[float]:

@@ -1,7 +1,7 @@
 """Atlases that BrainGlobe has downloaded: their annotation as a label volume, and where their structures table lies.
 
-An atlas is a folder ``NAME_vX.Y`` with ``metadata.json``, ``annotation.tiff`` and ``structures.json``. BrainGlobe's letters
-name the origin of each axis; ours name the direction, so ``asr`` is read as ``PIL``.
+An atlas is a folder ``NAME_vX.Y`` with ``metadata.json``, ``annotation.tiff`` and ``structures.json``. BrainGlobe's
+letters name the origin of each axis; ours name the direction, so ``asr`` is read as ``PIL``.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def read_atlas(name: str, folder: str | os.PathLike[str] | None = None) -> Atlas
     if not versions:
         atlases = sorted({re.sub(r"_v[\d.]+$", "", p.name) for p in root.glob("*_v*") if p.is_dir()})
         raise FormatError(
-            f"atlas must be one in {root}; got {name!r}, and there are {', '.join(atlases) or 'none'}. Download it with "
-            f"'brainglobe install -a {name}'"
+            f"atlas must be one in {root}; got {name!r}, and there are {', '.join(atlases) or 'none'}. Download it "
+            f"with 'brainglobe install -a {name}'"
         )
     path = versions[-1]
     try:

@@ -39,7 +39,7 @@ class Subject:
     target : volume, optional
         Ground truth: labels, histology or a good image.
     mask : volume, optional
-        Where the target counts.
+        Voxels in which the target counts.
     points : (n, 3) array, optional
         Ground truth of detection: world points X, Y, Z in mm.
     points_complete : bool
@@ -96,7 +96,7 @@ def find_subjects(folder: str | Path, inputs: Mapping[str, str], target: str | N
     Returns
     -------
     subjects : list of Subject
-        Those that have all channels (and labels, where a pattern is given), by name; a warning names the others.
+        Subjects that have all channels (and the target, if a pattern is given), by name; a warning names the others.
         ``id`` is all that stands in the name, such as ``01_ses-2``, where a subject was scanned more than
         once.
 
@@ -116,7 +116,7 @@ def find_subjects(folder: str | Path, inputs: Mapping[str, str], target: str | N
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(f"{root} is no folder; give the one that holds the subjects")
+        raise DataError(f"folder must be a folder of subjects; got {root}. Check the path")
     patterns = {**inputs, **({} if target is None else {"target": target})}
     files = list(find_volumes(root))
     found = {name: _matching(files, pattern, root) for name, pattern in patterns.items()}

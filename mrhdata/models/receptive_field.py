@@ -110,7 +110,8 @@ def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
         traced = _trace(nn.Sequential(model))
     except Exception as error:
         raise ModelError(
-            f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass mode='sliding_window'"
+            f"the receptive field of {type(model).__name__} cannot be computed ({_shorten(error)}); pass "
+            "mode='sliding_window'"
         ) from error
     zeros = (Fraction(0),) * ndim
     fields: dict[fx.Node, ReceptiveField | None] = {}

@@ -43,7 +43,7 @@ def test_spacing_and_origin_are_numbers_with_commas(tmp_path):
     words = ["info", tmp_path / "a.tif", "--json", "--unit", "um", "--orientation", "SAR"]
     answer = json.loads(run(*words, "--spacing", "2,1.8,1.5", "--origin", "-5,0,2.5")[1])
     assert answer["spacing_mm"] == {"z": 0.002, "y": 0.0018, "x": 0.0015}
-    assert [round(v, 6) for v in answer["corner_mm"].values()] == [-0.005, 0, 0.0025]
+    assert [round(v, 6) for v in answer["corner_mm"]["first"]] == [-0.005, 0, 0.0025]
     assert json.loads(run(*words, "--spacing", "2")[1])["spacing_mm"] == {"z": 0.002, "y": 0.002, "x": 0.002}
     for option, value, expected in [
         ("--spacing", "2,1.8", "--spacing must be one number, or three with commas such as 2,1.8,1.8; got '2,1.8'"),

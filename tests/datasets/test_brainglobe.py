@@ -62,5 +62,5 @@ def test_an_atlas_that_was_not_downloaded_is_refused(atlases):
     with pytest.raises(FormatError, match=r"got 'allen_mouse_25um', and there are tiny_mouse_100um\. Download it with"):
         read_atlas("allen_mouse_25um", atlases)
     (atlases / "tiny_mouse_100um_v1.10" / "metadata.json").write_text("{")
-    with pytest.raises(FormatError, match="metadata.json cannot be read"):
+    with pytest.raises(FormatError, match=r"metadata\.json cannot be read"):
         read_atlas("tiny_mouse_100um", atlases)
