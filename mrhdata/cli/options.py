@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,10 +148,12 @@ def spacing_of(option: str, text: str) -> float | list[float]:
 
 
 def _floats(text: str) -> list[float]:
+    """Return finite numbers; an empty list if a part is not one."""
     try:
-        return [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         return []
+    return values if all(map(math.isfinite, values)) else []
 
 
 def directions(text: str) -> str:

@@ -35,11 +35,11 @@ def test_shares_of_a_split(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0.6", "0.6,0.4", "0.6,0.4,0", "train=0.8,0.2", "train=0.8,train=0.2", "a=b", "1,1,1,1"]
+    "text", ["", "0.6", "0.6,0.4", "0.6,0.4,0", "train=0.8,0.2", "train=0.8,train=0.2", "a=b", "1,1,1,1", "1,1,nan"]
 )
 def test_wrong_shares_are_refused(text):
     with pytest.raises(
-        ParameterError, match="--split must be shares of train, validation and test such as 0.6,0.2,0.2"
+        ParameterError, match=r"--split must be shares of train, validation and test such as 0\.6,0\.2,0\.2"
     ):
         options.split_shares(text)
 
@@ -58,7 +58,7 @@ def test_files_of_one_name_get_numbers():
         options.channels(["a/t2w.nii", "t2w=b/x.nii"])
 
 
-@pytest.mark.parametrize("text", ["2", "2,3", "2,3,", "2;3;4", "2,3,4,5", "a,b,c"])
+@pytest.mark.parametrize("text", ["2", "2,3", "2,3,", "2;3;4", "2,3,4,5", "a,b,c", "0,0,inf"])
 def test_three_numbers_are_needed_for_a_point(text):
     with pytest.raises(ParameterError, match="--at must be three numbers with commas"):
         options.numbers("--at", text)
