@@ -105,7 +105,7 @@ def report(
     sides = positive or ["below"]
     if len(sides) not in (1, len(histology)):
         raise ParameterError(
-            f"--positive must be passed once or {len(histology)} times, once per histology; got {len(sides)}"
+            f"--positive must be passed once, or once for each histology: {len(histology)} times; got {len(sides)}"
         )
     comparison = _Comparison(contrasts, prediction, mask, train_mask, parts, regions)
     truths = {name: formats.read(file) for name, file in options.channels(histology).items()}

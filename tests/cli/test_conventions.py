@@ -203,7 +203,7 @@ def test_completion():
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("info {folder}", "holds neither TIFF"),
+        ("info {folder}", "contains neither TIFF"),
         ("info {folder}/no/such/file.nii", "does not exist"),
         ("convert a.nii -o {folder}/no/such/b.zarr", "does not exist"),
         ("catalog check {folder}", "Is a directory"),

@@ -171,7 +171,10 @@ def test_from_two_files_to_a_report(tmp_path):
     for more, sentence in [
         (["--train-mask", at["mask.zarr"]], "--train-mask and --parts both set the voxels to fit on"),
         (["--threshold", "mean"], "'otsu' or a percentile"),
-        (["--positive", "above", "--positive", "below"], "once for each of 1 histology volumes; got 2 times"),
+        (
+            ["--positive", "above", "--positive", "below"],
+            "--positive must be passed once, or once for each histology: 1 times; got 2",
+        ),
         ([], "page.html exists"),
     ]:
         target = tmp_path / ("page.html" if not more else "other.html")

@@ -136,7 +136,13 @@ def damaged(files, kind):
         mrhdata.write((t2 * 0).assign_attrs(t2.attrs), bad)
         return [*score, "--mask", bad], "mask is empty"
     if kind == "no real data":
-        return ["demo", "--data", files, "-o", files / "out.zarr"], "is missing; mouse-mri-histology"
+        return [
+            "demo",
+            "--data",
+            files,
+            "-o",
+            files / "out.zarr",
+        ], "does not exist. mouse-mri-histology (DSURQE and CCFv3 at 0.2 mm) is in"
     return ["catalog", "check", files / "gone.yaml"], "does not exist"
 
 
