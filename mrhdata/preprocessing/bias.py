@@ -131,7 +131,7 @@ def bias_field(
     if max_bins < 4 or control_points < 4 or not len(iterations) or min(iterations) < 1 or not fwhm > 0:
         raise DataError(
             "cells and control_points must be at least 4, iterations at least 1 and fwhm above 0; got "
-            f"cells={max_bins}, control_points={control_points}, iterations={list(iterations)}, fwhm={fwhm}. "
+            f"max_bins={max_bins}, control_points={control_points}, iterations={list(iterations)}, fwhm={fwhm}. "
             "The defaults are a good start."
         )
     source = volume if fit_on is None else fit_on

@@ -95,7 +95,7 @@ def test_patches_panel_shows_only_boxes_if_the_plane_needs_too_many_bytes(volume
     mrhdata.write(volume, tmp_path / "a.zarr")
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
     assert "image" in parse_checked(patches._repr_html_())[1]
-    monkeypatch.setattr(summary, "_SHOWN_BYTES", 100)
+    monkeypatch.setattr(summary, "_MAX_SHOWN_BYTES", 100)
     monkeypatch.setattr(VolumeReader, "into", None)
     patches = mrhdata.patches(mrhdata.read(tmp_path / "a.zarr"), shape=4, memory="1 MB")
     _, tags = parse_checked(patches._repr_html_())

@@ -48,7 +48,7 @@ def test_match_is_optimal_against_brute_force(truth, found, radius):
 
 
 @pytest.mark.parametrize("batch_cells", [1, 50, 10**9])
-@pytest.mark.parametrize("context_slices", [0.5, 2, 6, 20])
+@pytest.mark.parametrize("neighbours", [0.5, 2, 6, 20])
 def test_match_of_large_components_agrees_with_the_hungarian_method(monkeypatch, batch_cells, neighbours):
     """With several neighbours most points are connected; the batch size does not change the result."""
     monkeypatch.setattr(matching, "_BATCH_CELLS", batch_cells)

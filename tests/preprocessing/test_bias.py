@@ -13,7 +13,7 @@ from tests.conftest import oblique_affine
 
 LAYERS, WHOLE = (pytest.param(chunks, marks=pytest.mark.full) for chunks in ((1, 20, 36), (40, 44, 36)))
 #: Arguments for quick fits.
-QUICK = {"iterations": (8, 8, 8), "cells": 15}
+QUICK = {"iterations": (8, 8, 8), "max_bins": 15}
 
 
 def head(shape=(40, 44, 36), noise=0.1, **geometry):
@@ -211,7 +211,7 @@ class TestUnusualVolumes:
             n4(volume, mask=mask.isel(z=0))
         with pytest.raises(GridError, match="two axes"):
             n4(line := volume.isel(z=[0], y=[0]) + 1000, mask=line > 0)
-        with pytest.raises(DataError, match="cells=2, "):
+        with pytest.raises(DataError, match="max_bins=2, "):
             n4(volume, max_bins=2)
         with pytest.raises(GridError, match="got 0 to 5 mm"):
             n4(volume, fit_on=volume.isel(y=slice(0, 6)))
