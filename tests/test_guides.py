@@ -68,6 +68,19 @@ def test_the_commands_from_two_files_to_a_report(shared, tmp_path):
     assert "Training" in text
 
 
+def test_figures_of_guides_have_different_names():
+    """All figures are copied to one folder of the site, so a name that two guides share would show the wrong one."""
+    names = [
+        file
+        for guide in GUIDES
+        for file in re.findall(
+            r"^!\[.+?\]\((.+?)\)$", (DOCS / "guides" / f"{guide}.md").read_text("utf-8"), re.MULTILINE
+        )
+    ]
+    assert len(names) > 10
+    assert len(names) == len(set(names))
+
+
 def messages(text):
     """Yield the fixed parts of the messages that the last table of a guide quotes."""
     for row in re.findall(r"^\| ([^|]+) \|", text.partition("## When it goes wrong")[2], flags=re.MULTILINE):
