@@ -70,13 +70,8 @@ def test_the_commands_from_two_files_to_a_report(shared, tmp_path):
 
 def test_figures_of_guides_have_different_names():
     """All figures are copied to one folder of the site, so a name that two guides share would show the wrong one."""
-    names = [
-        file
-        for guide in GUIDES
-        for file in re.findall(
-            r"^!\[.+?\]\((.+?)\)$", (DOCS / "guides" / f"{guide}.md").read_text("utf-8"), re.MULTILINE
-        )
-    ]
+    pages = [(DOCS / "guides" / f"{guide}.md").read_text("utf-8") for guide in GUIDES]
+    names = [file for text in pages for file in re.findall(r"^!\[.+?\]\((.+?)\)$", text, flags=re.MULTILINE)]
     assert len(names) > 10
     assert len(names) == len(set(names))
 
