@@ -1,4 +1,4 @@
-"""mrhdata: brain volumes as training sets, maps and honest scores.
+"""mrhdata: patches, networks, maps and scores for brain volumes of any format and size.
 
 The functions that users type and the namespaces behind them, listed in ``__init__.pyi``. Each is loaded when it is
 first used; importing the package only registers the ``.mrh`` accessor of volumes.
