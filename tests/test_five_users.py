@@ -1,13 +1,22 @@
-"""First lines that users of TorchIO, MONAI, xarray, nnU-Net and BrainGlobe would type, in this package."""
+"""First lines that users of TorchIO, MONAI, xarray and BrainGlobe would type, in this package.
+
+Those of a user of nnU-Net are in tests/cli/test_segmentation.py, next to the data set that they need.
+"""
+
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
 import torch
 import xarray as xr
 
 import mrhdata
 from mrhdata import samplers
+from mrhdata.datasets import brainglobe
 from mrhdata.inference import Output, SlidingWindow
+from tests.conftest import command
 
 
 def head(seed):
@@ -68,3 +77,47 @@ def test_an_xarray_user_opens_slices_resamples_writes_and_plots(tmp_path):
     patches = volume.mrh.patches(shape={"z": 1, "y": 4, "x": 8}, stride={"z": 1, "y": 2, "x": 8})
     assert patches.shape == (1, 4, 8)
     assert len(volume.mrh.plot().axes) == 3
+
+
+@pytest.fixture
+def installed_atlas(tmp_path, monkeypatch):
+    """An atlas of BrainGlobe whose front half is region 1 and whose back half is region 2; axes begin at a, s, r."""
+    folder = tmp_path / "atlases" / "tiny_mouse_100um_v1.0"
+    folder.mkdir(parents=True)
+    regions = np.broadcast_to(np.repeat([1, 2], 2).astype(np.uint32)[:, None, None], (4, 5, 6))
+    tifffile.imwrite(folder / "annotation.tiff", regions, photometric="minisblack")
+    (folder / "metadata.json").write_text(json.dumps({"resolution": [100, 100, 100], "orientation": "asr"}))
+    structures = [
+        {"id": 997, "name": "root", "structure_id_path": [997]},
+        {"id": 1, "name": "front", "structure_id_path": [997, 1]},
+        {"id": 2, "name": "back", "structure_id_path": [997, 2]},
+    ]
+    (folder / "structures.json").write_text(json.dumps(structures))
+    monkeypatch.setattr(brainglobe, "HOME", tmp_path / "atlases")
+    return brainglobe.read_atlas("tiny_mouse_100um")
+
+
+def test_a_brainglobe_user_types_spacing_orientation_and_the_name_of_an_atlas(installed_atlas, tmp_path):
+    """Voxels as 5,2,2 um, axes by their origins, points as XML, and a table of regions from an installed atlas."""
+    tifffile.imwrite(tmp_path / "signal.tif", np.zeros((4, 6, 8), np.uint16), photometric="minisblack")
+    read = ["--spacing", "5,2,2", "--unit", "um", "--orientation", "bg:asr"]
+    code, _, error = command("convert", tmp_path / "signal.tif", "-o", tmp_path / "signal.zarr", *read)
+    assert code == 0, error
+    signal = mrhdata.read(tmp_path / "signal.zarr")
+    assert signal.attrs["source_axes"] == ["y", "z", "x"]
+    assert (signal.mrh.grid.orientation, signal.mrh.spacing.round(6).tolist()) == ("IPL", [0.002, 0.005, 0.002])
+    voxels = pd.DataFrame({"z": 1, "y": [0, 1, 3, 3, 3], "x": 0}).astype(float)
+    mrhdata.io.cell_tables.write_points(voxels, tmp_path / "points.xml", installed_atlas.annotation)
+    mrhdata.write(installed_atlas.annotation, tmp_path / "annotation.nii.gz")
+    words = ["count", tmp_path / "points.xml", "-o", tmp_path / "summary.csv", "--atlas", "tiny_mouse_100um"]
+    code, _, error = command(*words, "--like", tmp_path / "annotation.nii.gz")
+    assert code == 0, error
+    table = pd.read_csv(tmp_path / "summary.csv").set_index("name")
+    assert table["count"].to_dict() == {"outside": 0, "root": 5, "front": 2, "back": 3}
+    refused = [*words, "--like", tmp_path / "annotation.nii.gz", "--overwrite"]
+    for wrong, sentence in (
+        ([*refused, "--spacing", "1"], "spacing must not be passed with --atlas"),
+        ([*refused, tmp_path / "annotation.nii.gz"], "pass either REGIONS or --atlas"),
+    ):
+        code, _, error = command(*wrong)
+        assert (code, sentence in error) == (2, True), error

@@ -9,7 +9,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError, ModelError
+from mrhdata.errors import DataError, ModelError, ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,13 +173,21 @@ def detect(
     options.answer({"written": str(out), "cells": len(cells), "threshold": round(peaks.threshold, 4)}, as_json)
 
 
-@command("mrhdata count cells.parquet regions.nii.gz -o counts.csv --names ontology.json")
+@command(
+    "mrhdata count cells.parquet regions.nii.gz -o counts.csv --names ontology.json",
+    "mrhdata count cells.parquet -o summary.csv --atlas allen_mouse_25um --transform brain_to_atlas.json",
+)
 def count_(
     cells: Annotated[
         Path, options.argument("CELLS", "Table of cells: .parquet, .csv, napari's points or cellfinder's .xml.")
     ],
-    regions: Annotated[str, options.argument("REGIONS", "Label volume of any size.")],
+    *,
+    regions: Annotated[str | None, options.argument("[REGIONS]", "Label volume of any size.")] = None,
     out: Annotated[Path, options.output("CSV of counts and densities by region.")],
+    atlas: Annotated[
+        str | None,
+        typer.Option(help="Atlas that BrainGlobe has installed, such as allen_mouse_25um, in place of REGIONS."),
+    ] = None,
     names: Annotated[
         Path | None, typer.Option(help="JSON of region names and parents, such as the Allen ontology.")
     ] = None,
@@ -208,10 +216,8 @@ def count_(
     from mrhdata.registration import itk
 
     check_target(out, overwrite)
-    read_options = options.read_options(
-        orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space, kind="labels"
-    )
-    labels = formats.read(regions, **read_options)
+    corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space)
+    labels, names = _read_regions(regions, atlas, names, corrections)
     table = read_points(cells, like=None if like is None else formats.read(like))
     ontology = None if names is None else region_counts.read_ontology(names)
     to_regions = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
@@ -313,6 +319,25 @@ def review_apply(
             values["share"] = [adjusted.share.estimate, adjusted.share.low, adjusted.share.high]
     write_points(after, out, image, overwrite=overwrite)
     options.answer(values, as_json)
+
+
+def _read_regions(
+    regions: str | None, atlas: str | None, names: Path | None, corrections: dict[str, Any]
+) -> tuple[xr.DataArray, Path | None]:
+    """Return the label volume of a file or of an installed atlas, and the file of its names."""
+    from mrhdata.datasets.brainglobe import read_atlas
+    from mrhdata.io import formats
+
+    if (regions is None) == (atlas is None):
+        raise ParameterError(f"pass either REGIONS or --atlas; got {regions!r} and {atlas!r}")
+    if regions is not None:
+        return formats.read(regions, kind="labels", **corrections), names
+    if corrections:
+        raise ParameterError(
+            f"{', '.join(corrections)} must not be passed with --atlas, whose metadata state them. Leave them out"
+        )
+    installed = read_atlas(str(atlas))
+    return installed.annotation, names or installed.structures
 
 
 def _read_volume(

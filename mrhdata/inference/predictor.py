@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -175,13 +176,6 @@ def predict(  # noqa: PLR0913 (options of one call)
     if grids not in ("same", "resample"):
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)
-    if out is None:
-        return _predict_in_memory(
-            model, inputs, budget, mask=mask, mode=mode, windows=windows, grids=grids, output=output, memory=memory,
-            device=device, precision=precision, skip_corrupt=skip_corrupt, name=name, preprocessed=preprocessed,
-            progress=progress,
-        )  # fmt: skip
-    target = Path(out)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
     network = InferenceModel(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
     reference = next(iter(inputs.values()))
@@ -193,10 +187,6 @@ def predict(  # noqa: PLR0913 (options of one call)
     mode = mode or _published_mode(network, windows)
     strategy, used_windows = _choose_strategy(network, source, region, mode, windows, budget)
     template = _template(source, reference, strategy, output, name)
-    store = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
-    if store != target:
-        check_target(target, overwrite)
-        formats.writer_of(target)
     settings = {
         "model": network.spec.name,
         "layers": repr(model),
@@ -209,6 +199,50 @@ def predict(  # noqa: PLR0913 (options of one call)
     }
     content = [_VERSION, settings, _fingerprint(inputs), None if mask is None else _fingerprint(mask), name, grids]
     identity = {"digest": fingerprint.digest(content)}
+    write = partial(
+        _write_prediction,
+        template=template,
+        strategy=strategy,
+        source=source,
+        region=region,
+        output=output,
+        identity=identity,
+        provenance=partial(_provenance, settings, inputs),
+        budget=budget,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+    )
+    if out is not None:
+        return write(Path(out), overwrite=overwrite)
+    if template.nbytes > budget:
+        raise ParameterError(
+            f"memory must be at least {template.nbytes / 1e6:.0f} MB to return the prediction without out; got "
+            f"{memory!r}. Pass a larger memory=, or out= to write a store"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        return write(Path(folder, "prediction.zarr"), overwrite=False).load()
+
+
+def _write_prediction(  # noqa: PLR0913 (everything that a run needs)
+    target: Path,
+    *,
+    template: xr.DataArray,
+    strategy: Strategy,
+    source: TensorSource,
+    region: RegionOfInterest,
+    output: Output,
+    identity: Mapping[str, Any],
+    provenance: Callable[[Path], dict[str, Any]],
+    budget: int,
+    skip_corrupt: bool,
+    progress: Progress,
+    overwrite: bool,
+) -> xr.DataArray:
+    """Compute the blocks of a prediction and write them to an OME-Zarr, or through one to a file of another format."""
+    store = target if target.name.lower().endswith(".zarr") else target.with_name(f".{target.name}.zarr")
+    if store != target:
+        check_target(target, overwrite)
+        formats.writer_of(target)
     notes, reader_memory = resumable.provenance_notes(store), int(_TILES * budget)
     skipped_file = notes if skip_corrupt else None
     result = resumable.write_resumable(
@@ -216,7 +250,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         template,
         lambda: _BlockPredictor(strategy, BoxReader(source, reader_memory, skipped_file), output, region),
         identity,
-        lambda: _provenance(settings, inputs, notes),
+        lambda: provenance(notes),
         memory=int(_WRITING * budget),
         limit=_block_bytes(budget, template, strategy),
         # A block has few shards, so threads encode it in parallel.
@@ -233,19 +267,6 @@ def predict(  # noqa: PLR0913 (options of one call)
     formats.write(result, target, overwrite=overwrite)
     remove(store)
     return formats.read(target)
-
-
-def _predict_in_memory(model: nn.Module, inputs: Any, budget: int, **options: Any) -> xr.DataArray:
-    """Predict into a temporary store and return its voxels."""
-    reference = next(iter(sources.volumes_by_name(inputs).values()))
-    nbytes = int(np.prod([reference.sizes.get(d, 1) for d in SPATIAL])) * np.dtype(np.float32).itemsize
-    if nbytes > budget:
-        raise ParameterError(
-            f"memory must be at least {nbytes / 1e6:.0f} MB to return the prediction without out; got "
-            f"{options['memory']!r}. Pass a larger memory=, or out= to write a store"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        return predict(model, inputs, Path(folder, "prediction.zarr"), **options).load()
 
 
 def _check_inputs_fit(network: InferenceModel, source: TensorSource, preprocessed: bool) -> None:

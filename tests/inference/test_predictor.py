@@ -74,13 +74,26 @@ def test_prediction_without_out_equals_the_stored_one(trained, tmp_path):
     assert isinstance(loaded.variable._data, np.ndarray)
 
 
-def test_prediction_without_out_must_fit_the_memory():
-    """14 MB of float32 voxels do not fit 10 MB."""
+@pytest.mark.parametrize(
+    ("network", "output", "megabytes"),
+    [
+        (nn.Conv3d(1, 1, 1), Output(), 14),
+        (nn.Conv3d(1, 3, 1), Output(), 40),
+        (nn.Conv3d(1, 1, 2, stride=2), Output(dtype="float64"), 3),
+        (nn.Conv3d(1, 3, 1), Output(argmax=True), 3),
+    ],
+    ids=["one channel", "three channels", "a coarser grid", "labels"],
+)
+def test_prediction_without_out_must_fit_the_memory(network, output, megabytes):
+    """The bytes of the result are those of its own grid, channels and type."""
     volume = from_array(np.zeros((150, 150, 150), np.uint8), spacing=(1, 1, 1))
-    with pytest.raises(
-        ParameterError, match=r"^memory must be at least 14 MB .*got '10 MB'\. Pass a larger memory=, or out="
-    ):
-        mrhdata.predict(nn.Conv3d(1, 1, 1), volume, memory="10 MB", mode="dense", progress=False)
+    options = {"memory": "10 MB", "mode": "dense", "output": output, "progress": False}
+    if megabytes < 10:
+        assert mrhdata.predict(network, volume, **options).nbytes == pytest.approx(megabytes * 1e6, rel=0.2)
+        return
+    sentence = rf"^memory must be at least {megabytes} MB .*got '10 MB'\. Pass a larger memory=, or out="
+    with pytest.raises(ParameterError, match=sentence):
+        mrhdata.predict(network, volume, **options)
 
 
 def test_masked_voxels_are_zero(trained, tmp_path):
