@@ -308,7 +308,7 @@ class AdjustedCount:
 
     @property
     def share(self) -> Interval | None:
-        """Share of cells among the reviewed, with Wilson's 95 % interval unless all were reviewed."""
+        """Share of true cells among the reviewed detections, with Wilson's 95 % interval unless all were reviewed."""
         if not self.judged:
             return None
         if self.judged == self.false_positives:

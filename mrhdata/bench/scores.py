@@ -90,16 +90,19 @@ def _check(task: Task, subject: Subject, answer: Any) -> None:
     if task.kind == "cells":
         if not (isinstance(answer, pd.DataFrame) and {"X", "Y", "Z"} <= set(answer)):
             raise DataError(
-                f"{subject.id}: the answer must be a table with columns X, Y, Z; got {type(answer).__name__}"
+                f"{subject.id}: the prediction must be a table with columns X, Y, Z; got {type(answer).__name__}"
             )
         return
     like = scored_grid(subject)
     if not isinstance(answer, xr.DataArray) or answer.shape != like.shape:
         shape = getattr(answer, "shape", type(answer).__name__)
-        raise DataError(f"{subject.id}: the answer must be a volume of {like.shape} voxels, as the truth; got {shape}")
+        raise DataError(f"{subject.id}: the prediction must be a volume of {like.shape} voxels; got {shape}")
     answer.mrh.like(like)
-    if not np.isfinite(values(answer)).all():
-        raise DataError(f"{subject.id}: the answer has values that are not finite")
+    finite = np.isfinite(values(answer))
+    if not finite.all():
+        raise DataError(
+            f"{subject.id}: the prediction must be finite; {(~finite).sum()} of {finite.size} values are not"
+        )
 
 
 def _histology(

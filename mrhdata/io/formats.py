@@ -81,6 +81,9 @@ class Options(TypedDict, total=False):
 #: Options that a reader may accept; `read` applies all others to the volume.
 _READER_OPTIONS = ("dataset", "level", "storage_options")
 _GEOMETRY = ("axes", "unit", "spacing", "origin")
+#: Assumed properties about which `read` warns. Most files of some formats state no orientation and no space, so these
+#: are listed in the attributes and by :func:`mrhdata.io.inspection.inspect`, and warned about where they matter.
+_WARNED = ("spacing", "unit", "values")
 #: Last word of a file's name -> kind of its integers. Few formats have a field for the kind, and few programs set it.
 _KIND_OF_WORD = {**dict.fromkeys(("seg", "dseg", "aseg", "label", "labels", "annotation"), "labels"), "mask": "mask"}
 
@@ -140,6 +143,7 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
     ...     mrhdata.read(folder + "/a.nii").mrh.spacing.tolist()
     [1.0, 1.0, 2.0]
     """
+    from mrhdata.volume.assumptions import sentences, stated
     from mrhdata.volume.construct import KINDS, describe
     from mrhdata.volume.file_arrays import as_integers, magnitude
     from mrhdata.volume.overrides import corrected
@@ -156,8 +160,10 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
     volume = corrected(volume, **{key: options.get(key) for key in _GEOMETRY})  # type: ignore[arg-type]
     if (time := options.get("time")) is not None:
         volume = _select_time(volume, path, time)
-    if volume.attrs.get("spacing_stated") is False:
-        log.warning("%s states no voxel size; 1 mm is used. Pass spacing= and unit=", path)
+    if options.get("space") is not None:
+        volume = stated(volume, "space")
+    for sentence in sentences(volume, _WARNED):
+        log.warning("%s: %s", path, sentence)
     attributes = {key: options.get(key) for key in ("space", "kind", "units", "modality")}
     if volume.attrs["kind"] == "image":
         attributes["kind"] = attributes["kind"] or _kind_by_name(path, volume)

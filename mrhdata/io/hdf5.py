@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, UNORIENTED, from_array, place
 from mrhdata.volume.file_arrays import FileArray, format_errors, lazy
@@ -49,8 +50,8 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     )
     if steps is None or steps.shape != (min(3, len(shape)),):
         volume = from_array(data, spacing=[1.0] * min(3, len(shape)), name=label)
-        return volume.assign_attrs(spacing_stated=False)
-    return from_array(data, spacing=steps, name=label)
+        return assume(volume, "spacing", "orientation", "space")
+    return assume(from_array(data, spacing=steps, name=label), "orientation", "space")
 
 
 class Part:
@@ -101,7 +102,8 @@ def _rows_first(data: Any, name: str) -> xr.DataArray:
     ordered = [dims[i] for i in order]
     volume = place(data.transpose(order), ordered, (1, 1, 1), UNORIENTED, space="scanner", name=name)
     listed = [d for d in dims if d in SPATIAL]
-    return volume.assign_attrs(spacing_stated=False, source_axes=listed if len(listed) == 3 else list(ordered))
+    volume = volume.assign_attrs(source_axes=listed if len(listed) == 3 else list(ordered))
+    return assume(volume, "spacing", "orientation", "space")
 
 
 def _choose(path: Path, shapes: dict[str, tuple[int, ...]], dataset: str | None) -> str:

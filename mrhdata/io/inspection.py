@@ -10,6 +10,7 @@ import numpy as np
 
 from mrhdata.io import formats
 from mrhdata.io.formats import Options
+from mrhdata.volume.assumptions import assumed, sentences
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length
 
@@ -63,6 +64,7 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
         "space": volume.mrh.space,
         "kind": volume.attrs["kind"],
         "units": volume.attrs.get("units", "not stated"),
+        "assumed": list(assumed(volume)),
         "range": {"low": low, "high": high},
         "values_of": sampled,
         "chunks": [int(n) for n in data.chunksize],
@@ -73,8 +75,9 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
 
 
 def _check_header(path: str | os.PathLike[str], volume: xr.DataArray) -> list[str]:
-    if volume.attrs.get("spacing_stated") is False:
-        return ["the file states no voxel size, so 1 mm is used; pass spacing= and unit="]
+    assumed_spacing = sentences(volume, ("spacing", "unit", "values"))
+    if assumed_spacing:
+        return assumed_spacing
     name = os.fspath(path).lower()
     if not name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")):
         return []
@@ -104,7 +107,7 @@ def _check_geometry(volume: xr.DataArray) -> list[str]:
     if grid.spacing.min() < _MIN_SPACING_MM:
         warnings.append(f"voxels are {grid.spacing.min():.3g} mm; is the unit of the file right? pass unit=")
     microscope = volume.attrs.get("modality") in ("em", "cleared", "histology", "fluorescence")
-    if microscope and np.allclose(grid.spacing, 1.0) and volume.attrs.get("spacing_stated") is not False:
+    if microscope and np.allclose(grid.spacing, 1.0) and "spacing" not in assumed(volume):
         warnings.append("voxels of exactly 1 mm in a microscope's image; is the unit um?")
     axes = grid.affine[:3, :3] / grid.spacing
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):

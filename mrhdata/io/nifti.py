@@ -31,7 +31,7 @@ _SPACES = {"mni": "MNI152", "talairach": "Talairach"}
 #: Prefix of a NIfTI comment with the content that its header cannot hold: the affine in double precision, the
 #: name of the space, and the other attributes.
 _EXTRA = "mrhdata "
-_EXTRA_ATTRS = ("units", "modality", "kind")
+_EXTRA_ATTRS = ("units", "modality", "kind", "assumed")
 
 
 OPTIONS: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ import numpy as np
 import tifffile
 
 from mrhdata.errors import FormatError
+from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, from_array, place
 from mrhdata.volume.file_arrays import FileArray, RawReader, check_length, format_errors, lazy
@@ -33,7 +34,7 @@ log = logging.getLogger("mrhdata")
 _DIMS = {"T": "t", "C": "c", "S": "c", "Z": "z", "I": "z", "Q": "z", "Y": "y", "X": "x"}
 _PLANE_ENDINGS = (".tif", ".tiff", ".png")
 _NAMESPACE = "mrhdata"
-_STORED_ATTRS = ("affine", "space", "kind", "units", "modality", "source_axes")
+_STORED_ATTRS = ("affine", "space", "kind", "units", "modality", "source_axes", "assumed")
 
 
 OPTIONS: tuple[str, ...] = ()
@@ -267,8 +268,7 @@ def _make_volume(
     else:
         spacing = dict(zip(SPATIAL, steps or (1.0, 1.0, 1.0), strict=True))
         volume = from_array(data, spacing=[spacing[d] or 1.0 for d in dims if d in SPATIAL], dims=dims, name=name)
-        if steps is None:
-            volume.attrs["spacing_stated"] = False
+        volume = assume(volume, "orientation", "space", *(["spacing"] if steps is None else []))
     return volume.assign_coords(c=channels) if channels and volume.sizes.get("c") == len(channels) else volume
 
 

@@ -137,7 +137,7 @@ class TensorNames:
 
 
 def lengths(size: int | Sequence[int] | Mapping[str, int], plane: str | None, name: str) -> tuple[int, int, int]:
-    """Return voxels along z, y, x of a size that is one number, three, or a mapping by dimension.
+    """Return a size as voxels along z, y, x; it may be one number, three numbers, or a mapping by dimension.
 
     Examples
     --------

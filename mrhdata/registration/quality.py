@@ -26,8 +26,8 @@ _SAMPLE_SIZE = 1_000_000
 def jacobian(transform: Transform, like: xr.DataArray) -> xr.DataArray:
     """Compute the local volume change lazily: the determinant of the transform's derivative, on the grid of `like`.
 
-    At 1 the volume is preserved, at 2 a fixed voxel covers twice its volume in the moving space, and at 0 or below
-    the transform folds.
+    A value of 1 means that the volume is preserved, 2 that a fixed voxel covers twice its volume in the moving space,
+    and 0 or less that the transform folds.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
 from . import (
     accessor,
+    assumptions,
     box,
     construct,
     dtypes,
@@ -20,6 +21,7 @@ __all__ = [
     "Geometry",
     "Grid",
     "accessor",
+    "assumptions",
     "box",
     "construct",
     "describe",

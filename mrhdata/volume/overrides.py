@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrhdata.errors import ParameterError
+from mrhdata.volume.assumptions import stated
 from mrhdata.volume.construct import SPATIAL, from_array
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def corrected(
     order = file_axes(volume)
     extra = [str(d) for d in volume.dims if d not in SPATIAL]
     data, affine = volume.mrh.in_order([*extra, *order])
-    stated = volume.attrs.get("source_unit", "mm")
+    file_unit = volume.attrs.get("source_unit", "mm")
     scale = _factor(unit or "mm")
     # The numbers in the file, in the unit of the option, by default in that of the file.
-    affine = np.diag([*[_factor(unit or stated) / _factor(stated)] * 3, 1.0]) @ affine
+    affine = np.diag([*[_factor(unit or file_unit) / _factor(file_unit)] * 3, 1.0]) @ affine
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / steps
     start = affine[:3, 3]
@@ -70,12 +71,16 @@ def corrected(
     matrix = np.eye(4)
     matrix[:3, :3] = directions * steps
     matrix[:3, 3] = start
-    return _replace_affine(volume, data, matrix, [*extra, *order], oriented=axes is not None)
+    options = {"orientation": axes, "unit": unit, "spacing": spacing}
+    result = _replace_affine(volume, data, matrix, [*extra, *order], oriented=axes is not None)
+    # Spacing without a unit is in millimetres, as the documentation of the option says.
+    named = [name for name, value in options.items() if value is not None]
+    return stated(result, *named, *(["unit"] if spacing is not None else []))
 
 
 def _replace_affine(volume: xr.DataArray, data: Any, affine: Floats, dims: list[str], oriented: bool) -> xr.DataArray:
     """Return the volume with another affine. A volume without orientation gets one only if `oriented`."""
-    replaced = ("affine", "space", "source_axes", "source_unit", "spacing_stated")
+    replaced = ("affine", "space", "source_axes", "source_unit")
     attrs = {k: v for k, v in volume.attrs.items() if k not in replaced}
     result = from_array(data, affine=affine, dims=dims, space=volume.mrh.space, **attrs).rename(volume.name)
     if not oriented and "source_axes" not in volume.attrs:

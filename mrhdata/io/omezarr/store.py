@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Default memory budget of writing, in bytes.
 MEMORY = 1_000_000_000
 
-_ATTRS = ("affine", "space", "kind", "units", "modality", "provenance", "source_axes", "spacing_stated")
+_ATTRS = ("affine", "space", "kind", "units", "modality", "provenance", "source_axes", "assumed")
 _VERSIONS = ("0.4", "0.5")
 OPTIONS = ("level", "dataset", "storage_options")
 
