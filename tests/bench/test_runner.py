@@ -19,6 +19,7 @@ from mrhdata.cli import app
 from mrhdata.datasets import catalog
 from mrhdata.errors import DataError
 from mrhdata.viz.report import write_markdown, write_page
+from tests.conftest import FULL
 
 TASK = """
 title = "A tiny histology"
@@ -206,32 +207,37 @@ def test_changed_method_runs_again_and_changed_volume_is_refused(home, tmp_path)
         run(tmp_path, tmp_path / "work", methods=("tiny line",))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        ("percentile = 70", "percentile = 30"),
-        ('"above"', '"below"'),
-        ("[4, 4, 4]", "[2, 2, 2]"),
-        ("training = [1, 2]\nvalidation = [3]\ntest = [4, 5]", "training = [4, 2]\nvalidation = [3]\ntest = [1, 5]"),
-    ],
-)
-def test_edited_task_is_refused_until_its_manifest_is_deleted(home, tmp_path, change):
-    """An edited task does not reuse old scores or checkpoints."""
+EDITS = [
+    ("percentile = 70", "percentile = 30"),
+    ('"above"', '"below"'),
+    ("[4, 4, 4]", "[2, 2, 2]"),
+    ("training = [1, 2]\nvalidation = [3]\ntest = [4, 5]", "training = [4, 2]\nvalidation = [3]\ntest = [1, 5]"),
+]
+
+
+def test_edited_task_is_refused_until_its_manifest_is_deleted(home, tmp_path):
+    """Every edit is refused. After the manifest is deleted, no old score or checkpoint is reused.
+
+    One edit, that of the split, runs again; all of them in the long form.
+    """
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "tiny.toml").write_text(TASK)
     link_phantoms(tmp_path / "work", home)
     (tmp_path / "own.py").write_text(USER_METHODS)
+    task = tmp_path / "tasks" / "tiny.toml"
+    task.write_text(TASK)
     first = run(tmp_path, tmp_path / "work", methods=("tiny line",))
-    assert change[0] in TASK
-    (tmp_path / "tasks" / "tiny.toml").write_text(TASK.replace(*change))
-    with pytest.raises(DataError, match="voxels of tiny have changed since"):
-        run(tmp_path, tmp_path / "work", methods=("tiny line",))
-    (tmp_path / "manifests" / "tiny.json").unlink()
-    again = run(tmp_path, tmp_path / "work", methods=("tiny line",))
-    assert scores(again) != scores(first)
-    assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
-    fresh = run(tmp_path, tmp_path / "fresh", methods=("tiny line",))
-    assert scores(fresh) == scores(again)
+    assert len([edit for edit in EDITS if edit[0] in TASK]) == len(EDITS)
+    for edit in EDITS:
+        task.write_text(TASK.replace(*edit))
+        with pytest.raises(DataError, match="voxels of tiny have changed since"):
+            run(tmp_path, tmp_path / "work", methods=("tiny line",))
+    for number, edit in enumerate(EDITS if FULL else EDITS[-1:]):
+        task.write_text(TASK.replace(*edit))
+        (tmp_path / "manifests" / "tiny.json").unlink()
+        again = run(tmp_path, tmp_path / "work", methods=("tiny line",))
+        assert scores(again) != scores(first)
+        assert len(list((tmp_path / "work" / "runs").iterdir())) == 2 + number
+        assert scores(run(tmp_path, tmp_path / f"fresh-{number}", methods=("tiny line",))) == scores(again)
 
 
 def test_failed_method_is_reported_and_others_are_scored(home, tmp_path):
