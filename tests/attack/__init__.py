@@ -1,0 +1,1 @@
+"""Damaged and hostile files of every kind that the package reads."""
