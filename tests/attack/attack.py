@@ -31,7 +31,7 @@ REMEDIES = re.compile(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutated copy."""
+    """Result of one mutated copy."""
 
     mutation: str
     result: str
@@ -88,7 +88,7 @@ def _attack(send, name: str, folder: Path, first: int, copies: int) -> None:
 def attack(name: str, folder: Path, copies: int) -> list[Outcome]:
     """Make a source in a folder and return the outcomes of its copies.
 
-    A process that dies is replaced by one that goes on with the next copy.
+    A process that dies is replaced by one that continues with the next copy.
     """
     SOURCES[name][0](folder / name)
     outcomes: list[Outcome] = []
