@@ -34,6 +34,7 @@ from mrhdata.metrics.bootstrap import wilson_interval
 from mrhdata.metrics.detection import detection, recall_only
 from mrhdata.metrics.matching import match
 from mrhdata.metrics.roc import auc, average_precision
+from mrhdata.models.precision import resolve_precision
 from mrhdata.phantom import cleared
 from mrhdata.recipes import cell_verification, cells
 from mrhdata.recipes.cells import Recipe
@@ -404,7 +405,8 @@ def report(work: Path, threads: int) -> None:
     done: dict[str, Any] = {"counts": counts(work)} | read
     text = [
         "# Cells in cleared tissue",
-        f"`python benchmarks/studies/cells.py DATA WORK`, {threads} thread, bfloat16. Eight phantom brains of 256 x "
+        f"`python benchmarks/studies/cells.py DATA WORK`, {threads} thread, "
+        f"{resolve_precision('auto')}. Eight phantom brains of 256 x "
         f"512 x 512 voxels of 2 um, four-fold by brain, {BOXES} training patches of each; matches one to one within 6 "
         f"voxels ({6e3 * VOXEL_MM:g} um) or 3 ({3e3 * VOXEL_MM:g} um), means over brains.",
         markdown([summary(name, t) for name, t in tables.items()]),

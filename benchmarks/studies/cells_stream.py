@@ -32,6 +32,7 @@ from mrhdata import models
 from mrhdata.inference.detector import detect, scoring
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.metrics.detection import detection
+from mrhdata.models.precision import resolve_precision
 
 SHAPE, COPIES, VOXEL_MM = (256, 512, 512), (4, 4), 0.002
 #: Seconds after which the first run is killed.
@@ -96,14 +97,14 @@ def detected(network: Path, work: Path, memory: str, threads: int) -> dict[str, 
     torch.set_num_threads(threads)
     model, volume = models.load(network), mrhdata.read(work / "brain.zarr").rename("signal")
     peak, start = Peak(children=False), time.perf_counter()
-    table = detect(model, volume, work / "found", memory=memory, precision="bfloat16", progress=False)
+    table = detect(model, volume, work / "found", memory=memory, precision="auto", progress=False)
     return {"seconds": time.perf_counter() - start, "peak MB": peak.megabytes(), "cells": len(table)}
 
 
 def alone(network: Path, threads: int) -> float:
     """Voxels per second of the network by itself, on boxes that are in memory."""
     torch.set_num_threads(threads)
-    run = InferenceModel(scoring(models.load(network)), "cpu", "bfloat16")
+    run = InferenceModel(scoring(models.load(network)), "cpu", "auto")
     values = np.full(BOX, 300, np.float32)
     run(values)
     start, times = time.perf_counter(), 8
@@ -173,8 +174,8 @@ def report(found: dict[str, Any]) -> None:
     text = [
         "# A large brain, raw planes to cells",
         f"{found['bytes'] / 1e9:.1f} GB of TIFF planes, budget {found['memory']}, {found['threads']} threads, "
-        f"bfloat16. The first run of the detection was killed after {found['killed after, s']:.0f} s, which "
-        "are counted.",
+        f"{resolve_precision('auto')}. The first run of the detection was killed after "
+        f"{found['killed after, s']:.0f} s, which are counted.",
         markdown(found["steps"], 1),
         markdown([{k: v for k, v in found.items() if isinstance(v, float)}], 3),
         "The share is the time that the network only takes for each voxel once; parts of the brain overlap by ten "

@@ -23,6 +23,7 @@ from mrhdata import models, phantom
 from mrhdata.datasets.subjects import Subject
 from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.metrics.overlap import agreement, pool_over_subjects, roi_table
+from mrhdata.models.precision import resolve_precision
 from mrhdata.recipes import dgm, segmentation
 
 TRAINING, VALIDATION, TEST = range(13), range(13, 15), range(15, 20)
@@ -137,7 +138,8 @@ def report(work: Path, threads: int) -> None:
     text = [
         "# Deep grey matter on QSM",
         f"Twenty phantom subjects: {len(TRAINING)} for training, {len(VALIDATION)} for early stopping, {len(TEST)} for "
-        f"the test. {threads} thread, bfloat16 convolutions. Minutes were measured on a machine with other work.",
+        f"the test. {threads} thread, {resolve_precision('auto')} "
+        f"convolutions. Minutes were measured on a machine with other work.",
         "Dice (mean over subjects; the last column with a 95 % interval over subjects):",
         markdown(dice),
         "Precision:",

@@ -30,6 +30,7 @@ from mrhdata.degrade import Clip, Degradation, IntensityGaussian, Zoom, fit_degr
 from mrhdata.metrics.consistency import residuals
 from mrhdata.metrics.fourier import fourier_correlation
 from mrhdata.metrics.image import restoration_scores as psnr_and_ssim
+from mrhdata.models.precision import resolve_precision
 from mrhdata.recipes import restoration
 from mrhdata.training.settings import TrainingConfig
 
@@ -50,7 +51,7 @@ class Task:
     config: dict[str, Any] = field(default_factory=lambda: {"width": 48, "blocks": 3})
 
 
-PUBLISHED = replace(restoration.PUBLISHED, precision="bfloat16")
+PUBLISHED = replace(restoration.PUBLISHED, precision="auto")
 TASKS = {
     "noisy, 1 plane": Task(NOISY, 0, 12),
     "noisy, 5 planes": Task(NOISY, 2, 16),
@@ -100,8 +101,8 @@ def restored(model: Any, low: xr.DataArray, like: xr.DataArray, **options: Any) 
     """Return the restored image on the truth's grid, from 0 to 1, and the seconds of the restoration."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        # The published network takes twice as long in float32.
-        options["precision"] = "bfloat16" if model.spec.name == "pssr" else "float32"
+        # The published network takes twice as long in float32 on a processor with bfloat16.
+        options["precision"] = "auto" if model.spec.name == "pssr" else "float32"
         made = restoration.restore(model, low, Path(folder) / "restored.zarr", progress=False, **options)
         seconds = time.perf_counter() - start
         return mrhdata.resample(made, like, order=3).values / 255.0, seconds
@@ -233,7 +234,8 @@ def report(data: Path, work: Path, threads: int) -> None:
     text = [
         "# EM super-resolution by networks",
         f"FIB-SEM, {SPACING_NM:g} nm, x{FACTOR} in plane: trained on {TRAINING.stop} planes of cube-a, with early "
-        f"stopping on {VALIDATION.stop - VALIDATION.start} others, tested on cube-b. {threads} thread, bfloat16. "
+        f"stopping on {VALIDATION.stop - VALIDATION.start} others, tested on cube-b. {threads} thread, "
+        f"{resolve_precision('auto')}. "
         "Classical methods are in `em_floors.md`.",
         markdown(rows),
         "Resolution, and the residual of the scan when the restored image is degraded again (1 is the noise itself):",

@@ -26,6 +26,7 @@ from mrhdata import models
 from mrhdata.datasets.subjects import Subject, find_subjects
 from mrhdata.inference.segmenter import segment
 from mrhdata.metrics.overlap import accuracy, overlap, pool_over_subjects
+from mrhdata.models.precision import resolve_precision
 from mrhdata.recipes import segmentation, tissue2d
 from mrhdata.recipes.cross_validation import cross_validate
 from mrhdata.registration.resampling import resample
@@ -188,7 +189,8 @@ def report(data: Path, work: Path, cases: list[Subject], threads: int) -> None:
     text = [
         "# Tissue of T1w images",
         f"`human-t1-tissue`, 16 subjects, {FOLDS}-fold by subject, {VALIDATION} of each fold's twelve for early "
-        f"stopping; {threads} thread, bfloat16 convolutions. Intervals over subjects (95 %). Minutes of each fold, "
+        f"stopping; {threads} thread, {resolve_precision('auto')} "
+        f"convolutions. Intervals over subjects (95 %). Minutes of each fold, "
         "on a machine with other work.",
         markdown(rows),
         "`human-t1-whole` against FSL FAST's grey and white matter, the spheres left out; the network of fold 1:",

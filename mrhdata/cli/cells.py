@@ -46,6 +46,7 @@ def train_detection(
     ] = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
+    precision: options.TrainingPrecision = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -73,6 +74,8 @@ def train_detection(
     if recipe not in recipes:
         raise ModelError(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
     settings = recipes[recipe](voxel_mm)
+    chosen = options.set_options(precision=precision)
+    settings = replace(settings, training=replace(settings.training, **chosen), again=replace(settings.again, **chosen))
     if epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))
     settings = replace(settings, **options.set_options(rounds=rounds, patches_per_brain=patches_per_brain))
@@ -128,7 +131,7 @@ def detect(
     unit: options.Unit = None,
     memory: options.Memory = "1 GB",
     device: options.Device = None,
-    precision: Annotated[str, typer.Option(help="Precision of the network: float32 or bfloat16.")] = "float32",
+    precision: options.Precision = "float32",
     skip_corrupt: options.SkipCorrupt = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,

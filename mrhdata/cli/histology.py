@@ -35,6 +35,7 @@ def train_histology(
     stride: options.Stride = 1,
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
+    precision: options.TrainingPrecision = None,
     ensemble_size: Annotated[
         int, typer.Option(min=1, help="Number of networks; several also give an uncertainty.")
     ] = 1,
@@ -69,7 +70,7 @@ def train_histology(
     target, tissue = formats.read(histology), options.read_optional(mask, "mask")
     planned = patches(inputs, target, shape=mrhnet.PATCH, stride=stride, plane="coronal", mask=tissue, grids=grids)
     parts = planned.split(options.three_shares(split), by=split_axis)
-    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs))
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs, precision=precision))
     volumes = [*inputs.values(), target, *([] if tissue is None else [tissue])]
     prints = [fingerprint.fingerprint(volume) for volume in volumes]
     identity = fingerprint.digest([prints, list(inputs), grids, split_axis, split, stride, loop_blocks, repr(settings)])
@@ -125,6 +126,7 @@ def train_histology_study(
     stride: options.Stride = 1,
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
+    precision: options.TrainingPrecision = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -150,7 +152,7 @@ def train_histology_study(
 
     brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
     parts = split_subjects(brains, options.three_shares(split), seed)
-    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs))
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs, precision=precision))
     subjects = {part: [brain.id for brain in members] for part, members in parts.items()}
     about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}
     volumes = fingerprint_cases(brains)
@@ -205,6 +207,7 @@ def predict(
     grids: options.Grids = "same",
     memory: options.Memory = "1 GB",
     device: options.Device = None,
+    precision: options.Precision = "float32",
     skip_corrupt: options.SkipCorrupt = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
@@ -242,6 +245,7 @@ def predict(
             output=written_as,
             memory=memory,
             device=device,
+            precision=precision,
             skip_corrupt=skip_corrupt,
             overwrite=overwrite,
             progress=options.bars(progress),
@@ -252,7 +256,7 @@ def predict(
         if cases:
             files = {case: options.case_channels(network.spec, case, paths) for case, paths in cases.items()}
             settings = [options.network_digest(model), options.mask_identity(region), mode, windows, written_as]
-            settings += [grids, skip_corrupt]
+            settings += [grids, skip_corrupt, options.precision_on(precision, device)]
             outputs = process_cases(
                 files, out, lambda _, channels, target: run(channels, target), settings=settings, overwrite=overwrite
             )

@@ -66,6 +66,16 @@ Grids = Annotated[
 ]
 Memory = Annotated[str, typer.Option(help="Memory budget, such as '500 MB'.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu or cuda; cuda by default if a GPU is available.")]
+Precision = Annotated[
+    str, typer.Option(help="Precision of the network: float32, bfloat16, or auto, the faster one on this machine.")
+]
+TrainingPrecision = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision of the training: float32, bfloat16, or auto, the faster one on this machine; that of the "
+        "recipe by default."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; that of the recipe by default.")]
 _INPUT = typer.Option(
@@ -243,6 +253,13 @@ def case_channels(spec: Any, case: str, files: Sequence[Path]) -> dict[str, str]
     if len(files) > len(names):
         raise ModelError(f"case {case} has {len(files)} files; the network takes the channels {names}")
     return dict(zip(names, map(str, files), strict=False))
+
+
+def precision_on(precision: str, device: str | None) -> str:
+    """Return the type in which networks compute, float32 or bfloat16."""
+    from mrhdata.models.precision import default_device, resolve_precision
+
+    return resolve_precision(precision, device or default_device())
 
 
 def network_digest(model: Path) -> str:

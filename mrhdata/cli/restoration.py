@@ -38,6 +38,7 @@ def train_restoration(
     epochs: options.Epochs = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
+    precision: options.TrainingPrecision = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
@@ -64,7 +65,9 @@ def train_restoration(
     good = [formats.read(stack, **read_options).rename("em") for stack in stacks]
     slices = 1 + 2 * context_slices
     training, validation = _cut(good, slices, validation_fraction)
-    settings = replace(restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs))
+    settings = replace(
+        restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs, precision=precision)
+    )
     prints = [fingerprint.fingerprint(stack) for stack in good]
     patches = [patch_size, patches_per_epoch]
     identity = fingerprint.digest([prints, crappifier, slices, recipe, validation_fraction, patches, repr(settings)])
@@ -124,6 +127,7 @@ def restore(
     unit: options.Unit = None,
     memory: options.Memory = "1 GB",
     device: options.Device = None,
+    precision: options.Precision = "float32",
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -137,7 +141,8 @@ def restore(
     if (stack is None) == (watch is None):
         raise ParameterError("pass either a stack to restore, or a folder to --watch")
     network = models.load(model)
-    settings = {"memory": memory, "device": device, "overwrite": overwrite, "progress": options.bars(progress)}
+    settings = {"memory": memory, "device": device, "precision": precision, "overwrite": overwrite}
+    settings["progress"] = options.bars(progress)
     read_options = options.read_options(spacing=spacing, unit=unit)
     with resumable():
         if stack is not None:

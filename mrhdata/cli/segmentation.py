@@ -49,6 +49,7 @@ def train_segmentation(
         int | None, typer.Option(min=2, help="Number of folds, to cross-validate instead of splitting once.")
     ] = None,
     epochs: options.Epochs = None,
+    precision: options.TrainingPrecision = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -65,12 +66,13 @@ def train_segmentation(
     from mrhdata import models
     from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
+    from mrhdata.models.precision import resolve_precision
     from mrhdata.recipes import segmentation
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
     cases, names = _read_study(study, inputs, labels)
     spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
-    settings = _recipe(recipe, cases, spacing, epochs)
+    settings = _recipe(recipe, cases, spacing, epochs, precision)
     values = segmentation.label_map(cases)
     bars = options.bars(progress)
 
@@ -81,8 +83,10 @@ def train_segmentation(
         _write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
+    about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
     about["volumes"] = fingerprint_cases(cases)
+    # Folds that one machine finished are not completed with another precision.
+    about["precision"] = [resolve_precision(stage.precision) for stage in (*settings.training, *settings.again)]
     result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
         with resumable():
@@ -115,7 +119,13 @@ def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tu
     return find_subjects(study, options.channels(inputs), labels), {}
 
 
-def _recipe(name: str, cases: Sequence[Subject], spacing: float | list[float] | None, epochs: int | None) -> Recipe:
+def _recipe(
+    name: str,
+    cases: Sequence[Subject],
+    spacing: float | list[float] | None,
+    epochs: int | None,
+    precision: str | None,
+) -> Recipe:
     """Return the recipe of a name, by default at the spacing of the first case."""
     from dataclasses import replace
 
@@ -138,11 +148,9 @@ def _recipe(name: str, cases: Sequence[Subject], spacing: float | list[float] | 
         raise DataError(
             f"the recipe {name} takes a susceptibility map; got {list(cases[0].inputs)}. Pass --input qsm=PATTERN."
         )
-    if epochs is None:
-        return recipe
+    changes = options.set_options(epochs=epochs, patience=epochs, precision=precision)
     training, again = (
-        tuple(replace(stage, epochs=epochs, patience=epochs) for stage in stages)
-        for stages in (recipe.training, recipe.again)
+        tuple(replace(stage, **changes) for stage in stages) for stages in (recipe.training, recipe.again)
     )
     return replace(recipe, training=training, again=again)
 
@@ -218,6 +226,7 @@ def segment_(
     ] = None,
     memory: options.Memory = "4 GB",
     device: options.Device = None,
+    precision: options.Precision = "float32",
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -234,7 +243,9 @@ def segment_(
     spec: Any = network.spec
 
     def run(volumes: Any) -> xr.DataArray:
-        return segment(network, volumes, memory=memory, device=device, progress=options.bars(progress))
+        return segment(
+            network, volumes, memory=memory, device=device, precision=precision, progress=options.bars(progress)
+        )
 
     extras = _Extras(montage, ground_truth, region_stats, spec)
     cases = options.case_files(inputs)
@@ -246,7 +257,7 @@ def segment_(
             files,
             out,
             extras,
-            settings=[digest, str(montage), str(region_stats)],
+            settings=[digest, str(montage), str(region_stats), options.precision_on(precision, device)],
             overwrite=overwrite,
             as_json=as_json,
         )

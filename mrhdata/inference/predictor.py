@@ -41,6 +41,7 @@ from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWi
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
 from mrhdata.io.omezarr.write_blocks import DoubleBuffer
+from mrhdata.models.precision import default_device
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
@@ -119,8 +120,9 @@ def predict(  # noqa: PLR0913 (options of one call)
         Budget for voxels, tensors and predictions together, such as ``"500 MB"``.
     device : str, optional
         PyTorch device; by default ``"cuda"`` if available, else ``"cpu"``.
-    precision : {"float32", "bfloat16"}
-        Type in which the network computes.
+    precision : {"auto", "float32", "bfloat16"}
+        Type in which the network computes. ``"auto"`` is the faster one on the device; a run that was interrupted on a
+        machine with the other type does not resume.
     skip_corrupt : bool
         Whether unreadable chunks count as 0 and predictions that are not finite become 0; both are listed
         in ``attrs["provenance"]["skipped"]``.
@@ -177,7 +179,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
-    network = InferenceModel(model, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+    network = InferenceModel(model, device or default_device(), precision)
     reference = next(iter(inputs.values()))
     source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
     if output.argmax and not output.labels:
@@ -195,7 +197,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         "mode": mode,
         "windows": None if used_windows is None else asdict(used_windows),
         "output": asdict(output),
-        "precision": precision,
+        "precision": network.precision,
     }
     content = [_VERSION, settings, _fingerprint(inputs), None if mask is None else _fingerprint(mask), name, grids]
     identity = {"digest": fingerprint.digest(content)}

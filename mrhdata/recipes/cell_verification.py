@@ -49,7 +49,7 @@ TRAINING = TrainingConfig(
     learning_rate=1e-3,
     weight_decay=1e-4,
     loss="cross-entropy",
-    precision="bfloat16",
+    precision="auto",
     patience=8,
     augment=Augmentation(degrees=0, zoom=0, stretch=0, share=0, flip=(0, 1, 2), gain=0.2, offset=0.2, noise=0),
 )
@@ -122,7 +122,7 @@ def screen(first: nn.Module, inputs: Mapping[str, xr.DataArray], folder: Path, *
     folder.parent.mkdir(parents=True, exist_ok=True)
     named = {name: volume.rename(name) for name, volume in inputs.items()}
     lowered = replace(peaks, threshold=LOWERED * peaks.threshold)
-    return detect(first, named, folder, peaks=lowered, **{"progress": False, "precision": "bfloat16", **options})
+    return detect(first, named, folder, peaks=lowered, **{"progress": False, "precision": "auto", **options})
 
 
 def look(second: nn.Module, candidates: pd.DataFrame, inputs: Mapping[str, xr.DataArray]) -> Floats:

@@ -129,7 +129,7 @@ _FLIPS_AND_INTENSITY = Augmentation(
     degrees=0, zoom=0, stretch=0, share=0, flip=(0, 1, 2), gain=0.2, offset=0.2, gamma=0.2, noise=0
 )
 PUBLISHED = TrainingConfig(
-    epochs=6, batch_size=8, learning_rate=1e-3, loss="cross-entropy", precision="bfloat16", patience=6
+    epochs=6, batch_size=8, learning_rate=1e-3, loss="cross-entropy", precision="auto", patience=6
 )
 RECOMMENDED = replace(
     PUBLISHED,
@@ -375,7 +375,7 @@ def _as_fraction(scores: xr.DataArray) -> Floats:
 def scores_of(model: nn.Module, brain: Subject, folder: Path, *, memory: int | str = "2 GB") -> xr.DataArray:
     """Return the score volume of a brain, and compute it if the folder does not have it."""
     folder.mkdir(parents=True, exist_ok=True)
-    options: Any = {"memory": memory, "precision": "bfloat16", "progress": False}
+    options: Any = {"memory": memory, "precision": "auto", "progress": False}
     return score_volume(model, brain.inputs, folder / "scores.zarr", **options)
 
 

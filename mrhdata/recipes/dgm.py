@@ -38,7 +38,7 @@ _TRAINING = TrainingConfig(
     learning_rate=1e-3,
     weight_decay=0.0,
     loss="dice+cross-entropy",
-    precision="bfloat16",
+    precision="auto",
 )
 
 

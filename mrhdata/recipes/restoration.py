@@ -52,7 +52,7 @@ Floats = NDArray[np.float32]
 TURNS = Augmentation(degrees=10, zoom=0.2, stretch=0.0, gain=0.0, offset=0.0, gamma=0.0, noise=0.0, share=0.5)
 PUBLISHED = TrainingConfig(epochs=100, batch_size=8, learning_rate=4e-4, weight_decay=1e-3, patience=100)
 EFFICIENT = TrainingConfig(
-    epochs=12, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, patience=12, precision="bfloat16"
+    epochs=12, batch_size=16, learning_rate=1e-3, weight_decay=1e-3, patience=12, precision="auto"
 )
 
 

@@ -328,7 +328,7 @@ def _predict(model: nn.Module, subject: Subject, folder: Path | None) -> Any:
         return formats.read(path)
     plain = whole(model)
     plain.spec = replace(plain.spec, prepare=(), finish=())  # type: ignore[type-var]
-    labels = segment(plain, dict(subject.inputs), precision="bfloat16", progress=False)
+    labels = segment(plain, dict(subject.inputs), precision="auto", progress=False)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         formats.write(labels, path)

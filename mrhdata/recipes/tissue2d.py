@@ -34,7 +34,7 @@ RECOMMENDED = TrainingConfig(
     learning_rate=3e-3,
     weight_decay=1e-4,
     loss="cross-entropy",
-    precision="bfloat16",
+    precision="auto",
     patience=4,
 )
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata._runtime.progress import Progress
 from mrhdata.errors import DataError, ModelError
+from mrhdata.models.precision import resolve_precision
 from mrhdata.models.spec import IGNORE_INDEX, ModelSpec, run_on_patches, scaled, to_target_units
 from mrhdata.training.history import History
 from mrhdata.training.losses import OF_CLASSES, centre, loss
@@ -65,7 +66,7 @@ def fit(
         Training and validation patches with a target. They must share no voxel; slice the volumes, or use other
         subjects.
     settings : TrainingConfig, optional
-        Settings of the run.
+        Settings of the run; a `precision` of ``"auto"`` is resolved first.
     batch_transform : callable, optional
         Function of the arrays of a batch and the numbers that seed it, which returns the arrays to learn from. An
         example is :class:`mrhdata.recipes.restoration.Pairs`, which degrades a good image to get the input. Validation
@@ -100,6 +101,7 @@ def fit(
     True
     """
     settings = settings or TrainingConfig()
+    settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision))
     if getattr(model, "spec", None) is None:
         raise ModelError(
             f"{type(model).__name__} has no spec to record its training data. Set model.spec = "
@@ -327,8 +329,7 @@ class _Run:
         """Read a checkpoint of the same run."""
         try:
             state = torch.load(path, weights_only=True)
-            if state["settings"] != dataclasses.asdict(self.settings):
-                raise ModelError(f"{path} belongs to a run with {state['settings']}. Pass another checkpoint path")
+            _check_same_settings(path, state["settings"], dataclasses.asdict(self.settings))
             if state["data"] != self.data:
                 raise ModelError(
                     f"{path} belongs to a run on other patches. Pass another checkpoint path, or remove it"
@@ -341,6 +342,18 @@ class _Run:
                 raise
             raise ModelError(f"{path} is not a checkpoint of this network. Remove it to start again") from error
         self.best, self.history = state["best"], History(**state["history"])
+
+
+def _check_same_settings(path: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise ModelError if a checkpoint has other settings; a precision that another machine chose is named."""
+    differing = [key for key in settings if stored.get(key) != settings[key]]
+    if differing == ["precision"]:
+        raise ModelError(
+            f"{path} was trained with precision {stored['precision']}; got {settings['precision']}, which 'auto' may "
+            f"be on another machine. Pass precision={stored['precision']!r} (--precision), or remove it to start again"
+        )
+    if stored != settings:
+        raise ModelError(f"{path} belongs to a run with {stored}. Pass another checkpoint path")
 
 
 def _fingerprint(patches: Patches) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrhdata.errors import ParameterError
+from mrhdata.models.precision import PRECISIONS
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.losses import LOSSES
 
@@ -38,9 +39,10 @@ class TrainingConfig:
         or none for inputs that are scaled already.
     augment : Augmentation or None
         Random changes of scaled batches.
-    precision : {"float32", "bfloat16"}
-        Type of convolutions. ``bfloat16`` is twice as fast on processors that support it, and rounds weights and
-        predictions to three digits during training; the trained weights are float32.
+    precision : {"auto", "float32", "bfloat16"}
+        Type of convolutions. ``bfloat16`` is twice as fast on processors with instructions for it and many times slower
+        on others; it rounds weights and predictions to three digits during training, and the trained weights are
+        float32. ``auto`` is the faster one on this machine. A checkpoint of the other type is refused.
     layer_learning_rates : tuple of (str, float)
         Prefixes of parameter names, and factors on their learning rate. The first matching prefix counts, ``""``
         matches all, and the default factor is 1. A factor of 0 freezes a layer: no gradient and no weight decay.
@@ -72,7 +74,7 @@ class TrainingConfig:
             "schedule": ("one-cycle", "steps", "constant"),
             "loss": LOSSES,
             "normalization": ("channel", "maximum", "none"),
-            "precision": ("float32", "bfloat16"),
+            "precision": PRECISIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -2,31 +2,18 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 import mrhdata
 from mrhdata.io.cell_tables import read_points, write_points
-from mrhdata.recipes import cells
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as run
 
 
-def recommended_in_float32(voxel_mm):
-    """Return the recommended recipe without bfloat16, which is slow on processors that lack it."""
-    recipe = RECOMMENDED_RECIPE(voxel_mm)
-    stages = {name: replace(getattr(recipe, name), precision="float32") for name in ("training", "again")}
-    return replace(recipe, **stages)
-
-
-RECOMMENDED_RECIPE = cells.recommended_recipe
-
-
-def test_detection_from_marks(tmp_path, monkeypatch):
+def test_detection_from_marks(tmp_path):
     """A detector that was trained on marked brains finds cells in another one; wrong words end in one sentence."""
-    monkeypatch.setattr(cells, "recommended_recipe", recommended_in_float32)
     rng = np.random.default_rng(0)
     for name in "abc":
         image = rng.normal(100, 5, (40, 48, 48))

@@ -15,9 +15,9 @@ from tests.conftest import command as run
 
 
 def slices_quickly(network="tissue2d_3_0", spacing_mm=(2.0, 1.0, 1.0)):
-    """Return a recipe of two epochs on whole slices; bfloat16 is slow on processors that lack it."""
+    """Return a recipe of two epochs on whole slices."""
     recipe = SLICES(network, spacing_mm)
-    training = tuple(replace(stage, epochs=2, precision="float32") for stage in recipe.training)
+    training = tuple(replace(stage, epochs=2) for stage in recipe.training)
     return replace(recipe, sampling=segmentation.Slices(), training=training)
 
 

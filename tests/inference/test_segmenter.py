@@ -39,8 +39,8 @@ def head(seed, shape=(10, 36, 32), spacing=(3.0, 1.0, 1.0), place=(0.0, 0.0, 0.0
 
 
 def quick(recipe, epochs=6, **changes):
-    """Return a recipe with few epochs, in float32."""
-    stages = tuple(replace(t, epochs=epochs, precision="float32", **changes) for t in recipe.training)
+    """Return a recipe with few epochs."""
+    stages = tuple(replace(t, epochs=epochs, **changes) for t in recipe.training)
     return replace(recipe, training=stages)
 
 
@@ -171,9 +171,7 @@ def test_second_round_removes_false_positives():
         return Subject(str(seed), {"qsm": image.rename("qsm")}, truth.assign_attrs(kind="labels"))
 
     recipe = dgm.published(core=(9, 18, 18))
-    settings = replace(
-        recipe.training[0], epochs=8, precision="float32", batch_size=1, learning_rate=5e-3, loss="dice+cross-entropy"
-    )
+    settings = replace(recipe.training[0], epochs=8, batch_size=1, learning_rate=5e-3, loss="dice+cross-entropy")
     small = {"widths": (6, 8, 8), "joined": (12, 8)}
     recipe = replace(recipe, prepare=(), finish=(), scale=None, config=small, training=(settings,), again=(settings,))
     trained = segmentation.train(recipe, [case(1), case(2), case(3)], [case(4)], progress=False)

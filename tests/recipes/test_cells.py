@@ -43,11 +43,9 @@ def brain(seed, missing=0.0):
 def quick_recipe(**changes):
     """Return a recipe that trains within seconds."""
     recipe = cells.recommended_recipe(2 * UM)
-    training = replace(recipe.training, epochs=5, batch_size=8, precision="float32")
+    training = replace(recipe.training, epochs=5, batch_size=8)
     small = {"config": {"widths": (12, 12, 12, 24)}, "patch_size": 9, "patches_per_brain": 60}
-    return replace(
-        recipe, training=training, again=replace(recipe.again, epochs=2, precision="float32"), **{**small, **changes}
-    )
+    return replace(recipe, training=training, again=replace(recipe.again, epochs=2), **{**small, **changes})
 
 
 def test_annotation_labels_depend_on_distance_in_mm():

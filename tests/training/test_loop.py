@@ -99,6 +99,18 @@ def test_interrupted_run_resumes_with_the_same_result(train_and_validation, tmp_
         fit_small(train_and_validation, checkpoint=tmp_path / "run.pt")
 
 
+def test_checkpoint_of_another_precision_is_refused(train_and_validation, tmp_path, monkeypatch):
+    """A run with ``auto`` that moved to a processor with bfloat16 does not mix both types; the remedy is named."""
+    settings = dataclasses.replace(QUICK, epochs=1, precision="auto")
+    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name: "float32")
+    fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
+    fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
+    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name: "bfloat16")
+    message = "run.pt was trained with precision float32; got bfloat16.* Pass precision='float32'.*, or remove it"
+    with pytest.raises(ModelError, match=message):
+        fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
+
+
 def test_maximum_normalization_divides_by_one_maximum(train_and_validation):
     """One factor for all channels, as published for MRH-Net, without an offset."""
     model, _ = fit_small(train_and_validation, TrainingConfig(epochs=1, normalization="maximum", loss="mae"))

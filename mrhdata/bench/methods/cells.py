@@ -132,7 +132,7 @@ def unet(data: TrainingData) -> FittedMethod:
     """Train a U-Net on a small blob at each cell; the threshold of its peaks is chosen on the validation subjects."""
     radius = float(data.settings["radius_mm"])
     truth = {s.id: _blobs(s) for s in (*data.train, *data.validation)}
-    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=data.seed, precision="bfloat16")
+    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=data.seed, precision="auto")
     settings = replace(settings, epochs=5 if data.quick else 20)
     model = train_unet(data, truth, settings, 40 if data.quick else 200, (24, 48, 48))
 

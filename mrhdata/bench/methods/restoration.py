@@ -117,7 +117,7 @@ def unet(data: TrainingData) -> FittedMethod:
     subjects = (*large.train, *large.validation)
     large = replace(large, voxels={s.id: _draw_voxels(s, len(data.voxels[s.id])) for s in subjects})
     truth = {s.id: s.target.astype(np.float32) for s in subjects}
-    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=data.seed, precision="bfloat16")
+    settings = TrainingConfig(batch_size=4, learning_rate=3e-3, seed=data.seed, precision="auto")
     settings = replace(settings, epochs=4 if data.quick else 20)
     model = train_unet(large, truth, settings, 48 if data.quick else 400, (8, 64, 64))
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError, ParameterError
+from mrhdata.models.precision import resolve_precision
 from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
 if TYPE_CHECKING:
@@ -41,17 +42,20 @@ class InferenceModel:
         Network; without a ``spec`` it must take raw voxels.
     device : str
         PyTorch device.
-    precision : {"float32", "bfloat16"}
-        Type in which the network computes.
+    precision : {"auto", "float32", "bfloat16"}
+        Type in which the network computes; ``"auto"`` is the faster one on the device.
 
     Attributes
     ----------
+    precision : {"float32", "bfloat16"}
+        Type in which the network computes.
     axis : int or None
         Axis along which a 2D network is run; None for a 3D network.
     """
 
     def __init__(self, model: nn.Module, device: str, precision: str) -> None:
-        self.model, self._device, self._precision = _move_to(model.eval(), device), device, precision
+        self.model, self._device = _move_to(model.eval(), device), device
+        self.precision = resolve_precision(precision, device)
         spec: ModelSpec | None = getattr(model, "spec", None)
         self.spec = spec if spec is not None else ModelSpec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))
@@ -59,7 +63,7 @@ class InferenceModel:
 
     def __call__(self, values: Floats) -> Tensor:
         """Return float32 predictions in host memory."""
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, self._precision == "bfloat16"):
+        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, self.precision == "bfloat16"):
             return self._run(torch.from_numpy(values).to(self._device)).cpu()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
