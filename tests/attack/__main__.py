@@ -17,8 +17,9 @@ if __name__ == "__main__":
     for name in sys.argv[2:] or SOURCES:
         with tempfile.TemporaryDirectory() as folder:
             outcomes = attack(name, Path(folder), copies)
+            faulty = faults(name, Path(folder), outcomes)
         counts = Counter(outcome.result for outcome in outcomes)
-        lines += faults(name, outcomes)
+        lines += faulty
         row = [str(counts[column]) for column in columns]
-        print("|", " | ".join([name, *row, str(len(faults(name, outcomes)))]), "|", flush=True)
+        print("|", " | ".join([name, *row, str(len(faulty))]), "|", flush=True)
     print("\n".join(["", *lines]))

@@ -34,6 +34,7 @@ class Outcome:
     """Result of one mutated copy."""
 
     mutation: str
+    position: int
     result: str
     detail: str = ""
 
@@ -97,24 +98,26 @@ def attack(name: str, folder: Path, copies: int) -> list[Outcome]:
         process = FORKED.Process(target=_attack, args=(sender.send, name, folder, len(outcomes), copies))
         process.start()
         sender.close()
-        mutation = "none"
+        mutation = ("none", 0)
         try:
             while (mutation := receiver.recv()) is not None:
-                outcomes.append(Outcome(mutation, *receiver.recv()))
+                outcomes.append(Outcome(*mutation, *receiver.recv()))
         except EOFError:
             process.join()
             result = "hang" if process.exitcode == -signal.SIGALRM else "crash"
-            outcomes.append(Outcome(mutation, result, f"exit code {process.exitcode}"))
+            outcomes.append(Outcome(*mutation, result, f"exit code {process.exitcode}"))
         process.join()
     return outcomes
 
 
-def faults(name: str, outcomes: list[Outcome]) -> list[str]:
-    """Return a line for each outcome that must not be."""
+def faults(name: str, folder: Path, outcomes: list[Outcome]) -> list[str]:
+    """Return a line for each outcome that must not be, of copies of a source in a folder."""
     lines = []
+    marker = WITH_CHECKSUM.get(name, b"")
+    header_bytes = (folder / name).read_bytes().index(marker) + len(marker) if marker else 0
     for number, outcome in enumerate(outcomes):
         wrong = outcome.result in ("crash", "hang", "foreign", "memory")
-        told = name in WITH_CHECKSUM and outcome.mutation in UNAWARE
+        told = name in WITH_CHECKSUM and outcome.mutation in UNAWARE and outcome.position >= header_bytes
         counted = name in WITH_COUNT and outcome.mutation == "truncate"
         silent = outcome.result == "changed" and (told or counted)
         unclear = outcome.result == "refused" and not _clear(name, outcome.detail)

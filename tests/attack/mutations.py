@@ -33,8 +33,8 @@ _BOMB_BYTES = 1 << 28
 UNAWARE = ("flip", "truncate", "zeros", "insert")
 
 
-def mutate(folder: Path, rng: random.Random) -> str:
-    """Mutate one file of a folder in place; return the name of the mutation."""
+def mutate(folder: Path, rng: random.Random) -> tuple[str, int]:
+    """Mutate one file of a folder in place; return the name of the mutation, and the first byte that changed."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     metadata = [p for p in files if p.suffix in (".json", ".yaml", ".yml")]
     file = rng.choice(metadata if metadata and rng.random() < 0.5 else files)
@@ -44,8 +44,9 @@ def mutate(folder: Path, rng: random.Random) -> str:
     names += ["inside"] * 3 + ["bomb"] if content[:2] == b"\x1f\x8b" else []
     names += ["bomb"] if not file.suffix and "scale0" in file.parts else []
     name = rng.choice(names)
-    file.write_bytes(MUTATIONS[name](content, rng))
-    return name
+    changed = MUTATIONS[name](content, rng)
+    file.write_bytes(changed)
+    return name, next((i for i, (a, b) in enumerate(zip(content, changed, strict=False)) if a != b), len(changed))
 
 
 def _flip(content: bytes, rng: random.Random) -> bytes:

@@ -55,7 +55,7 @@ def _save_hdf5(path: Path) -> None:
 def _save_planes(path: Path) -> None:
     path.mkdir()
     for number, plane in enumerate(_volume().values.astype(np.uint16)[:4]):
-        (path / f"plane_{number:03}.png").write_bytes(imagecodecs.png_encode(plane))
+        (path / f"plane_{number:03}.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(plane)))
 
 
 def _save_model(path: Path) -> None:
@@ -119,7 +119,10 @@ SOURCES = {
     **dict.fromkeys(("cells.xml", "cells.csv", "cells.parquet"), (_save_points, _read_points)),
     **dict.fromkeys(("affine.tfm", "affine.h5"), (_save_transform, _read_transform)),
 }
-#: Sources whose voxels have a checksum: a bit that changes them must be told.
-WITH_CHECKSUM = ("a.nii.gz", "b.mgz", "a.zarr", "planes")
+#: Sources whose voxels have a checksum -> last bytes of their header, which has none. Damaged voxels must be refused.
+WITH_CHECKSUM = {
+    **dict.fromkeys(("a.nii.gz", "b.mgz", "a.zarr", "planes"), b""),
+    **{"a.nrrd": b"\n\n", "compressed.mha": b"LOCAL\n"},
+}
 #: Sources that hold as many values as they say: a truncated one must be told.
 WITH_COUNT = tuple(name for name in SOURCES if name not in ("cells.csv", "catalogue", "affine.tfm"))

@@ -18,7 +18,7 @@ def test_mutated_sources_are_read_or_refused(name, tmp_path):
     """No crash, hang, foreign traceback or bomb; nothing wrong in silence that a checksum or a count tells."""
     outcomes = attack(name, tmp_path, COPIES)
     assert len(outcomes) == COPIES
-    assert faults(name, outcomes) == []
+    assert faults(name, tmp_path, outcomes) == []
 
 
 def test_the_long_form_has_three_thousand_copies():
