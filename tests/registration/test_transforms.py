@@ -2,6 +2,7 @@
 
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -175,3 +176,20 @@ def test_invalid_transforms_and_files_are_refused(tmp_path, displacement_and_aff
     sheared = Grid((3, 3, 3), np.array([[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     with pytest.raises(GridError, match="shear"):
         itk.image(np.zeros((3, 3, 3)), sheared)
+
+
+@pytest.mark.parametrize("damage", ["inserted bytes", "names for numbers"])
+def test_damaged_hdf5_transforms_are_refused_before_itk_reads_them(tmp_path, damage):
+    """ITK's reader ends the process on such files."""
+    path = tmp_path / "turn.h5"
+    itk.write(Transform([Affine(np.diag([1.0, 2, 3, 1]))]), path)
+    if damage == "inserted bytes":
+        content = path.read_bytes()
+        path.write_bytes(content[:4300] + bytes(600) + content[4300:])
+    else:
+        with h5py.File(path, "r+") as file:
+            group = file["TransformGroup/0"]
+            del group["TransformParameters"]
+            group["TransformParameters"] = np.array([b"a"] * 12)
+    with pytest.raises(FormatError, match=r"turn\.h5"):
+        itk.read(path)
