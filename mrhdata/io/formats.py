@@ -10,13 +10,14 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.errors import FormatError, ParameterError
+from mrhdata.errors import FormatError, MrhdataError, ParameterError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -153,7 +154,8 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         raise TypeError(f"read() has no options {sorted(unknown)}; it has {sorted(Options.__annotations__)}")
     if options.get("kind") not in (None, *KINDS):
         raise ParameterError(f"kind must be one of {', '.join(KINDS)}; got {options['kind']!r}")
-    volume = _read(path, {k: v for k, v in options.items() if k in _READER_OPTIONS and v is not None})
+    with _naming(path):
+        volume = _read(path, {k: v for k, v in options.items() if k in _READER_OPTIONS and v is not None})
     if volume.dtype.kind == "c":
         log.warning("%s holds complex values; their magnitude is read", path)
         volume = magnitude(volume)
@@ -169,6 +171,17 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         attributes["kind"] = attributes["kind"] or _kind_by_name(path, volume)
     volume = describe(volume, name=options.get("name") or volume.name, **attributes)
     return as_integers(volume, str(path)) if volume.attrs["kind"] != "image" else volume
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before an error of its content, such as that of an affine."""
+    try:
+        yield
+    except MrhdataError as error:
+        if Path(str(path)).name in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _select_time(volume: xr.DataArray, path: str | os.PathLike[str], time: int) -> xr.DataArray:

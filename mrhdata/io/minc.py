@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrhdata.errors import FormatError
 from mrhdata.io.itk import write_image
-from mrhdata.io.nifti import from_image, open_image
+from mrhdata.io.nibabel_images import from_image, open_image
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,20 +1,26 @@
-"""NIfTI-1 and -2; ANALYZE 7.5, MGH, AFNI and PAR/REC (read), through nibabel."""
+"""NIfTI-1 and -2, through nibabel; ANALYZE 7.5, MGH, AFNI and PAR/REC are passed on to :mod:`mrhdata.io.afni_mgh`.
+
+A NIfTI without a unit of length is in mm: programs that leave the field 0 mean mm. The repetition time is read if the
+header states its unit too.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 
-from mrhdata.errors import FormatError
-from mrhdata.volume.box import Box
-from mrhdata.volume.construct import SPATIAL, from_array
-from mrhdata.volume.file_arrays import FileArray, check_length, format_errors, lazy
+from mrhdata.errors import FormatError, GridError
+from mrhdata.io import afni_mgh
+from mrhdata.io.nibabel_images import assumed_of_steps, from_image, open_image, stated_steps
+from mrhdata.io.stored_types import stored_values
+from mrhdata.volume.assumptions import assume
+from mrhdata.volume.construct import SPATIAL
+from mrhdata.volume.times import times_of, with_times
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,8 +31,18 @@ log = logging.getLogger("mrhdata")
 
 #: NIfTI dims 1-5 in file order. The spatial names are placeholders that the affine reorders.
 _FILE_DIMS = ("x", "y", "z", "t", "c")
-_TO_MM = {"meter": ("m", 1e3), "micron": ("um", 1e-3)}
-_SPACES = {"mni": "MNI152", "talairach": "Talairach"}
+#: Code of the unit of length, the lowest three bits of xyzt_units -> its name, and millimetres.
+_LENGTHS = {0: ("mm", 1.0), 1: ("m", 1e3), 2: ("mm", 1.0), 3: ("um", 1e-3)}
+#: Code of the unit of time, the next three bits -> seconds. Codes above are frequencies, so the axis is not time.
+_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
+_FREQUENCIES = (32, 40, 48)
+#: Code of a transform -> space. Code 2 (aligned to another file) and 5 (another template) name none.
+_SPACES = {1: "scanner", 3: "Talairach", 4: "MNI152"}
+#: Codes of intents: labels; matrices, vectors and colours, whose components are channels.
+_LABELS = (1002, 1003)
+_COMPONENTS = (1004, 1005, 1006, 1007, 1010, 2003, 2004)
+#: Types that FSL, SPM, AFNI and ITK read. None reads integers of 64 bits; SPM and ITK read uint32.
+_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "float32", "float64", "complex64", "complex128")
 
 #: Prefix of a NIfTI comment with the content that its header cannot hold: the affine in double precision, the
 #: name of the space, and the other attributes.
@@ -40,40 +56,88 @@ OPTIONS: tuple[str, ...] = ()
 def read(path: Path) -> xr.DataArray:
     """Read NIfTI (``.nii``, ``.nii.gz``, ``.hdr``/``.img``), ANALYZE, MGH, AFNI or PAR/REC."""
     image = open_image(path)
-    header = image.header
-    if isinstance(image, nib.Nifti1Pair):
-        return _from_nifti(image, path)
-    if isinstance(image, nib.AnalyzeImage):
-        log.warning(
-            "%s: ANALYZE has no orientation; its first axis is assumed to run from right to left. "
-            "Pass another with axes=, such as axes='RAS'",
-            path.name,
-        )
-    elif isinstance(image, nib.brikhead.AFNIImage) and len(image.shape) == 4:
-        # Sub-bricks are times or statistics; only TAXIS_NUMS distinguishes them.
-        return from_image(image, path, ("x", "y", "z", "t" if "TAXIS_NUMS" in header.info else "c"))
-    return from_image(image, path, _FILE_DIMS)
+    return _from_nifti(image, path) if isinstance(image, nib.Nifti1Pair) else afni_mgh.from_image_of(image, path)
 
 
 def _from_nifti(image: Any, path: Path) -> xr.DataArray:
     header = image.header
-    unit, factor = _TO_MM.get(header.get_xyzt_units()[0], ("mm", 1.0))
+    units, intent = int(header["xyzt_units"]), int(header["intent_code"])
+    unit, factor = _LENGTHS.get(units & 7, ("mm", 1.0))
+    affine, code, unstated = _placement(image, path)
     attrs: dict[str, Any] = {
-        "space": _SPACES.get(header.get_value_label("sform_code"), "scanner"),
-        "kind": "labels" if header.get_intent("label")[0] == "label" else "image",
+        "space": _SPACES.get(code, "scanner"),
+        "kind": "labels" if intent in _LABELS else "image",
+        **({"source_unit": unit} if unit != "mm" else {}),
     }
-    if unit != "mm":
-        attrs["source_unit"] = unit
-    affine = image.affine
     extra = _read_extra(header)
-    # If another program changed the sform since, the sform is right.
     exact = np.asarray(extra.pop("affine", np.zeros((4, 4))), dtype=np.float64)
-    # The header is in single precision; differences below 1e-5 of the finest spacing are rounding.
-    finest = np.linalg.norm(affine[:3, :3], axis=0).min()
-    if exact.shape == (4, 4) and np.allclose(exact, affine, rtol=1e-6, atol=1e-5 * finest):
+    ours = _in_step(exact, affine, extra, code, attrs["kind"])
+    if ours:
         attrs |= extra
         affine = exact
-    return from_image(image, path, _FILE_DIMS, affine=np.diag([factor, factor, factor, 1.0]) @ affine, **attrs)
+    volume = from_image(
+        image, path, _dims(image, units, intent), affine=np.diag([factor] * 3 + [1.0]) @ affine, **attrs
+    )
+    volume = _with_repetition_time(volume, header, path)
+    unstated += ["space"] if code not in _SPACES else []
+    unstated += ["unit"] if units & 7 not in _LENGTHS else []
+    # Our own files list the properties that were assumed.
+    return volume if ours else assume(volume, *unstated)
+
+
+def _dims(image: Any, units: int, intent: int) -> tuple[str, ...]:
+    """Return the names of the axes: the fourth is not time if the header says that it is a frequency or components."""
+    components = intent in _COMPONENTS or (units & 56) in _FREQUENCIES
+    return ("x", "y", "z", "c") if components and len(image.shape) == 4 else _FILE_DIMS
+
+
+def _placement(image: Any, path: Path) -> tuple[Floats, int, list[str]]:
+    """Return the affine in the unit of the file, the code of its transform, and properties that are assumed."""
+    header = image.header
+    code = int(header["sform_code"])
+    if code != 0:
+        affine = header.get_sform()
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        if (sizes == 0).any():
+            raise GridError(f"{path}: voxels must have a positive size; got {sizes.tolist()}. Correct the sform")
+        return affine, code, []
+    steps = stated_steps(image)
+    names = assumed_of_steps(steps, path)
+    code = int(header["qform_code"])
+    if code != 0:
+        return header.get_qform(), code, names
+    log.warning(
+        "%s: neither qform nor sform is set, so the file states no orientation; its axes are assumed to run to the "
+        "right, anterior and superior. Pass others with axes=, such as axes='LAS'",
+        path,
+    )
+    return np.diag([*np.where(steps == 0, 1.0, np.abs(steps)), 1.0]), 0, [*names, "orientation"]
+
+
+def _with_repetition_time(volume: xr.DataArray, header: Any, path: Path) -> xr.DataArray:
+    """Return a series with its times in seconds, if the header states the step and its unit."""
+    step, code = float(header["pixdim"][4]), int(header["xyzt_units"]) & 56
+    if code in _SECONDS:
+        return with_times(volume, step * _SECONDS[code], float(header["toffset"]) * _SECONDS[code])
+    # Programs that know no repetition time write 0 or 1.
+    if "t" in volume.dims and step not in (0.0, 1.0):
+        log.warning("%s states a time step of %g without a unit, so it is not used; set xyzt_units", path, step)
+    return volume
+
+
+def _in_step(exact: Floats, affine: Floats, extra: dict[str, Any], code: int, kind: str) -> bool:
+    """Return whether our note describes the header; a header that another program changed since is right."""
+    if exact.shape != (4, 4) or _code(extra.get("space", "scanner")) != code:
+        return False
+    if (extra.get("kind") == "labels") != (kind == "labels"):
+        return False
+    # The header is in single precision; differences below 1e-5 of the finest spacing are rounding.
+    finest = np.linalg.norm(affine[:3, :3], axis=0).min()
+    return bool(np.allclose(exact, affine, rtol=1e-6, atol=1e-5 * finest))
+
+
+def _code(space: str) -> int:
+    return {name: code for code, name in _SPACES.items()}.get(space, 1)
 
 
 def _read_extra(header: Any) -> dict[str, Any]:
@@ -84,92 +148,9 @@ def _read_extra(header: Any) -> dict[str, Any]:
             try:
                 content = json.loads(text.removeprefix(_EXTRA).rstrip("\0"))
                 return {k: v for k, v in content.items() if k in ("affine", "space", *_EXTRA_ATTRS)}
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 return {}
     return {}
-
-
-def open_image(path: Path) -> Any:
-    """Open any file that nibabel supports; errors name the path."""
-    with format_errors(path), warnings.catch_warnings():
-        # MINC may declare its spacing as neither regular nor irregular; nibabel then assumes regular.
-        warnings.filterwarnings("ignore", message="Invalid spacing declaration")
-        image: Any = nib.load(path)
-        _ = image.affine
-    fields = image.get_data_dtype().fields
-    if fields is not None and not {"R", "G", "B"} <= set(fields):
-        raise FormatError(f"{path} holds {image.get_data_dtype()} tuples, not numbers; split them into channels first")
-    return image
-
-
-def from_image(
-    image: Any, path: Path, dims: tuple[str, ...], affine: Floats | None = None, **attrs: Any
-) -> xr.DataArray:
-    """Return a lazy volume of a nibabel image whose axes are `dims`; colours become channels."""
-    shape = tuple(int(n) for n in image.shape)
-    if any(n < 1 for n in shape) or not 1 <= len(shape) <= len(_FILE_DIMS):
-        raise FormatError(f"{path} must have 1 to 5 axes, none of them empty; got shape {shape}")
-    _check_length(image, path)
-    # Files may omit trailing axes, or have some of length 1 (ANALYZE has four axes).
-    shape = (*shape, *(1,) * (3 - len(shape)))
-    reader = _ProxyReader(image.dataobj, shape)
-    data = lazy(FileArray(reader.shape, reader.dtype, reader, path), reader.slowest)
-    dims = (*dims[: len(shape)], "c") if len(reader.shape) > len(shape) else dims[: len(shape)]
-    keep = [i for i, d in enumerate(dims) if d in SPATIAL or reader.shape[i] > 1]
-    data = data[tuple(slice(None) if i in keep else 0 for i in range(len(dims)))]
-    names = [dims[i] for i in keep]
-    if len(set(names)) < len(names):
-        raise FormatError(f"{path} has colours and a fifth axis of shape {shape}; split them into channels first")
-    affine = image.affine if affine is None else affine
-    volume = from_array(data, affine=affine, dims=names, name=path.name.split(".")[0], **attrs)
-    return volume if reader.channels is None or "c" not in names else volume.assign_coords(c=reader.channels)
-
-
-class _ProxyReader:
-    """Reader of boxes of scaled values of a nibabel proxy.
-
-    `slowest` is the axis along which slabs are read, None for compressed files.
-    """
-
-    def __init__(self, proxy: Any, shape: tuple[int, ...]) -> None:
-        self._proxy, self._spatial = proxy, shape
-        self.channels: list[str] | None = None
-        minc = hasattr(proxy, "minc_file")
-        if type(proxy) is nib.arrayproxy.ArrayProxy:
-            stored = proxy.dtype if (proxy.slope, proxy.inter) == (1.0, 0.0) else np.dtype(np.float64)
-        else:
-            # The proxies of AFNI and Philips scale in their own ways; the type of one voxel is that of all.
-            stored = np.dtype(np.float64) if minc else np.asanyarray(proxy[(slice(0, 1),) * len(proxy.shape)]).dtype
-        self.dtype, self.shape = stored, shape
-        if stored.fields is not None:
-            self.channels = list(stored.fields)
-            self.dtype, self.shape = np.dtype(np.uint8), (*shape, len(self.channels))
-        compressed = str(getattr(proxy, "file_like", "")).endswith((".gz", ".bz2", ".zst", ".mgz"))
-        self.slowest = None if compressed else 0 if minc else len(shape) - 1
-
-    def __call__(self, box: Box) -> Any:
-        selection = box.slices
-        spatial = selection[: len(self._spatial)]
-        if self._spatial == tuple(self._proxy.shape):
-            values = np.asanyarray(self._proxy[spatial])
-        else:
-            values = np.asanyarray(self._proxy).reshape(self._spatial)[spatial]
-        if self.channels is None:
-            return values
-        return np.stack([values[name] for name in self.channels], axis=-1)[..., selection[-1]]
-
-
-def _check_length(image: Any, path: Path) -> None:
-    proxy = image.dataobj
-    data_file = getattr(proxy, "file_like", None)
-    if not hasattr(proxy, "offset") or not isinstance(data_file, str | Path):
-        return
-    if not Path(data_file).exists():
-        raise FormatError(f"{path} has no data file {data_file}; keep header and image together")
-    if not str(data_file).endswith((".gz", ".bz2", ".zst", ".mgz")):
-        check_length(
-            Path(data_file), int(proxy.offset) + proxy.dtype.itemsize * int(np.prod(image.shape, dtype=object))
-        )
 
 
 def write(volume: xr.DataArray, path: Path) -> None:
@@ -177,22 +158,34 @@ def write(volume: xr.DataArray, path: Path) -> None:
     spatial = [d for d in volume.attrs.get("source_axes", []) if d in SPATIAL] or ["x", "y", "z"]
     extra = ["t", "c"] if "c" in volume.dims else ["t"] if "t" in volume.dims else []
     data, affine = volume.mrh.in_order([*spatial, *extra])
-    values = np.asarray(data)
-    if values.dtype == bool:
-        values = values.astype(np.uint8)
+    values = stored_values(data, volume.attrs["kind"], "NIfTI", _TYPES, rare=("uint32",))
     image_class: Any = nib.Nifti2Image if max(values.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
     try:
         image = image_class(values, affine, dtype=values.dtype)
     except (nib.spatialimages.HeaderDataError, ValueError) as error:
         raise FormatError(f"NIfTI cannot hold {values.dtype} values; convert them first ({error})") from error
     image.header.set_xyzt_units("mm")
-    code = {name: label for label, name in _SPACES.items()}.get(volume.mrh.space, "scanner")
     # The quaternion is not written: it is in single precision and cannot hold a shear.
-    image.set_sform(affine, code)
+    image.set_sform(affine, _code(volume.mrh.space))
     image.set_qform(None, 0)
+    _write_times(volume, image.header, path)
     if volume.attrs["kind"] == "labels":
         image.header.set_intent("label")
     extra_attrs = {key: volume.attrs[key] for key in _EXTRA_ATTRS if key in volume.attrs}
     text = _EXTRA + json.dumps({"affine": affine.tolist(), "space": volume.mrh.space, **extra_attrs})
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", text.encode()))
     nib.save(image, path)
+
+
+def _write_times(volume: xr.DataArray, header: Any, path: Path) -> None:
+    """Store the step and the first time of a series in seconds, or zeros."""
+    if "t" not in volume.dims:
+        return
+    try:
+        times = times_of(volume)
+    except GridError as error:
+        log.warning("%s is written without times: %s", path, error)
+        times = None
+    header["pixdim"][4], header["toffset"] = times or (0.0, 0.0)
+    if times is not None:
+        header.set_xyzt_units("mm", "sec")

@@ -214,27 +214,45 @@ def as_integers(volume: xr.DataArray, path: Path | str) -> xr.DataArray:
     """Return labels and masks as integers; scaled files contain them as floating point."""
     if volume.dtype.kind in "iu":
         return volume
-    kind = volume.attrs["kind"]
-    dtype = np.dtype(np.uint8 if kind == "mask" else np.int32)
+    is_mask = volume.attrs["kind"] == "mask"
+    dtype = np.dtype(np.uint8 if is_mask else np.int32)
 
     def rounded(block: np.ndarray) -> np.ndarray:
-        whole = np.rint(block)
-        # NaN fails this comparison too.
-        if not (np.abs(block - whole) < 1e-3).all():
-            deviation = np.nanmax(np.abs(block - whole))
-            raise DataError(
-                f"labels of {path} must be whole numbers; got values that deviate by up to {deviation:.3g}. "
-                "Pass kind='image' if they are not labels"
-            )
-        if kind == "mask":
+        whole = _whole_numbers(block, path)
+        if is_mask:
             return (whole != 0).astype(dtype)
-        limits = np.iinfo(np.int32)
-        if block.size and not (limits.min <= whole.min() and whole.max() <= limits.max):
-            raise DataError(
-                f"labels of {path} must lie between {limits.min} and {limits.max}; got {whole.min():.6g} to "
-                f"{whole.max():.6g}. Pass kind='image' if they are not labels"
-            )
+        _check_label_range(whole, path)
         return whole.astype(dtype)
 
     data = da.asarray(volume.data).map_blocks(rounded, dtype=dtype, meta=np.empty((0,) * volume.ndim, dtype))
     return volume.copy(data=data)
+
+
+def _whole_numbers(block: np.ndarray, path: Path | str) -> np.ndarray:
+    whole = np.rint(block)
+    # NaN fails this comparison too.
+    if not (np.abs(block - whole) < 1e-3).all():
+        deviation = np.nanmax(np.abs(block - whole))
+        raise DataError(
+            f"labels of {path} must be whole numbers; got values that deviate by up to {deviation:.3g}. "
+            "Pass kind='image' if they are not labels"
+        )
+    return whole
+
+
+def _check_label_range(whole: np.ndarray, path: Path | str) -> None:
+    """Raise DataError if labels exceed int32, or the numbers that their type distinguishes."""
+    low, high = (float(whole.min()), float(whole.max())) if whole.size else (0.0, 0.0)
+    limits = np.iinfo(np.int32)
+    if not limits.min <= low <= high <= limits.max:
+        raise DataError(
+            f"labels of {path} must lie between {limits.min} and {limits.max}; got {low:.6g} to {high:.6g}. "
+            "Pass kind='image' if they are not labels"
+        )
+    # Above, neighbouring numbers have one value: single precision stores 576073732 as 576073728.
+    exact = 2 ** (np.finfo(whole.dtype).nmant + 1)
+    if max(-low, high) >= exact:
+        raise DataError(
+            f"labels of {path} must lie below {exact}, because {whole.dtype} rounds larger ones; got {low:.0f} to "
+            f"{high:.0f}. Use the original labels, or pass kind='image' if they are not labels"
+        )
