@@ -234,15 +234,20 @@ def _folder_reader(folder: Path) -> Reader | None:
     names = sorted(p.name for p in folder.iterdir())
     if folder.name.lower().endswith(".zarr") or {"zarr.json", ".zgroup", ".zattrs", ".zarray"} & set(names):
         return _reader("omezarr.store")
-    from mrhdata.io.tiff import planes_of
-
-    if planes_of(folder):
-        return None
     from mrhdata.io import dicom
 
-    if any(dicom.holds(folder / n) for n in names[:20] if (folder / n).is_file()):
-        return _reader("dicom")
-    raise FormatError(f"{folder} is not an OME-Zarr, and contains neither TIFF or PNG planes nor DICOM files")
+    pictures = [n for n in names if n.lower().endswith((".tif", ".tiff", ".png")) and not n.startswith(".")]
+    series = dicom.files_of(folder)
+    if not series and not pictures:
+        raise FormatError(f"{folder} is not an OME-Zarr, and contains neither TIFF or PNG planes nor DICOM files")
+    if len(pictures) > len(series) > 0:
+        raise FormatError(
+            f"{folder} must hold DICOM files or planes; got {len(series)} and {len(pictures)}. Pass a pattern such as "
+            f"{folder.name}/*{Path(pictures[0]).suffix}, or the DICOM files in a folder of their own"
+        )
+    if series and pictures:
+        log.warning("%s: its %d DICOM files are read, without %d pictures", folder, len(series), len(pictures))
+    return _reader("dicom") if series else None
 
 
 def _read_stack(source: Path) -> xr.DataArray:

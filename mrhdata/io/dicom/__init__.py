@@ -1,0 +1,5 @@
+"""DICOM: headers, planes, their arrangement to volumes, and voxels."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,20 @@
+from . import codecs, colours, frames, headers, images, mosaic, reader, same, stacks, times
+from .headers import files_of, holds
+from .reader import OPTIONS, read
+
+__all__ = [
+    "OPTIONS",
+    "codecs",
+    "colours",
+    "files_of",
+    "frames",
+    "headers",
+    "holds",
+    "images",
+    "mosaic",
+    "read",
+    "reader",
+    "same",
+    "stacks",
+    "times",
+]
