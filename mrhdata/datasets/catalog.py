@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from intake.catalog.local import YAMLFileCatalog
+from intake.catalog.local import LocalCatalogEntry, YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
 from mrhdata._runtime import html
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.datasets.validation import check, load, resolve
+from mrhdata.datasets.addresses import folder_of
+from mrhdata.datasets.drivers import NESTED
+from mrhdata.datasets.validation import MAX_NESTING, Contents, Entry, check, location, read_catalogs
 from mrhdata.errors import CatalogError, MrhdataError, NameMissingError
 from mrhdata.io import formats
 from mrhdata.volume.grid import length
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 #: Most entries and most decoded bytes that a notebook shows.
 _MAX_ROWS = 12
 _MAX_DECODED_BYTES = 128_000_000
+#: Most entries and nested catalogues that a search visits: each of a few nested catalogues can be listed many times.
+_MAX_VISITS = 200_000
 #: Metadata that a notebook shows as columns, if an entry has them.
 _COLUMNS = ("subject", "session", "role", "modality", "kind", "space", "split", "licence")
 
@@ -88,10 +92,64 @@ class _Group(dict[str, Any]):
         raise NameMissingError(f"{self._owner} has no {name!r}; it has {', '.join(map(repr, self))}")
 
 
+class _CheckedEntry(LocalCatalogEntry):  # type: ignore[misc]
+    """An entry whose arguments were checked and completed; intake expands no template in them."""
+
+    def _create_open_args(self, user_parameters: dict[str, Any]) -> tuple[type[DataSource], dict[str, Any]]:
+        metadata = {**self._metadata, "catalog_dir": self._catalog_dir}
+        return self._plugin[0], {"metadata": metadata, **self._open_args, **user_parameters}
+
+    def get(self, **user_parameters: Any) -> Any:
+        if not self._plugin:
+            raise CatalogError(f"entry {self._name!r} needs the driver {self._driver}, which is not installed")
+        return super().get(**user_parameters)
+
+
 class Catalog(YAMLFileCatalog):  # type: ignore[misc]
-    """An intake catalogue whose entries, including nested ones, can be selected by metadata."""
+    """An intake catalogue whose entries, including nested ones, can be selected by metadata.
+
+    The file and its nested catalogues are read once, when the catalogue is opened, and checked; intake works with what
+    was checked. Open the catalogue again after a change of the file.
+    """
 
     name = "mrh_catalog"
+
+    def __init__(
+        self,
+        path: str,
+        storage_options: dict[str, Any] | None = None,
+        contents: Mapping[str, Contents] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        # A copy in another process reads and checks the files again.
+        self._captured_init_kwargs: dict[str, Any] = {"storage_options": storage_options, "metadata": metadata}
+        self._captured_init_args = (path,)
+        self._contents = read_catalogs(path, storage_options) if contents is None else contents
+        self._location = location(path)
+        super().__init__(path, autoreload=False, metadata=metadata, storage_options=storage_options, ttl=None)
+
+    def _load(self, reload: bool = False) -> None:
+        own = self._contents[self._location]
+        self._entries = {name: self._entry_of(name, entry, own) for name, entry in own.entries.items()}
+        self.metadata: dict[str, Any] = {**(self.metadata or {}), **own.metadata}
+        self.name = self.name or self.name_from_path
+
+    def _entry_of(self, name: str, entry: Entry, own: Contents) -> _CheckedEntry:
+        driver: str | type[Catalog] = entry.driver
+        args = entry.args
+        if driver == NESTED:
+            nested = self._contents[args["path"]]
+            driver, args = Catalog, {**args, "storage_options": nested.storage_options, "contents": self._contents}
+        folder = folder_of(own.uri)
+        return _CheckedEntry(
+            name, entry.description, driver, args=args, metadata=entry.metadata, catalog_dir=folder, catalog=self
+        )
+
+    def configure_new(self, **parameters: Any) -> Catalog:
+        """Return this catalogue again, with what was read before."""
+        return Catalog(self.path, self.storage_options, contents=self._contents, **parameters)
+
+    __call__ = get = configure_new
 
     def select(self, **metadata: Any) -> dict[str, xr.DataArray]:
         """Return the volumes with the given metadata as a co-registered group.
@@ -152,7 +210,7 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
         return _Group(groups, str(self.path))
 
     def _repr_html_(self) -> str:
-        entries = dict(_entries(self.path, self._storage_options))
+        entries = self._all_entries()
         first = dict(list(entries.items())[:_MAX_ROWS])
         keys = [key for key in _COLUMNS if any(key in metadata for metadata, _ in first.values())]
         rows = []
@@ -169,16 +227,24 @@ class Catalog(YAMLFileCatalog):  # type: ignore[misc]
 
     def find(self, **metadata: Any) -> dict[str, tuple[dict[str, Any], VolumeSource]]:
         """Return metadata and source of each matching entry by name; dots join the names of nested catalogues."""
-        entries = dict(_entries(self.path, self._storage_options))
+        entries = self._all_entries()
         matching = {name: entry for name, entry in entries.items() if _matches(entry[0], metadata)}
         if not matching:
             known = {key: sorted({str(m[key]) for m, _ in entries.values() if key in m}) for key in metadata}
             raise CatalogError(f"no entry of {self.path} has {metadata}; existing values are {known}")
         return matching
 
-    def __init__(self, path: str, storage_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self._storage_options = dict(storage_options or {})
-        super().__init__(path, storage_options=storage_options, **kwargs)
+    def _all_entries(self) -> dict[str, tuple[dict[str, Any], VolumeSource]]:
+        """Return metadata and source of each volume of this and of nested catalogues by name."""
+        entries: dict[str, tuple[dict[str, Any], VolumeSource]] = {}
+        for visits, (name, entry) in enumerate(_listed(self._contents, self._location)):
+            if visits > _MAX_VISITS:
+                raise CatalogError(f"{self.path} lists more than {_MAX_VISITS} entries; open a nested catalogue")
+            if name in entries:
+                raise CatalogError(f"{self.path} has two entries called {name!r}, one of them nested; rename one")
+            if entry.driver == "mrh_volume":
+                entries[name] = (dict(entry.metadata), VolumeSource(**entry.args))
+        return entries
 
 
 def _thumbnail(source: VolumeSource, max_bytes: int) -> tuple[str, str, int]:
@@ -211,20 +277,16 @@ def _matches(metadata: Mapping[str, Any], query: Mapping[str, Any]) -> bool:
     )
 
 
-def _entries(
-    uri: str, options: dict[str, Any], parents: tuple[str, ...] = ()
-) -> Iterator[tuple[str, tuple[dict[str, Any], VolumeSource]]]:
-    """Yield the volumes of a checked catalogue and of those nested in it."""
-    for name, entry in load(uri, options)["sources"].items():
-        args = dict(entry.get("args", {}))
-        if entry["driver"] == "yaml_file_cat":
-            nested = resolve(str(args.get("path", "")), uri)
-            if nested not in parents:
-                for nested_name, nested_entry in _entries(nested, options, (*parents, uri)):
-                    yield f"{name}.{nested_name}", nested_entry
-        elif entry["driver"] == "mrh_volume":
-            urlpath = resolve(args.pop("urlpath"), uri)
-            yield str(name), (dict(entry.get("metadata", {})), VolumeSource(urlpath, **args))
+def _listed(
+    contents: Mapping[str, Contents], here: str, parents: tuple[str, ...] = (), prefix: str = ""
+) -> Iterator[tuple[str, Entry]]:
+    """Yield the entries of a catalogue and of those nested in it, with joined names; a cycle is left out."""
+    if len(parents) > MAX_NESTING:
+        raise CatalogError(f"{here} nests more than {MAX_NESTING} catalogues within each other; open a nested one")
+    for name, entry in contents[here].entries.items():
+        yield prefix + name, entry
+        if entry.driver == NESTED and entry.args["path"] not in (*parents, here):
+            yield from _listed(contents, entry.args["path"], (*parents, here), f"{prefix}{name}.")
 
 
 def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Catalog:
@@ -255,8 +317,8 @@ def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | 
     >>> list(mrhdata.open_catalog(folder / "catalog.yaml"))
     ['a']
     """
-    check(uri, storage_options)
-    return Catalog(os.fspath(uri), storage_options=storage_options)
+    contents = read_catalogs(uri, storage_options)
+    return Catalog(os.fspath(uri), storage_options=storage_options, contents=contents)
 
 
 def write(
@@ -280,8 +342,8 @@ def write(
         Metadata of the whole catalogue, such as ``licence``.
     """
     sources = {}
-    for name, (location, entry_metadata, *options) in entries.items():
-        urlpath = location if "://" in location else "{{ CATALOG_DIR }}/" + Path(location).as_posix()
+    for name, (place, entry_metadata, *options) in entries.items():
+        urlpath = place if "://" in place else "{{ CATALOG_DIR }}/" + Path(place).as_posix()
         args = {"urlpath": urlpath, **(options[0] if options else {})}
         sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(entry_metadata)}
     content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}

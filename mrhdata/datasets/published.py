@@ -12,6 +12,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.datasets import catalog
-from mrhdata.datasets.validation import load
+from mrhdata.datasets.validation import read_catalogs
 from mrhdata.errors import CatalogError, DataError
 from mrhdata.io.conversion import convert
 
@@ -55,9 +56,8 @@ def published(folder: str | os.PathLike[str] | None = None) -> dict[str, dict[st
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted((Path(folder) if folder is not None else _package_catalogs()).glob("public*.yaml")):
-        catalog.check(path)
-        for name, entry in load(str(path), {})["sources"].items():
-            entries[str(name)] = {"args": {}, "metadata": {}, **entry}
+        for name, entry in next(iter(read_catalogs(path).values())).entries.items():
+            entries[name] = asdict(entry)
     return entries
 
 
@@ -119,8 +119,8 @@ def _package_catalogs() -> Path:
 def _add_to_catalog(home: Path, name: str, store: Path, metadata: dict[str, Any]) -> xr.DataArray:
     """Add a complete store to the catalogue of its folder and return its volume."""
     path = home / "catalog.yaml"
-    sources = load(str(path), {})["sources"] if path.exists() else {}
-    entries = {n: (Path(e["args"]["urlpath"]).name, e["metadata"]) for n, e in sources.items()}
+    listed = next(iter(read_catalogs(path).values())).entries if path.exists() else {}
+    entries = {n: (Path(e.args["urlpath"]).name, e.metadata) for n, e in listed.items()}
     catalog.write(path, "Published volumes, fetched", {**entries, name: (store.name, metadata)})
     return catalog.open_catalog(path)[name].to_dask()
 
