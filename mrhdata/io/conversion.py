@@ -136,7 +136,7 @@ def _files(source: str | os.PathLike[str]) -> list[Path]:
         return [] if path.name.endswith(".zarr") else sorted(p for p in path.iterdir() if p.is_file())
     if path.exists():
         return header_and_data_files(path)
-    from mrhdata.io.tiff import planes_of
+    from mrhdata.io.plane_names import planes_of
 
     return planes_of(path)
 

@@ -53,6 +53,8 @@ FORMATS: dict[str, tuple[str, bool]] = {
     ".mha": ("itk", True),
     ".mhd": ("itk", False),
     ".tif": ("tiff", True),
+    ".btf": ("tiff", False),
+    ".svs": ("tiff", False),
     ".dcm": ("dicom", False),
     ".ima": ("dicom", False),
     ".hdf": ("hdf5", False),
@@ -74,13 +76,14 @@ class Options(TypedDict, total=False):
     modality: str | None
     name: str | None
     dataset: str | None
+    series: int | str | None
     level: int
     time: int | None
     storage_options: dict[str, Any] | None
 
 
 #: Options that a reader may accept; `read` applies all others to the volume.
-_READER_OPTIONS = ("dataset", "level", "storage_options")
+_READER_OPTIONS = ("dataset", "series", "level", "storage_options")
 _GEOMETRY = ("axes", "unit", "spacing", "origin")
 #: Assumed properties about which `read` warns. Most files of some formats state no orientation and no space, so these
 #: are listed in the attributes and by :func:`mrhdata.io.inspection.inspect`, and warned about where they matter.
@@ -97,7 +100,8 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
     path : path or URL
         File: NIfTI, ANALYZE, MINC, NRRD, MHA or MHD, MGH, AFNI, PAR/REC, TIFF, DICOM, HDF5, MATLAB.
         Folder: OME-Zarr, a stack of TIFF or PNG planes, a DICOM series. Pattern of planes, such as
-        ``planes/*.tif``. URL (``http``, ``https``, ``s3``) of an OME-Zarr.
+        ``planes/*.tif``, or ``brain_Z{z}_C{c}.tif`` for planes of several channels (``{c}``) and times
+        (``{t}``). URL (``http``, ``https``, ``s3``) of an OME-Zarr.
     axes : str, optional
         True directions of the file's axes if the header is wrong, such as ``"PIR"``, in the order of
         the format (x, y, z in NIfTI, NRRD and DICOM; fastest first in MINC;
@@ -115,8 +119,10 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         ``sub-01_seg.nii.gz`` or ``annotation_25.nrrd``.
     dataset : str, optional
         Name of an array of an HDF5 or MATLAB file, a series of a DICOM folder, or an image of a Zarr store.
+    series : int or str, optional
+        Index or name of one of several images of a TIFF file.
     level : int, optional
-        Level of an OME-Zarr; 0 is the finest, -1 the coarsest.
+        Level of an OME-Zarr or of a pyramid in a TIFF file; 0 is the finest, -1 the coarsest.
     time : int, optional
         Index of one time of a series, from 0; all times by default.
     storage_options : dict, optional
@@ -208,21 +214,27 @@ def _read(path: str | os.PathLike[str], options: dict[str, Any]) -> xr.DataArray
     if "://" in text:
         if not text.rstrip("/").lower().endswith(".zarr") and "dataset" not in options and ".zarr/" not in text.lower():
             raise FormatError(f"{text}: only OME-Zarr can be read over the network; download the file first")
-        return importlib.import_module("mrhdata.io.omezarr.store").read(text, **options)
-    source = Path(text)
-    if any(c in source.name for c in "*?[") and not source.exists():
-        return _read_stack(source)
-    if not source.exists():
-        raise FormatError(f"{source} does not exist; check the path")
-    reader = _folder_reader(source) if source.is_dir() else _file_reader(source)
-    if reader is None:
-        return _read_stack(source)
+        source: Any = text
+        reader = _reader("omezarr.store")
+    else:
+        source = Path(text)
+        reader = _local_reader(source)
     accepted = reader.OPTIONS
     # Files with one level are read as level 0, which is also -1.
     unused = [key for key in options if key not in accepted and not (key == "level" and options[key] in (0, -1))]
     if unused:
         raise FormatError(f"{source} is read without {' or '.join(unused)}=; leave it out")
     return reader.read(source, **{key: value for key, value in options.items() if key in accepted})
+
+
+def _local_reader(path: Path) -> Reader:
+    from mrhdata.io.plane_names import is_pattern
+
+    if is_pattern(path):
+        return _reader("planes")
+    if not path.exists():
+        raise FormatError(f"{path} does not exist; check the path")
+    return (_folder_reader(path) or _reader("planes")) if path.is_dir() else _file_reader(path)
 
 
 def _reader(module: str) -> Reader:
@@ -248,15 +260,6 @@ def _folder_reader(folder: Path) -> Reader | None:
     if series and pictures:
         log.warning("%s: its %d DICOM files are read, without %d pictures", folder, len(series), len(pictures))
     return _reader("dicom") if series else None
-
-
-def _read_stack(source: Path) -> xr.DataArray:
-    from mrhdata.io import tiff
-
-    paths = tiff.planes_of(source)
-    if not paths:
-        raise FormatError(f"{source}: no TIFF or PNG file matches; check the pattern")
-    return tiff.read_stack(paths, source.name if source.is_dir() else source.parent.name)
 
 
 def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
