@@ -39,14 +39,12 @@ def stored_values(values: Any, kind: str, name: str, types: Sequence[str], rare:
     if array.dtype == bool:
         return array.astype(np.uint8)
     if kind != "image" and array.dtype.kind == "f":
-        array = _whole(array, name)
+        return _narrowed(_whole(array, name), name, (*types, *rare))
     if array.dtype.name in types:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind in "iu":
         return _narrowed(array, name, (*types, *rare))
-    if array.dtype == np.float16 and "float32" in types:
-        return array.astype(np.float32)
-    remedy = "take their magnitude first" if array.dtype.kind == "c" else "convert them first"
+    remedy = "take their magnitude first" if array.dtype.kind == "c" else "convert them with volume.astype('float32')"
     raise FormatError(f"{name} files are not written with {array.dtype} values; {remedy}")
 
 

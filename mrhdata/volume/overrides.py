@@ -38,6 +38,18 @@ UNITS = {
 _DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
+def unit_name(text: str) -> str | None:
+    """Return the unit of length that a file names, singular or plural; None if it is not known.
+
+    Examples
+    --------
+    >>> unit_name("Microns"), unit_name("mm"), unit_name("pixel")
+    ('um', 'mm', None)
+    """
+    name = text.strip().lower()
+    return UNITS.get(name) or UNITS.get(name.removesuffix("s"))
+
+
 def corrected(
     volume: xr.DataArray,
     *,

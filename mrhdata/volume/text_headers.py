@@ -20,6 +20,8 @@ MAX_AXES = 16
 #: Largest number of values, beyond which sizes would overflow in 64 bits.
 MAX_VALUES = 2**60
 
+#: Other spellings of NRRD fields.
+_ALIASES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}
 _NRRD_MAGIC = re.compile(rb"NRRD000[1-9]\s*")
 _META_FIELD = re.compile(r"\s*(\w+)\s*[=:]\s*(.*?)\s*")
 _COUNTER = re.compile(r"[^%]*%(0?\d{0,2})d[^%]*")
@@ -83,7 +85,7 @@ def read_nrrd(path: Path) -> TextHeader:
     """
     with path.open("rb") as file:
         if not _NRRD_MAGIC.fullmatch(file.readline(100)):
-            raise FormatError(f"{path} must begin with NRRD000 and a version; it is damaged or of another format")
+            raise FormatError(f"{path} cannot be read: it must begin with NRRD000 and a version")
         fields: dict[str, str] = {}
         while line := _line(file, path):
             name, separator, value = line.partition(":")
@@ -91,9 +93,12 @@ def read_nrrd(path: Path) -> TextHeader:
             if line.startswith("#") or value.startswith("="):
                 continue
             if not separator or name in fields:
-                raise FormatError(f"{path}: the header must hold each field once, as 'name: value'; got {line[:80]!r}")
-            fields[name.replace("datafile", "data file")] = value.strip()
-            if name in ("data file", "datafile") and value.split()[:1] == ["LIST"]:
+                raise FormatError(
+                    f"{path} cannot be read: its header must hold each field once, as 'name: value'; got {line[:80]!r}"
+                )
+            name = _ALIASES.get(name, name)
+            fields[name] = value.strip()
+            if name == "data file" and value.split()[:1] == ["LIST"]:
                 return TextHeader(path, fields, file.tell(), _listed(file, path))
         return TextHeader(path, fields, file.tell())
 
@@ -112,7 +117,9 @@ def read_metaimage(path: Path) -> TextHeader:
             line = _line(file, path)
             match = _META_FIELD.fullmatch(line)
             if match is None or match[1].lower() in fields:
-                raise FormatError(f"{path}: the header must hold each field once, as 'Name = value'; got {line[:80]!r}")
+                raise FormatError(
+                    f"{path} cannot be read: its header must hold each field once, as 'Name = value'; got {line[:80]!r}"
+                )
             fields[match[1].lower()] = match[2]
         listed = fields["elementdatafile"].split()[:1] == ["LIST"]
         return TextHeader(path, fields, file.tell(), _listed(file, path) if listed else ())
