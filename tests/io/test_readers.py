@@ -37,6 +37,8 @@ REFUSED = {
     "phantom_truncated.REC": "Header inconsistency",
     "tinypet.v": "no known ending",
     "ARzs_CW_avvr.DEL+orig.HEAD": "IJK_TO_DICOM_REAL",
+    "0.dcm": "a mosaic of 48 planes must have 7 x 7 tiles",
+    "1.dcm": "a mosaic of 48 planes must have 7 x 7 tiles",
     "ARzs_CW_avvr.DEL+orig.BRIK": "IJK_TO_DICOM_REAL",
 }
 
@@ -56,8 +58,6 @@ def test_real_files_are_read_as_by_their_library_or_raise(path):
     volume = mrhdata.read(path).compute()
     if name.endswith((".tif", ".tiff")):
         np.testing.assert_array_equal(volume.values.squeeze(), tifffile.imread(path).squeeze())
-    elif name.endswith(".dcm"):
-        check_against_itk(volume, path)
     else:
         check_against_nibabel(volume, path)
 
@@ -73,18 +73,6 @@ def check_against_nibabel(volume, path):
     data, affine = volume.mrh.in_order(order)
     np.testing.assert_array_equal(data, np.asarray(image.dataobj).reshape(data.shape))
     np.testing.assert_allclose(affine, image.affine, atol=1e-9)
-
-
-def check_against_itk(volume, path):
-    """Check that the values and the world position of the last voxel equal ITK's."""
-    image = sitk.ReadImage(path)
-    np.testing.assert_array_equal(volume.values.squeeze(), sitk.GetArrayFromImage(image).squeeze())
-    last = [n - 1 for n in image.GetSize()]
-    world = np.array(image.TransformIndexToPhysicalPoint(last)) * [-1, -1, 1]
-    data, affine = volume.mrh.in_order(["x", "y", "z"])
-    listed = [d for d in volume.attrs["source_axes"] if d in "zyx"]
-    data, affine = volume.mrh.in_order(listed)
-    np.testing.assert_allclose((affine @ [*(n - 1 for n in data.shape), 1])[:3], world, atol=1e-6)
 
 
 def test_nifti_keeps_the_affine_in_double_precision(tmp_path):
@@ -344,12 +332,11 @@ def test_dicom_series(tmp_path):
     write_dicom(tmp_path, image, "1.2.4")
     with pytest.raises(FormatError, match=r"2 series; choose one with dataset=: .*1\.2\.4"):
         mrhdata.read(tmp_path)
-    series = [s for s in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path)) if s.startswith("1.2.4")]
-    assert mrhdata.read(tmp_path, dataset=series[0]).shape == volume.shape
+    assert mrhdata.read(tmp_path, dataset="1.2.4").shape == volume.shape
     for path in sorted(tmp_path.glob("1.2.4-*"))[1:2] + sorted(tmp_path.glob("1.2.3-*"))[1:2]:
         path.unlink()
-    with pytest.raises(FormatError, match="some are missing"):
-        mrhdata.read(tmp_path, dataset=series[0])
+    with pytest.raises(FormatError, match="1 of 5 are missing"):
+        mrhdata.read(tmp_path, dataset="1.2.4")
 
 
 def test_hdf5_and_matlab(tmp_path):

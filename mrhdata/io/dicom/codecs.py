@@ -14,6 +14,8 @@ from mrhdata.errors import FormatError
 
 _JPEG = "1.2.840.10008.1.2.4."
 _LOSSY_JPEG = (_JPEG + "50", _JPEG + "51")
+#: Transfer syntaxes with the colours of JPEG 2000.
+JPEG_2000 = tuple(_JPEG + ending for ending in ("90", "91", "201", "202", "203"))
 _RLE = "1.2.840.10008.1.2.5"
 #: Transfer syntax -> function of imagecodecs.
 CODECS: dict[str, Callable[..., Any]] = {
@@ -67,9 +69,9 @@ def decode(content: bytes, syntax: str, shape: tuple[int, int, int], stored: Any
     if syntax == _RLE:
         order = np.dtype(stored).newbyteorder("<")
         return Decoded(np.frombuffer(imagecodecs.dicomrle_decode(content, order), order), planar=True)
-    found = codestream_shape(content)
-    if found != shape:
-        raise FormatError(f"the compressed picture must have {shape} rows, columns and samples; got {found}")
+    stated = codestream_shape(content)
+    if stated != shape:
+        raise FormatError(f"the compressed picture must have {shape} rows, columns and samples; got {stated}")
     if syntax in _LOSSY_JPEG and shape[2] == 3:
         space = "RGB" if _is_rgb(content, photometric) else "YCBCR"
         return Decoded(imagecodecs.jpeg_decode(content, colorspace=space, outcolorspace="RGB"), is_rgb=True)

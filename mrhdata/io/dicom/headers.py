@@ -104,15 +104,15 @@ def files_of(folder: Path) -> list[Path]:
     FormatError
         A file is named like DICOM but is empty or damaged: a series without it would lack a slice.
     """
-    found = []
+    files = []
     for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
         if path.suffix.lower() in _PICTURES:
             continue
         if holds(path):
-            found.append(path)
+            files.append(path)
         elif path.name.lower().endswith(_ENDINGS):
             raise FormatError(f"{path} must begin like DICOM; it is empty or damaged. Copy it again, or remove it")
-    return found
+    return files
 
 
 def images_of(path: Path) -> list[Header]:
@@ -122,25 +122,25 @@ def images_of(path: Path) -> list[Header]:
         if header is None:
             raise FormatError(f"{path} holds {_content(path)}, without voxels; pass a file or folder of images")
         return [header]
-    found = [header for file in files_of(path) if (header := _read(file)) is not None]
-    if not found:
+    headers = [header for file in files_of(path) if (header := _read(file)) is not None]
+    if not headers:
         inside = ", ".join(_folders_of_images(path))
         example = f", such as {inside}" if inside else ""
         raise FormatError(f"{path} holds DICOM files, but none with voxels; pass a folder of images{example}")
-    return found
+    return headers
 
 
 def _folders_of_images(folder: Path, most: int = 3) -> list[str]:
     """Return the first folders within a folder, such as a disc with a list of files, that hold DICOM files."""
-    found: list[str] = []
+    folders: list[str] = []
     for place, inner, names in os.walk(folder):
         inner.sort()
         files = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         if Path(place) != folder and files and files[0].is_file() and holds(files[0]):
-            found.append(str(Path(place)))
-        if len(found) == most:
+            folders.append(str(Path(place)))
+        if len(folders) == most:
             break
-    return found
+    return folders
 
 
 @contextmanager
@@ -227,24 +227,24 @@ def numbers(tags: Dataset | None, keyword: str, count: int | None = None) -> tup
     if not len(listed):
         return None
     try:
-        found = tuple(float(v) for v in listed)
+        values = tuple(float(v) for v in listed)
     except (TypeError, ValueError):
-        found = ()
-    if not found or (count is not None and len(found) != count) or not all(map(math.isfinite, found)):
+        values = ()
+    if not values or (count is not None and len(values) != count) or not all(map(math.isfinite, values)):
         raise FormatError(f"{keyword} must be {count or 'some'} finite numbers; got {str(value)[:60]!r}")
-    return found
+    return values
 
 
 def number(tags: Dataset | None, keyword: str) -> float | None:
     """Return the number of an element, or None if it is missing or empty."""
-    found = numbers(tags, keyword, 1)
-    return None if found is None else found[0]
+    values = numbers(tags, keyword, 1)
+    return None if values is None else values[0]
 
 
 def whole(tags: Dataset, keyword: str, default: int | None = None) -> int:
     """Return the positive whole number of an element."""
-    found = number(tags, keyword)
-    value = default if found is None else found
+    stated = number(tags, keyword)
+    value = default if stated is None else stated
     if value is None or value != int(value) or value < 0:
         raise FormatError(f"{keyword} must be a whole number; got {'none' if value is None else value}")
     return int(value)

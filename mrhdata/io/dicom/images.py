@@ -18,6 +18,8 @@ from mrhdata.io.dicom.headers import BoundedFile, Header, parsing, whole
 #: A picture may unpack to this many times its bytes, or to this many bytes: RLE reaches 64, JPEG 2000 of an empty
 #: picture some thousands.
 _EXPANSION, _SMALL = 10_000, 64_000_000
+#: Most pictures of one file; a plane has an object of some hundred bytes.
+_MOST = 100_000
 _NATIVE = {
     "1.2.840.10008.1.2": False,
     "1.2.840.10008.1.2.1": False,
@@ -111,6 +113,10 @@ def image_of(header: Header) -> Image:
             f"{columns} with {samples} samples of {photometric}"
         )
     syntax, big = _syntax(header)
+    if photometric in ("YBR_RCT", "YBR_ICT") and syntax not in codecs.JPEG_2000:
+        raise FormatError(
+            f"{header.path} has colours of JPEG 2000 ({photometric}), but is not compressed so; correct it"
+        )
     stored, bits = _stored(header, big)
     table = tags.get("ExtendedOffsetTable"), tags.get("ExtendedOffsetTableLengths")
     image = Image(
@@ -168,6 +174,8 @@ def _stored(header: Header, big: bool) -> tuple[np.dtype[Any], int]:
 def _check_stored_bytes(image: Image, header: Header) -> None:
     """Raise FormatError if the file has fewer bytes than its header claims, before anything is allocated."""
     there = header.path.stat().st_size - header.offset
+    if image.count > _MOST:
+        raise FormatError(f"{header.path} must have at most {_MOST} pictures; got {image.count}. Split the file")
     needed = math.ceil(image.size * image.count)
     if not image.syntax:
         available = min(there, header.length or 0)
@@ -176,11 +184,22 @@ def _check_stored_bytes(image: Image, header: Header) -> None:
                 f"{header.path} is truncated or damaged: {image.count} x {image.rows} x {image.columns} voxels must "
                 f"have {needed} bytes; got {available}. Copy it again"
             )
-    elif image.size > max(_SMALL, _EXPANSION * there) or image.count > max(1, there // 8):
+    elif image.size > max(_SMALL, _EXPANSION * there) or image.count > _fragments(image):
         raise FormatError(
             f"{header.path} claims {image.count} pictures of {image.rows} x {image.columns} voxels, but has only "
             f"{there} bytes of them; it is damaged"
         )
+
+
+def _fragments(image: Image) -> int:
+    """Return how many pieces the compressed pictures have; each picture has at least one."""
+    if image.count == 1:
+        return 1
+    with image.path.open("rb") as raw:
+        file: Any = BoundedFile(raw)
+        file.seek(image.offset)
+        encaps.parse_basic_offsets(file)
+        return encaps.parse_fragments(file)[0]
 
 
 def picture(image: Image, index: int) -> np.ndarray:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mrhdata.io.dicom.frames import Frame
     from mrhdata.volume.grid import Floats
 
-_REMEDY = "convert the mosaic with the scanner's software, or export it as single slices"
+_REMEDY = "Export it as single slices"
 
 
 def is_mosaic(tags: Dataset) -> bool:
@@ -42,7 +42,8 @@ def tiles(tags: Dataset, whole: Frame) -> list[Frame]:
     count = _count(tags, csa)
     side = math.ceil(math.sqrt(count))
     if whole.shape[0] % side or whole.shape[1] % side:
-        raise FormatError(f"a mosaic of {count} planes must have {side} x {side} tiles; got {whole.shape}. {_REMEDY}")
+        size = " x ".join(map(str, whole.shape))
+        raise FormatError(f"a mosaic of {count} planes must have {side} x {side} tiles; got {size} voxels. {_REMEDY}")
     rows, columns = whole.shape[0] // side, whole.shape[1] // side
     step = _step(tags, csa, whole)
     corner = _corner(whole, rows, columns)
@@ -71,13 +72,13 @@ def _siemens_header(tags: Dataset) -> dict[str, Any]:
 
 def _count(tags: Dataset, csa: dict[str, Any]) -> int:
     try:
-        found = tags.private_block(0x19, "SIEMENS MR HEADER")[0x0A].value
-        found = int.from_bytes(found[:2], "little") if isinstance(found, bytes) else found
+        count = tags.private_block(0x19, "SIEMENS MR HEADER")[0x0A].value
+        count = int.from_bytes(count[:2], "little") if isinstance(count, bytes) else count
     except KeyError:
-        found = next(iter(csa.get("NumberOfImagesInMosaic", ())), None)
-    if not isinstance(found, int) or found < 1:
-        raise FormatError(f"a mosaic must state how many planes it has; got {found}. {_REMEDY}")
-    return found
+        count = next(iter(csa.get("NumberOfImagesInMosaic", ())), None)
+    if not isinstance(count, int) or count < 1:
+        raise FormatError(f"a mosaic must state how many planes it has; got {count}. {_REMEDY}")
+    return count
 
 
 def _step(tags: Dataset, csa: dict[str, Any], whole: Frame) -> Floats:

@@ -49,7 +49,8 @@ class Stack:
     def __str__(self) -> str:
         rows, columns = self.frames[0].shape
         words = [f"{len(self.frames)} images of {rows} x {columns}", _plane(self.frames[0])]
-        return ", ".join([*words, *([self.shows] if self.shows else [])])
+        segment = self.frames[0].facts.get("ReferencedSegmentNumber")
+        return ", ".join([*words, *filter(None, [self.shows, f"segment {segment:g}" if segment else ""])])
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,13 @@ def _unplaced(stack: Stack, assumed: frozenset[str]) -> Placed:
         raise FormatError(
             "images must state ImagePositionPatient, or InstanceNumber, which differs; they do not. Pass one file"
         )
+    counted = np.diff([_number(frame)[0] for frame in frames])
+    if counted.any() and (counted != counted[0]).any():
+        raise FormatError("images without position must be counted by InstanceNumber without gaps; some are missing")
     first = frames[0]
-    unknown = {"spacing"} if len(frames) > 1 and first.thickness is None else set()
-    affine = _affine(first, np.zeros(3), first.normal * (first.thickness or 1.0))
+    between = abs(first.facts.get("SpacingBetweenSlices") or 0) if len(frames) > 1 else first.thickness
+    unknown = {"spacing"} if len(frames) > 1 and not between else set()
+    affine = _affine(first, np.zeros(3), first.normal * (between or 1.0))
     if "FrameNumber" in first.facts:
         values = [frame.facts["FrameNumber"] for frame in frames]
         return Placed(Times([[frame] for frame in frames], "FrameNumber", values), affine, assumed)

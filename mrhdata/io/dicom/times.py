@@ -64,7 +64,7 @@ def split(positions: Sequence[Sequence[Frame]]) -> list[tuple[str, list[Frame]]]
         values = [{_value(frame, (name,)) for frame in shared} for shared in positions]
         several = max(len(v) for v in values) > 1
         if several and (name in _KINDS or max(len(v) for v in values) < most):
-            kinds = sorted({_value(frame, (name,)) for frame in frames}, key=str)
+            kinds = sorted({_value(frame, (name,)) for frame in frames}, key=_key)
             return [(f"{name} {_text(kind[0])}", [f for f in frames if _value(f, (name,)) == kind]) for kind in kinds]
     return [("", frames)]
 
@@ -106,12 +106,17 @@ def in_order(positions: Sequence[Sequence[Frame]]) -> Times:
 def _sorted(positions: Sequence[Sequence[Frame]], factor: tuple[str, ...]) -> Times:
     ordered = [sorted(shared, key=lambda f: _key(_value(f, factor))) for shared in positions]
     count = len(ordered[0])
-    values = [[_value(f, factor)[k] for k in range(len(factor))] for f in ordered[0]]
+    values = [_plain(_value(frame, factor)) for frame in ordered[0]]
     return Times(
         [[shared[t] for shared in ordered] for t in range(count)],
         factor[0],
         [v[0] if len(v) == 1 else v for v in values],
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return tuples as lists, as stores keep them."""
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _value(frame: Frame, factor: tuple[str, ...]) -> tuple[Any, ...]:
@@ -145,4 +150,6 @@ def _listed(frames: Sequence[Frame]) -> str:
 
 
 def _text(value: Any) -> str:
-    return "\\".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return "\\".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
