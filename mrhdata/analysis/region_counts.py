@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from mrhdata.errors import DataError, FormatError, GridError
 from mrhdata.io.cell_tables import CELL, WORLD
 from mrhdata.registration.transforms import Transform
+from mrhdata.volume.assumptions import GEOMETRY, warn_of_assumed
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 
@@ -155,6 +156,7 @@ def count(
         raise DataError("cells must have X, Y, Z in mm. Read them with like=, the volume of the detection")
     real = cells[cells["type"] == CELL] if "type" in cells else cells
     labels = _spatial(regions)
+    warn_of_assumed({"regions": regions}, "count", *GEOMETRY)
     index = _voxel_index(real[WORLD].to_numpy(dtype=np.float64), regions, transform)
     voxels: Counter[Any] = Counter()
     label_of_cell = np.full(len(real), _OUTSIDE, dtype=np.int64)
@@ -191,6 +193,7 @@ def regions_at(points_mm: ArrayLike, regions: xr.DataArray, transform: Transform
     [7, 8, 0]
     """
     labels = _spatial(regions)
+    warn_of_assumed({"regions": regions}, "regions_at", *GEOMETRY)
     index = _voxel_index(np.asarray(points_mm, dtype=np.float64).reshape(-1, 3), regions, transform)
     label_of_point = np.full(len(index), _OUTSIDE, dtype=np.int64)
     for box in _boxes(labels):

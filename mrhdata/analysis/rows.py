@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from mrhdata.analysis.voxel_table import PLACE, voxel_table
 from mrhdata.errors import DataError, GridError
 from mrhdata.metrics.autocorrelation import autocorrelation, cubic_blocks
+from mrhdata.volume.assumptions import LENGTHS, assumed, warn_of_assumed
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -205,8 +206,16 @@ def rows_of_volumes(
     optional = {"\0truth": histology, "\0train": train_mask, "\0regions": regions}
     optional |= {f"\0{name}": p for name, p in (predictions or {}).items()}
     volumes = {name: volume for name, volume in optional.items() if volume is not None}
+    _warn_of_assumed_grid({**contrasts, **{name.removeprefix("\0"): v for name, v in volumes.items()}})
     table = voxel_table({**contrasts, **volumes}, mask, most=max_voxels).drop(columns="block")
     columns = {name.removeprefix("\0"): table.pop(name).to_numpy() for name in volumes}
     guesses = {name: columns[name] for name in predictions or {}}
     edge = None if blocks is None else int(np.asarray(blocks).item())
     return rows_of_table(table, columns["truth"], guesses, columns.get("train"), columns.get("regions"), edge)
+
+
+def _warn_of_assumed_grid(volumes: Mapping[str, xr.DataArray]) -> None:
+    """Warn of volumes that lie on the grid of the others only because of what their files do not state."""
+    known = {"orientation" in assumed(volume) for volume in volumes.values()}
+    # Volumes that are all without an orientation are stored alike.
+    warn_of_assumed(volumes, "sensitivity", *LENGTHS, *(["orientation"] if len(known) > 1 else []))

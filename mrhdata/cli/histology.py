@@ -205,6 +205,9 @@ def predict(
         float | None, typer.Option(help="Lowest value of the mask that is written instead of values.")
     ] = None,
     grids: options.Grids = "same",
+    orientation: options.Orientation = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
     memory: options.Memory = "1 GB",
     device: options.Device = None,
     precision: options.Precision = "float32",
@@ -228,11 +231,12 @@ def predict(
         raise ParameterError("--argmax and --threshold exclude each other; pass one of them")
     network = models.load(model)
     region = options.mask_or_stored(mask)
+    corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
     shape = None if window is None else options.whole_numbers("--window", window)
     windows, written_as = SlidingWindow(shape, overlap, blend), Output(activation, argmax, threshold)
 
     def run(files: Mapping[str, str], target: Path) -> Any:
-        volumes = {name: formats.read(file) for name, file in files.items()}
+        volumes = {name: formats.read(file, **corrections) for name, file in files.items()}
         options.warn_of_unfamiliar(network, volumes)
         return predictor.predict(
             network,
@@ -256,7 +260,7 @@ def predict(
         if cases:
             files = {case: options.case_channels(network.spec, case, paths) for case, paths in cases.items()}
             settings = [options.network_digest(model), options.mask_identity(region), mode, windows, written_as]
-            settings += [grids, skip_corrupt, options.precision_on(precision, device)]
+            settings += [grids, skip_corrupt, corrections, options.precision_on(precision, device)]
             outputs = process_cases(
                 files, out, lambda _, channels, target: run(channels, target), settings=settings, overwrite=overwrite
             )

@@ -224,6 +224,9 @@ def segment_(
     region_stats: Annotated[
         Path | None, typer.Option(help="CSV of the first volume's values in each label; a folder for cases.")
     ] = None,
+    orientation: options.Orientation = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
     memory: options.Memory = "4 GB",
     device: options.Device = None,
     precision: options.Precision = "float32",
@@ -247,6 +250,7 @@ def segment_(
             network, volumes, memory=memory, device=device, precision=precision, progress=options.bars(progress)
         )
 
+    corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
     extras = _Extras(montage, ground_truth, region_stats, spec)
     cases = options.case_files(inputs)
     if cases:
@@ -257,12 +261,13 @@ def segment_(
             files,
             out,
             extras,
-            settings=[digest, str(montage), str(region_stats), options.precision_on(precision, device)],
+            corrections,
+            settings=[digest, str(montage), str(region_stats), corrections, options.precision_on(precision, device)],
             overwrite=overwrite,
             as_json=as_json,
         )
     else:
-        _segment_volume(run, inputs, out, extras, overwrite, as_json)
+        _segment_volume(run, inputs, out, extras, corrections, overwrite, as_json)
 
 
 class _Extras:
@@ -323,7 +328,13 @@ def _names(labels: Sequence[int]) -> dict[int, str]:
 
 
 def _segment_volume(
-    run: Callable[[Any], xr.DataArray], inputs: list[str], out: Path, extras: _Extras, overwrite: bool, as_json: bool
+    run: Callable[[Any], xr.DataArray],
+    inputs: list[str],
+    out: Path,
+    extras: _Extras,
+    corrections: Any,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     from mrhdata._runtime.atomic import check_target
     from mrhdata.datasets.subjects import Subject
@@ -332,7 +343,7 @@ def _segment_volume(
 
     check_target(out, overwrite)
     formats.writer_of(out)
-    volumes = {name: formats.read(file) for name, file in options.channels(inputs).items()}
+    volumes = {name: formats.read(file, **corrections) for name, file in options.channels(inputs).items()}
     truth = extras.read_truth(volumes)
     first = next(iter(volumes.values()))
     # One volume without a name is the only channel, whatever its file is called.
@@ -352,6 +363,7 @@ def _segment_cases(
     cases: Mapping[str, Mapping[str, str]],
     out: Path,
     extras: _Extras,
+    corrections: Any,
     *,
     settings: Any,
     overwrite: bool,
@@ -361,7 +373,7 @@ def _segment_cases(
     from mrhdata.io import formats
 
     def read(files: Mapping[str, str]) -> dict[str, xr.DataArray]:
-        return {name: formats.read(file).rename(name) for name, file in files.items()}
+        return {name: formats.read(file, **corrections).rename(name) for name, file in files.items()}
 
     def process(case: str, files: Mapping[str, str], target: Path) -> None:
         volumes, own = read(files), own_extras[case]

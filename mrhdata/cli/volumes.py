@@ -160,6 +160,9 @@ def register(
     kind: Annotated[
         str, typer.Option(help="Stages joined by +, such as rigid, affine, affine+bspline.")
     ] = "affine+deform",
+    orientation: options.Orientation = None,
+    unit: options.Unit = None,
+    spacing: options.Spacing = None,
     moving_mask: Annotated[str | None, typer.Option(help="Mask of the moving volume.")] = None,
     fixed_mask: Annotated[str | None, typer.Option(help="Mask of the fixed volume.")] = None,
     orientations: Annotated[
@@ -171,7 +174,10 @@ def register(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Find the transform that moves one volume onto another."""
+    """Find the transform that moves one volume onto another.
+
+    The options --orientation, --unit and --spacing correct the header of MOVING; use mrhdata convert for FIXED.
+    """
     from mrhdata._runtime.atomic import check_target
     from mrhdata.analysis.voxel_table import voxel_table
     from mrhdata.io import formats
@@ -180,7 +186,8 @@ def register(
     for path in (out, moved):
         if path is not None:
             check_target(path, overwrite)
-    first, second = formats.read(moving), formats.read(fixed)
+    corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
+    first, second = formats.read(moving, **corrections), formats.read(fixed)
     masks = {
         "moving_mask": options.read_optional(moving_mask, "mask"),
         "fixed_mask": options.read_optional(fixed_mask, "mask"),

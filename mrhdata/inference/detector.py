@@ -33,6 +33,7 @@ from mrhdata.inference.peaks import Peaks, PeakTable, find_peaks
 from mrhdata.inference.predictor import predict
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
+from mrhdata.volume.assumptions import LENGTHS, require_stated
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.dtypes import full_scale
@@ -97,6 +98,8 @@ def detect(  # noqa: PLR0913 (options of one call)
         If the network does not detect cells, or has no criteria for a cell.
     ParameterError
         If the threshold is not between 0 and 1.
+    GridError
+        If the file of a volume states no voxel size or unit, since the radius of a cell is in mm.
 
     Examples
     --------
@@ -115,6 +118,9 @@ def detect(  # noqa: PLR0913 (options of one call)
     inputs = sources.volumes_by_name(volume)
     spec: ModelSpec | None = getattr(model, "spec", None)
     peaks = stored_peaks(spec) if peaks is None else peaks
+    for name, image in inputs.items():
+        # The radius of a cell is in mm.
+        require_stated(image, name, *LENGTHS)
     if not 0 <= peaks.threshold <= 1:
         raise ParameterError(f"threshold must be between 0 and 1, the range of scores; got {peaks.threshold}")
     shared: Any = {"memory": memory, "overwrite": overwrite, "progress": progress}

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_SPACING_RATIO = 1.25
 #: Largest distance of the median from the training mean, in standard deviations, and largest ratio of the widths.
 _MAX_SHIFT, _MAX_WIDTH_RATIO = 4.0, 4.0
+#: Preparation steps whose result depends on lengths, on the orientation, and on the side of the patient.
+_IN_MM, _TURNED, _SIDED = {"upright", "location"}, {"upright"}, {"location"}
 #: Number of sampled boxes, and their edge in voxels.
 _BOXES, _EDGE = 16, 16
 #: Distance from the 5th to the 95th percentile of a normal distribution, in standard deviations.
@@ -73,6 +76,40 @@ def check_inputs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray], *, seed: i
         for channel, (offset, factor) in zip(channels, scales, strict=False):
             reasons += _value_reasons(name, channel, offset, factor, seed)
     return reasons
+
+
+def check_geometry(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> None:
+    """Raise GridError if a network depends on lengths that the file of an input does not state.
+
+    A network does if it was trained on volumes of stated spacing, or if a preparation step resamples to a spacing. An
+    orientation that is not stated is a warning if a step turns volumes upright or the network runs on coronal or
+    sagittal planes, and an error if a step tells left from right.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Specification of a trained network.
+    inputs : mapping of volumes
+        Volume of each channel.
+
+    Examples
+    --------
+    >>> from mrhdata.models.spec import ModelSpec
+    >>> from mrhdata.volume.assumptions import assume
+    >>> from mrhdata.volume.construct import from_array
+    >>> volume = assume(from_array(np.zeros((2, 2, 2)), spacing=(1, 1, 1)), "unit")
+    >>> check_geometry(ModelSpec("unet"), {"t1w": volume})
+    >>> check_geometry(ModelSpec("unet", spacing_mm=(1, 1, 1)), {"t1w": volume})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    mrhdata.errors.GridError: t1w: the file states no unit of length, so mm is used; pass unit= (--unit) ...
+    """
+    steps = {name for name, _ in spec.prepare}
+    needed = LENGTHS if spec.spacing_mm is not None or steps & _IN_MM else ()
+    for name, volume in inputs.items():
+        # Distances from the centroid along x have the sign of the patient's side, so labels would change sides.
+        require_stated(volume, name, *needed, *(["orientation"] if steps & _SIDED else []))
+    if steps & _TURNED or spec.axis in (1, 2):
+        warn_of_assumed(inputs, f"the network {spec.name}", "orientation")
 
 
 def _order_differs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> bool:

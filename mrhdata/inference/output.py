@@ -61,6 +61,11 @@ class Output:
         return not self.argmax and self.threshold is None
 
     @property
+    def keeps_units(self) -> bool:
+        """Whether stored values are predictions in the units of the target."""
+        return self._continuous and self.activation is None and np.dtype(self.dtype).kind == "f"
+
+    @property
     def kind(self) -> str:
         """Kind of the result: image, labels or mask."""
         return "image" if self._continuous else "labels" if self.argmax else "mask"

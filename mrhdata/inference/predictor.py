@@ -31,6 +31,7 @@ from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ModelError, ParameterError
 from mrhdata.inference.box_reader import BoxReader
+from mrhdata.inference.input_check import check_geometry
 from mrhdata.inference.output import Output
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Strategy
@@ -45,6 +46,7 @@ from mrhdata.models.precision import default_device
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
+from mrhdata.volume.assumptions import geometry_attrs
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, place
 
@@ -155,7 +157,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         If an input cannot be read (the message names the chunk), or the output cannot be written. Run it again to
         resume.
     GridError
-        If grids differ.
+        If grids differ, or the file of an input states no voxel size or unit, on which the network depends.
 
     Notes
     -----
@@ -182,13 +184,19 @@ def predict(  # noqa: PLR0913 (options of one call)
     network = InferenceModel(model, device or default_device(), precision)
     reference = next(iter(inputs.values()))
     source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
+    if grids == "resample":
+        sources.warn_of_assumed_grids(inputs, "predict(grids='resample')")
     if output.argmax and not output.labels:
         output = replace(output, labels=network.spec.labels)
     _check_inputs_fit(network, source, preprocessed)
+    if not preprocessed:
+        check_geometry(network.spec, inputs)
     region = RegionOfInterest(mask, reference, source)
     mode = mode or _published_mode(network, windows)
     strategy, used_windows = _choose_strategy(network, source, region, mode, windows, budget)
     template = _template(source, reference, strategy, output, name)
+    if output.keeps_units and network.spec.units is not None:
+        template = template.assign_attrs(units=network.spec.units)
     settings = {
         "model": network.spec.name,
         "layers": repr(model),
@@ -347,7 +355,7 @@ def _template(
         name=name,
         modality="virtual histology",
     )
-    return template.assign_attrs({key: reference.attrs[key] for key in ("source_axes",) if key in reference.attrs})
+    return template.assign_attrs(geometry_attrs(reference))
 
 
 def _block_bytes(budget: int, template: xr.DataArray, strategy: Strategy) -> int:

@@ -24,12 +24,14 @@ import xarray as xr
 from mrhdata._runtime.progress import Progress
 from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
+from mrhdata.inference.input_check import check_geometry
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
+from mrhdata.volume.assumptions import geometry_attrs
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def on_network_grid(case: Subject, spec: ModelSpec) -> Subject:
 
     Voxels beyond the label volume become `IGNORE_INDEX`, not background.
     """
+    check_geometry(spec, case.inputs)
     inputs = prepare(case.inputs, spec.prepare)
     if case.target is None:
         return replace(case, inputs=inputs)
@@ -88,6 +91,8 @@ def segment(
     ------
     ModelError
         If the network was not trained on labels, or was trained on other channels.
+    GridError
+        If the file of an input states no voxel size or unit, on which the network depends.
 
     Examples
     --------
@@ -107,6 +112,7 @@ def segment(
         raise ModelError(f"{spec.name} was not trained on labels. Use mrhdata.predict, or train it on a label volume")
     channels = _select_channels(inputs, spec)
     reference = next(iter(channels.values()))
+    check_geometry(spec, channels)
     prepared = {name: volume.compute() for name, volume in prepare(channels, spec.prepare).items()}
     with tempfile.TemporaryDirectory() as folder:
         probabilities = predict(
@@ -153,7 +159,7 @@ def _most_probable(probabilities: xr.DataArray, like: xr.DataArray, labels: Sequ
         winner = np.where(probability > highest, dtype.type(values[number]), winner)
         highest = np.maximum(probability, highest)
     volume = template.copy(data=np.asarray(winner).astype(dtype))
-    geometry = {k: template.attrs[k] for k in ("affine", "space", "source_axes") if k in template.attrs}
+    geometry = {k: template.attrs[k] for k in ("affine", "space")} | geometry_attrs(template)
     volume.attrs = {**geometry, "kind": "labels", "units": "1"}
     return volume
 
@@ -162,14 +168,21 @@ def score_labels(case: Subject, predicted: xr.DataArray, labels: Sequence[int]) 
     """Return the overlap of predicted labels with the case's own, one row per label without the background.
 
     ``accuracy`` counts all voxels, ``accuracy_inside`` those whose ground truth is not background, and
-    ``accuracy_background`` is the accuracy of a prediction of only background.
+    ``accuracy_background`` is the accuracy of a prediction of only background. Voxels without ground truth,
+    `IGNORE_INDEX`, do not count.
     """
     if case.target is None:
         raise DataError(f"{case.id} has no labels to score with")
-    truth = case.target.mrh.like(predicted)
-    table = overlap.overlap(truth.values, predicted.values, labels[1:], predicted.mrh.spacing)
+    truth, answer = case.target.mrh.like(predicted).values, predicted.values
+    known = truth != IGNORE_INDEX
+    if not known.any():
+        raise DataError(f"{case.id} has no voxel with ground truth to score with")
+    # Voxels without ground truth count as background in both volumes.
+    compared = (np.where(known, values, labels[0]) for values in (truth, answer))
+    table = overlap.overlap(*compared, labels[1:], predicted.mrh.spacing)
     table.insert(0, "subject", case.id)
-    accuracy = overlap.accuracy(truth.values, predicted.values)
-    inside = overlap.accuracy(truth.values, predicted.values, background=labels[0])
-    background = overlap.accuracy(truth.values, np.full(truth.shape, labels[0]))
+    truth, answer = truth[known], answer[known]
+    accuracy = overlap.accuracy(truth, answer)
+    inside = overlap.accuracy(truth, answer, background=labels[0])
+    background = overlap.accuracy(truth, np.full(truth.shape, labels[0]))
     return table.assign(accuracy=accuracy, accuracy_inside=inside, accuracy_background=background)

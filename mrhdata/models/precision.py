@@ -82,7 +82,7 @@ def has_bfloat16(kind: str) -> bool:
     """Return whether a kind of device, ``"cpu"`` or ``"cuda"``, has instructions for bfloat16."""
     if kind == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu" or not torch.backends.mkldnn.is_available():
+    if kind != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not hasattr(torch.cpu, "get_capabilities"):
         return _seconds(torch.bfloat16) < _seconds(torch.float32)

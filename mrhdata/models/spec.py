@@ -37,13 +37,15 @@ class ModelSpec:
     axis : int or None
         Axis (0 z, 1 y, 2 x) perpendicular to the planes of a 2D network.
     spacing_mm : tuple of float or None
-        Voxel spacing of the training inputs, z, y, x.
+        Voxel spacing of the training inputs, z, y, x; None if their files did not state it.
     context_slices : int
         Number of planes on each side that are further channels of a plane.
     inputs, target : Scale or None
         Intensity scales, fixed at training; prediction never estimates its own.
     labels : tuple of int
         Label value of each class, for a segmentation network.
+    units : str or None
+        Units of the target's values, which are those of predictions; None if they are unknown or differ.
     prepare, finish : tuple of (str, dict)
         Steps of :mod:`mrhdata.preprocessing.pipeline` before the network and on its labels, with their settings.
     """
@@ -58,6 +60,7 @@ class ModelSpec:
     inputs: IntensityScale | None = None
     target: IntensityScale | None = None
     labels: tuple[int, ...] = ()
+    units: str | None = None
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     finish: tuple[tuple[str, dict[str, Any]], ...] = ()
 

@@ -17,7 +17,7 @@ from mrhdata.patching.positions import Ints, shares
 from mrhdata.patching.readers import VolumeReader
 from mrhdata.patching.samplers import Sampler, SamplingSpace, as_sampler
 from mrhdata.patching.sources import TensorNames
-from mrhdata.patching.subjects import describe_subjects, subject_name
+from mrhdata.patching.subjects import SubjectVolumes, describe_subjects, subject_name
 from mrhdata.patching.tiles import TensorSource
 
 if TYPE_CHECKING:
@@ -119,6 +119,10 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     check_choice("grids", grids, sources.GRIDS)
     check_choice("padding", padding, (None, *PADDING))
     subjects = describe_subjects(inputs, target, mask)
+    if grids != "same":
+        for number, subject in enumerate(subjects):
+            volumes = _volumes_of(subject, f"subject {number}: " if len(subjects) > 1 else "")
+            sources.warn_of_assumed_grids(volumes, f"patches(grids={grids!r})")
     shapes = sources.PatchShapes(shape, target_shape, plane, context_slices)
     layout = _lay_out([s.inputs for s in subjects], [s.target for s in subjects], shapes, grids)
     default_stride = sources.lengths(layout[0][1][0].shape if stride is None else stride, plane, "stride")
@@ -211,6 +215,16 @@ def _name_subject(number: int, inputs: Inputs, several: bool) -> Iterator[None]:
         )
         subject = f"{number} ({name})" if name else f"{number}"
         raise type(error)(f"subject {subject}: {error}") from error
+
+
+def _volumes_of(subject: SubjectVolumes, prefix: str) -> dict[str, xr.DataArray]:
+    """Return the inputs, the targets and the mask of a subject by the name in a warning, each volume once."""
+    volumes: dict[str, xr.DataArray] = {}
+    for role, group in (("input", subject.inputs), ("target", subject.target), ("mask", subject.mask)):
+        for name, volume in ({} if group is None else sources.volumes_by_name(group)).items():
+            if not any(volume.data is other.data for other in volumes.values()):
+                volumes[f"{prefix}{role} {name!r}"] = volume
+    return volumes
 
 
 def _first_volume(inputs: Inputs) -> xr.DataArray:

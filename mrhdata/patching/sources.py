@@ -13,6 +13,7 @@ from mrhdata._runtime.arguments import check_choice
 from mrhdata.errors import GridError, ParameterError
 from mrhdata.patching.readers import ResampledReader, VolumeReader, VoxelReader
 from mrhdata.patching.tiles import TensorSource
+from mrhdata.volume.assumptions import GEOMETRY, assumed, warn_of_assumed
 from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import Grid
 from mrhdata.volume.groups import group, on_grid_of, stack
@@ -205,7 +206,8 @@ def one_grid(
             readers.append(VolumeReader(volume))
     channels = [str(c) for c in stack(placed).c.values]
     grid = first.mrh.grid
-    return TensorSource(readers, channels, grid, shape, None if about is None else (grid, about), exact)
+    about_first = None if about is None else (grid, about)
+    return TensorSource(readers, channels, grid, shape, about_first, exact, **_stated_facts(named))
 
 
 def own_grid(
@@ -232,7 +234,21 @@ def own_grid(
     flips = tuple(bool(f) for f in np.diag(turn) < 0)
     reader = VolumeReader(volume, flips)
     channels = [str(c) for c in stack({name: volume}).c.values]
-    return TensorSource([reader], channels, _flip_axes(grid, flips), shape, about=(first.grid, first.shape))
+    about = (first.grid, first.shape)
+    return TensorSource([reader], channels, _flip_axes(grid, flips), shape, about, **_stated_facts({name: volume}))
+
+
+def _stated_facts(volumes: Mapping[str, xr.DataArray]) -> dict[str, Any]:
+    """Return the units of each channel, and the properties that the files of volumes do not state."""
+    units = [volume.attrs.get("units") for volume in volumes.values() for _ in range(volume.sizes.get("c", 1))]
+    return {"units": units, "assumed": {name for volume in volumes.values() for name in assumed(volume)}}
+
+
+def warn_of_assumed_grids(volumes: Mapping[str, xr.DataArray], step: str) -> None:
+    """Warn of volumes whose place next to the first is decided by a geometry that their files do not state."""
+    first = next(iter(volumes.values()))
+    if any(not _on_same_grid(volume, first) for volume in volumes.values()):
+        warn_of_assumed(volumes, step, *GEOMETRY)
 
 
 def volumes_by_name(volumes: Inputs) -> dict[str, Any]:

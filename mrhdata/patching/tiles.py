@@ -6,7 +6,7 @@ are its stored chunks, joined if they are smaller than a patch. Tiles of a volum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class TensorSource:
         same world points, to the nearest voxel. By default positions refer to this source.
     exact : bool
         Keep types that are wider than float32.
+    units : sequence of str or None
+        Units of the values of each channel, None if they are unknown.
+    assumed : collection of str
+        Properties of the geometry that the files do not state.
 
     Attributes
     ----------
@@ -58,8 +62,11 @@ class TensorSource:
         shape: Sequence[int],
         about: tuple[Grid, Sequence[int]] | None = None,
         exact: bool = False,
+        units: Sequence[str | None] = (),
+        assumed: Collection[str] = (),
     ) -> None:
         self.channels, self.grid, self._readers = channels, grid, list(readers)
+        self.units, self.assumed = tuple(units), frozenset(assumed)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._about = about
         dtype = np.result_type(*[r.dtype for r in readers])

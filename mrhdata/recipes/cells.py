@@ -46,6 +46,7 @@ from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.mining import hard_negatives
 from mrhdata.training.settings import TrainingConfig
+from mrhdata.volume.assumptions import LENGTHS, require_stated
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.dtypes import full_scale
 
@@ -205,6 +206,8 @@ def annotation_labels(
     [0, 0, -1, -1, 1, 1, 1, -1, -1, 0, 0, 0, -1, -1, -1]
     """
     volume = next(iter(brain.inputs.values()))
+    # The rules are in mm.
+    require_stated(volume, f"{brain.id}: {volume.name}", *LENGTHS)
     grid = volume.mrh.grid
     shape = tuple((n - SCREENED[0]) // STRIDE + 1 for n in grid.shape)
     if min(shape) < 1:

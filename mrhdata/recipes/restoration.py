@@ -39,6 +39,7 @@ from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.settings import TrainingConfig
+from mrhdata.volume.assumptions import geometry_attrs
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.dtypes import full_scale
 from mrhdata.volume.grid import Grid
@@ -173,7 +174,7 @@ def degrade_stack(volume: xr.DataArray, degradation: Degradation, seed: int) -> 
     rows = [(0.0, 1.0), *(step.places(n) for n in volume.shape[1:])]
     spacing = volume.mrh.spacing
     starts = [float(volume.coords[d][0]) + a * s for d, (a, _), s in zip(SPATIAL, rows, spacing, strict=True)]
-    attributes = {k: volume.attrs[k] for k in ("source_axes", "units") if k in volume.attrs}
+    attributes = geometry_attrs(volume) | {k: volume.attrs[k] for k in ("units",) if k in volume.attrs}
     return place(
         degradation(volume.data, seed),
         SPATIAL,
@@ -262,10 +263,10 @@ def train(  # noqa: PLR0913 (settings of one training)
     )  # fmt: skip
     # The network's input is the degraded image, so patch and spacing are those of the degraded pixels.
     factor = reduction(degradation).factor
-    z, y, x = training_patches.spacing_mm
     spec: ModelSpec = model.spec  # type: ignore[assignment]
+    spacing = None if spec.spacing_mm is None else tuple(np.multiply(spec.spacing_mm, (1, factor, factor)).tolist())
     input_patch = (1, patch_size // factor, patch_size // factor)
-    model.spec = replace(spec, patch=input_patch, spacing_mm=(z, factor * y, factor * x))  # type: ignore[assignment]
+    model.spec = replace(spec, patch=input_patch, spacing_mm=spacing)  # type: ignore[assignment]
     return model, history
 
 

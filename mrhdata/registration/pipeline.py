@@ -11,6 +11,7 @@ from mrhdata.registration import initialize, linear
 from mrhdata.registration.demons import Deformation, deform
 from mrhdata.registration.images import LevelImage, finest, levels, picture
 from mrhdata.registration.transforms import Affine, Transform
+from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
 from mrhdata.volume.grid import Floats
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def register(
     DataError
         A volume has several channels, holds labels or has no contrast, or the volumes do not overlap.
     GridError
-        A mask is in another space, a volume is a single plane, or an argument has an unknown value.
+        A mask is in another space, a volume is a single plane, an argument has an unknown value, or the file of a
+        volume states no voxel size or unit. An orientation that is not stated is a warning: `orientations` tries all.
 
     Examples
     --------
@@ -81,6 +83,11 @@ def register(
     [0.7, 0.0, 0.0]
     """
     steps = _parse_steps(kind)
+    for role, volume in (("moving", moving), ("fixed", fixed)):
+        # Smoothing, levels and a rigid transform are in mm.
+        require_stated(volume, role, *LENGTHS)
+    if not orientations:
+        warn_of_assumed({"moving": moving, "fixed": fixed}, "register", "orientation")
     spacing = finest(fixed, moving, spacing_mm)
     fixed_image = picture(fixed, fixed_mask, spacing, "fixed")
     moving_image = picture(moving, moving_mask, spacing, "moving")

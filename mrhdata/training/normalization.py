@@ -11,6 +11,7 @@ import numpy as np
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec
 from mrhdata.patching.positions import spread
+from mrhdata.volume.assumptions import LENGTHS
 from mrhdata.volume.construct import PLANES
 
 if TYPE_CHECKING:
@@ -81,11 +82,23 @@ def measured(
         patch=(z, y, x),
         context_slices=patches.context_slices,
         axis=axis,
-        spacing_mm=patches.spacing_mm,
+        spacing_mm=None if _spacing_assumed(patches) else patches.spacing_mm,
         inputs=kept_scale or _scale(parts[0], kind),
         target=_scale(parts[1], kind) if classes is None else _scale(np.empty((0, classes)), "none"),
         labels=spec.labels if classes is None else _labels(spec, parts[1], classes),
+        units=_target_units(patches) if classes is None and change is None else None,
     )
+
+
+def _spacing_assumed(patches: Patches) -> bool:
+    """Return whether a file of the inputs states no voxel size or unit."""
+    return any(not sources[0].assumed.isdisjoint(LENGTHS) for sources in patches.sources)
+
+
+def _target_units(patches: Patches) -> str | None:
+    """Return the units of the target if all subjects and channels state the same."""
+    units = {name for sources in patches.sources for source in sources[-1:] for name in source.units}
+    return units.pop() if len(units) == 1 else None
 
 
 def _labels(spec: ModelSpec, target: np.ndarray, classes: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import DataError, FormatError, GridError
+from mrhdata.volume.assumptions import assumed
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length as length_of
 from mrhdata.volume.groups import group, mask_on
@@ -286,7 +287,7 @@ def _draw_slice(
     ax.set_axis_off()
     if not annotate:
         return
-    if "source_axes" not in target.attrs:
+    if "source_axes" not in target.attrs or "orientation" in assumed(target):
         # The axes of a stack without an orientation have no anatomical direction.
         letters = dict.fromkeys(letters, "")
     _annotate(ax, letters[up], letters[right], width)

@@ -186,6 +186,7 @@ def test_options_of_one_name_mean_one_thing():
         "--title": 2,
         "--transform": 2,  # of a volume, of cells
         "--like": 2,
+        "--precision": 2,  # of a network, of a training
         "--progress": 2,  # bars, or printed steps
     }
 
