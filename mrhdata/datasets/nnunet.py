@@ -29,17 +29,20 @@ class Dataset:
     channels : tuple of str
         Names of the channels in the order of the suffix of their files.
     names : dict of int to str
-        Name of each label value; regions that join several values have none.
+        Name of each label value; regions that join several values have none, and neither has `ignore`.
     images : dict of str to list of pathlib.Path
         Files of each case, a file per channel.
     labels : dict of str to pathlib.Path
         Label file of each case.
+    ignore : int or None
+        Value of voxels without ground truth, the label ``ignore``.
     """
 
     channels: tuple[str, ...]
     names: dict[int, str]
     images: dict[str, list[Path]]
     labels: dict[str, Path]
+    ignore: int | None = None
 
 
 def is_dataset(folder: str | Path) -> bool:
@@ -65,7 +68,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     FormatError
         If ``dataset.json`` cannot be read or has no channels.
     DataError
-        If a case lacks a channel or its labels, or if labels have an ``ignore`` value, which is not supported.
+        If a case lacks a channel or its labels.
 
     Examples
     --------
@@ -85,10 +88,8 @@ def read_dataset(folder: str | Path) -> Dataset:
     content = _read_json(root / "dataset.json")
     channels = _channel_names(content, root)
     names = _label_names(content.get("labels", {}))
-    if "ignore" in names.values():
-        raise DataError(
-            f"{root / 'dataset.json'} has a label 'ignore', which is not supported; set those voxels to another label"
-        )
+    ignore = next((value for value, name in names.items() if name == "ignore"), None)
+    names.pop(ignore, None)
     images = group_channels(_volumes(root / "imagesTr", content))
     labels = {stem(path): path for path in _volumes(root / "labelsTr", content)}
     if not images:
@@ -98,7 +99,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             raise DataError(f"case {case} has {len(files)} channels; dataset.json names {len(channels)}: {channels}")
         if case not in labels:
             raise DataError(f"case {case} has no labels in {root / 'labelsTr'}; add them, or move its images away")
-    return Dataset(channels, names, images, {case: labels[case] for case in images})
+    return Dataset(channels, names, images, {case: labels[case] for case in images}, ignore)
 
 
 def cases_in(folder: str | Path) -> dict[str, list[Path]]:

@@ -10,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mrhdata.datasets import nnunet, splits
 from mrhdata.datasets.bids import parse_loosely
 from mrhdata.datasets.build import find_volumes
@@ -146,7 +148,8 @@ def find_nnunet_subjects(folder: str | Path) -> list[Subject]:
     Returns
     -------
     subjects : list of Subject
-        Subjects by name, with labels as targets; channels have the names of ``dataset.json``.
+        Subjects by name, with labels as targets; channels have the names of ``dataset.json``. Voxels of the label
+        ``ignore`` have no ground truth: they are -1, which training and scores leave out.
 
     Raises
     ------
@@ -170,8 +173,17 @@ def find_nnunet_subjects(folder: str | Path) -> list[Subject]:
     for case, images in dataset.images.items():
         name = case.removeprefix("sub-") if "subject" in parse_loosely(case) else case.replace("_", "-")
         files = {**dict(zip(dataset.channels, images, strict=True)), "target": dataset.labels[case]}
-        subjects.append(_subject(name, files))
+        subjects.append(_without_ground_truth(_subject(name, files), dataset.ignore))
     return subjects
+
+
+def _without_ground_truth(subject: Subject, value: int | None) -> Subject:
+    """Return a subject whose target is -1, which losses and scores ignore, at the voxels of a value."""
+    if value is None or subject.target is None:
+        return subject
+    target = subject.target
+    wide = target.astype(np.int64 if target.dtype.itemsize == 8 else np.result_type(target.dtype, np.int8))
+    return replace(subject, target=wide.where(target != value, -1).astype(wide.dtype).assign_attrs(target.attrs))
 
 
 def split_subjects(subjects: Sequence[Subject], sizes: Sequence[float], seed: int) -> dict[str, list[Subject]]:

@@ -50,7 +50,7 @@ def difference(first: xr.DataArray, second: xr.DataArray) -> dict[str, Any]:
     extra = a.shape[:-3]
     if extra != b.shape[:-3]:
         raise GridError(f"times and channels differ: {extra} and {b.shape[:-3]}; select one of each first")
-    order = 0 if "labels" in (first.attrs["kind"], second.attrs["kind"]) or first.attrs["kind"] == "mask" else 1
+    order = 0 if {"labels", "mask"} & {first.attrs["kind"], second.attrs["kind"]} else 1
     to_second = np.linalg.inv(second_grid.affine) @ first_grid.affine
     total = _Differences()
     values = np.asarray(b.data)

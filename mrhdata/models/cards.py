@@ -142,13 +142,14 @@ def read_card(path: Path) -> Card:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         unknown = set(content) - {f.name for f in fields(Card)}
-        if unknown:
-            raise ModelError(f"{path} has unknown fields {sorted(unknown)}; save the network again")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, builtins.list) else v for k, v in content.items()}
-        return Card(**values)
+        card = Card(**{k: v for k, v in values.items() if k not in unknown})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path} is not a model card ({reason}); save the network again") from error
+    if unknown:
+        raise ModelError(f"{path} has unknown fields {sorted(unknown)}; save the network again")
+    return card
 
 
 def folder_of(name: str) -> Path:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrhdata.errors import ModelError
+
 #: Offsets of a 3 x 3 x 3 kernel within 4 x 4 x 4 voxels.
 _OFFSETS = tuple(product((0, 1), repeat=3))
 
@@ -67,7 +69,11 @@ class PooledConv(nn.Conv3d):
         self.pool = MaxPool3d(2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve and pool the input."""
+        """Convolve and pool the input, of four voxels or more along each axis."""
+        if min(input.shape[2:]) < 4:
+            raise ModelError(
+                f"{type(self).__name__} needs 4 voxels or more along z, y, x; got {tuple(input.shape[2:])}"
+            )
         if torch.is_grad_enabled() or input.device.type != "cpu":
             return self.pool(super().forward(input))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype

@@ -182,14 +182,16 @@ class ReadAhead:
     def _work(self, helper: bool) -> None:
         while (i := self._next(helper)) is not None:
             number = int(self._loads.tile[i])
-            tile: np.ndarray | None
+            tile: np.ndarray | None = None
+            failure: BaseException | None = None
             try:
                 tile = self._read(number, self._take_buffer(i))
             except BaseException as error:
-                # Raised by `wait_for`: batches before this one are still valid.
-                tile = None
-                self._errors[int(self._loads.first[i])] = error
+                failure = error
             with self._change:
+                if failure is not None:
+                    # Raised by `wait_for`: batches before this one are still valid.
+                    self._errors.setdefault(int(self._loads.first[i]), failure)
                 if tile is not None and self._latest.get(number, -1) < i:
                     # The latest reading counts: the buffer of an earlier one is returned earlier.
                     self._tiles[number], self._latest[number] = tile, i

@@ -289,6 +289,11 @@ def write_review(
         draft.write_text(html, encoding="utf-8")
 
 
+def _distance(mm: float, voxel_mm: float) -> str:
+    """Return a distance in words; below a hundredth of a voxel it is rounding."""
+    return "at the same place" if mm < voxel_mm / 100 else f"{_three_digits(mm)} away"
+
+
 def _three_digits(mm: float) -> str:
     return length_of(float(f"{mm:.3g}"))
 
@@ -314,7 +319,7 @@ def _cards(volume: xr.DataArray, places: pd.DataFrame, pictures: Pictures) -> It
             "png": base64.b64encode(png).decode("ascii"),
             "mm": ", ".join(f"{row[name]:.{digits}f}" for name in WORLD),
             "voxel": ", ".join(f"{value:.1f}" for value in voxels[i]),
-            "apart": _three_digits(apart) if np.isfinite(apart) else None,
+            "apart": _distance(apart, float(grid.spacing.min())) if np.isfinite(apart) else None,
             "to": "annotation" if row["kind"] in ("false positive", "double") else "detection",
             "grey": _format_window(pictures.grey[i]),
         }

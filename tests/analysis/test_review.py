@@ -185,6 +185,16 @@ def test_montage_shows_every_place(tmp_path):
         montage_png(tmp_path / "m.jpg", volume, examples(table(centres)))
 
 
+def test_distance_below_rounding_is_one_place(tmp_path):
+    """A second detection on an annotation is not 0 nm away from it."""
+    volume = from_array(np.zeros((5, 5, 5), np.uint8), spacing=(0.002,) * 3)
+    found, marks = table(np.array([[0, 0, 0], [0, 0, 0.0]]), score=[0.9, 0.8]), table(np.zeros((1, 3)))
+    write_review(tmp_path / "r.html", volume, examples(found, marks, radius_mm=0.005))
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "nearest annotation at the same place" in text
+    assert "0 nm" not in text
+
+
 def test_page_is_self_contained_and_escapes_names(tmp_path):
     """No name becomes markup, nothing is fetched, pictures have texts, and 200 pictures of noise are below 10 MB."""
     rng = np.random.default_rng(0)

@@ -81,6 +81,15 @@ def test_subjects_have_the_volumes_of_their_case(dataset):
     ]
 
 
+def test_voxels_of_the_label_ignore_have_no_ground_truth(dataset):
+    """They are -1 in the target, which training and scores leave out; the other labels keep their values."""
+    rewrite(dataset, labels={"background": 0, "lesion": 4, "ignore": 5})
+    assert (read_dataset(dataset).ignore, read_dataset(dataset).names) == (5, {0: "background", 4: "lesion"})
+    targets = [subject.target for subject in find_nnunet_subjects(dataset)]
+    assert [int(target[0, 0, 0]) for target in targets] == [4, -1]
+    assert {target.attrs["kind"] for target in targets} == {"labels"}
+
+
 def test_only_files_of_the_ending_are_read(dataset):
     write_volumes(dataset, "imagesTr/notes.nii", "labelsTr/notes.nii")
     assert list(read_dataset(dataset).images) == ["BRATS_001", "BRATS_002"]
@@ -95,7 +104,6 @@ def test_only_files_of_the_ending_are_read(dataset):
             "BRATS_001 has 1 channels; dataset.json",
         ),
         (lambda d: (d / "labelsTr/BRATS_002.nii.gz").unlink(), DataError, "case BRATS_002 has no labels in"),
-        (lambda d: rewrite(d, labels={"background": 0, "ignore": 3}), DataError, "'ignore', which is not supported"),
         (lambda d: rewrite(d, channel_names=["T1"]), FormatError, "must have channel_names"),
         (lambda d: rewrite(d, channel_names={"1": "T1"}), FormatError, "must have channel_names"),
         (lambda d: rewrite(d, file_ending=".mha"), DataError, "has no volumes; files must be named CASE_0000"),

@@ -214,6 +214,16 @@ def test_fused_convolution_and_pooling_equal_separate_layers(channels, shape):
             torch.testing.assert_close(layer(x).float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_fused_convolution_needs_four_voxels_along_each_axis(gradients):
+    """The error names the layer and the shape, also on the path of the matrix product."""
+    layer = models.create("cells3d", seed=1, in_channels=1).body[0]
+    with torch.set_grad_enabled(gradients):
+        assert layer(torch.zeros(1, 1, 4, 5, 6)).shape[2:] == (1, 1, 2)
+        with pytest.raises(ModelError, match=r"PooledConv needs 4 voxels or more along z, y, x; got \(4, 3, 6\)"):
+            layer(torch.zeros(1, 1, 4, 3, 6))
+
+
 def test_pooling_before_the_activation_changes_nothing():
     """Also in bfloat16, without a float32 copy of the largest tensor."""
     model = models.create("cells3d_second", seed=1).eval()

@@ -332,3 +332,15 @@ def test_patterns_match_whole_words_of_file_names(tmp_path):
     assert [file_of(v.data).path.name for v in case.inputs.values()] == ["sub-1_MT.nii", "sub-1_MTR.nii"]
     with pytest.raises(DataError, match=r"make the pattern narrower, such as '\*_T2w\.\*'"):
         find_subjects(tmp_path, {"t2w": "T2w"})
+
+
+def test_voxels_without_ground_truth_do_not_count_in_scores():
+    """Neither in the overlap nor in the accuracy; a subject without any ground truth is refused."""
+    truth, predicted = (np.zeros((4, 4, 4), np.int16) for _ in range(2))
+    truth[:2], predicted[:2] = 3, 3
+    truth[3], predicted[3] = IGNORE_INDEX, 3
+    volumes = [mrhdata.volume.from_array(v, spacing=(1, 1, 1), kind="labels") for v in (truth, predicted)]
+    scores = score_labels(Subject("01", {}, volumes[0]), volumes[1], (0, 3))
+    assert scores[["dice", "accuracy", "accuracy_inside"]].to_numpy().tolist() == [[1.0, 1.0, 1.0]]
+    with pytest.raises(DataError, match="01 has no voxel with ground truth"):
+        score_labels(Subject("01", {}, volumes[0].isel(z=[3])), volumes[1].isel(z=[3]), (0, 3))

@@ -110,6 +110,21 @@ def test_difference_on_another_grid():
     assert differences["correlation"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", ["labels", "mask"])
+@pytest.mark.parametrize("swapped", [True, False])
+def test_labels_and_masks_are_never_interpolated(kind, swapped):
+    """On either side: voxels of another grid differ by a whole value or not at all."""
+    image = from_array(np.zeros((4, 4, 4), np.uint8), spacing=(1, 1, 1))
+    values = np.zeros((8, 8, 8), np.uint8)
+    values[4:] = 3
+    pair = [image, from_array(values, spacing=(0.6, 0.6, 0.6), kind=kind)]
+    first, second = reversed(pair) if swapped else pair
+    differences = comparison.difference(first, second)
+    compared = differences["compared"] * first.size
+    assert 0 < differences["different"] < compared
+    assert differences["mean_difference"] * compared == pytest.approx(3 * differences["different"])
+
+
 def test_difference_of_other_spaces_or_disjoint_volumes_raises(oblique):
     """Volumes in different spaces, and volumes that do not overlap, raise GridError."""
     from mrhdata.volume.construct import describe

@@ -73,6 +73,14 @@ def test_malformed_cards_are_refused(copied_network, text):
         models.load(copied_network)
 
 
+def test_unknown_field_of_a_card_is_named_once(copied_network):
+    """The message is not wrapped in that of another kind of damage."""
+    path = copied_network / "card.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    with pytest.raises(ModelError, match=r"card\.json has unknown fields \['colour'\]; save the network again$"):
+        read_card(path)
+
+
 def test_card_survives_writing_and_reading(tmp_path):
     card = models.list()[0]
     card.write(tmp_path)
