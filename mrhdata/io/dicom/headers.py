@@ -196,7 +196,7 @@ def _read(path: Path) -> Header | None:
 def _check_without_voxels(path: Path, tags: Dataset) -> None:
     """Raise FormatError if a file without voxels is an image, that is, truncated."""
     if "Rows" in tags or "Image Storage" in _class_name(tags):
-        raise FormatError(f"{path} is truncated: it is an image without voxels. Copy it again")
+        raise FormatError(f"{path} is an image without voxels: it is truncated, or they were removed. Copy it again")
     if not len(tags):
         raise FormatError(f"{path} is damaged: no element of DICOM can be read. Copy it again")
 
