@@ -15,8 +15,9 @@ from intake.source.base import DataSource, Schema
 from mrhdata._runtime import html
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.datasets.addresses import folder_of
+from mrhdata.datasets.documents import parse, read_text
 from mrhdata.datasets.drivers import NESTED
-from mrhdata.datasets.validation import MAX_NESTING, Contents, Entry, check, location, read_catalogs
+from mrhdata.datasets.validation import MAX_NESTING, Contents, Entry, check, check_content, location, read_catalogs
 from mrhdata.errors import CatalogError, MrhdataError, NameMissingError
 from mrhdata.io import formats
 from mrhdata.volume.grid import length
@@ -33,7 +34,7 @@ _MAX_VISITS = 200_000
 #: Metadata that a notebook shows as columns, if an entry has them.
 _COLUMNS = ("subject", "session", "role", "modality", "kind", "space", "split", "licence")
 
-__all__ = ["Catalog", "VolumeSource", "check", "open_catalog", "write"]
+__all__ = ["Catalog", "VolumeSource", "add", "check", "open_catalog", "write"]
 
 
 class VolumeSource(DataSource):  # type: ignore[misc]
@@ -346,7 +347,35 @@ def write(
         urlpath = place if "://" in place else "{{ CATALOG_DIR }}/" + Path(place).as_posix()
         args = {"urlpath": urlpath, **(options[0] if options else {})}
         sources[name] = {"driver": "mrh_volume", "args": args, "metadata": dict(entry_metadata)}
-    content = {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources}
+    _write_content(path, {"metadata": {"version": 1, "title": title, **metadata}, "sources": sources})
+
+
+def add(path: str | os.PathLike[str], title: str, name: str, place: str, metadata: Mapping[str, Any]) -> None:
+    """Add a volume to a catalogue, or write a new catalogue; other entries stay as they are.
+
+    Parameters
+    ----------
+    path : path
+        Path of the YAML file.
+    title : str
+        Title of a new catalogue.
+    name : str
+        Name of the entry; an entry of that name is replaced.
+    place : str
+        Path relative to the catalogue's folder.
+    metadata : mapping
+        Metadata of the entry.
+    """
+    content: dict[str, Any] = {"metadata": {"version": 1, "title": title}, "sources": {}}
+    if os.path.exists(path):
+        content = parse(read_text(os.fspath(path), {}), os.fspath(path))
+        check_content(content, os.fspath(path), {})
+    args = {"urlpath": "{{ CATALOG_DIR }}/" + place}
+    content["sources"][name] = {"driver": "mrh_volume", "args": args, "metadata": dict(metadata)}
+    _write_content(path, content)
+
+
+def _write_content(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     text = "# Opens with intake.open_catalog or mrhdata.open_catalog.\n" + yaml.safe_dump(content, sort_keys=False)
     with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")

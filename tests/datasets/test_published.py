@@ -5,12 +5,13 @@ import http.server
 import io
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import mrhdata
-from mrhdata.datasets import catalog, published
+from mrhdata.datasets import catalog, downloads, published
 from mrhdata.errors import CatalogError, DataError
 from mrhdata.volume.construct import from_array
 
@@ -18,7 +19,8 @@ from mrhdata.volume.construct import from_array
 class Server(http.server.ThreadingHTTPServer):
     """Serve `files` after the status codes of `errors`; break the first `drops` connections.
 
-    `ranges` allows range requests, and `requested_ranges` records them.
+    `ranges` allows range requests, `requested_ranges` and `requested_versions` record them. `headers` replace those
+    that are sent.
     """
 
     daemon_threads = True
@@ -30,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.drops = 0
         self.ranges = True
         self.requested_ranges = []
+        self.requested_versions = []
+        self.headers = {}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,8 +51,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes */{len(content)}")
             self.end_headers()
             return
+        server.requested_versions.append(self.headers.get("If-Range"))
         self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(content) - first))
+        headers = {"Content-Length": str(len(content) - first)}
+        if first:
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        for key, value in (headers | server.headers).items():
+            self.send_header(key, value)
         self.end_headers()
         body = content[first:]
         if server.drops:
@@ -63,7 +72,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path, monkeypatch):
     """Start a server with one volume and the entry that describes it."""
-    monkeypatch.setattr(published, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "_PAUSE_S", 0.01)
     (tmp_path / "source").mkdir()
     values = np.random.default_rng(0).integers(0, 9999, (60, 80, 100)).astype(np.uint16)
     mrhdata.write(from_array(values, spacing=(1, 1, 1), name="t1"), tmp_path / "source" / "t1.nii")
@@ -204,3 +213,199 @@ def test_fetch_copies_a_store_that_needs_no_download(web, tmp_path):
     volume = published.fetch("copy", tmp_path / "home", entries={"copy": entry})
     np.testing.assert_array_equal(volume, web.values)
     catalog.check(tmp_path / "home" / "catalog.yaml")
+
+
+def without_hash(web, **download):
+    """Return the entry of the server's file without a published hash."""
+    return {"t1": {"args": dict(web.entry["args"]), "metadata": {"download": download}}}
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_errors_of_the_network_are_not_told_as_other_bytes(web, tmp_path):
+    """Status codes are in the message, which does not speak of a published file."""
+    for status in (404, 500):
+        web.errors = [status] * 9
+        with pytest.raises(DataError, match=f"cannot be downloaded.*{status}") as caught:
+            fetch(web, tmp_path / "home")
+        assert "differs" not in str(caught.value)
+    assert files_in(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"<html>please log in</html>", {}),
+        (b"\n <!DOCTYPE html><p>log in", {}),
+        (b"please log in", {"Content-Type": "text/html; charset=utf-8"}),
+        (b"not a volume", {}),
+    ],
+)
+def test_a_page_to_log_in_is_told_and_not_kept(web, tmp_path, content, headers):
+    """The next call asks the server again and gets the file."""
+    good, web.files["t1.nii"], web.headers = web.files["t1.nii"], content, headers
+    with pytest.raises(DataError, match=r"web page|cannot be read; the download was removed"):
+        published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    assert files_in(tmp_path / "home") == []
+    web.files["t1.nii"], web.headers = good, {}
+    volume = published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    np.testing.assert_array_equal(volume, web.values)
+
+
+@pytest.mark.parametrize("version", [{}, {"ETag": '"1"'}, {"ETag": 'W/"1"'}, {"Last-Modified": "yesterday"}])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_part_is_continued_with_the_same_file_only(web, tmp_path, version, conditional):
+    """A file that changes after a dropped connection is taken from its start, also if the server ignores If-Range."""
+    web.headers = dict(version)
+    web.drops = 99
+    with pytest.raises(DataError, match="run it again"):
+        published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    other = from_array(web.values + 1, spacing=(1, 1, 1))
+    mrhdata.write(other, tmp_path / "other.nii")
+    web.files["t1.nii"] = (tmp_path / "other.nii").read_bytes()
+    web.headers = {key: value.replace("1", "2").replace("yester", "to") for key, value in version.items()}
+    web.drops, web.ranges = 0, not conditional
+    volume = published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    np.testing.assert_array_equal(volume, other)
+
+
+def test_a_part_is_continued_if_the_server_states_its_version(web, tmp_path):
+    """The condition of the range is the strong ETag of the first answer."""
+    web.headers, web.drops = {"ETag": '"1"'}, 1
+    volume = published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    np.testing.assert_array_equal(volume, web.values)
+    assert web.requested_versions == [None, '"1"']
+
+
+@pytest.mark.parametrize(
+    "content_range", ["bytes 0-9/10", "bytes " + "9" * 5000 + "-9/10", "bytes */" + "9" * 5000, "", "items 1-2/3"]
+)
+def test_answers_to_ranges_that_make_no_sense_start_again(web, tmp_path, content_range):
+    """A wrong begin and numbers of thousands of digits are not believed."""
+    web.headers = {"ETag": '"1"', "Content-Range": content_range}
+    web.drops = 99
+    with pytest.raises(DataError, match="cannot be downloaded") as caught:
+        published.fetch("t1", tmp_path / "home", entries=without_hash(web))
+    assert "\n" not in str(caught.value)
+    web.drops = 0
+    np.testing.assert_array_equal(published.fetch("t1", tmp_path / "home", entries=without_hash(web)), web.values)
+
+
+def test_a_body_longer_than_stated_is_cut_off(web, tmp_path):
+    """A stated size that differs is refused before the body, and a body without a size after it."""
+    size = len(web.files["t1.nii"])
+    web.files["t1.nii"] += bytes(3_000_000)
+    for headers in ({}, {"Content-Length": "9" * 5000, "Connection": "close"}):
+        web.headers = headers
+        with pytest.raises(DataError, match="differs from the published file"):
+            published.fetch("t1", tmp_path / "home", entries=without_hash(web, bytes=size))
+        assert files_in(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "download"),
+    [
+        ("../escaped", None, {}),
+        ("/escaped", None, {}),
+        (".hidden", None, {}),
+        ("t1", None, {"name": "../escaped.nii"}),
+        ("t1", None, {"name": ".."}),
+        ("t1", None, {"member": "../escaped.nii"}),
+        ("t1", None, {"member": "/escaped.nii"}),
+        ("t1", None, {"hash": "crc:12"}),
+        ("t1", None, {"hash": "md5:../x"}),
+        ("t1", None, {"bytes": "many"}),
+        ("t1", "file:///etc/passwd", {}),
+        ("t1", "http://127.0.0.1/..", {}),
+    ],
+)
+def test_names_and_addresses_that_lead_out_are_refused(web, tmp_path, name, url, download):
+    """Nothing is written outside of the folder."""
+    entry = without_hash(web, **download)["t1"]
+    entry["args"]["urlpath"] = url or entry["args"]["urlpath"]
+    with pytest.raises(CatalogError):
+        published.fetch(name, tmp_path / "home" / "inner", entries={name: entry})
+    assert not [path for path in files_in(tmp_path) if "source" not in path.parts and "downloads" not in path.parts]
+
+
+def zip_bytes(change=None, **members):
+    """Return a zip archive; `change` edits its bytes."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(
+                data if isinstance(data, zipfile.ZipInfo) else f"{name}.nii",
+                *([data] if isinstance(data, bytes) else [b"far"]),
+            )
+    content = bytearray(content.getvalue())
+    if change is not None:
+        change(content)
+    return bytes(content)
+
+
+def encrypt(content):
+    content[content.rfind(b"PK\1\2") + 8] |= 1
+
+
+def unknown_method(content):
+    content[content.rfind(b"PK\1\2") + 10] = 77
+
+
+def damage(content):
+    content[60] ^= 255
+
+
+def link():
+    info = zipfile.ZipInfo("t1.nii")
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+@pytest.mark.parametrize("change", [encrypt, unknown_method, damage, "link", "bomb"])
+def test_archives_that_cannot_be_unpacked_are_told(web, tmp_path, monkeypatch, change):
+    """Encrypted, damaged and unknown archives, links and bombs are one sentence, and nothing of them is kept."""
+    web.entry["args"]["urlpath"] = web.url + "/a.zip"
+    if change == "bomb":
+        monkeypatch.setattr(downloads, "_MAX_MEMBER_BYTES", 1_000_000)
+        web.files["a.zip"] = zip_bytes(t1=bytes(2_000_000))
+    elif change == "link":
+        web.files["a.zip"] = zip_bytes(t1=link())
+    else:
+        web.files["a.zip"] = zip_bytes(change, t1=web.files["t1.nii"])
+    with pytest.raises(DataError, match=r"a\.zip") as caught:
+        published.fetch("t1", tmp_path / "home", entries=without_hash(web, member="t1.nii"))
+    assert "\n" not in str(caught.value)
+    assert files_in(tmp_path / "home") == []
+
+
+def test_two_files_of_one_name_are_kept_apart(web, tmp_path):
+    """Archives and their members have folders of their own."""
+    other = from_array(web.values + 1, spacing=(1, 1, 1))
+    mrhdata.write(other, tmp_path / "other.nii")
+    web.files["a/x.nii"], web.files["b/x.nii"] = web.files["t1.nii"], (tmp_path / "other.nii").read_bytes()
+    for name, expected in (("a", web.values), ("b", other)):
+        entry = {"args": {"urlpath": f"{web.url}/{name}/x.nii"}, "metadata": {"download": {}}}
+        np.testing.assert_array_equal(published.fetch(name, tmp_path / "home", entries={name: entry}), expected)
+
+
+def test_fetches_at_the_same_time_list_all_volumes(web, tmp_path):
+    """Four fetches, two of them of the same volume, leave one catalogue with all three."""
+    names, home = ["a", "b", "c", "a"], tmp_path / "home"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: published.fetch(name, home, entries={name: web.entry}), names))
+    assert sorted(mrhdata.open_catalog(home / "catalog.yaml")) == ["a", "b", "c"]
+    assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_entry_is_added_without_a_change_of_others(tmp_path):
+    """Options, drivers and nested catalogues of a catalogue that somebody edited are kept."""
+    path = tmp_path / "catalog.yaml"
+    catalog.write(path, "Mine", {"a": ("sub/a.nii", {"subject": "01"}, {"unit": "um"})}, licence="CC0")
+    before = mrhdata.open_catalog(path)
+    catalog.add(path, "Other", "b", "b.nii", {})
+    after = mrhdata.open_catalog(path)
+    assert list(after) == ["a", "b"]
+    assert after.metadata == before.metadata
+    assert (after["a"].urlpath, after["a"].options) == (before["a"].urlpath, {"unit": "um"})
