@@ -45,7 +45,7 @@ _MAX_BYTES = 100_000_000_000
 _NUMBER = r"\d{1,18}"
 _CONTENT_RANGE = re.compile(rf"bytes (?:({_NUMBER})-{_NUMBER}|\*)/({_NUMBER}|\*)")
 _HASHES = ("md5", "sha1", "sha256", "sha512")
-#: A member of an archive that is larger, and that many times larger than its compressed form, is no volume.
+#: Bounds of a member of an archive: its bytes, and its size relative to its compressed form.
 _MAX_MEMBER_BYTES, _MAX_RATIO = 1_000_000_000, 200
 
 
@@ -349,7 +349,7 @@ def extract_member(archive: Path, member: str) -> Path:
 
 
 def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
-    """Raise `DataError` for what is no plain file, and for sizes that a volume does not have."""
+    """Raise `DataError` for folders, links, encrypted members and sizes that a volume does not have."""
     if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
         raise DataError(f"{info.filename} of {archive.name} must be a file; got a folder or a link")
     if info.flag_bits & 1:

@@ -29,7 +29,8 @@ log = logging.getLogger("mrhdata")
 
 #: Origin of the viewer, whose pages may read from the server.
 VIEWER = "https://neuroglancer-demo.appspot.com"
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+#: Numbers of more than 18 digits are beyond any file.
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _COPY_BYTES = 1_000_000
 
 
@@ -101,6 +102,8 @@ def _coarsest(path: Path) -> int:
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    #: Seconds after which a connection that sends nothing is closed.
+    timeout = 60
 
     def do_GET(self) -> None:
         self._answer(send=True)
@@ -141,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _own_host(self) -> bool:
         """Return whether the request names this server; refuse other names, which point to DNS rebinding."""
         port = self.server.server_port
-        if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) == 1 and hosts[0] in (f"127.0.0.1:{port}", f"localhost:{port}"):
             return True
         self._refuse(HTTPStatus.FORBIDDEN)
         return False
@@ -214,8 +218,8 @@ def _parse_range(header: str, size: int) -> tuple[int, int] | None:
 
     Examples
     --------
-    >>> [_parse_range(header, 10) for header in ("bytes=2-4", "bytes=-3", "bytes=5-", "bytes=10-")]
-    [(2, 4), (7, 9), (5, 9), None]
+    >>> [_parse_range(header, 10) for header in ("bytes=2-4", "bytes=-3", "bytes=5-", "bytes=10-", "bytes=3-2")]
+    [(2, 4), (7, 9), (5, 9), None, None]
     """
     match = _RANGE.fullmatch(header.strip())
     if match is None or match[1] == match[2] == "":

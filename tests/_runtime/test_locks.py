@@ -28,7 +28,7 @@ def test_one_thread_at_a_time_holds_a_lock(tmp_path):
 
 
 def test_a_lock_file_of_a_killed_process_is_no_obstacle(tmp_path):
-    """The file alone locks nothing."""
+    """A lock belongs to an open file, not to its name."""
     (tmp_path / ".a.lock").touch()
     with locked(tmp_path / "a"):
         pass

@@ -119,7 +119,17 @@ def test_another_host_is_refused(server_and_store, host):
 
 
 @pytest.mark.parametrize(
-    "header", ["bytes=99999999-", "bytes=5-2", "bytes=-0", "bytes=-", "lines=1-2", "bytes=0-1,4-5"]
+    "header",
+    [
+        "bytes=99999999-",
+        "bytes=5-2",
+        "bytes=-0",
+        "bytes=-",
+        "lines=1-2",
+        "bytes=0-1,4-5",
+        *(form.replace("N", "9" * 5000) for form in ("bytes=N-", "bytes=-N", "bytes=0-N")),
+    ],
+    ids=lambda header: header[:12],
 )
 def test_invalid_ranges_are_refused(server_and_store, header):
     """The answer is 416 without a body."""
@@ -182,3 +192,14 @@ def test_command_line_stops_on_interrupt(server_and_store, tmp_path):
     os.kill(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out.strip(), err) == (0, "stopped", "")
+
+
+def test_a_second_host_and_silence_are_refused(server_and_store, monkeypatch):
+    """Two names in one request are ambiguous; a connection that sends nothing is closed."""
+    server, _ = server_and_store
+    monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.2)
+    own = f"Host: 127.0.0.1:{server.server_port}\r\n"
+    for text, answer in ((f"GET /brain/zarr.json HTTP/1.1\r\n{own}Host: evil.example\r\n\r\n", b"403"), ("GET /", b"")):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as connection:
+            connection.sendall(text.encode())
+            assert connection.recv(100)[9:12] == answer
