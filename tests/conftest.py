@@ -31,6 +31,16 @@ settings.register_profile(
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items):
+    """Skip tests that need a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        for item in marked if not torch.cuda.is_available() else ():
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA GPU"))
+
+
 @functools.cache
 def commands():
     """The commands as Typer makes them out of their signatures, once: anew for each command is a sixth of a second."""

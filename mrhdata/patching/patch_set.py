@@ -173,6 +173,8 @@ class PatchSet:
         start: int = 0,
         rank: tuple[int, int] = (0, 1),
         worker: tuple[int, int] = (0, 1),
+        part: tuple[int, int] = (0, 1),
+        reserve: int = 0,
     ) -> Iterator[tuple[Ints, list[Floats]]]:
         """Yield the batches of one epoch as NumPy arrays; each is read and cut on request.
 
@@ -188,6 +190,11 @@ class PatchSet:
         rank, worker : (int, int)
             Number of this process, and number of processes. Ranks divide the patches; workers take batches in turn,
             so that together they yield the order of a single worker.
+        part : (int, int)
+            Number of this process, and number of processes that share every batch. A process without a patch of a short
+            batch gets its first one.
+        reserve : int
+            Bytes of the memory budget that the caller needs.
 
         Yields
         ------
@@ -201,16 +208,18 @@ class PatchSet:
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)][start:][
             worker[0] :: worker[1]
         ]
+        # Every so many patches of a batch, so that no part of a short batch is longer than that of a full one.
+        batches = [batch[part[0] :: part[1]] if len(batch) > part[0] else batch[:1] for batch in batches]
         if not batches:
             return
         if plan.in_memory and plan.covered_by(self._tiles):
             extractor = PatchExtractor(plan, self._tiles, 0)
             yield from ((batch, self._with_context_channels(extractor.cut(batch))) for batch in batches)
             return
-        loads = plan.loads(np.concatenate(batches), batch_size).without(self._tiles)
+        loads = plan.loads(np.concatenate(batches), len(batches[0])).without(self._tiles)
         # Tiles that stay in memory own it; the others share buffers.
         tiles, buffers = (self._tiles, None) if plan.in_memory else ({}, self._buffers)
-        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied, decoders(), buffers) as ahead:
+        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied - reserve, decoders(), buffers) as ahead:
             extractor = PatchExtractor(plan, tiles, loads.copied)
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)

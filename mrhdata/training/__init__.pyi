@@ -1,11 +1,16 @@
 from . import (
     augmentation,
+    checkpoints,
     history,
     loop,
     losses,
     mining,
     normalization,
+    optimization,
+    processes,
+    run,
     settings,
+    transfer,
 )
 from .augmentation import Augmentation
 from .history import History
@@ -19,6 +24,7 @@ __all__ = [
     "History",
     "TrainingConfig",
     "augmentation",
+    "checkpoints",
     "fit",
     "hard_negatives",
     "history",
@@ -27,5 +33,9 @@ __all__ = [
     "losses",
     "mining",
     "normalization",
+    "optimization",
+    "processes",
+    "run",
     "settings",
+    "transfer",
 ]

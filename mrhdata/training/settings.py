@@ -47,6 +47,17 @@ class TrainingConfig:
         Prefixes of parameter names, and factors on their learning rate. The first matching prefix counts, ``""``
         matches all, and the default factor is 1. A factor of 0 freezes a layer: no gradient and no weight decay.
         ``(("conv5", 10), ("", 0))`` trains only the last layer.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; ``auto`` is a GPU if there is one. A run may
+        resume on another device.
+    channels_last : bool
+        Whether the network and its patches are stored with the channel as last axis, which GPUs compute faster with.
+    compile : bool
+        Whether PyTorch compiles the network (``torch.compile``), which takes minutes and makes steps faster.
+    accumulate : int
+        Number of parts in which a batch is computed, one after the other, to need less memory. The gradient is that of
+        the whole batch, except for the loss ``"dice"`` and layers with batch normalisation, which see one part at a
+        time.
     restore_best : bool
         Whether to keep the weights of the epoch with the lowest validation loss instead of the last epoch.
     """
@@ -67,6 +78,10 @@ class TrainingConfig:
     restore_best: bool = True
     augment: Augmentation | None = None
     precision: str = "float32"
+    device: str = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         choices = {
@@ -79,7 +94,7 @@ class TrainingConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0}
+        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0, "accumulate": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ParameterError(f"{name} must be {low} or more; got {getattr(self, name)!r}")

@@ -76,14 +76,14 @@ def test_same_seed_same_weights(train_and_validation):
 def test_interrupted_run_resumes_with_the_same_result(train_and_validation, tmp_path, monkeypatch):
     """After an interruption in the third epoch weights and history are equal, bit for bit."""
     whole, history = fit_small(train_and_validation)
-    epoch = mrhdata.training.loop._Run.epoch
+    epoch = mrhdata.training.run.TrainingRun.epoch
 
     def interrupt_third(self, *patches):
         if len(self.history.training) == 2:
             raise KeyboardInterrupt
         epoch(self, *patches)
 
-    monkeypatch.setattr(mrhdata.training.loop._Run, "epoch", interrupt_third)
+    monkeypatch.setattr(mrhdata.training.run.TrainingRun, "epoch", interrupt_third)
     with pytest.raises(KeyboardInterrupt):
         fit_small(train_and_validation, checkpoint=tmp_path / "run.pt")
     monkeypatch.undo()
@@ -102,10 +102,10 @@ def test_interrupted_run_resumes_with_the_same_result(train_and_validation, tmp_
 def test_checkpoint_of_another_precision_is_refused(train_and_validation, tmp_path, monkeypatch):
     """A run with ``auto`` that moved to a processor with bfloat16 does not mix both types; the remedy is named."""
     settings = dataclasses.replace(QUICK, epochs=1, precision="auto")
-    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name: "float32")
+    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name, device: "float32")
     fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
     fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
-    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name: "bfloat16")
+    monkeypatch.setattr(mrhdata.training.loop, "resolve_precision", lambda name, device: "bfloat16")
     message = "run.pt was trained with precision float32; got bfloat16.* Pass precision='float32'.*, or remove it"
     with pytest.raises(ModelError, match=message):
         fit_small(train_and_validation, settings, checkpoint=tmp_path / "run.pt")
