@@ -1,4 +1,4 @@
-from . import codecs, colours, frames, headers, images, mosaic, reader, same, stacks, times
+from . import codecs, colours, frames, groups, headers, images, mosaic, reader, same, stacks, times
 from .headers import files_of, holds
 from .reader import OPTIONS, read
 
@@ -8,6 +8,7 @@ __all__ = [
     "colours",
     "files_of",
     "frames",
+    "groups",
     "headers",
     "holds",
     "images",

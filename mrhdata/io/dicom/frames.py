@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,32 +10,16 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from mrhdata.errors import FormatError
+from mrhdata.io.dicom.groups import GROUPS, Find, Place, finder
 from mrhdata.io.dicom.headers import Header, number, numbers, parsing
 from mrhdata.io.dicom.images import Image, image_of
+from mrhdata.io.dicom.mosaic import is_mosaic, tiles
 
 if TYPE_CHECKING:
     from mrhdata.volume.grid import Floats
 
 #: Deviation that two unit vectors may have from orthogonal, and from length 1.
 _UNIT = 1e-2
-#: Element -> functional groups that hold it in multi-frame files, outermost first.
-_GROUPS: dict[str, tuple[str, ...]] = {
-    "ImagePositionPatient": ("PlanePositionSequence",),
-    "ImageOrientationPatient": ("PlaneOrientationSequence",),
-    **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), ("PixelMeasuresSequence",)),
-    **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), ("PixelValueTransformationSequence",)),
-    **dict.fromkeys(
-        ("StackID", "TemporalPositionIndex", "FrameAcquisitionNumber", "FrameAcquisitionDateTime"),
-        ("FrameContentSequence",),
-    ),
-    "EffectiveEchoTime": ("MREchoSequence",),
-    "InversionTimes": ("MRModifierSequence",),
-    "DiffusionBValue": ("MRDiffusionSequence",),
-    "DiffusionGradientOrientation": ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"),
-    "ComplexImageComponent": ("MRImageFrameTypeSequence",),
-    "NominalCardiacTriggerDelayTime": ("CardiacSynchronizationSequence",),
-    "ReferencedSegmentNumber": ("SegmentIdentificationSequence",),
-}
 #: Functional groups whose FrameType says what a frame shows, by modality.
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 #: Elements by which planes at one position can differ, besides those of functional groups.
@@ -133,10 +116,6 @@ class Frame:
         return replace(self, position=position, **changes)
 
 
-#: Function that returns the value of an element, or None.
-_Find = Callable[[str], Any]
-
-
 def frames_of(header: Header) -> list[Frame]:
     """Return the planes of a file.
 
@@ -145,26 +124,15 @@ def frames_of(header: Header) -> list[Frame]:
     FormatError
         The file states too few bytes, or geometry that cannot be.
     """
-    from mrhdata.io.dicom.mosaic import is_mosaic, tiles
-
     with parsing(header.path):
         tags, image = header.tags, image_of(header)
         groups = tags.get("PerFrameFunctionalGroupsSequence"), tags.get("SharedFunctionalGroupsSequence")
         if any(groups):
             return _enhanced(tags, image, *groups)
-        first = _frame(tags, image, 0, _top(tags))
+        first = _frame(tags, image, 0, finder(Place(tags)))
         if is_mosaic(tags):
             return tiles(tags, first)
         return [first] if image.count == 1 else _multiframe(tags, first)
-
-
-def _top(*places: Dataset | None) -> _Find:
-    """Return a function that finds an element in the first of some data sets that has it."""
-
-    def find(keyword: str) -> Any:
-        return next((p for p in places if p is not None and p.get(keyword) not in (None, "", b"")), None)
-
-    return find
 
 
 def _enhanced(tags: Dataset, image: Image, per_frame: Any, shared: Any) -> list[Frame]:
@@ -172,30 +140,15 @@ def _enhanced(tags: Dataset, image: Image, per_frame: Any, shared: Any) -> list[
     items = list(per_frame) if per_frame else [None] * image.count
     if len(items) != image.count:
         raise FormatError(f"NumberOfFrames must be that of functional groups, {len(items)}; got {image.count}")
-    common = shared[0] if shared else None
+    common = [Place(shared[0])] if shared else []
     if any(item is not None and "PlanePositionSlideSequence" in item for item in items):
         raise FormatError(f"{image.path} holds tiles of a slide, which are not read; convert it to OME-Zarr or TIFF")
-    return [_frame(tags, image, index, _grouped(item, common, tags)) for index, item in enumerate(items)]
+    common.append(Place(tags))
+    nearest = [[] if item is None else [Place(item)] for item in items]
+    return [_frame(tags, image, index, finder(*own, *common)) for index, own in enumerate(nearest)]
 
 
-def _grouped(*places: Dataset | None) -> _Find:
-    """Return a function that finds an element in functional groups, or directly, in the first place that has it."""
-
-    def find(keyword: str) -> Any:
-        for place in places:
-            inner = place
-            for name in _GROUPS.get(keyword, ()):
-                sequence = None if inner is None else inner.get(name)
-                inner = sequence[0] if sequence else None
-            for holder in (inner, place):
-                if holder is not None and holder.get(keyword) not in (None, "", b""):
-                    return holder
-        return None
-
-    return find
-
-
-def _frame(tags: Dataset, image: Image, index: int, find: _Find) -> Frame:
+def _frame(tags: Dataset, image: Image, index: int, find: Find) -> Frame:
     """Return one plane, from a function that finds the data set with an element."""
     assumed: set[str] = set()
     spacing = numbers(find("PixelSpacing"), "PixelSpacing", 2)
@@ -237,7 +190,7 @@ def _detector(tags: Dataset) -> Dataset | None:
     return sequence[0] if sequence else None
 
 
-def _orientation(find: _Find, tags: Dataset) -> Floats | None:
+def _orientation(find: Find, tags: Dataset) -> Floats | None:
     holder = find("ImageOrientationPatient") or _detector(tags)
     listed = numbers(holder, "ImageOrientationPatient", 6)
     if listed is None or not any(listed):
@@ -249,7 +202,7 @@ def _orientation(find: _Find, tags: Dataset) -> Floats | None:
     return np.concatenate([row / lengths[0], column / lengths[1]])
 
 
-def _scale(tags: Dataset, find: _Find) -> tuple[float, float, bool]:
+def _scale(tags: Dataset, find: Find) -> tuple[float, float, bool]:
     """Return slope, intercept, and whether the file states them in a way that is sure."""
     slope = number(find("RescaleSlope"), "RescaleSlope")
     intercept = number(find("RescaleIntercept"), "RescaleIntercept") or 0.0
@@ -260,16 +213,16 @@ def _scale(tags: Dataset, find: _Find) -> tuple[float, float, bool]:
     return (1.0 if slope is None or slope == 0 else slope), intercept, sure
 
 
-def _facts(find: _Find) -> dict[str, Any]:
+def _facts(find: Find) -> dict[str, Any]:
     facts = {}
-    for keyword in (*_GROUPS, *_FACTS):
+    for keyword in (*GROUPS, *_FACTS):
         if keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             continue
         if (holder := find(keyword)) is not None:
             facts[keyword] = _plain(holder.get(keyword))
-    kind = next((k for k in _FRAME_TYPES if find(k) is not None), None)
-    if kind is not None:
-        facts["ImageType"] = _plain(find(kind).get(kind)[0].get("FrameType"))
+    for kind in _FRAME_TYPES:
+        if (holder := find(kind)) is not None and holder[kind].value:
+            facts["ImageType"] = _plain(holder[kind].value[0].get("FrameType"))
     return facts
 
 

@@ -119,6 +119,8 @@ def images_of(path: Path) -> list[Header]:
     """Return the headers of a file, or of the images of a folder; reports, plans and lists of files have no voxels."""
     if path.is_file():
         header = _read(path)
+        if header is None and not holds(path):
+            raise FormatError(f"{path} must begin like DICOM; it is damaged, or of another format")
         if header is None:
             raise FormatError(f"{path} holds {_content(path)}, without voxels; pass a file or folder of images")
         return [header]

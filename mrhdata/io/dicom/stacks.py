@@ -48,7 +48,9 @@ class Stack:
 
     def __str__(self) -> str:
         rows, columns = self.frames[0].shape
-        words = [f"{len(self.frames)} images of {rows} x {columns}", _plane(self.frames[0])]
+        spacing = self.frames[0].spacing
+        size = "pixel size not stated" if spacing is None else f"{spacing[0]:.4g} x {spacing[1]:.4g} mm"
+        words = [f"{len(self.frames)} images of {rows} x {columns}", size, _plane(self.frames[0])]
         segment = self.frames[0].facts.get("ReferencedSegmentNumber")
         return ", ".join([*words, *filter(None, [self.shows, f"segment {segment:g}" if segment else ""])])
 

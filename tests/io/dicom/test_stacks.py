@@ -60,7 +60,7 @@ def test_orientations_are_never_stacked(tmp_path):
     with pytest.raises(FormatError, match="2 stacks"):
         mrhdata.read(tmp_path / "s")
     plane(tmp_path / "s" / "scout.dcm", np.zeros((4, 9)), (0, 0, 9), number=9)
-    with pytest.raises(FormatError, match=r"3 images of 8 x 9, axial; .*1 images of 4 x 9"):
+    with pytest.raises(FormatError, match=r"3 images of 8 x 9, 2 x 2 mm, axial; .*1 images of 4 x 9"):
         mrhdata.read(tmp_path / "s")
 
 
