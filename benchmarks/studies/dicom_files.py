@@ -161,7 +161,7 @@ def main():
     logging.disable(logging.WARNING)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     rows = [*(verdict(path) for path in files()), *folders()]
-    empty = sum("without voxels" in row["remark"] for row in rows)
+    empty = sum("PixelData" not in pydicom.dcmread(path, force=True) for path in files())
     counts = collections.Counter(row["mrhdata"].split(" ")[0] for row in rows)
     title = f"# DICOM files of pydicom {pydicom.__version__}"
     text = (
@@ -170,7 +170,7 @@ def main():
         f"{SAME_MM * 1000:g} um, because mrhdata makes the rounded directions of a header unit vectors. "
         f"{len(rows)} files and series: "
         + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-        + f". {empty} of the refused ones have no voxels."
+        + f". {empty} of the refused files have no voxels."
     )
     table = markdown(list(grouped(rows)))
     written("dicom_files", [title, text, table], {"pydicom": pydicom.__version__, "files": rows})
