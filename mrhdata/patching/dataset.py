@@ -77,7 +77,8 @@ class Patches(PatchSet):
             Number of this process, and number of processes that divide the patches. By default those of PyTorch's
             distributed training, if it runs.
         drop_last : bool
-            Drop the last batch if it is not full. All ranks then have the same number of batches.
+            Drop the last batch if it is not full, and patches that cannot be divided evenly among ranks. Otherwise
+            some ranks repeat one patch of another. All ranks have the same number of batches either way.
         transform : callable, optional
             Function that receives and returns the input and target (or only the input) of a batch.
         per_patch_transform : callable, optional

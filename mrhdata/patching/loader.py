@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ParameterError
 from mrhdata.patching.patch_set import PatchSet
+
+log = logging.getLogger("mrhdata")
 
 Item = TypeVar("Item")
 
@@ -25,8 +29,12 @@ class PatchIterableDataset(IterableDataset[Any]):
     """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
 
     Created by :meth:`~mrhdata.patching.dataset.Patches.dataset`. Several workers take batches in turn, so the order is
-    that of one worker. One pass is one epoch; :meth:`set_epoch` selects it, since new worker processes do not have the
-    last one.
+    that of one worker. One pass is one epoch; :meth:`set_epoch` selects it, also for workers that live on
+    (``persistent_workers=True``).
+
+    Several ranks have the same number of batches, because a process with one batch less would let the others wait for
+    ever. If the patches cannot be divided evenly, some ranks repeat one patch of another rank; with `drop_last` the
+    last patches are left out instead.
     """
 
     def __init__(
@@ -52,19 +60,51 @@ class PatchIterableDataset(IterableDataset[Any]):
         self.shuffle, self.seed = shuffle, seed
         self._transform, self._per_patch_transform = transform, per_patch_transform
         self._return_metadata, self._as_dict = return_metadata, as_dict
-        self.epoch = self.start = 0
+        # In shared memory, so that workers that live on see a change.
+        self._progress = _shared(torch.zeros(2, dtype=torch.int64))
+        self._log_repeats()
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next pass."""
+        return int(self._progress[0])
+
+    @property
+    def start(self) -> int:
+        """Number of batches that the next pass skips."""
+        return int(self._progress[1])
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch of the next pass, and the number of its batches to skip."""
-        self.epoch, self.start = epoch, start
+        """Set the epoch of the next pass, and the number of its batches to skip; worker processes see it, too."""
+        self._progress[:] = torch.tensor([epoch, start])
+
+    def snapshot(self) -> PatchIterableDataset:
+        """Return an independent copy, on which :meth:`set_epoch` of this one has no effect."""
+        duplicate = copy.copy(self)
+        duplicate._progress = _shared(self._progress.clone())
+        return duplicate
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy made by pickle or deepcopy has memory of its own, which its workers must share.
+        self.__dict__.update(state)
+        self._progress = _shared(self._progress)
 
     def __len__(self) -> int:
-        number, ranks = self.rank
-        count = len(self.patches)
-        if self.drop_last:
-            # Equal for all ranks: if one rank ran out of batches first, the others would wait for it.
-            return count // ranks // self.batch_size
-        return -(-(count * (number + 1) // ranks - count * number // ranks) // self.batch_size)
+        count, ranks = len(self.patches), self.rank[1]
+        return count // ranks // self.batch_size if self.drop_last else -(-count // ranks // self.batch_size)
+
+    def _log_repeats(self) -> None:
+        rank, ranks = self.rank
+        extra = -len(self.patches) % ranks
+        if extra and rank == 0 and not self.drop_last:
+            log.info(
+                "%d patches cannot be divided among %d processes: %d of these repeat a patch, so that all have %d "
+                "batches; drop_last=True leaves patches out instead",
+                len(self.patches),
+                ranks,
+                extra,
+                len(self),
+            )
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -78,6 +118,7 @@ class PatchIterableDataset(IterableDataset[Any]):
             start=self.start,
             rank=self.rank,
             worker=(number, workers),
+            even=not self.drop_last,
         )
         for _, (indices, arrays) in zip(range(remaining), batches, strict=False):
             yield self._batch(indices, arrays)
@@ -144,7 +185,10 @@ class PatchLoader:
     def _ready_batches(self) -> Iterator[Any]:
         if self._workers:
             loader = DataLoader(
-                self.batches, batch_size=None, num_workers=self._workers, multiprocessing_context=self._start_method
+                self.batches.snapshot(),
+                batch_size=None,
+                num_workers=self._workers,
+                multiprocessing_context=self._start_method,
             )
             yield from map(self._to_device, loader)
             return
@@ -198,6 +242,12 @@ class PatchLoader:
             "rank": rank,
             "ranks": ranks,
         }
+
+
+def _shared(tensor: Any) -> torch.Tensor:
+    """Move a tensor to memory that worker processes share."""
+    shared: torch.Tensor = tensor.share_memory_()
+    return shared
 
 
 def _group(items: Iterable[Item], length: int) -> Iterator[list[Item]]:

@@ -121,7 +121,14 @@ def _widths(tiles: int) -> list[int]:
 
 
 def order(
-    table: Ints, home_tile: Ints, layout: Layout, rng: np.random.Generator, rank: int = 0, ranks: int = 1
+    table: Ints,
+    home_tile: Ints,
+    layout: Layout,
+    rng: np.random.Generator,
+    rank: int = 0,
+    ranks: int = 1,
+    *,
+    even: bool = False,
 ) -> Ints:
     """Return the patches of one epoch by index, in the order in which they are delivered.
 
@@ -136,6 +143,8 @@ def order(
     rank, ranks : int
         Number of this process and number of processes. Each gets its own piece of one walk; sizes differ by at most
         one patch.
+    even : bool
+        Repeat a patch of the next piece in shorter ones, so that all have the same size.
 
     Examples
     --------
@@ -147,7 +156,7 @@ def order(
     step[layout.walk(table, rng)] = np.arange(len(table))
     # Ranks divide one walk, whatever lanes and runs their budgets allow. Then the patches of each run are mixed.
     chance = rng.random(len(home_tile))
-    walk = rank_share(np.lexsort([chance, step[home_tile]]), rank, ranks)
+    walk = rank_share(np.lexsort([chance, step[home_tile]]), rank, ranks, even=even)
     walk = walk[np.lexsort([chance[walk], step[home_tile[walk]] // layout.run])]
     lanes = max(1, min(layout.lanes, len(walk)))
     turn = np.concatenate([np.arange(len(lane)) for lane in np.array_split(walk, lanes)])
@@ -165,9 +174,20 @@ def run(patches: int, tiles: int) -> int:
     return min(max(-(-MIXED * tiles // max(1, patches)), RUN[0]), RUN[1])
 
 
-def rank_share(indices: Ints, rank: int, ranks: int) -> Ints:
-    """Return the indices of one of several ranks; their numbers differ by at most one."""
-    return indices[len(indices) * rank // ranks : len(indices) * (rank + 1) // ranks]
+def rank_share(indices: Ints, rank: int, ranks: int, *, even: bool = False) -> Ints:
+    """Return the indices of one of several ranks; their numbers differ by at most one.
+
+    With `even` a shorter share also has the first index of the next one, so that all numbers are equal.
+
+    Examples
+    --------
+    >>> [rank_share(np.arange(5), rank, 2).tolist() for rank in range(2)]
+    [[0, 1], [2, 3, 4]]
+    >>> [rank_share(np.arange(5), rank, 2, even=True).tolist() for rank in range(2)]
+    [[0, 1, 2], [2, 3, 4]]
+    """
+    start, stop = len(indices) * rank // ranks, len(indices) * (rank + 1) // ranks
+    return indices[start : start - (-len(indices) // ranks) if even else stop]
 
 
 def visits(home_tiles: Ints, pause: int) -> tuple[Ints, Ints, Ints]:

@@ -173,6 +173,7 @@ class PatchSet:
         start: int = 0,
         rank: tuple[int, int] = (0, 1),
         worker: tuple[int, int] = (0, 1),
+        even: bool = False,
         part: tuple[int, int] = (0, 1),
         reserve: int = 0,
     ) -> Iterator[tuple[Ints, list[Floats]]]:
@@ -190,6 +191,8 @@ class PatchSet:
         rank, worker : (int, int)
             Number of this process, and number of processes. Ranks divide the patches; workers take batches in turn,
             so that together they yield the order of a single worker.
+        even : bool
+            Repeat one patch in ranks that have one less than others, so that all have as many.
         part : (int, int)
             Number of this process, and number of processes that share every batch. A process without a patch of a short
             batch gets its first one.
@@ -204,7 +207,7 @@ class PatchSet:
             One array for each tensor of a patch.
         """
         plan = self.plan(batch_size)
-        indices = plan.indices(shuffle, seed, epoch, batch_size, *rank)
+        indices = plan.indices(shuffle, seed, epoch, batch_size, *rank, even=even)
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)][start:][
             worker[0] :: worker[1]
         ]

@@ -201,8 +201,18 @@ class Plan:
     def _reach(self, source: TensorSource, indices: Ints) -> tuple[Ints, Ints]:
         return reach(source.starts(self.positions[indices]), source.shape, source.grid.shape, self.padding)
 
-    def indices(self, shuffle: bool, seed: int, epoch: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Ints:
-        """Return the patches of an epoch by index, in the order in which they are delivered.
+    def indices(
+        self,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        *,
+        even: bool = False,
+    ) -> Ints:
+        """Return the patches of an epoch by index, in the order in which they are delivered; `even` as for the order.
 
         Raises
         ------
@@ -213,12 +223,12 @@ class Plan:
             indices = np.argsort(self.home_tile, kind="stable")
             if shuffle:
                 indices = np.random.default_rng((seed, epoch)).permutation(len(indices))
-            return order.rank_share(indices, rank, ranks)
+            return order.rank_share(indices, rank, ranks, even=even)
         runs = (order.run(len(self.home_tile), len(self.table)), 1)
         for lanes, run in itertools.product(range(self.layout.lanes, 0, -1), runs):
             self.mixed = replace(self.layout, lanes=lanes, run=run)
             rng = np.random.default_rng((seed, epoch))
-            indices = order.order(self.table, self.home_tile, self.mixed, rng, rank, ranks)
+            indices = order.order(self.table, self.home_tile, self.mixed, rng, rank, ranks, even=even)
             needed = self.loads(indices, batch_size).needed
             if needed <= self.budget:
                 return indices

@@ -1,8 +1,10 @@
 """The loader: one order for any number of workers, shares of ranks, and resuming from a state."""
 
+import copy
 import itertools
 import json
 import multiprocessing
+import pickle
 import threading
 
 import numpy as np
@@ -132,6 +134,33 @@ class TestWorkers:
         assert orders[0] != orders[1]
 
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+    @pytest.mark.parametrize(
+        "copied", [lambda batches: batches, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))]
+    )
+    def test_workers_that_live_on_see_the_next_epoch(self, small_patches, copied):
+        """Persistent workers yield the batches of new workers in each epoch, also those of a copied data set."""
+        batches = copied(small_patches.dataset(5, seed=1, return_metadata=True))
+        options = {"batch_size": None, "num_workers": 2, "multiprocessing_context": "fork"}
+        loader = DataLoader(batches, persistent_workers=True, **options)
+        for epoch, start in ((0, 0), (1, 0), (5, 3)):
+            batches.set_epoch(epoch, start)
+            assert (batches.epoch, batches.start) == (epoch, start)
+            expected = [tuple(map(tuple, m["position"].tolist())) for *_, m in batches]
+            assert call_with_timeout(60, lambda: positions_of(loader)) == expected
+            assert len(expected) == 13 - start
+
+    @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+    def test_two_passes_of_one_loader_at_the_same_time_are_two_epochs(self, small_patches):
+        """The second pass does not change the epoch of the workers of the first."""
+        loader, other = (
+            small_patches.loader(7, return_metadata=True, num_workers=w, multiprocessing_context="fork") for w in (1, 0)
+        )
+        pairs = call_with_timeout(
+            60, lambda: positions_of(m for a, b in zip(loader, loader, strict=True) for m in (a, b))
+        )
+        assert [pairs[::2], pairs[1::2]] == [positions_of(other), positions_of(other)]
+
+    @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     def test_workers_resume_in_the_middle_of_an_epoch(self, small_patches):
         """The state counts the batches that were delivered, not those that workers prepared ahead."""
         loader = small_patches.loader(7, return_metadata=True, num_workers=2, multiprocessing_context="fork")
@@ -211,6 +240,50 @@ class TestRanks:
             whole = small_patches.loader(batch_size, rank=(rank, ranks))
             assert len(list(whole)) == len(whole)
         assert len(batch_counts) == 1
+
+    @pytest.mark.parametrize("count", [1, 7, 10, 64])
+    @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+    @pytest.mark.parametrize("drop_last", [True, False])
+    @pytest.mark.parametrize("shuffle", [True, False])
+    def test_all_ranks_have_as_many_batches(self, small_patches, count, ranks, drop_last, shuffle):
+        """No patch is twice in one rank; without `drop_last` none is lost, and fewer than `ranks` are repeated."""
+        patches = small_patches._subset(np.arange(count))
+        options = {"drop_last": drop_last, "shuffle": shuffle, "return_metadata": True, "seed": 2}
+        loaders = [patches.loader(3, rank=(r, ranks), **options) for r in range(ranks)]
+        shares = [positions_of(loader) for loader in loaders]
+        assert {len(share) for share in shares} == {len(loader) for loader in loaders}
+        assert len({tuple(map(len, share)) for share in shares}) == 1
+        shares = [[position for batch in share for position in batch] for share in shares]
+        assert all(len(set(share)) == len(share) for share in shares)
+        everything = [position for share in shares for position in share]
+        if drop_last:
+            assert len(set(everything)) == len(everything) == count // ranks // 3 * 3 * ranks
+        else:
+            assert set(everything) == set(map(tuple, patches.positions.tolist()))
+            assert len(everything) == -(-count // ranks) * ranks
+
+    @pytest.mark.parametrize("workers", [1, 2, 3])
+    def test_workers_of_ranks_divide_their_batches(self, stored_patches, workers):
+        """Batches of the workers of one rank, taken in turn, are those of the rank without workers."""
+        for rank in range(7):
+            options = {"seed": 1, "rank": (rank, 7), "even": True}
+            whole = [i.tolist() for i, _ in stored_patches.batches(2, **options)]
+            parts = [
+                [i.tolist() for i, _ in stored_patches.batches(2, worker=(w, workers), **options)]
+                for w in range(workers)
+            ]
+            assert [parts[b % workers][b // workers] for b in range(len(whole))] == whole
+            assert sum(map(len, parts)) == len(whole) == 5
+
+    def test_repeated_patches_are_logged(self, small_patches, caplog):
+        """One process tells how many repeat a patch; an even division is silent."""
+        caplog.set_level("INFO", "mrhdata")
+        for ranks in (2, 3):
+            for rank in range(ranks):
+                small_patches.dataset(7, rank=(rank, ranks))
+        assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
+            "64 patches cannot be divided among 3 processes"
+        ]
 
     @pytest.mark.parametrize("rank", [(2, 2), (-1, 2), (0, 0)])
     def test_invalid_ranks_and_batch_sizes_raise_parameter_error(self, small_patches, rank):
