@@ -264,11 +264,16 @@ def _check_number(where: Path, suffix: str, names: list[list[str]], i: int) -> N
     parts = [tuple(int(part) for part in number.lstrip("+-").split(".")) for number in numbers]
     counted = decimal and all(len(part) == 2 for part in parts) and not any(number[0] == "-" for number in numbers)
     orders = [sorted(range(len(numbers)), key=k) for k in (lambda j: Decimal(numbers[j]), lambda j: parts[j])]
-    if hyphen or signs or (counted and orders[0] != orders[1]):
-        raise FormatError(
-            f"{where}: the order of numbers such as {names[0][i]} and {names[-1][i]} is not certain (signs or hyphens, "
-            f"decimals or two numbers). Pass a pattern such as {_pattern(names[0], {i: 'z'}, suffix)}, or rename them"
-        )
+    if not (hyphen or signs or (counted and orders[0] != orders[1])):
+        return
+    text, number = names[0][i - 1 : i + 1]
+    ways = {hyphen: (text[:-1], text), signs: (text, f"{text}-")}.get(True, (text, f"{text}{number.split('.')[0]}."))
+    rest = "".join(names[0][i + 1 :]) + suffix
+    patterns = " or ".join("".join(names[0][: i - 1]) + way + "{z}" + rest for way in ways)
+    raise FormatError(
+        f"{where}: the order of numbers such as {number} and {names[-1][i]} is not certain: signs or hyphens, decimals "
+        f"or two numbers. Pass a pattern such as {patterns}"
+    )
 
 
 def _roles(where: Path, suffix: str, names: list[list[str]], running: list[int]) -> dict[int, str]:
@@ -276,10 +281,13 @@ def _roles(where: Path, suffix: str, names: list[list[str]], running: list[int])
     known = {i: _ROLES.get(_word(names[0][i - 1])) for i in running}
     roles = {i: dim for i, dim in known.items() if dim is not None}
     index = _common_order([[Decimal(name[i]) for name in names] for i in running])
+    index = 0 if len(running) == 1 else index
     if not {"c", "t"} & set(roles.values()) and index is not None:
         return {running[index]: "z"}
     if len(roles) < len(running) or len(set(roles.values())) < len(roles):
-        example = _pattern(names[0], dict(zip(running, "ctz"[-len(running) :], strict=False)), suffix)
+        unique = next((i for i in running if len({name[i] for name in names}) == len(names)), None)
+        letters = dict(zip(running, "ctz"[-len(running) :], strict=False))
+        example = _pattern(names[0], letters if unique is None else dict.fromkeys(running, "*") | {unique: "z"}, suffix)
         raise FormatError(
             f"{where}: the names have {len(running)} running numbers. Say which are planes, channels and times with a "
             f"pattern such as {example}"
@@ -307,4 +315,5 @@ def _word(text: str) -> str:
 
 
 def _pattern(name: list[str], roles: dict[int, str], suffix: str) -> str:
-    return "".join(f"{{{roles[i]}}}" if i in roles else piece for i, piece in enumerate(name)) + suffix
+    texts = {i: role if role == "*" else f"{{{role}}}" for i, role in roles.items()}
+    return "".join(texts.get(i, piece) for i, piece in enumerate(name)) + suffix

@@ -21,6 +21,7 @@ import tifffile
 from mrhdata.errors import FormatError
 from mrhdata.io import tiff_checks as checks
 from mrhdata.io.plane_names import arranged, folder_of
+from mrhdata.io.tiff_directories import check_directories
 from mrhdata.io.tiff_geometry import backward_dims, lazy_planes, make_volume, palette_of, turned_data, turned_dims
 from mrhdata.io.tiff_metadata import Header, header_of
 from mrhdata.volume.assumptions import assume
@@ -44,7 +45,8 @@ OPTIONS: tuple[str, ...] = ()
 def read(path: Path) -> xr.DataArray:
     """Read the planes of a folder or of a pattern."""
     found = arranged(path)
-    first, last = (_form_of(found.paths[i]) for i in (0, -1))
+    first = _form_of(found.paths[0], is_first=True)
+    last = _form_of(found.paths[-1])
     last.check(found.paths[-1], first)
     if not _equal_steps(first, last):
         log.warning("%s: the voxel sizes of the first and the last plane differ; that of the first is used", path)
@@ -92,7 +94,8 @@ def _equal_steps(first: _Form, other: _Form) -> bool:
     return all(a == b or (a is not None and b is not None and abs(a - b) <= 0.01 * a) for a, b in pairs)
 
 
-def _form_of(path: Path) -> _Form:
+def _form_of(path: Path, *, is_first: bool = False) -> _Form:
+    """Return the form of one plane; the values of the first one are checked."""
     with format_errors(path):
         if path.suffix.lower() == ".png":
             plane = _read_png(path)
@@ -100,9 +103,8 @@ def _form_of(path: Path) -> _Form:
             return _Form(plane.shape, plane.dtype, dims, header=Header(channels=_png_channels(plane.shape)))
         with checks.damage_raises(path), tifffile.TiffFile(path) as file:
             page = _page_of(path, file)
-            form = _tiff_form(path, file, page)
-            is_exact = checks.check_values(path, page, is_display=_is_display(file))
-            return replace(form, is_exact=is_exact)
+            is_exact = not is_first or checks.check_values(path, page, is_display=_is_display(file))
+            return replace(_tiff_form(path, file, page), is_exact=is_exact)
 
 
 def _png_channels(shape: tuple[int, ...]) -> list[str] | None:
@@ -119,7 +121,7 @@ def _tiff_form(path: Path, file: tifffile.TiffFile, page: Any) -> _Form:
     if _is_indexed(file, page):
         colours = palette_of(page.colormap)
         shape, dtype, dims, names = (*shape, 3), colours.dtype, (*dims, "c"), ["R", "G", "B"]
-    header = Header(steps=header_of(file).steps, channels=names)
+    header = Header(steps=header_of(file, page).steps, channels=names)
     kind = 1 if page.photometric is None else int(page.photometric)
     return _Form(shape, dtype, dims, kind, checks.orientation(path, [page]), header)
 
@@ -134,6 +136,7 @@ def _is_indexed(file: tifffile.TiffFile, page: Any) -> bool:
 
 def _page_of(path: Path, file: tifffile.TiffFile) -> Any:
     """Return the page of a plane, after checks. Small copies of it may follow."""
+    check_directories(path)
     page, *others = file.pages
     full = [other for other in others if not getattr(other, "is_reduced", False)]
     count = max(len(full) + 1, int((file.imagej_metadata or {}).get("images", 1)))
@@ -153,6 +156,11 @@ class _StackReader:
         self._layout: _PlaneLayout | None = None
         self._unpacked = _Unpacked()
 
+    @property
+    def smallest_bytes(self) -> int:
+        """Bytes in memory while the smallest part is read: a plane if planes are compressed."""
+        return 0 if self._voxels_of(0) is not None else self._size()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _StackReader, (self._paths, self._shape, self._form)
 
@@ -171,15 +179,18 @@ class _StackReader:
                 self._read(i, plane, out[place])
 
     def _read(self, i: int, box: Box, out: np.ndarray) -> None:
-        if i not in self._raw:
-            self._raw[i] = self._find_voxels(self._paths[i])
-        raw = self._raw[i]
+        raw = self._voxels_of(i)
         if raw is not None:
             raw.into(out, box)
         elif (part := self._partial(i, box)) is not None:
             out[...] = part
         else:
             out[...] = self._unpacked.get(i, self._size(), lambda: self._unpack(i))[box.slices]
+
+    def _voxels_of(self, i: int) -> RawReader | None:
+        if i not in self._raw:
+            self._raw[i] = self._find_voxels(self._paths[i])
+        return self._raw[i]
 
     def _size(self) -> int:
         return self._form.dtype.itemsize * math.prod(self._form.shape)

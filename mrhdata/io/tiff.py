@@ -22,6 +22,7 @@ import tifffile
 
 from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import tiff_checks as checks
+from mrhdata.io.tiff_directories import check_directories
 from mrhdata.io.tiff_geometry import (
     Placement,
     backward_dims,
@@ -38,6 +39,7 @@ from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL
 from mrhdata.volume.file_arrays import FileArray, RawReader, check_length, format_errors
+from mrhdata.volume.times import times_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,7 +73,7 @@ def _read_level(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     page, is_display = image.keyframe, file.is_imagej or file.is_ome
     turn = checks.orientation(path, [*fine.pages, *image.pages])
     is_indexed = checks.is_palette(page) and not is_display
-    header = header_of(file, index, len(file.series))
+    header = header_of(file, fine.keyframe, index, len(file.series))
     header = replace(header, channels=header.channels or (["R", "G", "B"] if is_indexed else checks.sample_names(page)))
     dims, header = turned_dims(_dims_of(path, image), header, turn)
     backward = backward_dims(turn)
@@ -84,7 +86,11 @@ def _read_level(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     if is_indexed:
         data, dims = in_colour(data, palette_of(page.colormap)), [*dims, "c"]
     if header.position is not None:
-        log.warning("%s: the stage position %s mm is not used; pass origin=", path, header.position)
+        log.warning(
+            "%s: the stage position %s mm (X, Y, Z) is not used, since stages have no common origin; pass origin=",
+            path,
+            header.position,
+        )
     keep = [i for i, d in enumerate(dims) if d in ("y", "x") or data.shape[i] > 1 or (d == "z" and header.attrs)]
     if len(keep) < len(dims):
         data = data[tuple(slice(None) if i in keep else 0 for i in range(len(dims)))]
@@ -101,6 +107,7 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     FormatError
         Pages, or files with pages, are missing or damaged.
     """
+    check_directories(path)
     with checks.damage_raises(path), _opened(path) as file:
         for series in file.series:
             checks.check_series(path, file, series)
@@ -151,7 +158,8 @@ def _file_array(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     image = file.series[index].levels[number]
     shape, dtype, offset = tuple(map(int, image.shape)), np.dtype(image.dtype), image.dataoffset
     files = sorted({Path(page.parent.filehandle.path) for page in image.pages if page is not None})
-    part: Any = _SegmentReader(path, index, number)
+    segment = math.prod(image.keyframe.chunks) * dtype.itemsize
+    part: Any = _SegmentReader(path, index, number, segment)
     # Offsets in different files may follow each other by chance.
     if offset is not None and len(files) == 1 and image.keyframe.is_contiguous:
         check_length(files[0], offset + dtype.itemsize * math.prod(shape))
@@ -162,8 +170,10 @@ def _file_array(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
 class _SegmentReader:
     """Reader of boxes of images in compressed or scattered strips or tiles; it decodes only those needed."""
 
-    def __init__(self, path: Path, index: int, level: int) -> None:
+    def __init__(self, path: Path, index: int, level: int, smallest_bytes: int = 0) -> None:
         self._path, self._index, self._level = path, index, level
+        #: Bytes of one strip or tile, the smallest part that can be read.
+        self.smallest_bytes = smallest_bytes
         self._lock = threading.Lock()
         # Finding the pages of a large file is slow, so it stays open.
         self._file: Any = None
@@ -171,7 +181,7 @@ class _SegmentReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # tifffile's store cannot be pickled, so each process opens its own.
-        return _SegmentReader, (self._path, self._index, self._level)
+        return _SegmentReader, (self._path, self._index, self._level, self.smallest_bytes)
 
     def __call__(self, box: Box) -> Any:
         with self._lock:
@@ -227,6 +237,8 @@ def _description(volume: xr.DataArray, shape: tuple[int, ...], dtype: np.dtype[A
     metadata: dict[str, Any] = {"axes": "TCZYX", "MapAnnotation": note}
     for axis, step in zip("ZYX", volume.mrh.spacing, strict=True):
         metadata |= {f"PhysicalSize{axis}": float(step), f"PhysicalSize{axis}Unit": "mm"}
+    if (times := times_of(volume)) is not None:
+        metadata |= {"TimeIncrement": times[0], "TimeIncrementUnit": "s"}
     if "c" in volume.coords and "c" in volume.dims:
         metadata["Channel"] = {"Name": [str(c) for c in volume.c.values]}
     xml = tifffile.OmeXml()

@@ -18,18 +18,18 @@ from typing import Any
 import tifffile
 
 from mrhdata.errors import FormatError
+from mrhdata.io.tiff_directories import PRIVATE_TAG, check_directories
 from mrhdata.io.tiff_metadata import children, parse_xml
 
 log = logging.getLogger("mrhdata")
 
 #: Messages of tifffile about matters that do not change the image.
 _HARMLESS = re.compile(
-    r"coercing invalid ASCII|imagej_metadata|SubfileType|subfiletype|estimating ByteCounts|_tags> raised"
+    r"coercing invalid ASCII|is not a valid|imagej_metadata|SubfileType|subfiletype|estimating ByteCounts|_tags> raised"
     r"|GeoKey|expected 3 series|not stitched|expected \d+ frames, got|order '"
 )
-#: Number of the tag that a message is about. Tags from 32768 on belong to companies.
+#: Number of the tag that a message is about.
 _TAG = re.compile(r"TiffTag(?:\.fromfile>.*TiffTag)? (\d+)|tag #(\d+)")
-_PRIVATE_TAG = 32768
 
 #: Shape in the description that tifffile writes.
 _SHAPE = re.compile(r'"shape": ?\[([0-9, ]*)\]')
@@ -72,7 +72,7 @@ class _Collector(logging.Handler):
 
 def _is_damage(message: str) -> bool:
     tag = _TAG.search(message)
-    private = tag is not None and int(tag[1] or tag[2]) >= _PRIVATE_TAG
+    private = tag is not None and int(tag[1] or tag[2]) >= PRIVATE_TAG
     return not private and _HARMLESS.search(message) is None
 
 
@@ -99,8 +99,13 @@ def companion_xml(path: Path) -> str | None:
         The file names files that are missing or that are outside its folder.
     """
     with tifffile.TiffFile(path) as file:
-        text = file.pages.first.description if file.is_ome and len(file.pages.first.description) else None
-    if text is None:
+        text, is_ome = file.pages.first.description, file.is_ome
+    if not is_ome and ("<OME" in text[:1000] or re.search(r"\.ome\.(tiff?|btf)$", path.name.lower())):
+        raise FormatError(
+            f"{path} must have complete OME-XML, as its name or its description says. Copy it again, or rename it to "
+            f"{path.name.partition('.')[0]}.tif if it never was an OME-TIFF"
+        )
+    if not is_ome:
         return None
     root, companion = parse_xml(text), None
     for element in children(root, "BinaryOnly"):
@@ -122,12 +127,23 @@ def _check_files(path: Path, names: set[str]) -> None:
     outside = sorted(name for name in names if Path(name).name != name or "\\" in name)
     if outside:
         raise FormatError(f"{path} must name files in its own folder; got {', '.join(outside[:5])}")
-    missing = sorted(name for name in names if not (path.parent / name).is_file())
+    missing = sorted(name for name in names if not _is_whole(path.parent / name))
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise FormatError(
-            f"{path} is one of several files of an OME-TIFF; {len(missing)} are missing: {listed}. Copy them here too"
+            f"{path} is one of several files of an OME-TIFF; missing or damaged are {listed}. Copy them to its folder"
         )
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file exists and, if it is a TIFF, whether its list of pages is complete."""
+    if not path.is_file() or path.suffix.lower() not in (".tif", ".tiff", ".btf"):
+        return path.is_file()
+    try:
+        check_directories(path)
+    except FormatError:
+        return False
+    return True
 
 
 def check_series(path: Path, file: tifffile.TiffFile, series: Any) -> None:
@@ -208,19 +224,17 @@ def is_palette(page: Any) -> bool:
 
 
 def sample_names(page: Any) -> list[str] | None:
-    """Return the names of the samples of a pixel, with A for transparency; None for one sample."""
+    """Return the names of the samples of a pixel, with A for transparency; None for one sample or many."""
     names = ["R", "G", "B"] if _photometric(page) in (2, _YCBCR) else ["grey"]
-    extra = [int(value) for value in page.extrasamples or ()]
-    if len(names) + len(extra) == 1 or not set(extra) <= {1, 2}:
-        return None
-    return [*names, *("A" for _ in extra)]
+    extra = ["A" if int(value) in (1, 2) else "extra" for value in page.extrasamples or ()]
+    return [*names, *extra] if len(extra) < 2 and len(names) + len(extra) > 1 else None
 
 
 def orientation(path: Path, pages: Iterable[Any]) -> int:
-    """Return the orientation of pages, 1 to 8; pages that tifffile did not parse have that of the first one."""
-    values = {int(page.tags.valueof(274, default=1)) for page in pages if isinstance(page, tifffile.TiffPage)}
+    """Return the orientation of pages, 1 to 8. Pages that state none have that of the first one."""
+    first, *others = (page.tags.valueof(274) for page in pages if isinstance(page, tifffile.TiffPage))
     # Writers store 0 for "not stated".
-    values = {value or 1 for value in values}
+    values = {int(first or 1), *(int(value) for value in others if value)}
     if len(values) > 1 or not values <= ORIENTATIONS.keys():
         raise FormatError(f"{path} must have one orientation from 1 to 8 (tag 274); got {sorted(values)}")
-    return next(iter(values), 1)
+    return values.pop()

@@ -18,6 +18,7 @@ from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import DIMS, SPATIAL, UNORIENTED, place
 from mrhdata.volume.file_arrays import SLAB_BYTES, FileArray, in_chunks
+from mrhdata.volume.times import with_times
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -187,39 +188,37 @@ def make_volume(
     order = [list(dims).index(d) for d in DIMS if d in dims]
     if order != list(range(len(dims))):
         data, dims = data.transpose(order), [dims[i] for i in order]
-    attrs = dict(header.attrs)
-    if attrs:
-        fine, matrix = _stored_affine(attrs)
-    else:
-        fine, matrix = _unoriented_steps(header, dims), UNORIENTED
-    steps = np.multiply(fine, level.factors)
-    missing = not attrs and any(s is None for d, s in zip(SPATIAL, header.steps, strict=True) if d in dims)
-    start = np.multiply(fine, level.starts)
-    if missing and start.any():
-        log.warning(
-            "%s states no voxel size, so this level begins at 0, not at voxels %s of the finest; pass origin=",
-            path, tuple(level.starts),
-        )  # fmt: skip
-        start = np.zeros(3)
-    axes = attrs.pop("source_axes", None)
-    volume = place(data, dims, steps, matrix, start=start, name=name, **({"space": "scanner"} | attrs))
-    volume = volume if axes is None else volume.assign_attrs(source_axes=axes)
-    if not header.attrs:
-        volume = assume(volume, "orientation", "space", *(["spacing"] if missing else []))
+    make = _oriented if header.attrs else _unoriented
+    volume = make(data, dims, header, path, level).rename(name)
+    volume = volume if header.time_step is None else with_times(volume, header.time_step)
     names = header.channels
     return volume.assign_coords(c=names) if names and volume.sizes.get("c") == len(names) else volume
 
 
-def _stored_affine(attrs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Remove the affine from stored attributes and return its voxel size and its directions."""
+def _oriented(data: da.Array, dims: Sequence[str], header: Header, path: Path, level: Placement) -> xr.DataArray:
+    """Return a volume with the affine and the attributes that mrhdata stored."""
+    attrs = {"space": "scanner"} | header.attrs
+    axes = attrs.pop("source_axes", None)
     matrix = np.asarray(attrs.pop("affine"), dtype=np.float64)
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    matrix[:3, :3] /= spacing
-    return spacing, matrix
+    fine = np.linalg.norm(matrix[:3, :3], axis=0)
+    matrix[:3, :3] /= fine
+    start = np.multiply(fine, level.starts)
+    volume = place(data, dims, np.multiply(fine, level.factors), matrix, start=start, **attrs)
+    return volume if axes is None else volume.assign_attrs(source_axes=axes)
 
 
-def _unoriented_steps(header: Header, dims: Sequence[str]) -> np.ndarray:
-    """Return the voxel size along z, y, x. An absent axis is one voxel thick, as thick as the finest of the others."""
-    steps = [1.0 if step is None else step for step in header.steps]
-    finest = min(step for d, step in zip(SPATIAL, steps, strict=True) if d in dims)
-    return np.array([step if d in dims else finest for d, step in zip(SPATIAL, steps, strict=True)])
+def _unoriented(data: da.Array, dims: Sequence[str], header: Header, path: Path, level: Placement) -> xr.DataArray:
+    """Return a volume whose axes are plane, row and column."""
+    stated = {d: step for d, step in zip(SPATIAL, header.steps, strict=True) if step is not None and d in dims}
+    missing = [d for d in SPATIAL if d in dims and d not in stated]
+    steps = {d: stated.get(d, 1.0) for d in SPATIAL if d in dims}
+    # An absent axis is one voxel thick, as thick as the finest of the others.
+    fine = np.array([steps.get(d, min(steps.values())) for d in SPATIAL])
+    start = np.array([0.0 if d in missing else begin for d, begin in zip(SPATIAL, level.starts, strict=True)])
+    if not np.array_equal(start, level.starts):
+        log.warning("%s: this level begins at %s voxels of the finest; pass origin=", path, level.starts)
+    if missing and stated:
+        log.info("%s states a voxel size along %s, but not along %s", path, ", ".join(stated), ", ".join(missing))
+    steps_of_level, begin = np.multiply(fine, level.factors), np.multiply(fine, start)
+    volume = place(data, dims, steps_of_level, UNORIENTED, start=begin, space="scanner")
+    return assume(volume, "orientation", "space", *(["spacing"] if missing else []))

@@ -17,7 +17,8 @@ import numpy as np
 import tifffile
 
 from mrhdata.volume.construct import DIMS, KINDS
-from mrhdata.volume.overrides import TO_MM, UNITS
+from mrhdata.volume.overrides import TO_MM, unit_name
+from mrhdata.volume.times import TO_SECONDS
 
 #: Namespace of the OME map annotation that mrhdata writes, and the attributes in it.
 NAMESPACE = "mrhdata"
@@ -55,20 +56,25 @@ class Header:
         Names of the channels.
     position : tuple of float, optional
         Position of the microscope's stage along X, Y, Z in mm.
+    time_step : float, optional
+        Seconds between two times.
     """
 
     attrs: dict[str, Any] = field(default_factory=dict)
     steps: tuple[Step, Step, Step] = (None, None, None)
     channels: list[str] | None = None
     position: tuple[float, ...] | None = None
+    time_step: float | None = None
 
 
-def header_of(file: tifffile.TiffFile, series: int = 0, count: int | None = None) -> Header:
+def header_of(file: tifffile.TiffFile, page: Any, series: int = 0, count: int | None = None) -> Header:
     """Return the statements of an open file about one of its images.
 
     Parameters
     ----------
     file : tifffile.TiffFile
+    page : tifffile.TiffPage
+        First page of the image.
     series : int
         Index of the image.
     count : int, optional
@@ -81,7 +87,8 @@ def header_of(file: tifffile.TiffFile, series: int = 0, count: int | None = None
     """
     if file.is_ome and file.ome_metadata:
         return _from_ome(parse_xml(file.ome_metadata), series, count)
-    return Header(steps=_steps_of_tags(file))
+    interval = float((file.imagej_metadata or {}).get("finterval", 0.0))
+    return Header(steps=_steps_of_tags(file, page, series), time_step=interval or None)
 
 
 def parse_xml(text: str) -> ET.Element:
@@ -120,7 +127,9 @@ def _from_ome(root: ET.Element, series: int, count: int | None) -> Header:
     positive = tuple(step if step is not None and 0 < step < float("inf") else None for step in steps)
     names = [str(channel.get("Name")) for channel in children(pixels, "Channel") if channel.get("Name")]
     attrs = _stored_attrs(root, positive)
-    return Header(attrs, positive, names or None, _ome_position(pixels))  # type: ignore[arg-type]
+    unit = TO_SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
+    interval = None if unit is None else float(pixels.get("TimeIncrement", 0.0)) * unit
+    return Header(attrs, positive, names or None, _ome_position(pixels), interval or None)  # type: ignore[arg-type]
 
 
 def _ome_length(element: ET.Element, name: str, default: str = "µm") -> float | None:
@@ -160,11 +169,12 @@ def _are_valid(attrs: dict[str, Any]) -> bool:
     return texts and attrs.get("kind", "image") in KINDS and set(attrs.get("source_axes", ())) <= set(DIMS)
 
 
-def _steps_of_tags(file: tifffile.TiffFile) -> tuple[Step, Step, Step]:
+def _steps_of_tags(file: tifffile.TiffFile, page: Any, series: int) -> tuple[Step, Step, Step]:
     """Return the voxel size that ImageJ, Aperio or the resolution tags state."""
-    page: Any = file.pages[0]
-    if file.is_svs and (match := re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)):
-        return None, float(match[1]) / 1000, float(match[1]) / 1000
+    if file.is_svs:
+        # The labels and thumbnails of a slide repeat the note of the image.
+        match = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description) if series == 0 else None
+        return (None, float(match[1]) / 1000, float(match[1]) / 1000) if match else (None, None, None)
     notes = file.imagej_metadata or {}
     unit = {2: 25.4, 3: 10.0}.get(int(page.tags.valueof(296, default=1)))
     units = [_unit_of_imagej(notes, axis, unit) for axis in "zyx"]
@@ -181,8 +191,8 @@ def _unit_of_imagej(notes: dict[str, Any], axis: str, otherwise: float | None) -
     name = notes.get(f"{axis}unit") or notes.get("unit")
     if name is None:
         return otherwise
-    word = str(name).strip().strip('"').lower()
-    return _INCH.get(word) or TO_MM.get(UNITS.get(word, ""))
+    word = str(name).strip(' "')
+    return _INCH.get(word.lower()) or TO_MM.get(unit_name(word) or "")
 
 
 def _pixel(per_unit: Any, unit: float | None) -> float | None:

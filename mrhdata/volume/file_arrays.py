@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from mrhdata.errors import DataError, FormatError
+from mrhdata.errors import DataError, FormatError, ParameterError
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def format_errors(path: Path | str) -> Iterator[None]:
     """Raise exceptions of libraries as FormatError that names the file."""
     try:
         yield
-    except FormatError:
+    except (FormatError, ParameterError):
         raise
     except DAMAGE as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__
