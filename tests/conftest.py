@@ -32,7 +32,7 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests that need a GPU where there is none."""
+    """Skip tests that need a GPU on machines without one."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
