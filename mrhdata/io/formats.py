@@ -82,6 +82,8 @@ class Options(TypedDict, total=False):
     storage_options: dict[str, Any] | None
 
 
+#: Modules that write from memory.
+_WHOLE = ("nifti", "itk", "minc")
 #: Options that a reader may accept; `read` applies all others to the volume.
 _READER_OPTIONS = ("dataset", "series", "level", "storage_options")
 _GEOMETRY = ("axes", "unit", "spacing", "origin")
@@ -286,7 +288,24 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
     from mrhdata.volume.construct import DIMS
 
     with atomic_write(path, overwrite=overwrite) as draft:
-        writer.write(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft)
+        _write_draft(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft, path, writer)
+
+
+def _write_draft(volume: xr.DataArray, draft: Path, path: Path, writer: ModuleType) -> None:
+    """Write a draft and compare it with the volume; a store of OME-Zarr has checksums of its own."""
+    from mrhdata.io.draft_check import check_draft
+
+    if writer.__name__.rpartition(".")[2] in _WHOLE:
+        # The writer needs all values; computed here, they are not computed again for the comparison.
+        volume = volume.compute()
+    try:
+        writer.write(volume, draft)
+    except MrhdataError:
+        raise
+    except OSError as error:
+        raise FormatError(f"{path} cannot be written: {error.strerror or error}") from error
+    if not draft.is_dir():
+        check_draft(volume, draft, path, cast("Reader", writer))
 
 
 def writer_of(path: str | os.PathLike[str]) -> ModuleType:

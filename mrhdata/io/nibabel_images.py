@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,17 @@ def assumed_of_steps(steps: Floats, path: Path) -> list[str]:
 
 
 def from_image(
-    image: Any, path: Path, dims: tuple[str, ...], affine: Floats | None = None, **attrs: Any
+    image: Any,
+    path: Path,
+    dims: tuple[str, ...],
+    affine: Floats | None = None,
+    reopen: Callable[[], Any] | None = None,
+    **attrs: Any,
 ) -> xr.DataArray:
     """Return a lazy volume of a nibabel image whose axes are `dims`; colours become channels.
 
-    Axes behind those of `dims` must have length 1.
+    Axes behind those of `dims` must have length 1. `reopen` opens the image for each box, for images that would keep
+    their file open.
     """
     shape = tuple(int(n) for n in image.shape)
     used = shape[: len(dims)]
@@ -79,7 +86,7 @@ def from_image(
     _check_length(image, path)
     # Files may omit trailing axes, or have some of length 1 (ANALYZE has four axes).
     used = (*used, *(1,) * (3 - len(used)))
-    reader = _ProxyReader(image.dataobj, used)
+    reader = _ProxyReader(image.dataobj, used, reopen)
     data = lazy(FileArray(reader.shape, reader.dtype, reader, path), reader.slowest)
     dims = (*dims[: len(used)], "c") if len(reader.shape) > len(used) else dims[: len(used)]
     keep = [i for i, d in enumerate(dims) if d in SPATIAL or reader.shape[i] > 1]
@@ -98,8 +105,9 @@ class _ProxyReader:
     `slowest` is the axis along which slabs are read, None for compressed files.
     """
 
-    def __init__(self, proxy: Any, shape: tuple[int, ...]) -> None:
-        self._proxy, self._spatial = proxy, shape
+    def __init__(self, proxy: Any, shape: tuple[int, ...], reopen: Callable[[], Any] | None = None) -> None:
+        self._proxy: Any = proxy if reopen is None else None
+        self._spatial, self._reopen = shape, reopen
         self._packed: PackedReader | None = None
         self._unchecked: tuple[Path, str] | None = None
         self.channels: list[str] | None = None
@@ -128,7 +136,7 @@ class _ProxyReader:
         return np.stack([values[name] for name in self.channels], axis=-1)[..., box.slices[-1]]
 
     def _values(self, spatial: tuple[slice, ...]) -> Any:
-        proxy = self._proxy
+        proxy = self._proxy if self._reopen is None else self._reopen().dataobj
         if self._packed is not None:
             stored = self._packed(Box(tuple(s.start for s in spatial), tuple(s.stop for s in spatial)))
             return apply_read_scaling(stored, proxy.slope, proxy.inter)

@@ -97,8 +97,7 @@ def _replace_affine(volume: xr.DataArray, data: Any, affine: Floats, dims: list[
     result = from_array(data, affine=affine, dims=dims, space=volume.mrh.space, **attrs).rename(volume.name)
     if not oriented and "source_axes" not in volume.attrs:
         result.attrs.pop("source_axes")
-    if "c" in volume.coords:
-        result = result.assign_coords(c=volume.coords["c"])
+    result = result.assign_coords({d: volume.coords[d] for d in ("t", "c") if d in volume.coords})
     return result.isel({d: 0 for d in SPATIAL if d not in volume.dims and result.sizes[d] == 1})
 
 
