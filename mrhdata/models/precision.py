@@ -14,7 +14,9 @@ import torch
 
 from mrhdata._runtime.arguments import check_choice
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+#: Types of autocast; float32 needs none.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 log = logging.getLogger("mrhdata")
 
@@ -23,25 +25,25 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:
-    """Return the type in which a network computes, ``"float32"`` or ``"bfloat16"``.
+    """Return the type in which a network computes: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
     Parameters
     ----------
-    precision : {"auto", "float32", "bfloat16"}
+    precision : {"auto", "float32", "bfloat16", "float16"}
         Type, or ``"auto"`` for the faster one on the device.
     device : str
         PyTorch device.
 
     Returns
     -------
-    precision : {"float32", "bfloat16"}
+    precision : {"float32", "bfloat16", "float16"}
         The passed type, or the one that ``"auto"`` stands for. A warning is logged if bfloat16 is passed for a
         processor without instructions for it.
 
     Raises
     ------
     ParameterError
-        If `precision` is not one of the three.
+        If `precision` is not one of these.
 
     Examples
     --------
@@ -55,6 +57,12 @@ def resolve_precision(precision: str, device: str = "cpu") -> str:
     if precision == "bfloat16" and kind == "cpu":
         _warn_of_slow_bfloat16()
     return precision
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Return the context in which a network computes with a type that :func:`resolve_precision` returned."""
+    dtype = DTYPES.get(precision)
+    return torch.autocast(device, dtype or torch.bfloat16, dtype is not None)
 
 
 def default_device() -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mrhdata.errors import DataError, ModelError
+from mrhdata.models.precision import autocast
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec, run_on_patches
 from mrhdata.training.checkpoints import read_checkpoint, write_checkpoint
 from mrhdata.training.history import History
@@ -34,8 +35,6 @@ log = logging.getLogger("mrhdata")
 
 #: Patches per validation batch, and the epoch number that seeds their transform.
 _VALIDATION_BATCH, _VALIDATION_EPOCH = 256, 2**31
-#: Types of autocast; float32 needs none.
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: Maps the arrays of a batch and the numbers that seed it to the arrays to learn from.
 BatchTransform = Callable[[list[Any], tuple[int, ...]], list[Any]]
@@ -249,8 +248,7 @@ class TrainingRun:
         )
 
     def _autocast(self) -> Any:
-        dtype = _DTYPES.get(self.settings.precision)
-        return torch.autocast(self.device.type, dtype or torch.bfloat16, dtype is not None)
+        return autocast(self.device.type, self.settings.precision)
 
     def _part_length(self, whole: int) -> int:
         """Return the number of patches of a batch that are this process's."""

@@ -39,10 +39,11 @@ class TrainingConfig:
         or none for inputs that are scaled already.
     augment : Augmentation or None
         Random changes of scaled batches.
-    precision : {"auto", "float32", "bfloat16"}
+    precision : {"auto", "float32", "bfloat16", "float16"}
         Type of convolutions. ``bfloat16`` is twice as fast on processors with instructions for it and many times slower
         on others; it rounds weights and predictions to three digits during training, and the trained weights are
-        float32. ``auto`` is the faster one on this machine. A checkpoint of the other type is refused.
+        float32. ``float16``, for GPUs, scales the gradients. ``auto`` is the faster of the first two on this machine. A
+        checkpoint of another type is refused.
     layer_learning_rates : tuple of (str, float)
         Prefixes of parameter names, and factors on their learning rate. The first matching prefix counts, ``""``
         matches all, and the default factor is 1. A factor of 0 freezes a layer: no gradient and no weight decay.

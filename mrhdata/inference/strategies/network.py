@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError, ParameterError
-from mrhdata.models.precision import resolve_precision
+from mrhdata.models.precision import autocast, resolve_precision
 from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class InferenceModel:
         Network; without a ``spec`` it must take raw voxels.
     device : str
         PyTorch device.
-    precision : {"auto", "float32", "bfloat16"}
+    precision : {"auto", "float32", "bfloat16", "float16"}
         Type in which the network computes; ``"auto"`` is the faster one on the device.
 
     Attributes
     ----------
-    precision : {"float32", "bfloat16"}
+    precision : {"float32", "bfloat16", "float16"}
         Type in which the network computes.
     axis : int or None
         Axis along which a 2D network is run; None for a 3D network.
@@ -63,7 +63,7 @@ class InferenceModel:
 
     def __call__(self, values: Floats) -> Tensor:
         """Return float32 predictions in host memory."""
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, self.precision == "bfloat16"):
+        with torch.inference_mode(), autocast(torch.device(self._device).type, self.precision):
             return self._run(torch.from_numpy(values).to(self._device)).cpu()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
