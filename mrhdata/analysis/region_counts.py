@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
     import xarray as xr
+
+log = logging.getLogger("mrhdata")
 
 Ints = NDArray[np.int64]
 
@@ -75,8 +78,8 @@ def read_ontology(path: str | os.PathLike[str]) -> dict[int, Region]:
         content = content["msg"] if isinstance(content, dict) and "msg" in content else content
         if isinstance(content, dict) and "id" not in content:
             return {int(label): Region(str(name)) for label, name in content.items()}
-        return dict(_flatten(content if isinstance(content, list) else [content]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return _unique(_flatten(content if isinstance(content, list) else [content]))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise FormatError(
             f"{path} is not an ontology ({type(error).__name__}: {error}). Pass Allen's structure graph as JSON, or "
             '{"label": "name"}'
@@ -88,11 +91,38 @@ def _flatten(entries: list[Any]) -> Iterator[tuple[int, Region]]:
     stack: list[tuple[Any, Any]] = [(entry, None) for entry in reversed(entries)]
     while stack:
         entry, outer = stack.pop()
-        label, path = int(entry["id"]), entry.get("structure_id_path", [])
-        # BrainGlobe's structures.json states parents only in the path from the root.
-        parent = entry.get("parent_structure_id", path[-2] if len(path) > 1 else outer)
-        yield label, Region(str(entry["name"]), None if parent is None else int(parent))
+        label = _label(entry["id"])
+        parent = (
+            entry["parent_structure_id"] if "parent_structure_id" in entry else _parent_by_path(entry, label, outer)
+        )
+        yield label, Region(str(entry["name"]), None if parent is None else _label(parent))
         stack += [(child, label) for child in reversed(entry.get("children", []))]
+
+
+def _parent_by_path(entry: Mapping[str, Any], label: int, outer: int | None) -> int | None:
+    """Return the parent in the path from the root, as a list (BrainGlobe) or as ``/997/8/`` (Allen)."""
+    path = entry.get("structure_id_path")
+    if not path:
+        return outer
+    labels = [_label(item) for item in (path.strip("/").split("/") if isinstance(path, str) else path)]
+    if labels[-1] != label:
+        raise ValueError(f"structure_id_path of {label} must end with {label}; it ends with {labels[-1]}")
+    return labels[-2] if len(labels) > 1 else None
+
+
+def _label(value: Any) -> int:
+    if int(value) != float(value):
+        raise ValueError(f"a label must be a whole number; got {value!r}")
+    return int(value)
+
+
+def _unique(structures: Iterable[tuple[int, Region]]) -> dict[int, Region]:
+    """Return structures by label; raise ValueError if a label has two of them."""
+    found: dict[int, Region] = {}
+    for label, region in structures:
+        if found.setdefault(label, region) != region:
+            raise ValueError(f"label {label} is {found[label].name!r} and {region.name!r}")
+    return found
 
 
 def count(
@@ -155,6 +185,8 @@ def count(
     if not set(WORLD) <= set(cells.columns):
         raise DataError("cells must have X, Y, Z in mm. Read them with like=, the volume of the detection")
     real = cells[cells["type"] == CELL] if "type" in cells else cells
+    if len(cells) and not len(real):
+        log.warning("none of %d rows has type %d, a cell; drop the column type to count all rows", len(cells), CELL)
     labels = _spatial(regions)
     warn_of_assumed({"regions": regions}, "count", *GEOMETRY)
     index = _voxel_index(real[WORLD].to_numpy(dtype=np.float64), regions, transform)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from mrhdata.datasets.subjects import Subject
 
 Marks = Annotated[Path | None, typer.Option(help="Marked cells as XML, CSV or Parquet.")]
+CellCounter = Annotated[
+    str | None,
+    typer.Option(
+        help="Program that wrote XML: fiji counts planes from 1, cellfinder from 0. Needed if a file shows neither."
+    ),
+]
 RadiusUm = Annotated[
     float | None, typer.Option(help="Maximum distance of a detection and its mark in um; 6 voxels by default.")
 ]
@@ -36,6 +42,7 @@ def train_detection(
         bool, typer.Option("--incomplete", help="Allow for cells without a mark, which are not background then.")
     ] = False,
     recipe: Annotated[str, typer.Option(help="Recipe: corrected, or published (2020).")] = "corrected",
+    cell_counter: CellCounter = None,
     radius_um: RadiusUm = None,
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Number of further rounds, with the errors of the one before.")
@@ -63,7 +70,7 @@ def train_detection(
     from mrhdata.recipes.cross_validation import claim
 
     read_options = options.read_options(spacing=spacing, unit=unit)
-    marked = [_read_brain(word, read_options, complete=not incomplete) for word in brains]
+    marked = [_read_brain(word, read_options, cell_counter, complete=not incomplete) for word in brains]
     if not 0 < validation_brains < len(marked):
         raise DataError(
             f"--validation-brains must leave one of {len(marked)} brains or more for training, and be at least 1; got "
@@ -97,7 +104,7 @@ def train_detection(
     options.answer(values, as_json)
 
 
-def _read_brain(word: str, read_options: Any, *, complete: bool) -> Subject:
+def _read_brain(word: str, read_options: Any, cell_counter: str | None, *, complete: bool) -> Subject:
     from mrhdata.datasets.subjects import Subject
     from mrhdata.io import formats
     from mrhdata.io.cell_tables import CELL, WORLD, read_points
@@ -106,7 +113,7 @@ def _read_brain(word: str, read_options: Any, *, complete: bool) -> Subject:
     if not equals:
         raise DataError(f"{word} has no marks; write a brain as VOLUME=MARKS")
     image = formats.read(volume, **read_options)
-    table = read_points(Path(marks), image)
+    table = read_points(Path(marks), image, cell_counter=cell_counter)
     points = (table[table["type"] == CELL] if "type" in table else table)[WORLD].to_numpy()
     name = Path(volume).name.split(".")[0]
     return Subject(name, {"signal": image.rename("signal")}, points=points, points_complete=complete)
@@ -197,6 +204,7 @@ def count_(
     like: Annotated[
         str | None, typer.Option(help="Volume in which the cells were detected, if the table has voxels only.")
     ] = None,
+    cell_counter: CellCounter = None,
     transform: Annotated[
         str | None, typer.Option(help="Transform of mrhdata register BRAIN REGIONS; its inverse moves the cells.")
     ] = None,
@@ -221,7 +229,7 @@ def count_(
     check_target(out, overwrite)
     corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space)
     labels, names = _read_regions(regions, atlas, names, corrections)
-    table = read_points(cells, like=None if like is None else formats.read(like))
+    table = read_points(cells, like=None if like is None else formats.read(like), cell_counter=cell_counter)
     ontology = None if names is None else region_counts.read_ontology(names)
     to_regions = None if transform is None else itk.read(transform, source=labels.mrh.space).inverse()
     counts = region_counts.count(table, labels, ontology, to_regions)
@@ -244,6 +252,7 @@ def review(
     volume: Annotated[Path, options.argument("VOLUME", "Volume in which they were detected.")],
     out: Annotated[Path, options.output("HTML page on which a person decides.")],
     marks: Marks = None,
+    cell_counter: CellCounter = None,
     count: Annotated[int, typer.Option(min=1, help="Maximum number of places.")] = 60,
     random: Annotated[
         bool, typer.Option("--random", help="Draw false positives at random, not those of the highest scores.")
@@ -267,8 +276,8 @@ def review(
 
     image, radius_mm = _read_volume(volume, spacing, unit, radius_um)
     places = examples(
-        _read_cells(cells, image),
-        None if marks is None else _read_cells(marks, image),
+        _read_cells(cells, image, cell_counter),
+        None if marks is None else _read_cells(marks, image, cell_counter),
         radius_mm=radius_mm,
         count=count,
         drawn="random" if random else "highest",
@@ -291,6 +300,7 @@ def review_apply(
     volume: Annotated[Path, options.argument("VOLUME", "Volume of the page.")],
     out: Annotated[Path, options.output("Marks for the next round, as CSV, Parquet or XML.")],
     marks: Marks = None,
+    cell_counter: CellCounter = None,
     cells: Annotated[
         Path | None, typer.Option(help="Detected cells, to count the false positives that remain.")
     ] = None,
@@ -309,12 +319,12 @@ def review_apply(
         raise DataError(f"{cells} has false positives only in comparison with marks; pass --marks too")
     image, radius_mm = _read_volume(volume, spacing, unit, radius_um)
     table = read_decisions(decisions)
-    before = None if marks is None else _read_cells(marks, image)
+    before = None if marks is None else _read_cells(marks, image, cell_counter)
     after = apply_review(before, table, radius_mm)
     values: dict[str, Any] = {"written": str(out), "judged": len(table)}
     values |= {"marks_before": 0 if before is None else len(before), "marks": len(after)}
     if cells is not None and before is not None:
-        detections = detection(before[WORLD], _read_cells(cells, image)[WORLD], radius_mm)
+        detections = detection(before[WORLD], _read_cells(cells, image, cell_counter)[WORLD], radius_mm)
         adjusted = adjusted_count(detections, table)
         values |= {"false_positives": adjusted.false_positives, "remaining": adjusted.remaining}
         values["adjusted"] = str(adjusted)
@@ -353,9 +363,9 @@ def _read_volume(
     return image, 6 * float(min(image.mrh.spacing)) if radius_um is None else radius_um * 1e-3
 
 
-def _read_cells(path: Path, image: xr.DataArray) -> pd.DataFrame:
+def _read_cells(path: Path, image: xr.DataArray, cell_counter: str | None) -> pd.DataFrame:
     """Return the cells of a file, without the objects that another program marked as no cell."""
     from mrhdata.analysis.review import cells_of
     from mrhdata.io.cell_tables import read_points
 
-    return cells_of(read_points(path, image))
+    return cells_of(read_points(path, image, cell_counter=cell_counter))

@@ -8,21 +8,26 @@ a cell and 1 for a rejected candidate, as in cellfinder.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from xml.parsers import expat
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import atomic_write, check_target
-from mrhdata.errors import DataError, FormatError, GridError, MrhdataError
+from mrhdata.errors import DataError, FormatError, GridError, MrhdataError, ParameterError
+from mrhdata.io.cell_counter import CELLFINDER, FIJI, read_markers
+from mrhdata.io.cell_counter import ROOT as _XML_ROOT
+from mrhdata.io.cell_counter import first_line as _first_line
 
 if TYPE_CHECKING:
     import xarray as xr
+
+log = logging.getLogger("mrhdata")
 
 VOXEL = ["z", "y", "x"]
 WORLD = ["X", "Y", "Z"]
@@ -30,23 +35,28 @@ WORLD = ["X", "Y", "Z"]
 NO_CELL, CELL = 1, 2
 
 _NAPARI = ["axis-0", "axis-1", "axis-2"]
-_XML_ROOT = "CellCounter_Marker_File"
 #: Voxels by which the world points of a table may differ from those of its voxels.
 _MAX_DISTANCE_VOXELS = 0.5
 
 
-def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) -> pd.DataFrame:
+def read_points(
+    path: str | os.PathLike[str], like: xr.DataArray | None = None, *, cell_counter: str | None = None
+) -> pd.DataFrame:
     """Read a table of cells.
 
     Parameters
     ----------
     path : path
         Path with the ending of a format: ``.parquet``; ``.csv`` with the columns of a table, or as napari saves
-        points (``index, axis-0, axis-1, axis-2`` as z, y, x; further columns are kept); ``.xml`` of cellfinder and
-        of ImageJ's cell counter, whose x, y, z are whole voxels and whose types become the column ``type``.
+        points (``index, axis-0, axis-1, axis-2`` as z, y, x; further columns are kept); ``.xml`` of cellfinder, whose
+        types become the column ``type``, and of Fiji's Cell Counter, whose types are the user's own and become
+        ``marker_type``. Their x, y, z are whole voxels.
     like : volume, optional
         Volume that the cells were found in. Its grid adds ``X, Y, Z`` if the file has only voxels, and voxels
         if it has only ``X, Y, Z``.
+    cell_counter : {"fiji", "cellfinder"}, optional
+        Program that wrote an ``.xml`` file. Fiji counts planes from 1, cellfinder from 0. By default this follows from
+        what only one of them writes: Fiji the image's name, its calibration and names of types.
 
     Returns
     -------
@@ -56,9 +66,10 @@ def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) 
     Raises
     ------
     FormatError
-        The file is missing, damaged, not a table of cells, or holds a DOCTYPE: entities are never expanded.
+        The file is missing, damaged, not a table of cells, or holds a DOCTYPE: entities are never expanded. Or it is
+        an ``.xml`` file that does not show which program wrote it; pass `cell_counter`.
     GridError
-        Voxels and world points of the file do not agree on the grid of `like`.
+        Planes of Fiji lie beyond those of `like`, or voxels and world points of the file do not agree on its grid.
 
     Examples
     --------
@@ -72,10 +83,29 @@ def read_points(path: str | os.PathLike[str], like: xr.DataArray | None = None) 
     0  2.0  3.0  4.0  0.008  0.006  0.01     2
     """
     path = Path(path)
+    if cell_counter not in (None, FIJI, CELLFINDER):
+        raise ParameterError(f"cell_counter must be {FIJI!r} or {CELLFINDER!r}; got {cell_counter!r}")
     read = _format_of(path).read
     if not path.is_file():
         raise FormatError(f"{path} does not exist; check the path")
-    return with_world_points(_check_points(read(path), str(path), FormatError), like)
+    table = read_markers(path, cell_counter, like) if read is read_markers else read(path)
+    table = with_world_points(_check_points(table, str(path), FormatError), like)
+    if like is not None:
+        _warn_of_points_outside(table, like, path)
+    return table
+
+
+def _warn_of_points_outside(table: pd.DataFrame, like: xr.DataArray, path: Path) -> None:
+    """Warn if most points lie outside the volume, as points in other units do."""
+    index = table[VOXEL].to_numpy()
+    outside = int(((index < -0.5) | (index > np.array(like.mrh.grid.shape) - 0.5)).any(axis=1).sum())
+    if 2 * outside > len(table):
+        log.warning(
+            "%s: %d of %d points lie outside the volume; z, y, x must be its voxels and X, Y, Z millimetres",
+            path,
+            outside,
+            len(table),
+        )
 
 
 def write_points(
@@ -227,68 +257,6 @@ def _write_napari(table: pd.DataFrame, path: Path) -> None:
     renamed.to_csv(path, index=True, index_label="index")
 
 
-def _read_xml(path: Path) -> pd.DataFrame:
-    markers = _Markers()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = markers.refuse
-    parser.StartElementHandler, parser.EndElementHandler = markers.start, markers.end
-    parser.CharacterDataHandler = markers.text
-    try:
-        with path.open("rb") as file:
-            parser.ParseFile(file)
-    except (expat.ExpatError, ValueError, LookupError, OverflowError) as error:
-        raise FormatError(
-            f"{path}, line {parser.CurrentLineNumber}: {_first_line(error)}; write it again as cellfinder's XML"
-        ) from error
-    return pd.DataFrame(np.array(markers.points, dtype=np.float64).reshape(-1, 3)[:, ::-1], columns=VOXEL).assign(
-        type=np.array(markers.types, dtype=np.int64)
-    )
-
-
-class _Markers:
-    """Markers, collected while the XML is parsed; a tree of millions of them would not fit in memory."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[float, ...]] = []
-        self.types: list[int] = []
-        self._in_root = False
-        self._text = ""
-        self._type: int | None = None
-        self._point: dict[str, float] = {}
-
-    def refuse(self, *_: Any) -> None:
-        raise ValueError("it has a DOCTYPE, which may contain or fetch anything")
-
-    def start(self, name: str, _: Any) -> None:
-        if not self._in_root and name != _XML_ROOT:
-            raise ValueError(f"it begins with <{name}>, not <{_XML_ROOT}>")
-        self._in_root = True
-        self._text = ""
-
-    def text(self, text: str) -> None:
-        self._text += text
-
-    def end(self, name: str) -> None:
-        if name in ("MarkerX", "MarkerY", "MarkerZ"):
-            self._point[name[-1]] = float(self._text)
-        elif name == "Type":
-            self._type = int(np.int64(int(self._text)))
-        elif name == "Marker":
-            if set(self._point) != {"X", "Y", "Z"}:
-                raise ValueError(f"a marker has {sorted(self._point)} of X, Y, Z")
-            self.points.append(tuple(self._point[axis] for axis in "XYZ"))
-            self._point = {}
-        elif name == "Marker_Type":
-            # The type may follow its markers.
-            if self._type is None:
-                raise ValueError("markers have no Type")
-            self.types += [self._type] * (len(self.points) - len(self.types))
-            self._type = None
-        elif name == _XML_ROOT and len(self.types) < len(self.points):
-            raise ValueError("markers lie outside of a Marker_Type")
-
-
 def _write_xml(table: pd.DataFrame, path: Path) -> None:
     _require_voxels(table)
     # Halves are rounded up, as in all of mrhdata; adding 0 turns -0 into 0.
@@ -325,11 +293,6 @@ def _require_voxels(table: pd.DataFrame) -> None:
         raise DataError("the table has only world points, but this format stores voxels; pass their volume as like=")
 
 
-def _first_line(error: Exception) -> str:
-    """Return the message of a library's error as part of a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 class _Format(NamedTuple):
     read: Callable[[Path], pd.DataFrame]
     write: Callable[[pd.DataFrame, Path], None]
@@ -340,7 +303,7 @@ _FORMATS = {
     ".parquet": _Format(_read_parquet, _write_parquet),
     ".napari.csv": _Format(_read_csv, _write_napari),
     ".csv": _Format(_read_csv, _write_csv),
-    ".xml": _Format(_read_xml, _write_xml),
+    ".xml": _Format(read_markers, _write_xml),
 }
 
 

@@ -29,7 +29,7 @@ class PatchIterableDataset(IterableDataset[Any]):
     """Batches of patches for any ``DataLoader`` with ``batch_size=None``.
 
     Created by :meth:`~mrhdata.patching.dataset.Patches.dataset`. Several workers take batches in turn, so the order is
-    that of one worker. One pass is one epoch; :meth:`set_epoch` selects it, also for workers that live on
+    that of one worker. One pass is one epoch; :meth:`set_epoch` selects it, also for persistent workers
     (``persistent_workers=True``).
 
     Several ranks have the same number of batches, because a process with one batch less would let the others wait for
@@ -60,7 +60,7 @@ class PatchIterableDataset(IterableDataset[Any]):
         self.shuffle, self.seed = shuffle, seed
         self._transform, self._per_patch_transform = transform, per_patch_transform
         self._return_metadata, self._as_dict = return_metadata, as_dict
-        # In shared memory, so that workers that live on see a change.
+        # In shared memory, so that persistent workers see a change.
         self._progress = _shared(torch.zeros(2, dtype=torch.int64))
         self._log_repeats()
 

@@ -209,3 +209,40 @@ def test_count_on_the_command_line(tmp_path, monkeypatch):
     code, _, err = command(*words)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "mrhdata count cells.parquet" in command("count", "--help")[1]
+
+
+@pytest.mark.parametrize("path", [[997, 688, 593], ["997", "688", "593"], "/997/688/593/"])
+def test_parents_are_read_from_paths_of_brainglobe_and_allen(tmp_path, path):
+    """A path from the root names the parent of a structure, as a list or as text."""
+    file = tmp_path / "structures.json"
+    root = {"id": 997, "name": "root", "structure_id_path": [997], "parent_structure_id": None}
+    file.write_text(json.dumps([root, {"id": 593, "name": "layer", "structure_id_path": path}]))
+    assert read_ontology(file) == {997: Region("root"), 593: Region("layer", 688)}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"id": 593, "name": "a", "structure_id_path": [997, 688]}],
+        [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}],
+        [{"id": 1.5, "name": "a"}],
+        [{"id": float("inf"), "name": "a"}],
+        [{"id": 1, "name": "a", "structure_id_path": 3}],
+        [{"id": 1, "name": "a", "structure_id_path": [{}]}],
+    ],
+)
+def test_ontologies_that_contradict_themselves_are_refused(tmp_path, entries):
+    """A path that ends elsewhere, a label of two structures, and labels with a fraction or without an end."""
+    file = tmp_path / "structures.json"
+    file.write_text(json.dumps(entries))
+    with pytest.raises(FormatError, match=r"structures\.json is not an ontology") as caught:
+        read_ontology(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_cells_of_the_right_type_is_told(caplog):
+    """All rows are of types that another program gave."""
+    labels = from_array(np.array([[[1]]]), spacing=(1, 1, 1), kind="labels")
+    table = count(pd.DataFrame({"X": [0.0], "Y": [0.0], "Z": [0.0], "type": [3]}), labels)
+    assert table["count"].sum() == 0
+    assert "none of 1 rows has type 2" in caplog.text

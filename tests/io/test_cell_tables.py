@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrhdata.errors import DataError, FormatError, GridError
+from mrhdata.errors import DataError, FormatError, GridError, ParameterError
 from mrhdata.io.cell_tables import VOXEL, WORLD, read_points, with_world_points, write_points
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL, oblique_affine
@@ -87,15 +87,99 @@ def test_xml_contains_nearest_voxels_with_x_first(tmp_path):
     )
 
 
-def test_xml_of_imagej_is_read(tmp_path):
-    """ImageJ's types have names, come before or after their markers, and may have no markers."""
-    (tmp_path / "a.xml").write_text(
-        "<CellCounter_Marker_File><Marker_Data><Current_Type>1</Current_Type>"
-        "<Marker_Type><Type>1</Type><Name>Type 1</Name></Marker_Type>"
-        "<Marker_Type><Marker><MarkerX>3</MarkerX><MarkerY>2</MarkerY><MarkerZ>1</MarkerZ></Marker>"
-        "<Type>2</Type></Marker_Type></Marker_Data></CellCounter_Marker_File>"
+def counter_xml(path, markers="<Type>2</Type>", properties=""):
+    """Write the XML of a cell counter; one marker lies at x 3, y 2 and plane 3."""
+    marker = "<Marker><MarkerX>3</MarkerX><MarkerY>2</MarkerY><MarkerZ>3</MarkerZ></Marker>"
+    path.write_text(
+        f"<CellCounter_Marker_File><Image_Properties>{properties}</Image_Properties><Marker_Data><Current_Type>0"
+        f"</Current_Type><Marker_Type>{markers}{marker}</Marker_Type></Marker_Data></CellCounter_Marker_File>"
     )
-    assert read_points(tmp_path / "a.xml").to_numpy().tolist() == [[1, 2, 3, 2]]
+    return path
+
+
+IMAGE = "<Image_Filename>{}</Image_Filename>"
+CALIBRATION = (
+    "<X_Calibration>2.0</X_Calibration><Y_Calibration>2.0</Y_Calibration><Z_Calibration>{}</Z_Calibration>"
+    "<Calibration_Unit>{}</Calibration_Unit>"
+)
+
+
+@pytest.mark.parametrize(
+    ("markers", "properties", "columns", "row"),
+    [
+        ("<Type>4</Type><Name>neurons</Name>", IMAGE.format("stack.tif"), "marker_type", [2, 2, 3, 4]),
+        ("<Type>4</Type>", IMAGE.format("stack.tif"), "marker_type", [2, 2, 3, 4]),
+        ("<Type>1</Type><Name>Type 1</Name>", "", "marker_type", [2, 2, 3, 1]),
+        ("<Type>1</Type>", CALIBRATION.format(5, "micron"), "marker_type", [2, 2, 3, 1]),
+        ("<Type>1</Type>", IMAGE.format("placeholder.tif"), "type", [3, 2, 3, 1]),
+    ],
+)
+def test_planes_count_as_in_the_program_that_wrote_them(tmp_path, markers, properties, columns, row):
+    """Fiji counts planes from 1 and has types of its own; cellfinder counts from 0."""
+    table = read_points(counter_xml(tmp_path / "a.xml", markers, properties))
+    assert list(table) == [*VOXEL, columns]
+    assert table.to_numpy().tolist() == [row]
+
+
+@pytest.mark.parametrize(
+    ("markers", "properties"),
+    [
+        ("<Type>2</Type>", ""),
+        ("<Type>2</Type><Name>cells</Name>", IMAGE.format("placeholder.tif")),
+        ("<Type>2</Type>", IMAGE.format("placeholder.tif") + CALIBRATION.format(5, "micron")),
+    ],
+)
+def test_a_program_that_a_file_does_not_show_has_to_be_named(tmp_path, markers, properties):
+    """Signs of neither or of both are an error with the option, which settles it."""
+    path = counter_xml(tmp_path / "a.xml", markers, properties)
+    with pytest.raises(FormatError, match=r"a\.xml does not show.*cell_counter='fiji' or 'cellfinder'"):
+        read_points(path)
+    assert read_points(path, cell_counter="fiji").to_numpy().tolist() == [[2, 2, 3, 2]]
+    assert read_points(path, cell_counter="cellfinder").to_numpy().tolist() == [[3, 2, 3, 2]]
+    with pytest.raises(ParameterError, match="must be 'fiji' or 'cellfinder'"):
+        read_points(path, cell_counter="imagej")
+
+
+def test_planes_that_fiji_does_not_have_are_refused(tmp_path):
+    """Plane 0, and a plane beyond the stack, as in a stack of channels."""
+    path = counter_xml(tmp_path / "a.xml", properties=IMAGE.format("stack.tif"))
+    with pytest.raises(GridError, match="plane 3 of 2"):
+        read_points(path, like=from_array(np.zeros((2, 9, 9)), spacing=(5, 2, 2)))
+    path.write_text(path.read_text("utf-8").replace("<MarkerZ>3<", "<MarkerZ>0<"))
+    with pytest.raises(FormatError, match="count from 1; got 0"):
+        read_points(path)
+
+
+@pytest.mark.parametrize(
+    ("step", "unit", "told"), [(5, "micron", False), (5, "pixel", False), (2, "micron", True), (5, "mm", True)]
+)
+def test_marks_of_other_voxels_are_told(tmp_path, caplog, step, unit, told):
+    """The calibration of Fiji is compared with the volume."""
+    path = counter_xml(tmp_path / "a.xml", properties=IMAGE.format("a.tif") + CALIBRATION.format(step, unit))
+    read_points(path, like=from_array(np.zeros((9, 9, 9)), spacing=(0.005, 0.002, 0.002)))
+    assert ("was marked on voxels of" in caplog.text) == told
+
+
+def test_several_types_of_fiji_are_told(tmp_path, caplog):
+    """They all count as cells."""
+    second = (
+        "<Type>1</Type><Name>glia</Name><Marker><MarkerX>1</MarkerX><MarkerY>1</MarkerY><MarkerZ>1</MarkerZ></Marker>"
+    )
+    path = counter_xml(tmp_path / "a.xml", f"{second}</Marker_Type><Marker_Type><Type>2</Type>", IMAGE.format("a.tif"))
+    assert read_points(path)["marker_type"].tolist() == [1, 2]
+    assert "1 of type 1 (glia), 1 of type 2; all count as cells" in caplog.text
+
+
+def test_points_in_other_units_are_told(tmp_path, caplog):
+    """World points in um lie far outside of a volume in mm."""
+    volume = from_array(np.zeros((9, 9, 9)), spacing=(0.005, 0.002, 0.002))
+    pd.DataFrame({"X": [4.0, 6.0], "Y": [4.0, 6.0], "Z": [10.0, 20.0]}).to_csv(tmp_path / "a.csv")
+    read_points(tmp_path / "a.csv", like=volume)
+    assert "2 of 2 points lie outside the volume" in caplog.text
+    for header in ("z_um,y_um,x_um", "z (um),y (um),x (um)", "z;y;x", " ,Area,X,Y,Slice", "z, y, x"):
+        (tmp_path / "b.csv").write_text(header + "\n1,2,3\n")
+        with pytest.raises(FormatError, match="must have the columns"):
+            read_points(tmp_path / "b.csv", like=volume)
 
 
 def test_published_annotations_are_read_and_written_back(shared, tmp_path):
@@ -118,7 +202,8 @@ def test_published_annotations_are_read_and_written_back(shared, tmp_path):
 BILLION_LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">{}]>\n<CellCounter_Marker_File>&e9;</CellCounter_Marker_File>'.format(
     "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip(["a", *"bcdefgh"], [*"bcdefgh", "e9"], strict=True))
 )
-BODY = "<CellCounter_Marker_File><Marker_Data><Marker_Type><Type>2</Type>{}</Marker_Type></Marker_Data>"
+BODY = "<CellCounter_Marker_File><Image_Filename>placeholder.tif</Image_Filename><Marker_Data><Marker_Type>"
+BODY += "<Type>2</Type>{}</Marker_Type></Marker_Data>"
 BODY += "</CellCounter_Marker_File>"
 PART = "<Marker><MarkerX>1</MarkerX><MarkerY>2</MarkerY></Marker>"
 BAD = {
@@ -140,6 +225,7 @@ BAD = {
         BODY.format(PART.replace("</Marker>", "<MarkerZ>nan</MarkerZ></Marker>")),
         "z must be finite; got nan in row 0",
     ),
+    "long.xml": (BODY.format("<Name>" + "a" * 100_000 + "</Name>"), "more than 10000 characters"),
     "encoding.xml": ('<?xml version="1.0" encoding="utf-7"?><CellCounter_Marker_File/>', "line 1"),
     "empty.xml": ("", "no element found"),
     "empty.csv": ("", "header"),
