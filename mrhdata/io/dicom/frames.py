@@ -170,7 +170,12 @@ def _frame(tags: Dataset, image: Image, index: int, find: Find) -> Frame:
     return Frame(
         image,
         index,
-        Series(*(str(tags.get(k) or "").strip() for k in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription"))),
+        Series(
+            *(
+                " ".join(str(tags.get(k) or "").split())
+                for k in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription")
+            )
+        ),
         slice(0, image.rows),
         slice(0, image.columns),
         None if position is None else np.array(position),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -204,7 +205,9 @@ def _check_without_voxels(path: Path, tags: Dataset) -> None:
 
 
 def _class_name(tags: Dataset) -> str:
-    return pydicom.uid.UID(str(tags.get("SOPClassUID") or tags.file_meta.get("MediaStorageSOPClassUID") or "")).name
+    """Return the name of the kind of object, or its UID; an empty text if it has none."""
+    uid = str(tags.get("SOPClassUID") or tags.file_meta.get("MediaStorageSOPClassUID") or "")
+    return pydicom.uid.UID(uid).name if re.fullmatch(r"[0-9.]+", uid) else ""
 
 
 def _content(path: Path) -> str:

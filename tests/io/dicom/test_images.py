@@ -4,6 +4,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom import encaps
 from pydicom.data import get_testdata_file
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
@@ -156,6 +157,17 @@ def test_unknown_compression_and_damage_are_refused(tmp_path):
     tags.save_as(tmp_path / "b.dcm")
     with pytest.raises(FormatError, match=r"b\.dcm"):
         mrhdata.read(tmp_path / "b.dcm").compute()
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_jpeg_ls_lossless.dcm", "693_J2KI.dcm"])
+def test_pictures_that_are_cut_off_are_refused(tmp_path, name):
+    """The end of a compressed picture is looked for, because a codec may fill what is missing."""
+    tags = pydicom.dcmread(get_testdata_file(name, download=False))
+    picture = encaps.get_frame(tags.PixelData, 0, number_of_frames=1)
+    tags.PixelData = encaps.encapsulate([picture[: len(picture) // 2]])
+    tags.save_as(tmp_path / "a.dcm")
+    with pytest.raises(FormatError, match=r"a\.dcm: the compressed picture is truncated"):
+        mrhdata.read(tmp_path / "a.dcm").compute()
 
 
 def test_implicit_value_representations(tmp_path):
