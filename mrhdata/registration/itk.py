@@ -10,21 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, GridError
+from mrhdata.registration.transform_headers import check_transform, image_io
 from mrhdata.registration.transforms import Affine, Displacement, ElementaryTransform, Transform
-from mrhdata.volume.file_arrays import format_errors
 from mrhdata.volume.grid import Floats, Grid
 
 #: Converts RAS+ to LPS and back.
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: Largest ratio of bytes of parameters to those of a file, which may be compressed.
-_MAX_UNPACKED_RATIO = 1000
 _TRANSFORM_ENDINGS, _FIELD_ENDINGS = (".tfm", ".txt", ".h5"), (".nii", ".nii.gz", ".mha", ".nrrd")
 
 
@@ -155,32 +152,14 @@ def read(path: str | os.PathLike[str], source: str | None = None, target: str | 
     path = Path(path)
     if not path.is_file():
         raise FormatError(f"{path} does not exist. Pass the path of a transform file.")
-    if path.suffix.lower() == ".h5":
-        _check_hdf5(path)
     try:
         if path.name.lower().endswith(_FIELD_ENDINGS):
-            field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+            field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64, image_io(path))
             return from_itk(sitk.DisplacementFieldTransform(field), source, target)
+        check_transform(path)
         return from_itk(sitk.ReadTransform(str(path)), source, target)
     except RuntimeError as error:
         raise FormatError(f"{path} cannot be read as a transform: it is damaged or of an unknown kind") from error
-
-
-def _check_hdf5(path: Path) -> None:
-    """Raise FormatError unless every parameter of a transform file can be read; ITK crashes on a damaged one."""
-    with format_errors(path), h5py.File(path, "r") as file:
-        for step in file["TransformGroup"].values():
-            for name, item in step.items():
-                _check_parameters(path, name, item)
-
-
-def _check_parameters(path: Path, name: str, item: h5py.Dataset) -> None:
-    size = path.stat().st_size
-    if item.nbytes > _MAX_UNPACKED_RATIO * size:
-        raise FormatError(f"{path}: {item.name} must fit the file of {size} bytes; got {item.shape}. Write it again")
-    if item.dtype.kind != ("O" if name == "TransformType" else "f"):
-        raise FormatError(f"{path}: {item.name} must hold numbers; got {item.dtype}. Write it again")
-    _ = item[()]
 
 
 def _one_field(transform: Transform, like: Grid | None, path: Path) -> Displacement:

@@ -116,7 +116,9 @@ def read_metaimage(path: Path) -> TextHeader:
         while "elementdatafile" not in fields:
             line = _line(file, path)
             match = _META_FIELD.fullmatch(line)
-            if match is None or match[1].lower() in fields:
+            # ITK knows the last field by its exact name only, and would read on after another.
+            is_last = match is not None and match[1].lower() == "elementdatafile"
+            if match is None or match[1].lower() in fields or (is_last and match[1] != "ElementDataFile"):
                 raise FormatError(
                     f"{path} cannot be read: its header must hold each field once, as 'Name = value'; got {line[:80]!r}"
                 )
