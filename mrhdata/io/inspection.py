@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 import dask.array as da
 import numpy as np
 
+from mrhdata.errors import GridError
 from mrhdata.io import formats
 from mrhdata.io.formats import Options
 from mrhdata.volume.assumptions import assumed, sentences
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length
+from mrhdata.volume.times import times_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,6 +25,11 @@ _SAMPLE_BYTES = 500_000_000
 _MAX_EXTENT_MM, _MIN_SPACING_MM = 3000.0, 1e-7
 #: Susceptibility of tissue stays below this in ppm, so larger values are ppb.
 _MAX_PPM = 5.0
+
+
+#: Endings of formats that have fields for the orientation, so that a file without one is suspicious.
+_NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
+_ORIENTED = (*_NIFTI, ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
     return {
         "file": str(path),
         "shape": {str(d): int(n) for d, n in volume.sizes.items()},
+        **_channels_and_times(volume),
         "dtype": str(volume.dtype),
         "spacing": {d: length(float(step)) for d, step in zip(SPATIAL, grid.spacing, strict=True)},
         "spacing_mm": {d: float(f"{step:.6g}") for d, step in zip(SPATIAL, grid.spacing, strict=True)},
@@ -74,28 +82,34 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
     }
 
 
+def _channels_and_times(volume: xr.DataArray) -> dict[str, Any]:
+    """Return the names of the channels, and the seconds between two times, if the file states them."""
+    names = {"channels": [str(name) for name in volume.c.values]} if "c" in volume.coords and "c" in volume.dims else {}
+    try:
+        times = times_of(volume)
+    except GridError:
+        return {**names, "time_step_s": "unequal"}
+    return names if times is None else {**names, "time_step_s": times[0]}
+
+
 def _check_header(path: str | os.PathLike[str], volume: xr.DataArray) -> list[str]:
-    assumed_spacing = sentences(volume, ("spacing", "unit", "values"))
-    if assumed_spacing:
-        return assumed_spacing
+    """Return sentences about properties that the file should state, and about transforms that disagree."""
     name = os.fspath(path).lower()
-    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")):
-        return []
+    warned = ("spacing", "unit", "values", *(["orientation"] if name.endswith(_ORIENTED) else []))
+    return [*sentences(volume, warned), *(_compare_transforms(path, volume) if name.endswith(_NIFTI) else [])]
+
+
+def _compare_transforms(path: str | os.PathLike[str], volume: xr.DataArray) -> list[str]:
+    """Return a sentence about the qform and the sform of a NIfTI if both are set and differ."""
     import nibabel as nib
 
     header: Any = nib.load(path).header
     if not isinstance(header, nib.Nifti1Header):
-        return ["ANALYZE has no orientation; pass it with axes="]
+        return []
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        return ["neither qform nor sform is set, so the orientation is a guess; pass it with axes="]
-    if (
-        qform is not None
-        and sform is not None
-        and not np.allclose(qform, sform, atol=1e-3 * float(volume.mrh.spacing.min()))
-    ):
-        return [f"qform and sform disagree by up to {np.abs(qform - sform).max():.4g} mm; the sform is used"]
-    return []
+    if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * float(volume.mrh.spacing.min())):
+        return []
+    return [f"qform and sform disagree by up to {np.abs(qform - sform).max():.4g} mm; the sform is used"]
 
 
 def _check_geometry(volume: xr.DataArray) -> list[str]:

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from mrhdata.errors import GridError
+from mrhdata.volume.assumptions import assumed
 from mrhdata.volume.construct import SPATIAL, _frame, with_frame
 from mrhdata.volume.grid import Floats, Grid, check_affine, length
 
@@ -163,6 +164,7 @@ class Geometry:
             else "none known",
             "space": self.space,
             "values": f"{volume.dtype}, {volume.attrs.get('kind', 'image')}, {volume.nbytes / 1e6:.4g} MB",
+            **({"assumed": ", ".join(names)} if (names := assumed(volume)) else {}),
         }
 
     def __repr__(self) -> str:

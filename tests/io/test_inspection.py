@@ -10,6 +10,7 @@ from mrhdata.datasets import build
 from mrhdata.errors import GridError
 from mrhdata.io import comparison, inspection
 from mrhdata.volume.construct import from_array
+from mrhdata.volume.times import with_times
 from tests.conftest import oblique_affine
 
 
@@ -71,7 +72,33 @@ def test_inspect_warns_about_qform_and_sform(tmp_path):
     image.set_qform(None, 0)
     image.set_sform(None, 0)
     nib.save(image, tmp_path / "b.nii")
-    assert "guess" in inspection.inspect(tmp_path / "b.nii")["suspicious"][0]
+    assert "states no orientation" in inspection.inspect(tmp_path / "b.nii")["suspicious"][0]
+
+
+def test_inspect_tells_what_is_assumed(tmp_path):
+    """An orientation is suspicious where the format has one, and only listed where it has none."""
+    values = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    nib.save(nib.AnalyzeImage(values, np.eye(4)), tmp_path / "a.hdr")
+    (tmp_path / "a.mha").write_bytes(
+        b"NDims = 3\nDimSize = 6 5 4\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n" + values.tobytes()
+    )
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    for name, suspicious in (("a.hdr", True), ("a.mha", True), ("a.tif", False)):
+        description = inspection.inspect(tmp_path / name)
+        assert "orientation" in description["assumed"]
+        assert any("orientation" in sentence for sentence in description["suspicious"]) == suspicious
+    assert "assumed" in repr(mrhdata.read(tmp_path / "a.mha").mrh)
+    assert "assumed" in mrhdata.read(tmp_path / "a.mha").mrh._repr_html_()
+
+
+def test_inspect_tells_channels_and_times(tmp_path):
+    """Names of channels and the time step are listed if the file states them."""
+    series = with_times(from_array(np.random.default_rng(0).random((3, 4, 5, 6)), spacing=(1, 1, 1), dims="tzyx"), 2.5)
+    mrhdata.write(series, tmp_path / "a.nii")
+    assert inspection.inspect(tmp_path / "a.nii")["time_step_s"] == 2.5
+    colours = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "b.nii")
+    assert inspection.inspect(tmp_path / "b.nii")["channels"] == ["R", "G", "B"]
 
 
 def test_inspect_warns_about_atlas_with_wrong_unit(shared):
