@@ -53,6 +53,10 @@ Origin = Annotated[
 Space = Annotated[str | None, typer.Option(help="Name of the world space, such as CCFv3.")]
 Kind = Annotated[str | None, typer.Option(help="Kind of the values: image, labels or mask.")]
 Dataset = Annotated[str | None, typer.Option(help="Array of an HDF5 or MATLAB file, or series of a DICOM folder.")]
+Series = Annotated[str | None, typer.Option(help="Index or name of one of several images of a TIFF file.")]
+Level = Annotated[
+    int | None, typer.Option(help="Level of a pyramid, in OME-Zarr or TIFF: 0 is the finest, -1 the coarsest.")
+]
 SpacingMm = Annotated[
     str | None, typer.Option(metavar="NUMBERS", help="Voxel size in mm along z, y, x: 2,1.8,1.8, or one number.")
 ]

@@ -27,14 +27,15 @@ def info(
     space: options.Space = None,
     kind: options.Kind = None,
     dataset: options.Dataset = None,
+    series: options.Series = None,
+    level: options.Level = None,
     as_json: options.Json = False,
 ) -> None:
     """Describe a volume: geometry, values, suspicious findings."""
     from mrhdata.io import inspection
 
-    read_options = options.read_options(
-        orientation=orientation, unit=unit, spacing=spacing, origin=origin, space=space, kind=kind, dataset=dataset
-    )
+    geometry = {"orientation": orientation, "unit": unit, "spacing": spacing, "origin": origin}
+    read_options = options.read_options(**geometry, space=space, kind=kind, dataset=dataset, series=series, level=level)
     options.answer(inspection.inspect(volume, **read_options), as_json)
 
 
@@ -73,6 +74,8 @@ def convert(
     units: Annotated[str | None, typer.Option(help="Units of the values, such as ppm.")] = None,
     modality: Annotated[str | None, typer.Option(help="Modality, such as mri or histology.")] = None,
     dataset: options.Dataset = None,
+    series: options.Series = None,
+    level: options.Level = None,
     time: Annotated[int | None, typer.Option(min=0, help="Number of one volume of a time series, from 0.")] = None,
     memory: options.Memory = "1 GB",
     overwrite: options.Overwrite = False,
@@ -87,8 +90,9 @@ def convert(
 
     geometry = {"orientation": orientation, "unit": unit, "spacing": spacing, "origin": origin}
     read_options = options.read_options(
-        **geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset, time=time
-    )
+        **geometry, space=space, kind=kind, units=units, modality=modality, dataset=dataset,
+        series=series, level=level, time=time,
+    )  # fmt: skip
     to_zarr = out.name.lower().endswith(".zarr")
     if to_zarr:
         bars = options.bars(progress)

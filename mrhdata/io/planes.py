@@ -189,14 +189,15 @@ class _StackReader:
 
     def _voxels_of(self, i: int) -> RawReader | None:
         if i not in self._raw:
-            self._raw[i] = self._find_voxels(self._paths[i])
+            self._raw[i] = self._find_voxels(i)
         return self._raw[i]
 
     def _size(self) -> int:
         return self._form.dtype.itemsize * math.prod(self._form.shape)
 
-    def _find_voxels(self, path: Path) -> RawReader | None:
+    def _find_voxels(self, i: int) -> RawReader | None:
         """Return the reader of a plane whose voxels are contiguous, or None if it must be decoded."""
+        path = self._paths[i]
         if path.suffix.lower() == ".png":
             return None
         if self._layout is not None and (raw := self._layout.reader_of(path)) is not None:
@@ -205,6 +206,9 @@ class _StackReader:
             page = _page_of(path, file)
             _tiff_form(path, file, page).check(path, self._form)
             if not page.is_contiguous or _is_indexed(file, page):
+                if self._size() < _PARTIAL_BYTES:
+                    # Opening a small file again would take longer than decoding it.
+                    self._unpacked.keep(i, _decoded(file, page))
                 return None
             raw = RawReader(path, page.dataoffsets[0], page.shape, page.dtype.newbyteorder(file.byteorder))
         self._layout = self._layout or _PlaneLayout(path, raw)
@@ -230,8 +234,12 @@ class _StackReader:
             _Form(plane.shape, plane.dtype, ("y", "x", "c")[: plane.ndim]).check(path, self._form)
             return plane
         with checks.damage_raises(path), tifffile.TiffFile(path) as file:
-            page: Any = file.pages[0]
-            return palette_of(page.colormap)[page.asarray()] if _is_indexed(file, page) else page.asarray()
+            return _decoded(file, file.pages[0])
+
+
+def _decoded(file: tifffile.TiffFile, page: Any) -> np.ndarray:
+    """Return the values of a page, or the colours of its indices."""
+    return palette_of(page.colormap)[page.asarray()] if _is_indexed(file, page) else page.asarray()
 
 
 class _Unpacked:
@@ -250,10 +258,13 @@ class _Unpacked:
             if i in self._planes:
                 self._planes.move_to_end(i)
                 return self._planes[i]
-        plane = unpack()
+        return self.keep(i, unpack())
+
+    def keep(self, i: int, plane: np.ndarray) -> np.ndarray:
+        """Keep plane `i`, and return it."""
         with self._lock:
             self._planes[i] = plane
-            while len(self._planes) * size > _CACHE_BYTES:
+            while len(self._planes) * plane.nbytes > _CACHE_BYTES:
                 self._planes.popitem(last=False)
         return plane
 

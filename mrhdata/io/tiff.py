@@ -157,7 +157,8 @@ def _file_array(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     """Return the array of a level, read directly if its voxels follow each other."""
     image = file.series[index].levels[number]
     shape, dtype, offset = tuple(map(int, image.shape)), np.dtype(image.dtype), image.dataoffset
-    files = sorted({Path(page.parent.filehandle.path) for page in image.pages if page is not None})
+    names = {page.parent.filehandle.path for page in image.pages if page is not None}
+    files = sorted(map(Path, names))
     segment = math.prod(image.keyframe.chunks) * dtype.itemsize
     part: Any = _SegmentReader(path, index, number, segment)
     # Offsets in different files may follow each other by chance.

@@ -172,6 +172,8 @@ def check_pages(path: Path, pages: Sequence[Any]) -> None:
         raise FormatError(f"{path} is truncated: page {missing[0]} of {len(pages)} is missing. Copy it again")
     for i, page in enumerate(pages):
         offsets, counts = page.dataoffsets, page.databytecounts
+        if math.prod(page.shape) == 0:
+            raise FormatError(f"{path} must have pixels; got page {i} of shape {page.shape}. It is damaged")
         end = max((a + n for a, n in zip(offsets, counts, strict=False)), default=0)
         size = page.parent.filehandle.size
         if end > size:

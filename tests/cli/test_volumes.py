@@ -170,3 +170,13 @@ def test_demo_names_missing_data(files):
     code, _, err = run(*words)
     assert code == 2
     assert sentence in err
+
+
+def test_image_and_level_of_a_tiff_are_chosen(tmp_path):
+    """``--series`` and ``--level`` choose one of several images and one level of a pyramid."""
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for name, depth in (("left", 3), ("right", 5)):
+            file.write(np.zeros((depth, 32, 32), np.uint8), subifds=1, metadata={"axes": "ZYX", "Name": name})
+            file.write(np.zeros((depth, 16, 16), np.uint8), subfiletype=1)
+    answer = json.loads(run("info", tmp_path / "a.ome.tif", "--series", "right", "--level", "-1", "--json")[1])
+    assert answer["shape"] == {"z": 5, "y": 16, "x": 16}
