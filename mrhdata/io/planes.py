@@ -73,6 +73,8 @@ class _Form:
     orientation: int = 1
     header: Header = field(default_factory=Header)
     is_exact: bool = True
+    #: Bytes of the smallest part that can be unpacked: a strip or tile, or None for the whole plane.
+    part_bytes: int | None = None
 
     def check(self, path: Path, like: _Form) -> None:
         """Raise FormatError if this plane of `path` differs from the first one."""
@@ -123,7 +125,8 @@ def _tiff_form(path: Path, file: tifffile.TiffFile, page: Any) -> _Form:
         shape, dtype, dims, names = (*shape, 3), colours.dtype, (*dims, "c"), ["R", "G", "B"]
     header = Header(steps=header_of(file, page).steps, channels=names)
     kind = 1 if page.photometric is None else int(page.photometric)
-    return _Form(shape, dtype, dims, kind, checks.orientation(path, [page]), header)
+    part = None if _is_indexed(file, page) else dtype.itemsize * math.prod(page.chunks)
+    return _Form(shape, dtype, dims, kind, checks.orientation(path, [page]), header, part_bytes=part)
 
 
 def _is_display(file: tifffile.TiffFile) -> bool:
@@ -158,8 +161,11 @@ class _StackReader:
 
     @property
     def smallest_bytes(self) -> int:
-        """Bytes in memory while the smallest part is read: a plane if planes are compressed."""
-        return 0 if self._voxels_of(0) is not None else self._size()
+        """Bytes in memory while the smallest part is read: of compressed planes a strip or tile, or all."""
+        if self._voxels_of(0) is not None:
+            return 0
+        part = self._form.part_bytes
+        return self._size() if part is None or self._size() < _PARTIAL_BYTES else part
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _StackReader, (self._paths, self._shape, self._form)
