@@ -20,6 +20,10 @@ from mrhdata.errors import ModelError
 
 #: Folder of the shipped networks, one subfolder each.
 WEIGHTS = Path(__file__).with_name("weights")
+#: Bytes of a JSON file of a model folder.
+_MAX_JSON_BYTES = 1_000_000
+#: Fields of a card that must be text.
+_TEXTS = ("name", "title", "task", "network", "sha256")
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def read_card(path: Path) -> Card:
         If the file is not a card.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         unknown = set(content) - {f.name for f in fields(Card)}
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, builtins.list) else v for k, v in content.items()}
         card = Card(**{k: v for k, v in values.items() if k not in unknown})
@@ -150,6 +154,24 @@ def read_card(path: Path) -> Card:
     if unknown:
         raise ModelError(f"{path} has unknown fields {sorted(unknown)}; save the network again")
     return card
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a model folder, of limited size and depth.
+
+    Raises
+    ------
+    ValueError
+        If the file is larger than 1 MB, nested too deeply, or not JSON.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MAX_JSON_BYTES / 1e6:g} MB")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
 
 
 def folder_of(name: str) -> Path:
@@ -193,4 +215,5 @@ def check_weights(folder: Path) -> None:
 
 def digest_of(folder: Path) -> str:
     """Return the SHA-256 of the weights of a model folder."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -73,8 +73,11 @@ def create(name: str, *, seed: int = 0, **config: Any) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model = network(**(settings | config))
-        except TypeError as error:
-            raise ModelError(f"{name} does not accept the settings {config} ({error})") from error
+        except ModelError:
+            raise
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{name} does not accept the settings {str(config)[:200]} ({reason})") from error
     model.spec = ModelSpec(name=name, config=dict(config))
     return model
 

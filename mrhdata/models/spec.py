@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +115,17 @@ def spec_from(content: dict[str, Any]) -> ModelSpec:
     Raises
     ------
     ModelError
-        If keys are missing or unknown.
+        If keys are missing or unknown, or if a value has another type.
     """
+    if not isinstance(content, dict):
+        raise ModelError(f"the settings of a network must be a mapping; got {type(content).__name__}")
     unknown = set(content) - {f.name for f in fields(ModelSpec)}
     if unknown:
         raise ModelError(f"the settings of a network have unknown keys {sorted(unknown)}; save the model again")
+    for key, value in content.items():
+        expected, is_valid = _FIELDS[key]
+        if not is_valid(value):
+            raise ModelError(f"{key} of a network must be {expected}; got {str(value)[:100]}. Save the model again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     try:
         for key in ("prepare", "finish"):
@@ -126,5 +134,55 @@ def spec_from(content: dict[str, Any]) -> ModelSpec:
             if values.get(key) is not None:
                 values[key] = IntensityScale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
         return ModelSpec(**values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the settings of a network are incomplete ({error}); save the model again") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _all(is_valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, list | tuple) and all(map(is_valid, value)) and (length is None or len(value) == length)
+        )
+
+    return check
+
+
+def _optional(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
+
+
+def _is_scale(value: Any) -> bool:
+    numbers = _all(_is_number)
+    return _is_mapping(value) and set(value) == {"offset", "factor"} and all(map(numbers, value.values()))
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == len(("name", "settings")) and _is_mapping(value[1])
+
+
+#: Field of `ModelSpec` in ``config.json`` -> words for its value, and the check of it.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("text", lambda value: isinstance(value, str)),
+    "config": ("a mapping", _is_mapping),
+    "units": ("text", _optional(lambda value: isinstance(value, str))),
+    "channels": ("a list of names", _all(lambda value: isinstance(value, str))),
+    "patch": ("three whole numbers", _optional(_all(_is_whole, 3))),
+    "axis": ("0, 1 or 2", _optional(lambda value: _is_whole(value) and value in (0, 1, 2))),
+    "spacing_mm": ("a list of numbers", _optional(_all(_is_number))),
+    "context_slices": ("a whole number", lambda value: _is_whole(value) and value >= 0),
+    **{key: ("a mapping with lists offset and factor", _optional(_is_scale)) for key in ("inputs", "target")},
+    "labels": ("a list of whole numbers", _all(_is_whole)),
+    **{key: ("a list of names with settings", _all(_is_step)) for key in ("prepare", "finish")},
+}

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.errors import ModelError
-from mrhdata.models.cards import check_weights, folder_of
+from mrhdata.errors import FormatError, ModelError
+from mrhdata.models.cards import check_weights, folder_of, read_json
 from mrhdata.models.registry import create
-from mrhdata.models.spec import spec_from
+from mrhdata.models.spec import ModelSpec, spec_from
 
 if TYPE_CHECKING:
     from torch import nn
 
 #: Most model folders that an error message suggests.
 _MAX_SUGGESTIONS = 3
+#: Settings up to this number are not compared with the weights.
+_SMALL = 64
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -43,6 +45,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     >>> load(folder).spec == model.spec
     True
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(folder)
@@ -50,12 +53,19 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     with atomic_write(target) as draft:
         draft.mkdir()
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, draft / "model.safetensors")
-        (draft / "config.json").write_text(json.dumps(asdict(model.spec), indent=2) + "\n", encoding="utf-8")  # type: ignore[call-overload]
+        try:
+            save_file(state, draft / "model.safetensors")
+            (draft / "config.json").write_text(json.dumps(asdict(model.spec), indent=2) + "\n", encoding="utf-8")  # type: ignore[call-overload]
+        except (OSError, SafetensorError) as error:
+            raise FormatError(
+                f"{target} cannot be written ({' '.join(str(error).split())[:200]}); free disk space"
+            ) from error
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
     """Read a network from a folder, or by the name of a shipped network (:func:`mrhdata.models.list`).
+
+    The shapes of the weights are compared with those of the network before memory is allocated for either.
 
     Raises
     ------
@@ -68,20 +78,43 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     path = folder_of(os.fspath(folder))
     try:
         check_weights(path)
-        spec = spec_from(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        spec = spec_from(read_json(path / "config.json"))
+        _check_shapes(path, spec)
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
         subfolders = [config.parent.as_posix() for config in sorted(path.glob("*/config.json"))]
         hint = f"; did you mean {' or '.join(subfolders[:_MAX_SUGGESTIONS])}?" if subfolders else ""
         raise ModelError(f"{path} is not a model folder: {error.filename or error} is missing{hint}") from error
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); save the model again") from error
+        text = " ".join(str(error).split())
+        if isinstance(error, ModelError) and str(path) in text:
+            raise
+        raise ModelError(f"{path} is damaged ({text[:300]}); save the model again") from error
     model = create(spec.name, **spec.config)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(
-            f"{path}: the weights do not fit {spec.name} with {spec.config}; save the model again"
-        ) from error
+        raise ModelError(_unfit(path, spec)) from error
     model.spec = spec  # type: ignore[assignment]
     return model.eval()
+
+
+def _check_shapes(path: Path, spec: ModelSpec) -> None:
+    """Raise `ModelError` unless the header of the weights has the tensors of the network."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path / "model.safetensors", framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    # A setting counts layers, which have tensors, or channels, which are lengths of tensors, or it is small.
+    limit = max([_SMALL, len(shapes), *(max(shape) for shape in shapes.values() if shape and 0 not in shape)])
+    if any(type(value) is int and abs(value) > limit for value in spec.config.values()):
+        raise ModelError(_unfit(path, spec))
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in create(spec.name, **spec.config).state_dict().items()}
+    if shapes != expected:
+        raise ModelError(_unfit(path, spec))
+
+
+def _unfit(path: Path, spec: ModelSpec) -> str:
+    return f"{path}: the weights do not fit {spec.name} with {str(spec.config)[:200]}; save the model again"
