@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mrhdata.datasets import bids, catalog
+from mrhdata.datasets.isolated import HeaderReader
 from mrhdata.datasets.splits import assign_parts
 from mrhdata.errors import CatalogError, MrhdataError
-from mrhdata.io import formats
 from mrhdata.io.conversion import source_checksum
 from mrhdata.io.formats import FORMATS, Options
 
@@ -62,7 +62,8 @@ def build(
     Raises
     ------
     CatalogError
-        If the folder has no readable volume. Unreadable files are left out with a warning.
+        If the folder has no readable volume. Files that cannot be read, or that end the process that reads their
+        header, are left out with a warning.
 
     Examples
     --------
@@ -79,12 +80,7 @@ def build(
     description = _read_description(folder)
     target = Path(path) if path is not None else folder / "catalog.yaml"
     entries: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
-    for volume_path in find_volumes(folder):
-        try:
-            metadata = _metadata(volume_path, options, checksum)
-        except MrhdataError as error:
-            log.warning("left out: %s", error)
-            continue
+    for volume_path, metadata in _describe_all(folder, options, checksum):
         relative = os.path.relpath(volume_path.absolute(), target.absolute().parent)
         name = re.sub(r"\W+", "_", bids.stem(volume_path))
         while name in entries:
@@ -104,6 +100,19 @@ def build(
     description["title"] = title or description.get("title", folder.absolute().name)
     catalog.write(target, entries=entries, **description)
     return target
+
+
+def _describe_all(folder: Path, options: Options, checksum: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield path and metadata of each readable volume below a folder; files that cannot be read are named."""
+    with HeaderReader() as reader:
+        for path in find_volumes(folder):
+            try:
+                metadata = reader.describe(path, options)
+                sums = source_checksum(path, checksum)
+            except MrhdataError as error:
+                log.warning("left out: %s", error)
+                continue
+            yield path, metadata | {key: value for key, value in sums.items() if key != "source"}
 
 
 def find_volumes(folder: Path) -> Iterator[Path]:
@@ -135,29 +144,6 @@ def _is_stack(folder: Path) -> bool:
     if len(planes) > 1 and len({re.sub(r"\d+", "", n) for n in planes}) == 1:
         return True
     return len(names) > 1 and all(n.lower().endswith((".dcm", ".ima")) for n in names)
-
-
-def _metadata(path: Path, options: Options, checksum: bool) -> dict[str, Any]:
-    entities = bids.parse(path.name)
-    suffix = entities.pop("suffix", None)
-    modality, kind = bids.SUFFIXES.get(suffix or "", (None, None))
-    read_options: Options = {**options}
-    if kind is not None and read_options.get("kind") is None:
-        read_options["kind"] = kind
-    volume = formats.read(path, **read_options)
-    grid = volume.mrh.grid
-    metadata: dict[str, Any] = {**entities, "role": suffix or bids.stem(path), "kind": volume.attrs["kind"]}
-    metadata["modality"] = volume.attrs.get("modality") or modality or "unknown"
-    if "units" in volume.attrs:
-        metadata["units"] = volume.attrs["units"]
-    metadata |= {
-        "space": volume.mrh.space,
-        "spacing_mm": [float(f"{step:.6g}") for step in grid.spacing],
-        "shape": {str(d): int(n) for d, n in volume.sizes.items()},
-        "orientation": grid.orientation,
-        **{key: value for key, value in source_checksum(path, checksum).items() if key != "source"},
-    }
-    return metadata
 
 
 def _read_description(folder: Path) -> dict[str, str]:
