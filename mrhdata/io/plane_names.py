@@ -87,8 +87,8 @@ def planes_of(where: Path) -> list[Path]:
     FormatError
         The files are of several formats.
     """
-    found = where.iterdir() if where.is_dir() else _matches(where)
-    planes = [p for p in found if p.suffix.lower() in _ENDINGS and not p.name.startswith(".") and p.is_file()]
+    files = where.iterdir() if where.is_dir() else _matches(where)
+    planes = [p for p in files if p.suffix.lower() in _ENDINGS and not p.name.startswith(".") and p.is_file()]
     endings = {p.suffix.lower().replace("tiff", "tif") for p in planes}
     if len(endings) > 1:
         raise FormatError(
@@ -162,8 +162,8 @@ def _by_pattern(where: Path, paths: list[Path]) -> Arrangement:
     """Arrange files by the placeholders of a pattern."""
     folder, rest = _split(where)
     expression = _expression(rest)
-    found = [expression.fullmatch(_relative(path, folder)) for path in paths]
-    return _grid(where, paths, [match.groupdict() for match in found if match is not None])
+    matches = [expression.fullmatch(_relative(path, folder)) for path in paths]
+    return _grid(where, paths, [match.groupdict() for match in matches if match is not None])
 
 
 def _grid(where: Path, paths: Sequence[Path], keys: Sequence[dict[str, str]]) -> Arrangement:

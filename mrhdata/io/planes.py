@@ -44,19 +44,19 @@ OPTIONS: tuple[str, ...] = ()
 
 def read(path: Path) -> xr.DataArray:
     """Read the planes of a folder or of a pattern."""
-    found = arranged(path)
-    first = _form_of(found.paths[0], is_first=True)
-    last = _form_of(found.paths[-1])
-    last.check(found.paths[-1], first)
+    stack = arranged(path)
+    first = _form_of(stack.paths[0], is_first=True)
+    last = _form_of(stack.paths[-1])
+    last.check(stack.paths[-1], first)
     if not _equal_steps(first, last):
         log.warning("%s: the voxel sizes of the first and the last plane differ; that of the first is used", path)
-    if found.channels and "c" in first.dims:
+    if stack.channels and "c" in first.dims:
         raise FormatError(f"{path} must have channels in the names or in the planes; got both: {first.dims}")
-    header = replace(first.header, channels=found.channels or first.header.channels)
-    dims, header = turned_dims([*found.dims, *first.dims], header, first.orientation)
-    shape = (*found.shape, *first.shape)
-    reader = _StackReader(found.paths, found.shape, first)
-    data = lazy_planes(FileArray(shape, first.dtype, reader, found.paths[0].parent, files=found.paths), dims)
+    header = replace(first.header, channels=stack.channels or first.header.channels)
+    dims, header = turned_dims([*stack.dims, *first.dims], header, first.orientation)
+    shape = (*stack.shape, *first.shape)
+    reader = _StackReader(stack.paths, stack.shape, first)
+    data = lazy_planes(FileArray(shape, first.dtype, reader, stack.paths[0].parent, files=stack.paths), dims)
     data = turned_data(data, dims, backward_dims(first.orientation))
     volume = make_volume(data, dims, header, path, folder_of(path).name)
     return volume if first.is_exact else assume(volume, "values")

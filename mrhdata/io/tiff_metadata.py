@@ -112,10 +112,10 @@ def children(element: ET.Element, *path: str) -> list[ET.Element]:
     >>> len(children(ET.fromstring("<OME><Image><Pixels/></Image><Image/></OME>"), "Image", "Pixels"))
     1
     """
-    found = [element]
+    elements = [element]
     for name in path:
-        found = [child for parent in found for child in parent if child.tag.rpartition("}")[2] == name]
-    return found
+        elements = [child for parent in elements for child in parent if child.tag.rpartition("}")[2] == name]
+    return elements
 
 
 def _from_ome(root: ET.Element, series: int, count: int | None) -> Header:
