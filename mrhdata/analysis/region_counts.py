@@ -118,11 +118,11 @@ def _label(value: Any) -> int:
 
 def _unique(structures: Iterable[tuple[int, Region]]) -> dict[int, Region]:
     """Return structures by label; raise ValueError if a label has two of them."""
-    found: dict[int, Region] = {}
+    regions: dict[int, Region] = {}
     for label, region in structures:
-        if found.setdefault(label, region) != region:
-            raise ValueError(f"label {label} is {found[label].name!r} and {region.name!r}")
-    return found
+        if regions.setdefault(label, region) != region:
+            raise ValueError(f"label {label} is {regions[label].name!r} and {region.name!r}")
+    return regions
 
 
 def count(

@@ -76,10 +76,10 @@ class PublishedFile:
         if self.hash is None:
             return
         algorithm, _, digest = self.hash.rpartition(":")
-        found = pooch.file_hash(str(path), alg=algorithm or "sha256")
-        if found.lower() != digest.lower():
+        actual = pooch.file_hash(str(path), alg=algorithm or "sha256")
+        if actual.lower() != digest.lower():
             raise DataError(
-                f"{self.url} differs from the published file: its {algorithm or 'sha256'} is {found[:16]} instead of "
+                f"{self.url} differs from the published file: its {algorithm or 'sha256'} is {actual[:16]} instead of "
                 f"{digest[:16]}"
             )
 

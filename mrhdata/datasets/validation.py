@@ -108,10 +108,10 @@ def read_catalogs(uri: str | os.PathLike[str], storage_options: Mapping[str, Any
             raise CatalogError(f"{uri} nests more than {limit}; open a nested one instead")
         text = read_text(address, options, bytes_left)
         bytes_left -= len(text)
-        found = check_content(parse(text, address), address, options)
-        contents[location(address)] = found
-        nested = [entry.args["path"] for entry in found.entries.values() if entry.driver == NESTED]
-        waiting += [(path, _options_for(path, found), depth + 1) for path in nested]
+        checked = check_content(parse(text, address), address, options)
+        contents[location(address)] = checked
+        nested = [entry.args["path"] for entry in checked.entries.values() if entry.driver == NESTED]
+        waiting += [(path, _options_for(path, checked), depth + 1) for path in nested]
     return contents
 
 
@@ -133,13 +133,13 @@ def check_content(content: Mapping[str, Any], uri: str, storage_options: Mapping
         raise CatalogError(f"metadata of {uri} must have version {_VERSION}; got {version!r}")
     if not isinstance(sources, Mapping):
         raise CatalogError(f"{uri} is not a catalogue: it has no mapping called sources")
-    found = Contents(uri, dict(storage_options), dict(metadata), {})
+    checked = Contents(uri, dict(storage_options), dict(metadata), {})
     for name, entry in sources.items():
         if not isinstance(name, str) or not name:
             raise CatalogError(f"{uri}: names of entries must be text; got {name!r}. Write it in quotes")
         _check_strings(uri, name, [name, entry])
-        found.entries[name] = _checked_entry(found, name, entry)
-    return found
+        checked.entries[name] = _checked_entry(checked, name, entry)
+    return checked
 
 
 def _checked_entry(catalogue: Contents, name: str, entry: Any) -> Entry:

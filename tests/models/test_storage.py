@@ -98,7 +98,7 @@ def test_json_files_that_are_no_settings_are_refused(folder, name, text):
 
 
 def test_binary_settings_and_a_card_of_other_types_are_refused(folder):
-    """A hash that is a number is no hash."""
+    """The hash of a card is text."""
     (folder / "config.json").write_bytes(b"\xff\xfe\xff")
     assert_refused(folder)
     (folder / "card.json").write_text(json.dumps({"sha256": 3}))
