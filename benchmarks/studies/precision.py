@@ -101,7 +101,7 @@ def main() -> None:
         text += ["Without instructions beyond AVX2 (`auto` asks the processor and does not know of the mask):"]
         text += [markdown(values["masked"], 3)]
     else:
-        text += ["The processor has no bfloat16 instructions, so there is no second table with them hidden."]
+        text += ["A second table, with instructions hidden, needs a processor with bfloat16."]
     written("precision", text, values)
 
 

@@ -178,8 +178,8 @@ def score_labels(case: Subject, predicted: xr.DataArray, labels: Sequence[int]) 
     if not known.any():
         raise DataError(f"{case.id} has no voxel with ground truth to score with")
     # Voxels without ground truth count as background in both volumes.
-    compared = (np.where(known, values, labels[0]) for values in (truth, answer))
-    table = overlap.overlap(*compared, labels[1:], predicted.mrh.spacing)
+    expected, got = (np.where(known, values, labels[0]) for values in (truth, answer))
+    table = overlap.overlap(expected, got, labels[1:], predicted.mrh.spacing)
     table.insert(0, "subject", case.id)
     truth, answer = truth[known], answer[known]
     accuracy = overlap.accuracy(truth, answer)

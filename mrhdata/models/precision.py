@@ -1,7 +1,8 @@
 """Type in which a network computes: ``"float32"``, ``"bfloat16"``, or ``"auto"``, the faster one on this machine.
 
 Without instructions for bfloat16 a processor computes convolutions three to sixty times more slowly in bfloat16 than in
-float32 (``benchmarks/results/precision.md``); with them it is up to twice as fast. ``"auto"`` is found out once per process and kind of device.
+float32 (``benchmarks/results/precision.md``); with them it is up to twice as fast. ``"auto"`` is found out once
+per process and kind of device.
 """
 
 from __future__ import annotations
