@@ -89,7 +89,8 @@ def read_dataset(folder: str | Path) -> Dataset:
     channels = _channel_names(content, root)
     names = _label_names(content.get("labels", {}))
     ignore = next((value for value, name in names.items() if name == "ignore"), None)
-    names.pop(ignore, None)
+    if ignore is not None:
+        del names[ignore]
     images = group_channels(_volumes(root / "imagesTr", content))
     labels = {stem(path): path for path in _volumes(root / "labelsTr", content)}
     if not images:
