@@ -129,6 +129,15 @@ class _ProxyReader:
             self.dtype, self.shape = np.dtype(np.uint8), (*shape, len(self.channels))
         self.slowest = None if codec is not None else 0 if minc else len(shape) - 1
 
+    @property
+    def smallest_bytes(self) -> int | None:
+        """Bytes in memory while a compressed file is read: the stored values, and the scaled ones."""
+        if self._packed is None:
+            return None
+        stored = self._proxy.dtype
+        scaled = 0 if stored == self.dtype else self.dtype.itemsize * int(np.prod(self.shape, dtype=object))
+        return stored.itemsize * int(np.prod(self._spatial, dtype=object)) + scaled
+
     def __call__(self, box: Box) -> Any:
         values = self._values(box.slices[: len(self._spatial)])
         if self.channels is None:

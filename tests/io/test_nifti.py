@@ -12,6 +12,7 @@ import pytest
 import mrhdata
 from mrhdata.errors import DataError, FormatError, MrhdataError
 from mrhdata.volume.construct import from_array
+from mrhdata.volume.file_arrays import bytes_at_once
 
 VALUES = np.random.default_rng(0).integers(0, 1000, (4, 5, 6)).astype(np.int16)
 AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
@@ -78,6 +79,16 @@ def test_compressed_parts_are_those_of_the_whole(tmp_path):
     nib.save(nib.Nifti1Pair(VALUES, AFFINE), tmp_path / "pair.hdr")
     (tmp_path / "pair.img.bz2").write_bytes(bz2.compress((tmp_path / "pair.img").read_bytes()))
     assert (mrhdata.read(tmp_path / "pair.img").values == right).all()
+
+
+def test_memory_of_compressed_files_is_stated(tmp_path):
+    """The bytes that a compressed file needs are known before it is read: stored and scaled values."""
+    image = nib.Nifti1Image(VALUES, AFFINE)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert bytes_at_once(mrhdata.read(tmp_path / "a.nii.gz").data) == VALUES.nbytes
+    image.header.set_slope_inter(0.5, 1)
+    nib.save(image, tmp_path / "b.nii.gz")
+    assert bytes_at_once(mrhdata.read(tmp_path / "b.nii.gz").data) == 5 * VALUES.nbytes
 
 
 def test_sizes_beyond_the_file_are_refused_before_allocation(tmp_path):
