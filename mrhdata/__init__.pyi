@@ -20,7 +20,7 @@ from . import (
 from .analysis import sensitivity
 from .datasets import fetch, open_catalog
 from .inference import detect, predict, segment
-from .io import convert, read, write
+from .io import convert, read, verify, write
 from .patching import patches, samplers
 from .registration import register, resample
 from .training import fit
@@ -59,6 +59,7 @@ __all__ = [
     "segment",
     "sensitivity",
     "training",
+    "verify",
     "viz",
     "volume",
     "write",

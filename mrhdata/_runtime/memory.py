@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from mrhdata.errors import ParameterError
 
+#: Smallest budget, enough for one shard and its neighbours.
+LEAST_BYTES = 10_000_000
 
-def parse_memory(memory: int | str, least: int = 10_000_000) -> int:
+
+def parse_memory(memory: int | str, least: int = LEAST_BYTES) -> int:
     """Return a memory budget such as ``"512 MB"`` in bytes.
 
     Parameters

@@ -57,6 +57,25 @@ def diff(
         raise typer.Exit(1)
 
 
+@command("mrhdata verify brain.zarr")
+def verify(
+    store: Annotated[str, options.argument("STORE", "OME-Zarr on the local disk.")],
+    dataset: options.Dataset = None,
+    progress: options.Progress = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare every chunk of an OME-Zarr with its checksum.
+
+    The exit code is 2 if something is damaged or missing. What cannot be checked in stores of other programs is listed.
+    """
+    from mrhdata.io import verification
+
+    report = verification.verify(store, dataset=dataset, progress=options.bars(progress))
+    lines = {array.name: str(array).removeprefix(f"{array.name}: ") for array in report.arrays}
+    options.answer(lines | ({"damage": report.damage} if as_json else {}), as_json)
+    report.raise_for_damage()
+
+
 @command(
     "mrhdata convert brain.nii.gz -o brain.zarr",
     "mrhdata convert planes/ -o brain.zarr --spacing 2,1.8,1.8 --unit um",

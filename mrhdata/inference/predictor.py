@@ -207,8 +207,11 @@ def predict(  # noqa: PLR0913 (options of one call)
         "output": asdict(output),
         "precision": network.precision,
     }
-    content = [_VERSION, settings, _fingerprint(inputs), None if mask is None else _fingerprint(mask), name, grids]
-    identity = {"digest": fingerprint.digest(content)}
+
+    def identity() -> dict[str, Any]:
+        content = [_VERSION, settings, _fingerprint(inputs), None if mask is None else _fingerprint(mask), name, grids]
+        return {"digest": fingerprint.digest(content)}
+
     write = partial(
         _write_prediction,
         template=template,
@@ -241,7 +244,7 @@ def _write_prediction(  # noqa: PLR0913 (everything that a run needs)
     source: TensorSource,
     region: RegionOfInterest,
     output: Output,
-    identity: Mapping[str, Any],
+    identity: Callable[[], Mapping[str, Any]],
     provenance: Callable[[Path], dict[str, Any]],
     budget: int,
     skip_corrupt: bool,

@@ -14,6 +14,7 @@ from . import (
     omezarr,
     reader,
     tiff,
+    verification,
     xarray_backend,
 )
 from .cell_tables import read_points, write_points
@@ -22,6 +23,7 @@ from .conversion import convert
 from .formats import read, write
 from .inspection import inspect
 from .reader import Reader
+from .verification import verify
 
 __all__ = [
     "Reader",
@@ -45,6 +47,8 @@ __all__ = [
     "read_points",
     "reader",
     "tiff",
+    "verification",
+    "verify",
     "write",
     "write_points",
     "xarray_backend",

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import xarray as xr
 
-from mrhdata._runtime.memory import parse_memory
+from mrhdata._runtime.memory import LEAST_BYTES, parse_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import formats, omezarr
 from mrhdata.io.fingerprint import digest, file_state, fingerprint, header_and_data_files
 from mrhdata.io.formats import Options
 from mrhdata.io.omezarr.resumable import write_resumable
-from mrhdata.io.omezarr.write_blocks import VolumeBlocks
+from mrhdata.io.omezarr.write_blocks import VolumeBlocks, remaining_memory
 from mrhdata.volume.construct import DIMS
 
 #: Part of the digest. Increase it when the same source and parameters no longer give the same store.
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 
 def convert(
@@ -53,8 +55,8 @@ def convert(
     overwrite : bool
         Whether to replace an existing store.
     memory : int or str
-        Bytes in memory at once, such as ``"500 MB"``. Sources that cannot be read in parts (compressed
-        NIfTI, NRRD and MATLAB 5 files) are kept in memory in addition.
+        Bytes in memory at once, such as ``"500 MB"``. Some sources cannot be read in parts: compressed NIfTI, NRRD
+        and MATLAB 5 files, and large compressed chunks. If such a part does not fit, the error says which budget would.
     progress : bool or callable
         Whether to show a bar, or a function of (bytes done, total bytes).
     checksum : bool
@@ -70,7 +72,9 @@ def convert(
     Raises
     ------
     mrhdata.errors.FormatError
-        The source cannot be read, or the store exists, or another process is writing it.
+        The source cannot be read, or changed meanwhile, or the store exists, or another process is writing it.
+    mrhdata.errors.ParameterError
+        The smallest part of the source that can be read does not fit into `memory`.
 
     Examples
     --------
@@ -84,28 +88,30 @@ def convert(
     target = Path(store)
     if not target.name.lower().endswith(".zarr"):
         raise FormatError(f"{target} must end in .zarr; for other formats use mrhdata.write")
-    budget = parse_memory(memory)
+    if isinstance(source, xr.DataArray):
+        if options:
+            raise ParameterError(
+                f"a volume must be passed without options of read; got {', '.join(sorted(options))}. "
+                "Set attributes of a volume with mrhdata.volume.describe"
+            )
+        volume, record = _file_order(source), dict(source.attrs.get("provenance", {}))
+        identity: Callable[[], dict[str, Any]] = partial(_identity_of_volume, volume)
+    else:
+        volume = _file_order(formats.read(source, **options))
+        record = {"options": {k: v for k, v in options.items() if k not in ("storage_options", "name")}}
+        identity = partial(_identity, source, options, checksum)
+    label = f"volume {volume.name}" if isinstance(source, xr.DataArray) else str(source)
+    budget = remaining_memory(volume, parse_memory(memory), LEAST_BYTES, label)
     with ThreadPoolExecutor(1) as executor:
-        if isinstance(source, xr.DataArray):
-            if options:
-                raise ParameterError(
-                    f"a volume must be passed without options of read; got {', '.join(sorted(options))}. "
-                    "Set attributes of a volume with mrhdata.volume.describe"
-                )
-            volume = _file_order(source)
-            record = dict(source.attrs.get("provenance", {}))
-            identity = {"digest": digest([_LAYOUT_VERSION, fingerprint(volume)])}
-            checksums: Future[dict[str, Any]] = executor.submit(dict)
-        else:
-            volume = _file_order(formats.read(source, **options))
-            recorded = {key: value for key, value in options.items() if key not in ("storage_options", "name")}
-            record = {"options": recorded}
-            identity = _identity(source, options, checksum)
-            checksums = executor.submit(source_checksum, source, checksum)
+        checksums: Future[dict[str, Any]] = (
+            executor.submit(dict)
+            if isinstance(source, xr.DataArray)
+            else executor.submit(source_checksum, source, checksum)
+        )
         return write_resumable(
             target,
             volume,
-            lambda: VolumeBlocks(volume),
+            lambda: VolumeBlocks(volume, budget),
             identity,
             lambda: {**checksums.result(), **record},
             memory=budget,
@@ -117,6 +123,10 @@ def convert(
 
 def _file_order(volume: xr.DataArray) -> xr.DataArray:
     return omezarr.forward(volume.transpose(*(d for d in DIMS if d in volume.dims)))
+
+
+def _identity_of_volume(volume: xr.DataArray) -> dict[str, Any]:
+    return {"digest": digest([_LAYOUT_VERSION, fingerprint(volume)])}
 
 
 def _identity(source: str | os.PathLike[str], options: Options, checksum: bool) -> dict[str, Any]:

@@ -29,6 +29,10 @@ SPATIAL = ("z", "y", "x")
 KINDS = ("image", "labels", "mask")
 
 
+#: Most voxels along an axis. Coordinates take 8 bytes each, also of voxels that exist only in a damaged header.
+LONGEST_AXIS = 10_000_000
+
+
 #: Anatomical plane -> axis that is constant in it.
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
@@ -173,6 +177,10 @@ def place(
     if kind not in KINDS:
         raise ParameterError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     matrix, sizes = check_affine(affine), dict(zip(dims, data.shape, strict=True))
+    if max(data.shape, default=0) > LONGEST_AXIS:
+        raise GridError(
+            f"an axis must have at most {LONGEST_AXIS} voxels; got {list(data.shape)}. Is the header damaged?"
+        )
     coords: dict[str, Any] = {}
     for dim, step, first in zip(SPATIAL, steps, np.asarray(start, dtype=np.float64), strict=True):
         distance = first + np.arange(sizes[dim]) * step if dim in sizes else first

@@ -41,6 +41,9 @@ class FileArray:
         Name of the array if the file contains several.
     files : sequence of path
         Files that are read, by default `path`.
+    smallest_bytes : int, optional
+        Bytes in memory while the smallest box is read, such as a whole compressed plane; by default the attribute
+        of that name of `part`, or None if nothing is known.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class FileArray:
         *,
         name: str = "",
         files: Sequence[Path | str] = (),
+        smallest_bytes: int | None = None,
     ) -> None:
         self.shape = shape
         # Files may be big-endian; PyTorch and parts of SciPy need native order.
@@ -60,6 +64,12 @@ class FileArray:
         #: Reader of boxes, and the file that errors name.
         self.part, self.path = part, path
         self.name, self.files = name, [Path(file) for file in files] or [path]
+        self._smallest_bytes = smallest_bytes
+
+    @property
+    def smallest_bytes(self) -> int | None:
+        """Bytes in memory while the smallest box is read; None if nothing is known."""
+        return getattr(self.part, "smallest_bytes", None) if self._smallest_bytes is None else self._smallest_bytes
 
     def __getitem__(self, key: Any) -> np.ndarray:
         box, relative_key = _bounding_box(key, self.shape)
@@ -197,6 +207,23 @@ def file_of(data: da.Array) -> FileArray | None:
         return None
     roots = [data.dask.get(name) for name in data.dask.layers if name.startswith("original-array-")]
     return roots[0] if len(roots) == 1 and isinstance(roots[0], FileArray) else None
+
+
+def bytes_at_once(data: Any) -> int:
+    """Return the bytes in memory while the smallest part of an array is read; 0 if it is not that of a file."""
+    file = file_of(data) if isinstance(data, da.Array) else None
+    if file is None:
+        return 0
+    if file.smallest_bytes is not None:
+        return file.smallest_bytes
+    return int(data.nbytes) if data.nbytes > SLAB_BYTES and is_read_whole(data) else 0
+
+
+def is_read_whole(data: da.Array) -> bool:
+    """Return whether a file must be read as a whole: it is one Dask chunk, and its reader says of no smaller part."""
+    file = file_of(data)
+    known = None if file is None else file.smallest_bytes
+    return data.npartitions == 1 and (known is None or known >= data.nbytes)
 
 
 def in_chunks(slices: FileArray, chunks: tuple[int, ...]) -> da.Array:

@@ -89,6 +89,7 @@ def test_every_command_that_writes_takes_out():
     assert without == {
         ("info",),
         ("diff",),
+        ("verify",),
         ("catalog", "list"),
         ("catalog", "check"),
         ("models", "list"),

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -17,10 +19,11 @@ import mrhdata
 from mrhdata._runtime.memory import parse_memory
 from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import fingerprint, omezarr
-from mrhdata.io.omezarr import resumable, writer
+from mrhdata.io.omezarr import chunks, layout, resumable, writer
 from mrhdata.io.omezarr.write_blocks import VolumeBlocks
 from mrhdata.volume.construct import from_array
 from tests.conftest import oblique_affine
+from tests.io.omezarr.images import write_image
 from tests.processes import kill_after, run_in_process
 
 
@@ -263,6 +266,75 @@ def test_damaged_source_leaves_no_output(tmp_path):
     with pytest.raises(FormatError, match=r"p1\.tif"):
         mrhdata.convert(tmp_path / "p*.tif", tmp_path / "a.zarr", spacing=1)
     assert not [p for p in tmp_path.iterdir() if "zarr" in p.name]
+
+
+def test_source_that_changes_during_the_conversion_is_refused(tmp_path):
+    """A store is never made of two files; the draft is removed, and the next run converts the new file."""
+    volume = from_array(np.random.default_rng(0).random((70, 150, 150), np.float32), spacing=(1, 1, 1), name="m")
+    mrhdata.write(volume, tmp_path / "m.nii")
+    changed = (tmp_path / "m.nii").read_bytes()[:-4] + bytes(4)
+
+    def save_again(done, total):
+        (tmp_path / "m.nii").write_bytes(changed)
+
+    with pytest.raises(FormatError, match=r"m\.nii changed while .*m\.zarr was computed from it"):
+        mrhdata.convert(tmp_path / "m.nii", tmp_path / "m.zarr", memory="10 MB", progress=save_again)
+    assert sorted(os.listdir(tmp_path)) == ["m.nii"]
+    assert mrhdata.convert(tmp_path / "m.nii", tmp_path / "m.zarr").values[-1, -1, -1] == 0
+
+
+def test_source_array_that_changes_during_the_conversion_is_refused(tmp_path):
+    """An array in memory is compared by value."""
+    values = np.ones((70, 70, 70), np.float32)
+
+    def change(done, total):
+        values[0, 0, 0] = 2
+
+    with pytest.raises(FormatError, match="changed while"):
+        mrhdata.convert(from_array(values, spacing=(1, 1, 1)), tmp_path / "m.zarr", progress=change)
+
+
+def test_budget_below_the_smallest_part_of_the_source_is_refused_with_the_figure_that_would_do(tmp_path):
+    """A chunk or a compressed file that does not fit is refused before work begins."""
+    values = np.random.default_rng(0).integers(0, 99, (128, 170, 170)).astype(np.uint16)
+    one_chunk = {"chunks": values.shape, "array": {"compressors": numcodecs.Blosc("lz4")}}
+    write_image(tmp_path / "a.zarr", values, **one_chunk)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii.gz")
+    for name in ("a.zarr", "a.nii.gz"):
+        with pytest.raises(ParameterError, match=r"memory must be at least (\d+) MB for .*; got 12 MB") as caught:
+            mrhdata.convert(tmp_path / name, tmp_path / "b.zarr", memory="12 MB")
+        enough = re.search(r"at least (\d+ MB)", str(caught.value))[1]
+        stored = mrhdata.convert(tmp_path / name, tmp_path / "b.zarr", memory=enough, overwrite=True)
+        np.testing.assert_array_equal(np.sort(stored.values, axis=None), np.sort(values, axis=None))
+
+
+def test_uncompressed_chunk_of_any_size_is_converted_in_parts(tmp_path, monkeypatch):
+    """A chunk that is stored as it is needs no more memory than a block."""
+    monkeypatch.setattr(chunks, "_LARGE_BYTES", 1_000_000)
+    values = np.random.default_rng(0).integers(0, 99, (128, 300, 300)).astype(np.uint16)
+    write_image(tmp_path / "a.zarr", values, chunks=values.shape, array={"compressors": None})
+    np.testing.assert_array_equal(mrhdata.convert(tmp_path / "a.zarr", tmp_path / "b.zarr", memory="12 MB"), values)
+
+
+@pytest.mark.parametrize("damage", ["shape", "chunk"])
+def test_draft_is_read_back_before_it_gets_its_name(tmp_path, monkeypatch, damage):
+    """A store that cannot be read back is not published."""
+    volume = from_array(np.random.default_rng(0).random((9, 9, 9)), spacing=(1, 1, 1), name="v")
+
+    def damaged(array, record=layout.array_record):
+        result = record(array)
+        folder = tmp_path / array.store.root / array.path
+        if damage == "shape":
+            (folder / "zarr.json").write_bytes((folder / "zarr.json").read_bytes().replace(b"9", b"8"))
+        else:
+            (folder / "c" / "0").joinpath("0", "0").write_bytes(b"")
+        return result
+
+    monkeypatch.setattr(layout, "array_record", damaged)
+    monkeypatch.setattr(layout, "_write_nifti_header", lambda group, volume: False)
+    with pytest.raises(FormatError, match=r"cannot be read back|does not match its digest"):
+        mrhdata.write(volume, tmp_path / "a.zarr")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("memory", ["12", "lots", -5])

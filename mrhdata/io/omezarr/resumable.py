@@ -36,7 +36,7 @@ def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
     target: Path,
     volume: xr.DataArray,
     finest: Callable[[], BlockSource],
-    identity: Mapping[str, Any],
+    identity: Callable[[], Mapping[str, Any]],
     provenance: Callable[[], Mapping[str, Any]],
     *,
     memory: int,
@@ -56,8 +56,9 @@ def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
         Geometry, type and attributes of the store; the voxels are not read. The axes run forward.
     finest : callable
         Function that returns the source of the finest blocks; it is not called if the store is up to date.
-    identity : mapping
-        JSON. Two runs with equal ``"digest"`` compute the same voxels.
+    identity : callable
+        Function that returns JSON about the inputs. Two runs with equal ``"digest"`` compute the same voxels. It is
+        called again after the last block, and a run whose inputs changed meanwhile is discarded.
     provenance : callable
         Function that returns the content of ``attrs["provenance"]``, except the digest; called last.
     memory : int
@@ -79,9 +80,11 @@ def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
     Raises
     ------
     mrhdata.errors.FormatError
-        The store exists, or another process is writing it, or it cannot be written.
+        The store exists, or another process is writing it, or it cannot be written, or the inputs changed during the
+        run.
     """
-    if target.exists() and not overwrite and _stored_digest(target) == identity["digest"]:
+    inputs = dict(identity())
+    if target.exists() and not overwrite and _stored_digest(target) == inputs["digest"]:
         if _draft(target).exists():
             # A run that is interrupted after its last step leaves an empty draft.
             remove(_draft(target))
@@ -94,7 +97,7 @@ def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
     paths = [_draft(target) / "store" / omezarr.level_path(n, name) for n in range(len(levels))]
     writer = Writer(finest(), levels, paths, volume.attrs["kind"], memory, limit, encoders)
     # Block numbers in the journal are valid for one block size, which depends on the memory budget.
-    head = dict(identity) | {"blocks": [list(blocks.size) for blocks in writer.blocks]}
+    head = inputs | {"blocks": [list(blocks.size) for blocks in writer.blocks]}
     with _journal(target, head) as journal:
         with _write_errors(target):
             if not journal.finished:
@@ -102,8 +105,13 @@ def write_resumable(  # noqa: PLR0913  (target, inputs and limits)
                 remove(provenance_notes(target))
                 omezarr.create(volume, journal.store)
             _write_blocks(writer, journal, progress, label)
-        record = dict(provenance()) | {"digest": identity["digest"]}
-        omezarr.finish(describe(volume, provenance=record), journal.store)
+        record = dict(provenance()) | {"digest": inputs["digest"]}
+        if identity() != inputs:
+            journal.discard()
+            name = inputs.get("source", "an input")
+            raise FormatError(f"{name} changed while {target} was computed from it; nothing was written. Run it again")
+        with _write_errors(target):
+            omezarr.finish(describe(volume, provenance=record), journal.store)
         publish(journal.store, target)
     return omezarr.read(target)
 
@@ -123,6 +131,10 @@ class _Journal:
         self.finished[level, index] = filled
         self._file.write(f"{level} {index} {int(filled)}\n")
         self._file.flush()
+
+    def discard(self) -> None:
+        """Forget all finished blocks, so that an error removes the draft."""
+        self.finished.clear()
 
 
 def provenance_notes(target: Path) -> Path:

@@ -12,12 +12,58 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dask.array as da
 import numpy as np
 
+from mrhdata.errors import ParameterError
 from mrhdata.io.omezarr.pyramid import Level
 from mrhdata.volume.box import Box
-from mrhdata.volume.file_arrays import source_of
+from mrhdata.volume.file_arrays import bytes_at_once, is_read_whole, source_of
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+#: Share of the budget within which parts of the source are decoded at the same time.
+_READ_SHARE = 1 / 4
+
+
+def remaining_memory(volume: xr.DataArray, memory: int, least: int, label: str) -> int:
+    """Return the budget for the writer: all of it, or less if the smallest part of the source takes much of it.
+
+    Parameters
+    ----------
+    volume : xarray.DataArray
+        Source.
+    memory : int
+        Budget in bytes.
+    least : int
+        Smallest budget of the writer in bytes.
+    label : str
+        Name of the source in the error.
+
+    Raises
+    ------
+    ParameterError
+        The smallest part of the source does not fit.
+    """
+    needed = bytes_at_once(volume.data)
+    if needed <= memory * _READ_SHARE:
+        return memory
+    if memory - needed < least:
+        raise ParameterError(
+            f"memory must be at least {_rounded_up(needed + least)} for {label}, of which {needed / 1e6:.0f} MB are "
+            f"read at once; got {memory / 1e6:.0f} MB. Pass a larger budget"
+        )
+    return memory - needed
+
+
+def _rounded_up(size: int) -> str:
+    """Return a number of bytes, rounded up, in MB or GB."""
+    return f"{math.ceil(size / 1e6)} MB" if size < 1e9 else f"{math.ceil(size / 1e7) / 100:.2f} GB"
+
+
+def _readers(smallest: int, memory: int | None) -> int:
+    """Return the number of threads that read a source at the same time."""
+    limit = os.cpu_count() or 1
+    return limit if memory is None else max(1, min(limit, int(memory * _READ_SHARE) // max(1, smallest)))
 
 
 class WriteBlocks(Sequence[Box]):
@@ -121,13 +167,17 @@ class VolumeBlocks:
     ----------
     volume : xarray.DataArray
         Volume whose axes run forward.
+    memory : int, optional
+        Budget in bytes; fewer threads read if the smallest part of the source takes much of it.
     """
 
-    def __init__(self, volume: xr.DataArray) -> None:
+    def __init__(self, volume: xr.DataArray, memory: int | None = None) -> None:
         self.data = da.asarray(volume.data)
+        self._threads = _readers(bytes_at_once(self.data), memory)
+        whole = is_read_whole(self.data)
         if self.data.dtype == bool:
             self.data = self.data.astype(np.uint8)
-        if self.data.npartitions == 1:
+        if whole:
             # A source that cannot be read in parts is read once, as a whole.
             self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1)
         self.dtype = self.data.dtype
@@ -137,7 +187,7 @@ class VolumeBlocks:
         if not len(boxes):
             return
         buffers = DoubleBuffer(self.dtype)
-        with ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as ahead:
+        with ThreadPoolExecutor(self._threads) as threads, ThreadPoolExecutor(1) as ahead:
 
             def read(box: Box) -> np.ndarray:
                 block = buffers.take(box.shape)
@@ -157,7 +207,8 @@ class VolumeBlocks:
         source = source_of(self.data)
         if source is None:
             target: Any = block
-            da.store([self.data[box.slices]], [target], lock=False, scheduler="threads")
+            part = self.data[box.slices]
+            da.store([part], [target], lock=False, scheduler="threads", num_workers=self._threads)
             return
         depth = self.data.chunksize[0]
         start, stop = box.start[0], box.stop[0]

@@ -25,6 +25,10 @@ V2 = {
     "bitshuffle": numcodecs.Blosc("zstd", shuffle=2),
     "zstd": numcodecs.Zstd(),
     "gzip": numcodecs.GZip(),
+    "zlib": numcodecs.Zlib(),
+    "lz4": numcodecs.LZ4(),
+    "bz2": numcodecs.BZ2(),
+    "lzma": numcodecs.LZMA(),
 }
 V3 = {
     "none": (),
@@ -60,19 +64,22 @@ def arrays(draw):
     shape = tuple(draw(st.lists(st.integers(1, 11), min_size=1, max_size=4)))
     chunk = tuple(draw(st.integers(1, n + 2)) for n in shape)
     version = draw(st.sampled_from([2, 3]))
+    order = draw(st.sampled_from("CF")) if version == 2 else None
     sharded = version == 3 and draw(st.booleans())
     shard = tuple(c * draw(st.integers(1, 3)) for c in chunk) if sharded else None
     codec = draw(st.sampled_from(sorted(V2 if version == 2 else V3)))
     dtype = draw(st.sampled_from(TYPES))
-    big = version == 2 and draw(st.booleans())
-    return shape, chunk, shard, version, codec, np.dtype(dtype).newbyteorder(">" if big else "<"), draw(st.booleans())
+    big = draw(st.booleans())
+    stored = np.dtype(dtype).newbyteorder(">" if big and version == 2 else "<")
+    layout = {"order": order} if version == 2 else {"serializer": BytesCodec(endian="big" if big else "little")}
+    return shape, chunk, shard, version, codec, stored, draw(st.booleans()), layout
 
 
 @settings(max_examples=300 if FULL else 40)
 @given(arrays(), st.data())
 def test_boxes_and_chunks_equal_numpy_slices(tmp_path_factory, array, data):
     """Boxes and chunks are equal to NumPy's slices for any layout, also if chunks were never written."""
-    shape, chunk, shard, version, codec, dtype, filled = array
+    shape, chunk, shard, version, codec, dtype, filled, layout = array
     fill = dtype.type(1 if filled else 0)
     stored = zarr.create_array(
         tmp_path_factory.mktemp("array"),
@@ -83,6 +90,7 @@ def test_boxes_and_chunks_equal_numpy_slices(tmp_path_factory, array, data):
         fill_value=fill,
         compressors=(V2 if version == 2 else V3)[codec],
         zarr_format=version,
+        **layout,
     )
     expected = np.full(shape, fill, dtype.newbyteorder("="))
     for seed in range(2):
@@ -123,10 +131,8 @@ def unsupported_array(name, folder):
     common = {"shape": values.shape, "dtype": values.dtype, "chunks": (3, 2, 4)}
     sharded = {**common, "chunks": (3, 4, 4)}
     factories = {
-        "order F": lambda: zarr.create_array(folder, **common, zarr_format=2, order="F"),
         "filters": lambda: zarr.create_array(folder, **common, zarr_format=2, filters=[numcodecs.Delta("i2")]),
         "transposed": lambda: zarr.create_array(folder, **common, filters=[TransposeCodec(order=(2, 0, 1))]),
-        "big-endian": lambda: zarr.create_array(folder, **common, serializer=BytesCodec(endian="big")),
         "complex": lambda: zarr.create_array(folder, **common),
         "memory": lambda: zarr.create_array(MemoryStore(), **common),
         "index first": lambda: zarr.create_array(
@@ -151,10 +157,8 @@ def unsupported_array(name, folder):
 
 
 UNSUPPORTED_LAYOUTS = [
-    "order F",
     "filters",
     "transposed",
-    "big-endian",
     "complex",
     "memory",
     "index first",
