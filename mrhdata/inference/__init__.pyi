@@ -1,4 +1,5 @@
 from . import (
+    block_predictor,
     box_reader,
     case_folder,
     detector,
@@ -23,6 +24,7 @@ __all__ = [
     "Output",
     "Peaks",
     "SlidingWindow",
+    "block_predictor",
     "box_reader",
     "case_folder",
     "detect",

@@ -12,12 +12,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -28,26 +27,24 @@ from numpy.typing import NDArray
 from mrhdata._runtime.atomic import check_target, remove
 from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
-from mrhdata._runtime.threads import run_ahead
-from mrhdata.errors import DataError, ModelError, ParameterError
+from mrhdata.errors import ModelError, ParameterError
+from mrhdata.inference.block_predictor import BlockPredictor
 from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.input_check import check_geometry
 from mrhdata.inference.output import Output
 from mrhdata.inference.region import RegionOfInterest
-from mrhdata.inference.strategies.base import BoxTask, Strategy
+from mrhdata.inference.strategies.base import Strategy
 from mrhdata.inference.strategies.dense import DenseStrategy
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.inference.strategies.patch_centre import PatchCentreStrategy
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
-from mrhdata.io.omezarr.write_blocks import DoubleBuffer
 from mrhdata.models.precision import default_device
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
 from mrhdata.volume.assumptions import geometry_attrs
-from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, place
 
 if TYPE_CHECKING:
@@ -67,10 +64,6 @@ _VERSION = 1
 #: blocks exist at a time, besides encoded shards of up to two more, a block of a coarser level, and freed memory that
 #: the allocator still holds.
 _TILES, _TENSORS, _BLOCK, _WRITING = 1 / 6, 1 / 3, 1 / 12, 3 / 8
-#: Bytes of predictions that stay in the processor's cache until they are written.
-_CACHE_BYTES = 500_000
-#: Tasks whose reads are planned together.
-_PLANNED_TASKS = 512
 
 
 def predict(  # noqa: PLR0913 (options of one call)
@@ -261,7 +254,7 @@ def _write_prediction(  # noqa: PLR0913 (everything that a run needs)
     result = resumable.write_resumable(
         store,
         template,
-        lambda: _BlockPredictor(strategy, BoxReader(source, reader_memory, skipped_file), output, region),
+        lambda: BlockPredictor(strategy, BoxReader(source, reader_memory, skipped_file), output, region),
         identity,
         lambda: provenance(notes),
         memory=int(_WRITING * budget),
@@ -366,89 +359,6 @@ def _block_bytes(budget: int, template: xr.DataArray, strategy: Strategy) -> int
     voxel_bytes = template.dtype.itemsize * template.sizes.get("c", 1)
     blended = isinstance(strategy, SlidingWindowStrategy)
     return int(_BLOCK * budget * (voxel_bytes / (4 * strategy.channels) if blended else 1))
-
-
-class _BlockPredictor:
-    """Predict blocks of the result in the order in which they are requested."""
-
-    def __init__(self, strategy: Strategy, reader: BoxReader, output: Output, region: RegionOfInterest) -> None:
-        self._strategy, self._reader, self._output, self._region = strategy, reader, output, region
-        self.dtype = output.written
-
-    def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray | None]:
-        """Yield blocks; a thread predicts one while the previous one is written, and stops within a task on close."""
-        closed = Event()
-        spatial = [Box(box.start[-3:], box.stop[-3:]) for box in boxes]
-        return run_ahead(self._predict_blocks(spatial, closed), 1, closed.set)
-
-    def _predict_blocks(self, boxes: Sequence[Box], closed: Event) -> Iterator[np.ndarray | None]:
-        buffers = DoubleBuffer(self.dtype)
-        for group in self._groups(boxes):
-            batches = self._reader.read([task.boxes for _, _, tasks in group for task in tasks or []])
-            for box, above, tasks in group:
-                if tasks is None:
-                    yield None
-                    continue
-                out = buffers.take((self._output.channels(self._strategy.channels), *box.shape))
-                out.fill(0)
-                state = self._strategy.begin(box, above, out)
-                for task in tasks:
-                    if closed.is_set():
-                        return
-                    self._strategy.add(state, task, next(batches), self._write)
-                self._strategy.end(state, self._write)
-                yield out if len(out) > 1 else out[0]
-            # Exhaust the reader, which stops its threads.
-            next(batches, None)
-
-    def _groups(self, boxes: Sequence[Box]) -> Iterator[list[tuple[Box, Box | None, list[BoxTask] | None]]]:
-        """Yield boxes in groups that are planned together.
-
-        Each box comes with the one that was computed just before it and with its tasks (None if no voxel is wanted).
-        """
-        group: list[tuple[Box, Box | None, list[BoxTask] | None]] = []
-        before: Box | None = None
-        planned = 0
-        for box in boxes:
-            wanted = self._region.any(self._strategy.needs(box))
-            tasks = list(self._strategy.tasks(box, before)) if wanted else None
-            group.append((box, before, tasks))
-            before = box if wanted else None
-            planned += len(tasks or [])
-            if planned >= _PLANNED_TASKS:
-                yield group
-                group, planned = [], 0
-        if group:
-            yield group
-
-    def _write(self, box: Box, predictions: Floats, out: np.ndarray) -> None:
-        """Convert the predictions of a box to the stored type and write them to `out`, 0 outside the region."""
-        outside = self._region.outside(box, self._strategy.stride, self._strategy.offset)
-        # A few planes at a time stay in the cache.
-        depth = max(1, _CACHE_BYTES // predictions[:, 0].nbytes)
-        for low in range(0, box.shape[0], depth):
-            planes = slice(low, low + depth)
-            part = np.ascontiguousarray(predictions[:, planes])
-            hidden = None if outside is None else outside[planes]
-            # A sum is finite only if all its terms are, and is faster than a test of each voxel.
-            if not np.isfinite(part.sum()):
-                hidden = self._hide_not_finite(part, hidden, (box.start[0] + low, *box.start[1:]))
-            values = self._output.of(part)
-            if hidden is not None:
-                values[:, hidden] = 0
-            out[:, planes] = values
-
-    def _hide_not_finite(self, predictions: Floats, hidden: NDArray[np.bool_] | None, base: tuple[int, ...]) -> Any:
-        """Return hidden voxels, including those that are not finite; raise DataError unless they may be skipped."""
-        hidden = np.zeros(predictions.shape[1:], dtype=bool) if hidden is None else hidden
-        bad = ~np.isfinite(predictions).all(axis=0) & ~hidden
-        if bad.any():
-            first = tuple((np.argwhere(bad)[0] + base).tolist())
-            high = tuple(b + n for b, n in zip(base, bad.shape, strict=True))
-            reason = f"{bad.sum()} predictions from {base} to {high} are not finite, the first at {first}"
-            if not self._reader.skip(reason):
-                raise DataError(f"{reason}. Fill or mask the input there, or pass skip_corrupt=True")
-        return bad | hidden
 
 
 def _provenance(settings: Mapping[str, Any], inputs: Any, notes: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where and how a network is trained: devices, precision, parts of batches, layout, profile, and resuming."""
+"""Devices, precision, parts of batches, layout and profile of training, and resuming on another device."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_a_run_interrupted_within_an_epoch_resumes_with_the_same_result(patches,
 
 
 def test_settings_of_the_machine_may_differ_when_a_run_resumes(patches, tmp_path):
-    """Another device name is no other run; another batch size is."""
+    """A run may move to another device; another batch size is refused."""
     fit_small(patches, checkpoint=tmp_path / "run.pt")
     moved = dataclasses.replace(QUICK, device="auto", channels_last=True)
     _, history = fit_small(patches, moved, checkpoint=tmp_path / "run.pt")
