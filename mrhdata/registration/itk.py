@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from mrhdata._runtime.atomic import atomic_write
-from mrhdata.errors import FormatError, GridError
+from mrhdata.errors import FormatError, GridError, MrhdataError
 from mrhdata.registration.transform_headers import check_transform, image_io
 from mrhdata.registration.transforms import Affine, Displacement, ElementaryTransform, Transform
 from mrhdata.volume.grid import Floats, Grid
@@ -158,8 +158,12 @@ def read(path: str | os.PathLike[str], source: str | None = None, target: str | 
             return from_itk(sitk.DisplacementFieldTransform(field), source, target)
         check_transform(path)
         return from_itk(sitk.ReadTransform(str(path)), source, target)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read as a transform: it is damaged or of an unknown kind") from error
+    except MrhdataError as error:
+        if path.name in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _one_field(transform: Transform, like: Grid | None, path: Path) -> Displacement:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ _ON_GRID = re.compile(r"(BSpline|DisplacementField|BSplineSmoothing|GaussianSmoo
 #: Names of arrays; ITK misspelt them until version 5.
 _FIXED_NAMES = ("TransformFixedParameters", "TranformFixedParameters")
 _PARAMETER_NAMES = ("TransformParameters", "TranformParameters")
+#: Bytes that are read at a time.
+_STEP = 1 << 20
 #: Largest number of bytes that one byte of deflate unpacks to.
 _MAX_RATIO = 1040
 
@@ -40,10 +43,14 @@ def image_io(path: Path) -> str:
     if ending == ".nrrd":
         header = read_nrrd(path)
         _check_image(header, "dimension", "sizes", "data file" not in header.fields)
+        if header.fields.get("encoding", "").lower() in ("gz", "gzip"):
+            _check_stream(header)
         return "NrrdImageIO"
     if ending == ".mha":
         header = read_metaimage(path)
         _check_image(header, "ndims", "dimsize", header.fields["elementdatafile"].upper() == "LOCAL")
+        if header.fields.get("compresseddata", "")[:1] in ("T", "t", "1"):
+            _check_stream(header)
         return "MetaImageIO"
     return "NiftiImageIO"
 
@@ -61,6 +68,18 @@ def _check_image(header: TextHeader, dimension: str, sizes: str, attached: bool)
     least = math.prod(header.integers(sizes, ndim)) * channels
     if least > header.path.stat().st_size * _MAX_RATIO:
         raise header.error(sizes, "sizes that the file can hold")
+
+
+def _check_stream(header: TextHeader) -> None:
+    """Raise FormatError unless the compressed vectors have their checksum; ITK prints a message and uses the rest."""
+    decoder = zlib.decompressobj(wbits=47)
+    with format_errors(header.path), header.path.open("rb") as file:
+        file.seek(header.end)
+        while not decoder.eof:
+            packed = decoder.unconsumed_tail or file.read(_STEP)
+            if not packed:
+                raise EOFError("the compressed stream ends before its checksum")
+            decoder.decompress(packed, _STEP)
 
 
 def check_transform(path: Path) -> None:
