@@ -18,7 +18,7 @@ from mrhdata.errors import FormatError, GridError
 from mrhdata.io import afni_mgh
 from mrhdata.io.nibabel_images import assumed_of_steps, from_image, open_image, stated_steps
 from mrhdata.io.stored_types import stored_values
-from mrhdata.volume.assumptions import assume
+from mrhdata.volume.assumptions import DEFAULTS, assume
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.times import times_of, with_times
 
@@ -146,11 +146,18 @@ def _read_extra(header: Any) -> dict[str, Any]:
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         if text.startswith(_EXTRA):
             try:
-                content = json.loads(text.removeprefix(_EXTRA).rstrip("\0"))
-                return {k: v for k, v in content.items() if k in ("affine", "space", *_EXTRA_ATTRS)}
-            except (ValueError, AttributeError, RecursionError):
+                return _checked_extra(json.loads(text.removeprefix(_EXTRA).rstrip("\0")))
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 return {}
     return {}
+
+
+def _checked_extra(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the known entries of a note that have the right types."""
+    texts = {key: content[key] for key in ("space", *_EXTRA_ATTRS) if isinstance(content.get(key), str)}
+    affine = {"affine": np.asarray(content["affine"], dtype=np.float64).tolist()} if "affine" in content else {}
+    listed = [name for name in content.get("assumed", []) if name in DEFAULTS]
+    return affine | texts | ({"assumed": listed} if listed else {})
 
 
 def write(volume: xr.DataArray, path: Path) -> None:

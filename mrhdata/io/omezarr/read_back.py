@@ -36,7 +36,8 @@ def check_written(volume: xr.DataArray, path: Path, levels: list[Level], name: s
     dtype = np.dtype(np.uint8) if volume.dtype == bool else volume.dtype
     for n, level in enumerate(levels):
         stored = read(path, level=n)
-        if stored.shape != level.shape or stored.dtype != dtype:
+        # Readers return values in the byte order of the machine.
+        if stored.shape != level.shape or stored.dtype != dtype.newbyteorder("="):
             raise FormatError(
                 f"{path}: level {n} must have shape {level.shape} and type {dtype}; got {stored.shape} and "
                 f"{stored.dtype}. Write it again"
