@@ -204,12 +204,16 @@ def test_trailing_axes_of_one_are_dropped_and_others_refused(tmp_path):
         mrhdata.read(tmp_path / "b.nii")
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32, np.float64])
-@pytest.mark.parametrize(("high", "stored"), [(7, np.int32), (2**31, np.uint32), (2**32, None)])
+@pytest.mark.parametrize(
+    ("high", "stored", "dtype"),
+    [
+        *((7, np.int32, dtype) for dtype in (np.int64, np.uint64, np.uint32, np.float64)),
+        *((2**31, np.uint32, dtype) for dtype in (np.int64, np.uint64, np.uint32, np.float64)),
+        *((2**32, None, dtype) for dtype in (np.int64, np.uint64, np.float64)),
+    ],
+)
 def test_labels_are_written_in_types_that_others_read(tmp_path, dtype, high, stored):
     """Wide labels become int32, uint32 only if they need it, and raise with their range if no type holds them."""
-    if high > np.iinfo(np.uint32).max and dtype == np.uint32:
-        pytest.skip("no such label")
     labels = from_array(np.array([[[0, 5, high]]]).astype(dtype), spacing=(1, 1, 1), kind="labels")
     if stored is None:
         with pytest.raises(FormatError, match=f"got values from 0 to {high}"):

@@ -78,7 +78,7 @@ def test_unknown_precision_is_refused_before_any_work(tmp_path):
         lambda: mrhdata.predict(network, volume, tmp_path / "map.zarr", precision="half"),
         lambda: resolve_precision("half"),
     ):
-        with pytest.raises(ParameterError, match="precision must be one of auto, float32, bfloat16, float16; got 'half'"):
+        with pytest.raises(ParameterError, match="must be one of auto, float32, bfloat16, float16; got 'half'"):
             refused()
 
 
