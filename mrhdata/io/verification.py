@@ -160,8 +160,8 @@ class _Opened:
 
     def report(self, step: Any, threads: ThreadPoolExecutor) -> ArrayReport:
         """Decode all chunks."""
-        found = present_files(self.array)
-        expected = found if self.presence is None else Presence(found.written | self.presence.written)
+        present = present_files(self.array)
+        expected = present if self.presence is None else Presence(present.written | self.presence.written)
         damage = []
         for sentence in threads.map(self._damage, map(tuple, np.argwhere(expected.written).tolist())):
             step(1)
@@ -169,7 +169,7 @@ class _Opened:
         codecs = stored_codecs(self.array)
         inner = codecs[0]["configuration"]["codecs"] if codecs and codecs[0]["name"] == "sharding_indexed" else codecs
         return ArrayReport(
-            self.name, found.count, self.total, self.presence is not None, has_checksum(inner), tuple(damage)
+            self.name, present.count, self.total, self.presence is not None, has_checksum(inner), tuple(damage)
         )
 
     def _damage(self, shard: tuple[int, ...]) -> str | None:

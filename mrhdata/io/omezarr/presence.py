@@ -80,8 +80,8 @@ def present_files(array: zarr.Array[Any]) -> Presence:
     """Return which shards of a local array have a file."""
     folder, counts = str(folder_of(array)), shard_counts(array)
     key = array.metadata.encode_chunk_key
-    found = (os.path.isfile(f"{folder}/{key(index)}") for index in itertools.product(*map(range, counts)))
-    return Presence(np.fromiter(found, bool, math.prod(counts)).reshape(counts))
+    files = (os.path.isfile(f"{folder}/{key(index)}") for index in itertools.product(*map(range, counts)))
+    return Presence(np.fromiter(files, bool, math.prod(counts)).reshape(counts))
 
 
 def indices(presence: Presence) -> Iterator[tuple[int, ...]]:
