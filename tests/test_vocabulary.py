@@ -2,7 +2,7 @@
 
 from tests.vocabulary import definitions, roles
 
-#: Functions of the package with a local named by its grammatical role; layout asked for fewer than 20.
+#: Largest number of locals of the package that are named by their grammatical role.
 MOST_ROLES = 20
 
 

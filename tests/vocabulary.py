@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "mrhdata"
@@ -25,8 +26,14 @@ def roles() -> Counter[str]:
     return +counts
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _functions(path: Path) -> Iterator[ast.FunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse(path)
     yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
@@ -53,7 +60,7 @@ def definitions(*names: str) -> list[str]:
     """Places that define a class, a function or an alias of one of these names, anywhere in the package."""
     places = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parse(path)):
             defined = [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else _assigned(node)
             places += [f"{path.relative_to(PACKAGE)}:{name}" for name in defined if name in names]
     return places

@@ -75,7 +75,7 @@ def parse(text: str, uri: str) -> dict[str, Any]:
     except CatalogError:
         raise
     except _YAML_ERRORS as error:
-        raise CatalogError(f"{uri} is not plain YAML ({_short(error)})") from error
+        raise CatalogError(f"{uri} is not plain YAML ({_short(error)}). Correct it, or copy it again") from error
     if not isinstance(content, dict):
         raise CatalogError(f"{uri} must be a mapping with metadata and sources; got {type(content).__name__}")
     return content
@@ -116,7 +116,7 @@ def read_text(uri: str, storage_options: Mapping[str, Any], max_bytes: int = MAX
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CatalogError(f"{uri} is not plain YAML (it is not UTF-8 text)") from error
+        raise CatalogError(f"{uri} is not plain YAML (it is not UTF-8 text). Copy it again") from error
 
 
 def _limited(blocks: Iterator[bytes], uri: str, max_bytes: int) -> Iterator[bytes]:

@@ -132,7 +132,9 @@ def check_content(content: Mapping[str, Any], uri: str, storage_options: Mapping
     if type(version) is not int or version != _VERSION:
         raise CatalogError(f"metadata of {uri} must have version {_VERSION}; got {version!r}")
     if not isinstance(sources, Mapping):
-        raise CatalogError(f"{uri} is not a catalogue: it has no mapping called sources")
+        raise CatalogError(
+            f"{uri} is not a catalogue: it has no mapping called sources. Write it with mrhdata catalog build"
+        )
     checked = Contents(uri, dict(storage_options), dict(metadata), {})
     for name, entry in sources.items():
         if not isinstance(name, str) or not name:

@@ -215,7 +215,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:
         raise _no_parquet(path) from error
-    except (ValueError, OSError) as error:
+    except Exception as error:  # Damaged metadata raise whatever pyarrow meets first, such as KeyError.
         raise FormatError(f"{path} is not a complete Parquet file ({_first_line(error)}); write it again") from error
 
 

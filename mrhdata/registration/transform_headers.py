@@ -44,14 +44,16 @@ def image_io(path: Path) -> str:
         header = read_nrrd(path)
         _check_image(header, "dimension", "sizes", "data file" not in header.fields)
         if header.fields.get("encoding", "").lower() in ("gz", "gzip"):
-            _check_stream(header)
+            _check_stream(path, header.end)
         return "NrrdImageIO"
     if ending == ".mha":
         header = read_metaimage(path)
         _check_image(header, "ndims", "dimsize", header.fields["elementdatafile"].upper() == "LOCAL")
         if header.fields.get("compresseddata", "")[:1] in ("T", "t", "1"):
-            _check_stream(header)
+            _check_stream(path, header.end)
         return "MetaImageIO"
+    if ending == ".gz":
+        _check_stream(path, 0)
     return "NiftiImageIO"
 
 
@@ -70,11 +72,11 @@ def _check_image(header: TextHeader, dimension: str, sizes: str, attached: bool)
         raise header.error(sizes, "sizes that the file can hold")
 
 
-def _check_stream(header: TextHeader) -> None:
+def _check_stream(path: Path, start: int) -> None:
     """Raise FormatError unless the compressed vectors have their checksum; ITK prints a message and uses the rest."""
     decoder = zlib.decompressobj(wbits=47)
-    with format_errors(header.path), header.path.open("rb") as file:
-        file.seek(header.end)
+    with format_errors(path), path.open("rb") as file:
+        file.seek(start)
         while not decoder.eof:
             packed = decoder.unconsumed_tail or file.read(_STEP)
             if not packed:
@@ -135,6 +137,7 @@ def _numbers(path: Path, words: Sequence[str]) -> list[float]:
 
 def _of_hdf5(path: Path) -> list[tuple[str, Sequence[float], int]]:
     """Return kind, fixed parameters and number of parameters of each transform of an HDF5 file."""
+    _check_heaps(path)
     with format_errors(path), h5py.File(path, "r") as file:
         _check_inside(file, path)
         parts = list(file["TransformGroup"].values())
@@ -142,6 +145,25 @@ def _of_hdf5(path: Path) -> list[tuple[str, Sequence[float], int]]:
             for name, item in part.items():
                 _check_parameters(path, name, item)
         return [_of_group(part) for part in parts]
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise FormatError if a collection of text has an object that does not advance, in which HDF5 loops for ever.
+
+    A collection holds ``GCOL``, version, 3 bytes, its size, and objects of an index, 6 bytes, a size and the text.
+    Index 0 is free space (HDF5 file format 3.0, section III.E).
+    """
+    content = path.read_bytes()
+    start = content.find(b"GCOL")
+    while start >= 0:
+        end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+        position = start + 16
+        while position + 16 <= min(end, len(content)):
+            index, size = (int.from_bytes(content[position + a : position + b], "little") for a, b in ((0, 2), (8, 16)))
+            if size == 0:
+                raise FormatError(f"{path} cannot be read: the text at byte {position} is damaged. Copy it again")
+            position += size if index == 0 else 16 + -(-size // 8) * 8
+        start = content.find(b"GCOL", start + 4)
 
 
 def _check_parameters(path: Path, name: str, item: Any) -> None:

@@ -100,7 +100,7 @@ def fit(
 
     Examples
     --------
-    >>> import mrhdata
+    >>> import numpy as np, mrhdata
     >>> values = np.random.default_rng(0).random((4, 8, 8), dtype=np.float32)
     >>> mri = mrhdata.volume.from_array(values, spacing=(1, 1, 1), name="t2")
     >>> p = mrhdata.patches(mri, target=mri, shape=3, stride=1, plane="axial")

@@ -145,6 +145,7 @@ def ensemble_and_patches():
     return robustness.calibrated_ensemble(members, training, validation), quadratic_patches
 
 
+@pytest.mark.full
 def test_intervals_cover_and_ood_inputs_are_flagged(ensemble_and_patches):
     """On a test set, intervals cover their level, 1 in 100 normal voxels is flagged, and most inverted ones are."""
     ensemble, quadratic_patches = ensemble_and_patches
@@ -158,6 +159,7 @@ def test_intervals_cover_and_ood_inputs_are_flagged(ensemble_and_patches):
     assert (predict_patches(ensemble, broken)[:, 2] > 1).mean() > 0.8
 
 
+@pytest.mark.full
 def test_ood_mask_of_a_map(ensemble_and_patches, tmp_path):
     """A lesion in a map of normal inputs is flagged, and less than 5 % of the rest."""
     ensemble, _ = ensemble_and_patches

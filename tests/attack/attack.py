@@ -24,7 +24,7 @@ SECONDS, EXTRA_BYTES = 10, 300_000_000
 #: Ways to say what to do, of which each refusal has one.
 REMEDIES = re.compile(
     r"pass |check |copy|choose|install|write|use |leave|keep|convert|download|correct|damaged|truncated|save|split|"
-    r"remove|select|only |must ",
+    r"remove|select|only |must |decompress",
     re.IGNORECASE,
 )
 

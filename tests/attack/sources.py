@@ -14,8 +14,9 @@ import mrhdata
 from mrhdata.datasets import catalog
 from mrhdata.io.cell_tables import read_points, write_points
 from mrhdata.registration import itk
-from mrhdata.registration.transforms import Affine, Transform
+from mrhdata.registration.transforms import Affine, Displacement, Transform
 from mrhdata.volume.construct import from_array
+from tests.io.dicom.files import enhanced, numbered, place
 
 SHAPE = (9, 10, 11)
 
@@ -77,6 +78,15 @@ def _save_transform(path: Path) -> None:
     itk.write(Transform([Affine(np.diag([1.0, 2, 3, 1]))]), path)
 
 
+def _save_field(path: Path) -> None:
+    field = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    itk.write(Transform([Displacement(field, np.diag([3.0, 2, 1, 1]))]), path)
+
+
+def _save_frames(path: Path) -> None:
+    enhanced(path, numbered(4), [place((0, 0, 3 * z)) for z in range(4)])
+
+
 def _read_volume(path: Path) -> np.ndarray:
     volume = mrhdata.read(path)
     assert volume.mrh.grid
@@ -99,7 +109,7 @@ def _read_volume_of(source) -> np.ndarray:
 
 
 def _read_points(path: Path) -> np.ndarray:
-    return read_points(path)[["z", "y", "x"]].to_numpy()
+    return read_points(path).select_dtypes("number").to_numpy()
 
 
 def _read_transform(path: Path) -> np.ndarray:
@@ -118,6 +128,8 @@ SOURCES = {
     "catalogue": (_save_catalogue, _read_catalogue),
     **dict.fromkeys(("cells.xml", "cells.csv", "cells.parquet"), (_save_points, _read_points)),
     **dict.fromkeys(("affine.tfm", "affine.h5"), (_save_transform, _read_transform)),
+    **dict.fromkeys(("field.nii.gz", "field.mha"), (_save_field, _read_transform)),
+    "frames.dcm": (_save_frames, _read_volume),
 }
 #: Sources whose voxels have a checksum -> last bytes of their header, which has none. Damaged voxels must be refused.
 WITH_CHECKSUM = {

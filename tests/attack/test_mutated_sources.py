@@ -10,7 +10,7 @@ from tests.conftest import FULL
 LONG = 130
 COPIES = LONG if FULL else 5
 #: Sources of the short form, because each needs a process of its own.
-SHORT = ("a.nii.gz", "c.mha", "a.zarr", "tiles.tif", "network", "catalogue")
+SHORT = ("a.nii.gz", "a.zarr", "catalogue")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.full) for n in SOURCES])

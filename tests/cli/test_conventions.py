@@ -21,7 +21,7 @@ from mrhdata.cli import app
 from mrhdata.io import conversion
 from mrhdata.io.omezarr import resumable
 from mrhdata.models.spec import IntensityScale
-from mrhdata.training import loop
+from mrhdata.training.run import TrainingRun
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as typed
 
@@ -294,7 +294,7 @@ def test_training_resumes_after_ctrl_c(tmp_path, monkeypatch):
         mrhdata.write(
             from_array(rng.random((6, 20, 8)).astype(np.float32), spacing=(1, 1, 1)), tmp_path / f"{name}.nii"
         )
-    epoch, runs = loop._Run.epoch, []
+    epoch, runs = TrainingRun.epoch, []
 
     def interrupt_third(run, *patches):
         runs.append(run.settings.epochs)
@@ -302,7 +302,7 @@ def test_training_resumes_after_ctrl_c(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         epoch(run, *patches)
 
-    monkeypatch.setattr(loop._Run, "epoch", interrupt_third)
+    monkeypatch.setattr(TrainingRun, "epoch", interrupt_third)
 
     def train(out, *more):
         words = [f"t2={tmp_path / 't2.nii'}", "--histology", tmp_path / "af.nii", "--loop-blocks", 1, "--epochs", 4]

@@ -30,6 +30,7 @@ def quick_recipe(monkeypatch):
     monkeypatch.setattr(tissue2d, "slices", slices_quickly)
 
 
+@pytest.mark.full
 def test_corrected_labels_are_not_scored_with_the_network_of_the_old_ones(tmp_path):
     """The folder of a run is refused once a label file of its study has changed."""
     for subject in range(3):

@@ -280,6 +280,7 @@ def test_catalogue_over_http(http_address, two_subjects):
         mrhdata.open_catalog(http_address + "/gone.yaml")
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -201,7 +201,7 @@ def test_volume_without_cells_gives_an_empty_table(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(12, 12, 12), (13, 15, 22), (40, 44, 60)])
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_fused_convolution_and_pooling_equal_separate_layers(channels, shape):
     """The matrix product of inference equals the layers that training differentiates."""
     layer = models.create("cells3d", seed=1, in_channels=channels).body[0]

@@ -112,6 +112,7 @@ def test_saved_network_segments_like_the_original(trained, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_interrupted_cross_validation_resumes(tmp_path, monkeypatch):
     """Scores equal those of an uninterrupted run, and finished folds are not repeated."""
     # Drawing would take longer than the rest of the test.

@@ -130,6 +130,7 @@ def test_scans_are_restored_out_of_the_box(tmp_path):
     assert error < 0.8 * baseline
 
 
+@pytest.mark.full
 def test_cells_are_found_out_of_the_box(tmp_path):
     """Detected cells match the true ones with F1 > 0.85."""
     brain = phantom.cleared((96, 128, 128), seed=999)

@@ -39,6 +39,7 @@ def network_with_scales(name):
     return model, shape
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NETWORKS if FULL else ("mrhnet",))
 def test_onnx_file_gives_the_results_of_the_network(tmp_path, name):
     """It takes raw voxels and returns the units of training, at sizes other than those of the export."""

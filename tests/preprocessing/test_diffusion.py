@@ -319,6 +319,7 @@ def test_mismatched_tables_and_unknown_maps_are_refused(random_tensors):
         table.b[0] = 1
 
 
+@pytest.mark.full
 def test_missing_dipy_is_reported_with_the_install_command():
     """Without dipy, the error names the command that installs it."""
     code = """

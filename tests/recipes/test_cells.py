@@ -81,6 +81,7 @@ def test_possible_cells_of_incomplete_brains_are_ignored():
     assert np.array_equal(cells.annotation_labels(complete, rules, scores=scores).values, labels.values)
 
 
+@pytest.mark.full
 def test_trained_network_detects_cells_of_another_brain(tmp_path):
     """The network finds cells of a test brain; a second run resumes from the checkpoint with equal weights."""
     brains_and_truth = [brain(seed) for seed in range(4)]

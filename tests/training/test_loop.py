@@ -208,6 +208,7 @@ def test_first_matching_layer_prefix_counts(train_and_validation):
         TrainingConfig(layer_learning_rates=(("conv1", -1.0),))
 
 
+@pytest.mark.full
 def test_weights_of_the_last_epoch_can_be_kept(train_and_validation):
     """The validation target is the opposite of the training target, so the best and the last epoch differ."""
     v = from_array(np.random.default_rng(2).random((8, 6, 8)).astype(np.float32), spacing=(1, 1, 1), name="t2")

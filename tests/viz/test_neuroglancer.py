@@ -176,6 +176,7 @@ def test_folders_that_are_not_stores_are_refused(tmp_path):
         Server({"all": tmp_path})
 
 
+@pytest.mark.full
 def test_command_line_stops_on_interrupt(server_and_store, tmp_path):
     """`view --serve` prints the link, and Ctrl-C ends it without an error."""
     command = [

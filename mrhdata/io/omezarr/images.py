@@ -106,7 +106,9 @@ def _open_group(
                 return group, name
     label = f"{path} (image {dataset!r})" if dataset else path
     detail = " ".join(str(failure).split())[:200] or type(failure).__name__
-    raise FormatError(f"{label} is not a readable Zarr group; is it an OME-Zarr folder? ({detail})") from failure
+    raise FormatError(
+        f"{label} is not a readable Zarr group ({detail}). Pass the folder of an OME-Zarr, or copy it again"
+    ) from failure
 
 
 def _chosen(listed: Sequence[Mapping[str, Any]], choice: str | None, path: Path | str) -> Mapping[str, Any]:
