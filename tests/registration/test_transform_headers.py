@@ -111,3 +111,24 @@ def test_headers_of_fields_are_checked(tmp_path, transform, ending, old, new):
     path.write_bytes(content.replace(old, new, 1))
     with pytest.raises(FormatError, match=path.name):
         itk.read(path)
+
+
+def test_truncated_fields_are_refused(tmp_path, transform):
+    """ITK prints a message and fills the rest with zeros."""
+    path = tmp_path / "a.nii.gz"
+    itk.write(transform, path, like=GRID)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FormatError, match=r"a\.nii\.gz cannot be read.*ends before its checksum"):
+        itk.read(path)
+
+
+def test_text_of_hdf5_without_a_size_is_refused(tmp_path, transform):
+    """HDF5 would look for the end of the text for ever."""
+    path = tmp_path / "a.h5"
+    itk.write(transform, path)
+    content = bytearray(path.read_bytes())
+    first = content.index(b"GCOL") + 16
+    content[first : first + 16] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"a\.h5 cannot be read: the text at byte \d+ is damaged"):
+        itk.read(path)
