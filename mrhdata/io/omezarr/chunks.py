@@ -178,6 +178,9 @@ class Chunks:
             high = tuple([min(z, b + c) for z, b, c in zip(box.stop, starts, self.chunk, strict=True)])
             common = Box(low, high)
             target, part = out[common.within(box.start)], common.within(starts)
+            if target.shape == self.chunk and target.dtype == self.dtype and target.flags.c_contiguous:
+                self.read(index, target)
+                continue
             if self.nbytes <= _LARGE_BYTES:
                 target[...] = self.read(index)[part]
                 continue

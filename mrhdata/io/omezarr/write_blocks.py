@@ -179,7 +179,8 @@ class VolumeBlocks:
             self.data = self.data.astype(np.uint8)
         if whole:
             # A source that cannot be read in parts is read once, as a whole.
-            self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1)
+            # Without a name Dask would hash a copy of the voxels.
+            self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1, name=False)
         self.dtype = self.data.dtype
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
