@@ -54,6 +54,10 @@ def train_detection(
     spacing: options.Spacing = None,
     unit: options.Unit = None,
     precision: options.TrainingPrecision = None,
+    device: options.Device = None,
+    accumulate: options.Accumulate = None,
+    channels_last: options.ChannelsLast = None,
+    compile_network: options.Compile = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -81,7 +85,9 @@ def train_detection(
     if recipe not in recipes:
         raise ModelError(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
     settings = recipes[recipe](voxel_mm)
-    chosen = options.set_options(precision=precision)
+    chosen = options.set_options(
+        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    )
     settings = replace(settings, training=replace(settings.training, **chosen), again=replace(settings.again, **chosen))
     if epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))

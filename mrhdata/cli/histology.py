@@ -36,6 +36,10 @@ def train_histology(
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
     precision: options.TrainingPrecision = None,
+    device: options.Device = None,
+    accumulate: options.Accumulate = None,
+    channels_last: options.ChannelsLast = None,
+    compile_network: options.Compile = None,
     ensemble_size: Annotated[
         int, typer.Option(min=1, help="Number of networks; several also give an uncertainty.")
     ] = 1,
@@ -70,7 +74,10 @@ def train_histology(
     target, tissue = formats.read(histology), options.read_optional(mask, "mask")
     planned = patches(inputs, target, shape=mrhnet.PATCH, stride=stride, plane="coronal", mask=tissue, grids=grids)
     parts = planned.split(options.three_shares(split), by=split_axis)
-    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs, precision=precision))
+    machine = options.set_options(
+        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    )
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs), **machine)
     volumes = [*inputs.values(), target, *([] if tissue is None else [tissue])]
     prints = [fingerprint.fingerprint(volume) for volume in volumes]
     identity = fingerprint.digest([prints, list(inputs), grids, split_axis, split, stride, loop_blocks, repr(settings)])
@@ -127,6 +134,10 @@ def train_histology_study(
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
     precision: options.TrainingPrecision = None,
+    device: options.Device = None,
+    accumulate: options.Accumulate = None,
+    channels_last: options.ChannelsLast = None,
+    compile_network: options.Compile = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -152,7 +163,10 @@ def train_histology_study(
 
     brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
     parts = split_subjects(brains, options.three_shares(split), seed)
-    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs, precision=precision))
+    machine = options.set_options(
+        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    )
+    settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs), **machine)
     subjects = {part: [brain.id for brain in members] for part, members in parts.items()}
     about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}
     volumes = fingerprint_cases(brains)

@@ -69,15 +69,24 @@ Grids = Annotated[
     typer.Option(help="Grids of the inputs: same refuses different ones, resample carries all to that of the first."),
 ]
 Memory = Annotated[str, typer.Option(help="Memory budget, such as '500 MB'.")]
-Device = Annotated[str | None, typer.Option(help="Device: cpu or cuda; cuda by default if a GPU is available.")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1 or mps; by default a GPU if there is one.")]
 Precision = Annotated[
     str, typer.Option(help="Precision of the network: float32, bfloat16, or auto, the faster one on this machine.")
+]
+Accumulate = Annotated[
+    int | None, typer.Option(min=1, help="Parts in which each batch is computed, to need less memory; 1 by default.")
+]
+ChannelsLast = Annotated[
+    bool | None, typer.Option("--channels-last", help="Store channels as last axis, which is faster on GPUs.")
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile", help="Compile the network first, which takes minutes; steps are faster.")
 ]
 TrainingPrecision = Annotated[
     str | None,
     typer.Option(
-        help="Precision of the training: float32, bfloat16, or auto, the faster one on this machine; that of the "
-        "recipe by default."
+        help="Precision of the training: float32, bfloat16, float16, or auto, the fastest on this machine; that of "
+        "the recipe by default."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
@@ -261,9 +270,10 @@ def case_channels(spec: Any, case: str, files: Sequence[Path]) -> dict[str, str]
 
 def precision_on(precision: str, device: str | None) -> str:
     """Return the type in which networks compute, float32 or bfloat16."""
-    from mrhdata.models.precision import default_device, resolve_precision
+    from mrhdata.models.device import resolve_device
+    from mrhdata.models.precision import resolve_precision
 
-    return resolve_precision(precision, device or default_device())
+    return resolve_precision(precision, resolve_device(device).type)
 
 
 def network_digest(model: Path) -> str:

@@ -39,6 +39,10 @@ def train_restoration(
     spacing: options.Spacing = None,
     unit: options.Unit = None,
     precision: options.TrainingPrecision = None,
+    device: options.Device = None,
+    accumulate: options.Accumulate = None,
+    channels_last: options.ChannelsLast = None,
+    compile_network: options.Compile = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
@@ -65,8 +69,11 @@ def train_restoration(
     good = [formats.read(stack, **read_options).rename("em") for stack in stacks]
     slices = 1 + 2 * context_slices
     training, validation = _cut(good, slices, validation_fraction)
+    machine = options.set_options(
+        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    )
     settings = replace(
-        restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs, precision=precision)
+        restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs), **machine
     )
     prints = [fingerprint.fingerprint(stack) for stack in good]
     patches = [patch_size, patches_per_epoch]

@@ -50,6 +50,10 @@ def train_segmentation(
     ] = None,
     epochs: options.Epochs = None,
     precision: options.TrainingPrecision = None,
+    device: options.Device = None,
+    accumulate: options.Accumulate = None,
+    channels_last: options.ChannelsLast = None,
+    compile_network: options.Compile = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -66,13 +70,17 @@ def train_segmentation(
     from mrhdata import models
     from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
+    from mrhdata.models.device import resolve_device
     from mrhdata.models.precision import resolve_precision
     from mrhdata.recipes import segmentation
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
     cases, names = _read_study(study, inputs, labels)
     spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
-    settings = _recipe(recipe, cases, spacing, epochs, precision)
+    machine = options.set_options(
+        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    )
+    settings = _recipe(recipe, cases, spacing, epochs, machine)
     values = segmentation.label_map(cases)
     bars = options.bars(progress)
 
@@ -86,7 +94,8 @@ def train_segmentation(
     about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
     about["volumes"] = fingerprint_cases(cases)
     # Folds that one machine finished are not completed with another precision.
-    about["precision"] = [resolve_precision(stage.precision) for stage in (*settings.training, *settings.again)]
+    kind = resolve_device(device).type
+    about["precision"] = [resolve_precision(stage.precision, kind) for stage in (*settings.training, *settings.again)]
     result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:
         with resumable():
@@ -124,7 +133,7 @@ def _recipe(
     cases: Sequence[Subject],
     spacing: float | list[float] | None,
     epochs: int | None,
-    precision: str | None,
+    machine: dict[str, Any],
 ) -> Recipe:
     """Return the recipe of a name, by default at the spacing of the first case."""
     from dataclasses import replace
@@ -148,7 +157,7 @@ def _recipe(
         raise DataError(
             f"the recipe {name} takes a susceptibility map; got {list(cases[0].inputs)}. Pass --input qsm=PATTERN."
         )
-    changes = options.set_options(epochs=epochs, patience=epochs, precision=precision)
+    changes = options.set_options(epochs=epochs, patience=epochs) | machine
     training, again = (
         tuple(replace(stage, **changes) for stage in stages) for stages in (recipe.training, recipe.again)
     )

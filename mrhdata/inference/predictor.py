@@ -40,7 +40,7 @@ from mrhdata.inference.strategies.patch_centre import PatchCentreStrategy
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
-from mrhdata.models.precision import default_device
+from mrhdata.models.device import resolve_device
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
@@ -114,7 +114,7 @@ def predict(  # noqa: PLR0913 (options of one call)
     memory : int or str
         Budget for voxels, tensors and predictions together, such as ``"500 MB"``.
     device : str, optional
-        PyTorch device; by default ``"cuda"`` if available, else ``"cpu"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; by default a GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}
         Type in which the network computes. ``"auto"`` is the faster one on the device; a run that was interrupted on a
         machine with the other type does not resume.
@@ -174,7 +174,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
-    network = InferenceModel(model, device or default_device(), precision)
+    network = InferenceModel(model, str(resolve_device(device)), precision)
     reference = next(iter(inputs.values()))
     source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
     if grids == "resample":

@@ -66,11 +66,6 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype or torch.bfloat16, dtype is not None)
 
 
-def default_device() -> str:
-    """Return the PyTorch device on which networks run by default: ``"cuda"`` if there is one, else ``"cpu"``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @cache
 def _faster(kind: str) -> str:
     """Return the faster type on a kind of device, and log it once."""

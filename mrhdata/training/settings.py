@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mrhdata.errors import ParameterError
 from mrhdata.models.precision import PRECISIONS
@@ -79,9 +79,10 @@ class TrainingConfig:
     restore_best: bool = True
     augment: Augmentation | None = None
     precision: str = "float32"
-    device: str = "auto"
-    channels_last: bool = False
-    compile: bool = False
+    # Left out of the representation, which identifies a run: it may move to another machine.
+    device: str = field(default="auto", repr=False)
+    channels_last: bool = field(default=False, repr=False)
+    compile: bool = field(default=False, repr=False)
     accumulate: int = 1
 
     def __post_init__(self) -> None:
