@@ -2,8 +2,9 @@
 
 Run: python benchmarks/studies/memory.py WORK [--gigabytes 2] [--memory '200 MB'] [--only NAME ...]
 
-Each source is converted in a process of its own. The figure is the peak of resident memory above that of a process
-that has converted a small file. If the budget is refused, the source is converted with the one that the error names.
+Each source is converted in a process of its own. The figure is the peak of resident memory (Linux) above what the
+process had after it had converted a small file. If the budget is refused, the source is converted with the one that
+the error names.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from tables import committed, markdown, merged, written
 
 SIDE, PLANE = 1000, 8192
 CODE = """
-import resource, sys, mrhdata
+import pathlib, re, sys, mrhdata
 source, target, memory, small = sys.argv[1:]
 mrhdata.convert(small, target + ".small.zarr", progress=False, overwrite=True)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-rest = peak()
+size = lambda name: int(re.search(name + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1e3
+rest = size("VmRSS")
+# The peak is reset, because it includes that of the process that started this one.
+pathlib.Path("/proc/self/clear_refs").write_text("5")
 try:
     mrhdata.convert(source, target, memory=memory, progress=False, overwrite=True, spacing=1)
 except mrhdata.errors.ParameterError as error:
     print("refused", error)
 else:
-    print("peak", peak() - rest)
+    print("peak", size("VmHWM") - rest)
 """
 
 

@@ -211,6 +211,18 @@ def test_stored_mask_skips_blocks_without_chunks(tmp_path):
         mrhdata.predict(smoothing(), volume, tmp_path / "n.zarr", mask="brain", mode="dense", progress=False)
 
 
+def test_input_that_changes_during_the_prediction_is_refused(tmp_path):
+    """A map is never made of two versions of its input."""
+    volume = stored(tmp_path, (8, 9, 10))
+
+    def save_again(done, total):
+        (tmp_path / "brain.zarr" / "scale0" / "brain" / "zarr.json").touch()
+
+    with pytest.raises(FormatError, match=r"changed while .*m\.zarr was computed from it"):
+        mrhdata.predict(smoothing(), volume, tmp_path / "m.zarr", mode="dense", progress=save_again)
+    assert [p.name for p in tmp_path.iterdir()] == ["brain.zarr"]
+
+
 def test_output_forms(tmp_path):
     """Softmax channels, argmax labels, threshold masks and scaled integers."""
     values = np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32)
