@@ -64,7 +64,7 @@ class Augmentation:
         spacing_mm : (3,) sequence of float
             Voxel size along z, y, x, in mm.
         generator : torch.Generator
-            Source of random numbers.
+            Source of random numbers, on the processor; only noise is drawn on the device of `x`.
 
         Examples
         --------
@@ -78,10 +78,11 @@ class Augmentation:
         if chosen.any():
             matrices = self._draw_matrices(int(chosen.sum()), x.shape, generator)
             x, y = x.clone(), y.clone()
-            x[chosen] = _transform(x[chosen], matrices, spacing_mm, "bilinear")
-            y[chosen] = _transform(y[chosen], matrices, spacing_mm, "nearest")
+            rows, matrices = chosen.nonzero()[:, 0].to(x.device), matrices.to(x.device)
+            x[rows] = _transform(x[rows], matrices, spacing_mm, "bilinear")
+            y[rows] = _transform(y[rows], matrices, spacing_mm, "nearest")
         for axis in self.flip:
-            mirrored = (torch.rand(len(x), generator=generator) < 0.5).reshape(-1, 1, 1, 1, 1)
+            mirrored = (torch.rand(len(x), generator=generator) < 0.5).reshape(-1, 1, 1, 1, 1).to(x.device)
             x, y = (torch.where(mirrored, v.flip(2 + axis), v) for v in (x, y))
         shades = any((self.gain, self.offset, self.gamma, self.noise))
         return self._shade(x, generator) if shades else x, y
@@ -107,22 +108,33 @@ class Augmentation:
         per_channel = (*x.shape[:2], 1, 1, 1)
         low = x.amin((2, 3, 4), keepdim=True)
         width = (x.amax((2, 3, 4), keepdim=True) - low).clamp(min=1e-6)
-        x = low + width * ((x - low) / width) ** self._draw_uniform(self.gamma, per_channel, generator).exp()
-        x = x * (1 + self._draw_uniform(self.gain, per_channel, generator))
-        x = x + self._draw_uniform(self.offset, per_channel, generator)
+        gamma, gain, offset = (
+            self._draw_uniform(largest, per_channel, generator).to(x.device)
+            for largest in (self.gamma, self.gain, self.offset)
+        )
+        x = low + width * ((x - low) / width) ** gamma.exp()
+        x = x * (1 + gain) + offset
         noise = self.noise * torch.rand((len(x), 1, 1, 1, 1), generator=generator)
-        return x + noise * torch.randn(x.shape, generator=generator)
+        return x + noise.to(x.device) * standard_noise(x, generator)
 
     @staticmethod
     def _draw_uniform(largest: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return largest * (2 * torch.rand(shape, generator=generator) - 1)
 
 
+def standard_noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return Gaussian noise of the shape of `x` on its device; the generator seeds that of another device."""
+    if x.device == generator.device:
+        return torch.randn(x.shape, generator=generator)
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
+
+
 def _transform(x: Tensor, matrices: Tensor, spacing_mm: Sequence[float], mode: str) -> Tensor:
     """Interpolate (B, C, z, y, x) at positions that matrices in mm map to; beyond the edge it is repeated."""
-    half = torch.tensor([s * n / 2 for s, n in zip(spacing_mm, x.shape[2:], strict=True)])
+    half = torch.tensor([s * n / 2 for s, n in zip(spacing_mm, x.shape[2:], strict=True)]).to(x.device)
     # grid_sample uses coordinates from -1 to 1 over the whole extent, x first.
     normalized = matrices * half.reshape(1, 1, 3) / half.reshape(1, 3, 1)
-    theta = torch.cat([normalized.flip(1, 2), torch.zeros(len(x), 3, 1)], 2)
+    theta = torch.cat([normalized.flip(1, 2), torch.zeros(len(x), 3, 1, device=x.device)], 2)
     grid = f.affine_grid(theta, list(x.shape), align_corners=False)
     return f.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=False)

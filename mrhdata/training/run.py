@@ -18,6 +18,7 @@ from torch import nn
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.precision import autocast
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec, run_on_patches
+from mrhdata.training.augmentation import standard_noise
 from mrhdata.training.checkpoints import read_checkpoint, write_checkpoint
 from mrhdata.training.history import History
 from mrhdata.training.losses import OF_CLASSES, centre, loss
@@ -103,7 +104,7 @@ class TrainingRun:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
         #: Progress within the epoch: losses and numbers of patches of the steps done, and the generator of noise.
         self._losses: list[tuple[Any, int]] = []
-        self._generator = torch.Generator(device)
+        self._generator = torch.Generator()
         self.steps_done = 0
 
     def check(self, patches: Patches) -> None:
@@ -202,7 +203,7 @@ class TrainingRun:
         if settings.augment is not None:
             x, y = settings.augment(x, y, patches.spacing_mm, self._generator)
         if settings.noise:
-            x = x + settings.noise * torch.randn(x.shape, generator=self._generator, device=self.device)
+            x = x + settings.noise * standard_noise(x, self._generator)
         whole = min(settings.batch_size, len(patches) - self.steps_done * settings.batch_size)
         count = self._part_length(whole)
         self._optimizer.zero_grad()
@@ -350,12 +351,11 @@ def _random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def _restore_random_states(device: torch.device, noise: torch.Generator, states: dict[str, Tensor]) -> None:
-    """Restore the states of generators; a device of another kind than before keeps its own."""
+    """Restore the states of generators; a GPU that the run had not used before keeps its own."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
-    with contextlib.suppress(RuntimeError):
-        noise.set_state(states["noise"])
+    noise.set_state(states["noise"])
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

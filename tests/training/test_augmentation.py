@@ -72,3 +72,17 @@ def test_flip_mirrors_half_of_the_patches_along_its_axis(axis):
     assert 5 < sum(mirrored) < 35
     assert all(bool((row == x[0]).all()) != m for row, m in zip(b, mirrored, strict=True))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_device_changes_nothing_but_the_noise(device):
+    """Draws come from one generator on the processor, so that a run may move from one device to another."""
+    x = torch.rand(4, 2, 6, 7, 8, generator=torch.Generator().manual_seed(0))
+    augment = Augmentation(noise=0.0, flip=(2,))
+    a, b = augment(x, (x[:, :1] > 0.5).float(), (3.0, 1.0, 1.0), torch.Generator().manual_seed(1))
+    moved = augment(
+        x.to(device), (x[:, :1] > 0.5).float().to(device), (3.0, 1.0, 1.0), torch.Generator().manual_seed(1)
+    )
+    assert moved[0].device.type == device
+    torch.testing.assert_close(moved[0].cpu(), a)
+    assert (moved[1].cpu() == b).float().mean() > 0.999

@@ -177,10 +177,8 @@ class VolumeBlocks:
         whole = is_read_whole(self.data)
         if self.data.dtype == bool:
             self.data = self.data.astype(np.uint8)
-        if whole:
-            # A source that cannot be read in parts is read once, as a whole.
-            # Without a name Dask would hash a copy of the voxels.
-            self.data = da.from_array(self.data.compute(scheduler="threads"), chunks=-1, name=False)
+        # A source that cannot be read in parts is read once, as a whole; a Dask array of it would hold a copy.
+        self._whole = np.asarray(self.data.compute(scheduler="threads")) if whole else None
         self.dtype = self.data.dtype
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
@@ -205,6 +203,9 @@ class VolumeBlocks:
 
     def _fill(self, block: np.ndarray, box: Box, threads: ThreadPoolExecutor) -> None:
         """Read a box of the volume, directly from its file if the volume is an unchanged file."""
+        if self._whole is not None:
+            block[...] = self._whole[box.slices]
+            return
         source = source_of(self.data)
         if source is None:
             target: Any = block
