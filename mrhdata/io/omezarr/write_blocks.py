@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Share of the budget within which parts of the source are decoded at the same time.
 _READ_SHARE = 1 / 4
+#: Bytes that a writer takes next to a source of hundreds of MB: blocks of one shard, and encoded ones.
+_WRITER_BYTES = 64_000_000
 
 
 def remaining_memory(volume: xr.DataArray, memory: int, least: int, label: str) -> int:
@@ -47,6 +49,7 @@ def remaining_memory(volume: xr.DataArray, memory: int, least: int, label: str) 
     needed = bytes_at_once(volume.data)
     if needed <= memory * _READ_SHARE:
         return memory
+    least = max(least, min(_WRITER_BYTES, needed // 4))
     if memory - needed < least:
         raise ParameterError(
             f"memory must be at least {_rounded_up(needed + least)} for {label}, of which {needed / 1e6:.0f} MB are "
@@ -160,6 +163,11 @@ class DoubleBuffer:
         return self._buffers[0][:size].reshape(shape)
 
 
+def _only_chunk(data: da.Array) -> np.ndarray:
+    """Return the values of an array of one chunk; `compute` would return a copy of them."""
+    return np.asarray(data.to_delayed().item().compute(scheduler="threads"))
+
+
 class VolumeBlocks:
     """Blocks of a volume; the next block is read while the current one is used.
 
@@ -177,8 +185,8 @@ class VolumeBlocks:
         whole = is_read_whole(self.data)
         if self.data.dtype == bool:
             self.data = self.data.astype(np.uint8)
-        # A source that cannot be read in parts is read once, as a whole; a Dask array of it would hold a copy.
-        self._whole = np.asarray(self.data.compute(scheduler="threads")) if whole else None
+        # A source that cannot be read in parts is read once, as a whole.
+        self._whole = _only_chunk(self.data) if whole else None
         self.dtype = self.data.dtype
 
     def blocks(self, boxes: Sequence[Box]) -> Iterator[np.ndarray]:
