@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -96,18 +96,17 @@ def convert(
             )
         volume, record = _file_order(source), dict(source.attrs.get("provenance", {}))
         identity: Callable[[], dict[str, Any]] = partial(_identity_of_volume, volume)
+        checksum_of: Callable[[], dict[str, Any]] = dict
+        label = f"volume {volume.name}"
     else:
         volume = _file_order(formats.read(source, **options))
         record = {"options": {k: v for k, v in options.items() if k not in ("storage_options", "name")}}
         identity = partial(_identity, source, options, checksum)
-    label = f"volume {volume.name}" if isinstance(source, xr.DataArray) else str(source)
+        checksum_of = partial(source_checksum, source, checksum)
+        label = str(source)
     budget = remaining_memory(volume, parse_memory(memory), LEAST_BYTES, label)
     with ThreadPoolExecutor(1) as executor:
-        checksums: Future[dict[str, Any]] = (
-            executor.submit(dict)
-            if isinstance(source, xr.DataArray)
-            else executor.submit(source_checksum, source, checksum)
-        )
+        checksums = executor.submit(checksum_of)
         return write_resumable(
             target,
             volume,
