@@ -40,7 +40,6 @@ from mrhdata.inference.strategies.patch_centre import PatchCentreStrategy
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
 from mrhdata.io import fingerprint, formats, omezarr
 from mrhdata.io.omezarr import resumable
-from mrhdata.models.device import resolve_device
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
@@ -174,7 +173,7 @@ def predict(  # noqa: PLR0913 (options of one call)
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)
     inputs = {key: omezarr.forward(volume) for key, volume in sources.volumes_by_name(inputs).items()}
-    network = InferenceModel(model, str(resolve_device(device)), precision)
+    network = InferenceModel(model, device, precision)
     reference = next(iter(inputs.values()))
     source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
     if grids == "resample":

@@ -106,7 +106,9 @@ def to_target_units(x: Tensor, scale: IntensityScale) -> Tensor:
 
 
 def _per_channel(x: Tensor, values: tuple[float, ...]) -> Tensor:
-    return x.new_tensor(values).reshape(1, -1, *(1,) * (x.ndim - 2))
+    # Without waiting, since a copy that a GPU waits for would hold up every step.
+    on_device = x.new_tensor(values, device="cpu").to(x.device, non_blocking=True)
+    return on_device.reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
 def spec_from(content: dict[str, Any]) -> ModelSpec:

@@ -17,7 +17,7 @@ from torch import nn
 
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.precision import autocast
-from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec, run_on_patches
+from mrhdata.models.spec import IGNORE_INDEX, ModelSpec, run_on_patches, scaled, to_target_units
 from mrhdata.training.augmentation import standard_noise
 from mrhdata.training.checkpoints import read_checkpoint, write_checkpoint
 from mrhdata.training.history import History
@@ -53,22 +53,6 @@ class _OnPatches(nn.Module):
         return run_on_patches(self.model, x)
 
 
-class _Scale:
-    """Intensity scale of channels as tensors on the device, because copies of numbers make the device wait."""
-
-    def __init__(self, scale: IntensityScale, device: torch.device) -> None:
-        offset, factor = (torch.tensor(v, dtype=torch.float32) for v in (scale.offset, scale.factor))
-        self._offset, self._factor = (v.reshape(1, -1, 1, 1, 1).to(device) for v in (offset, factor))
-
-    def scale(self, x: Tensor) -> Tensor:
-        """Return raw values (B, C, z, y, x) on the scale of the network."""
-        return (x - self._offset) / self._factor
-
-    def restore(self, x: Tensor) -> Tensor:
-        """Return the network's values in the units of the data."""
-        return x * self._factor + self._offset
-
-
 class TrainingRun:
     """A network in training, with its optimiser and history."""
 
@@ -88,7 +72,7 @@ class TrainingRun:
         spec: ModelSpec = model.spec  # type: ignore[assignment]
         if spec.inputs is None or spec.target is None:
             raise ModelError("the intensity scales are missing; this is a bug")
-        self._inputs, self._target = _Scale(spec.inputs, device), _Scale(spec.target, device)
+        self._inputs, self._target = spec.inputs, spec.target
         self._outputs = len(spec.target.offset)
         self.labels = spec.labels if settings.loss in OF_CLASSES else ()
         self.best = _copy(model)
@@ -256,12 +240,18 @@ class TrainingRun:
         return max(0, -(-(whole - self.processes.rank) // self.processes.count))
 
     def _mean_loss(self, patches: int, number: int) -> float:
-        """Return the mean loss of an epoch over all processes; a GPU is asked for its losses here, once."""
-        values = [value if isinstance(value, float) else value.item() for value, _ in self._losses]
+        """Return the mean loss of an epoch over all processes."""
+        values = self._loss_values()
         for value in values:
             self._check_finite(value, number)
         total = sum(value * count for value, (_, count) in zip(values, self._losses, strict=True))
         return float(self.processes.sum(total)) / patches
+
+    def _loss_values(self) -> list[float]:
+        """Return the losses of the steps done; a GPU is asked for all of them at once."""
+        pending = [value for value, _ in self._losses if isinstance(value, torch.Tensor)]
+        numbers = iter(torch.stack(pending).tolist() if pending else ())
+        return [next(numbers) if isinstance(value, torch.Tensor) else value for value, _ in self._losses]
 
     def _check_finite(self, value: float, number: int) -> None:
         if not np.isfinite(value):
@@ -289,7 +279,7 @@ class TrainingRun:
                 if self.labels:
                     overlap += _overlap(prediction, y)
                 else:
-                    error = self._target.restore(prediction) - raw_y
+                    error = to_target_units(prediction, self._target) - raw_y
                     sums[1] += error.square().mean().item() * count
         sums = self.processes.sum(sums)
         self.history.validation.append(float(sums[0]) / len(validation))
@@ -301,16 +291,16 @@ class TrainingRun:
 
     def _scale(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return scaled input and target; class numbers stay as they are."""
-        x = self._inputs.scale(x)
+        x = scaled(x, self._inputs)
         if self.settings.channels_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        return x, y if self.labels else self._target.scale(y)
+        return x, y if self.labels else scaled(y, self._target)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, in the first process only."""
-        losses = [(value if isinstance(value, float) else value.item(), count) for value, count in self._losses]
         if not self.processes.first:
             return
+        losses = [(value, count) for value, (_, count) in zip(self._loss_values(), self._losses, strict=True)]
         write_checkpoint(
             path,
             self.settings,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrhdata.errors import ModelError, ParameterError
+from mrhdata.errors import ModelError
+from mrhdata.models.device import resolve_device
 from mrhdata.models.precision import autocast, resolve_precision
 from mrhdata.models.spec import ModelSpec, scaled, to_target_units
 
@@ -24,15 +25,6 @@ Floats = NDArray[np.float32]
 _BATCH_VOXELS = 1_200_000
 
 
-def _move_to(model: nn.Module, device: str) -> nn.Module:
-    """Move a network to a device."""
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        available = "cpu or cuda" if torch.cuda.is_available() else "cpu"
-        raise ParameterError(f"device must be {available} with this PyTorch; got {device!r}") from error
-
-
 class InferenceModel:
     """A trained network that maps boxes (n, C, z, y, x) of raw voxels to predictions in the target's units.
 
@@ -40,8 +32,8 @@ class InferenceModel:
     ----------
     model : torch.nn.Module
         Network; without a ``spec`` it must take raw voxels.
-    device : str
-        PyTorch device.
+    device : str or None
+        Name of a device, as for :func:`mrhdata.models.device.resolve_device`.
     precision : {"auto", "float32", "bfloat16", "float16"}
         Type in which the network computes; ``"auto"`` is the faster one on the device.
 
@@ -53,9 +45,10 @@ class InferenceModel:
         Axis along which a 2D network is run; None for a 3D network.
     """
 
-    def __init__(self, model: nn.Module, device: str, precision: str) -> None:
-        self.model, self._device = _move_to(model.eval(), device), device
-        self.precision = resolve_precision(precision, device)
+    def __init__(self, model: nn.Module, device: str | None, precision: str) -> None:
+        self._device = resolve_device(device)
+        self.model = model.eval().to(self._device)
+        self.precision = resolve_precision(precision, self._device.type)
         spec: ModelSpec | None = getattr(model, "spec", None)
         self.spec = spec if spec is not None else ModelSpec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))
@@ -63,7 +56,7 @@ class InferenceModel:
 
     def __call__(self, values: Floats) -> Tensor:
         """Return float32 predictions in host memory."""
-        with torch.inference_mode(), autocast(torch.device(self._device).type, self.precision):
+        with torch.inference_mode(), autocast(self._device.type, self.precision):
             return self._run(torch.from_numpy(values).to(self._device)).cpu()
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
