@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 
 from mrhdata.io.nibabel_images import assumed_of_steps, from_image, stated_steps
-from mrhdata.io.packed import unpacked_start
 from mrhdata.volume.assumptions import assume
+from mrhdata.volume.packed import unpacked_start
 from mrhdata.volume.times import with_times
 
 if TYPE_CHECKING:

@@ -41,9 +41,7 @@ def layout_of(path: Path) -> VoxelLayout:
         A field is missing or has a value that it cannot have, or a data file lies outside of the header's folder.
     """
     header = read_metaimage(path)
-    for name in ("ndims", "dimsize", "elementtype"):
-        if name not in header.fields:
-            raise header.error(name, "present")
+    header.require("ndims", "dimsize", "elementtype")
     (ndim,) = header.integers("ndims", 1, 2, 4)
     sizes = header.integers("dimsize", ndim)
     channels = _first_integer(header, "elementnumberofchannels", 1, 1)

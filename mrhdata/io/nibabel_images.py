@@ -13,10 +13,10 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from mrhdata.errors import FormatError
-from mrhdata.io.packed import PackedReader, check_packed_size, check_stream, codec_of
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
 from mrhdata.volume.file_arrays import FileArray, check_length, format_errors, lazy
+from mrhdata.volume.packed import PackedReader, check_packed_size, check_stream, codec_of
 
 if TYPE_CHECKING:
     import xarray as xr

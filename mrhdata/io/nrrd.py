@@ -67,7 +67,7 @@ def layout_of(path: Path) -> VoxelLayout:
         A field is missing or has a value that it cannot have, or a data file lies outside of the header's folder.
     """
     header = read_nrrd(path)
-    _require(header, "type", "dimension", "sizes", "encoding")
+    header.require("type", "dimension", "sizes", "encoding")
     (ndim,) = header.integers("dimension", 1, 1, MAX_AXES)
     sizes = header.integers("sizes", ndim)
     axes = _axes(header, sizes)
@@ -274,12 +274,6 @@ def _attrs(header: TextHeader, unit: str | None) -> dict[str, str]:
     """Return attributes of the volume: the unit of the values, and that of the lengths of the header."""
     units = header.fields.get("sample units", header.fields.get("sampleunits", "")).strip('" ')
     return {**({"units": units} if units else {}), **({"source_unit": unit} if unit not in (None, "mm") else {})}
-
-
-def _require(header: TextHeader, *names: str) -> None:
-    for name in names:
-        if name not in header.fields:
-            raise header.error(name, "present")
 
 
 def _dtype(header: TextHeader) -> np.dtype[Any]:

@@ -11,11 +11,11 @@ import dask.array as da
 import numpy as np
 
 from mrhdata.errors import FormatError
-from mrhdata.io.packed import PackedReader
 from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL, from_array
 from mrhdata.volume.file_arrays import FileArray, RawReader, check_length, lazy
+from mrhdata.volume.packed import PackedReader
 from mrhdata.volume.times import with_times
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import h5py
 
 from mrhdata.errors import FormatError
 from mrhdata.volume.file_arrays import format_errors
+from mrhdata.volume.packed import MAX_RATIO, check_stream
 from mrhdata.volume.text_headers import TextHeader, read_metaimage, read_nrrd
 
 #: Most numbers of the fixed parameters of a transform: those of a grid are 18.
@@ -25,10 +25,6 @@ _ON_GRID = re.compile(r"(BSpline|DisplacementField|BSplineSmoothing|GaussianSmoo
 #: Names of arrays; ITK misspelt them until version 5.
 _FIXED_NAMES = ("TransformFixedParameters", "TranformFixedParameters")
 _PARAMETER_NAMES = ("TransformParameters", "TranformParameters")
-#: Bytes that are read at a time.
-_STEP = 1 << 20
-#: Largest number of bytes that one byte of deflate unpacks to.
-_MAX_RATIO = 1040
 
 
 def image_io(path: Path) -> str:
@@ -62,26 +58,18 @@ def _check_image(header: TextHeader, dimension: str, sizes: str, attached: bool)
         raise FormatError(
             f"{header.path} must hold its vectors itself; got the name of another file. Write it as .nii.gz"
         )
-    for name in (dimension, sizes):
-        if name not in header.fields:
-            raise header.error(name, "present")
+    header.require(dimension, sizes)
     (ndim,) = header.integers(dimension, 1, 2, 4)
     channels = header.integers("elementnumberofchannels", 1)[0] if "elementnumberofchannels" in header.fields else 1
     least = math.prod(header.integers(sizes, ndim)) * channels
-    if least > header.path.stat().st_size * _MAX_RATIO:
+    if least > header.path.stat().st_size * MAX_RATIO["zlib"]:
         raise header.error(sizes, "sizes that the file can hold")
 
 
 def _check_stream(path: Path, start: int) -> None:
     """Raise FormatError unless the compressed vectors have their checksum; ITK prints a message and uses the rest."""
-    decoder = zlib.decompressobj(wbits=47)
-    with format_errors(path), path.open("rb") as file:
-        file.seek(start)
-        while not decoder.eof:
-            packed = decoder.unconsumed_tail or file.read(_STEP)
-            if not packed:
-                raise EOFError("the compressed stream ends before its checksum")
-            decoder.decompress(packed, _STEP)
+    with format_errors(path):
+        check_stream(path, "zlib", start)
 
 
 def check_transform(path: Path) -> None:
@@ -169,7 +157,7 @@ def _check_heaps(path: Path) -> None:
 def _check_parameters(path: Path, name: str, item: Any) -> None:
     """Raise FormatError unless all parameters can be read; ITK crashes on damaged ones."""
     size = path.stat().st_size
-    if item.nbytes > _MAX_RATIO * size:
+    if item.nbytes > MAX_RATIO["zlib"] * size:
         raise FormatError(f"{path}: {item.name} must fit the file of {size} bytes; got {item.shape}. Write it again")
     if item.dtype.kind != ("O" if name == "TransformType" else "f"):
         raise FormatError(f"{path}: {item.name} must hold numbers; got {item.dtype}. Write it again")

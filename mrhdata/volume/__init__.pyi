@@ -9,6 +9,7 @@ from . import (
     grid,
     groups,
     overrides,
+    packed,
 )
 from .box import Box
 from .construct import describe, from_array
@@ -33,5 +34,6 @@ __all__ = [
     "group",
     "groups",
     "overrides",
+    "packed",
     "stack",
 ]

@@ -47,6 +47,12 @@ class TextHeader:
     end: int
     names: tuple[str, ...] = ()
 
+    def require(self, *names: str) -> None:
+        """Raise FormatError unless the header has all fields of these names."""
+        for name in names:
+            if name not in self.fields:
+                raise self.error(name, "present")
+
     def numbers(self, name: str, count: int | None = None) -> list[float]:
         """Return the numbers of a field; raise FormatError if there are others, or not `count` of them."""
         words = self.fields[name].split()

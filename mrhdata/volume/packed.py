@@ -22,7 +22,7 @@ from mrhdata.volume.box import Box
 _STEP = 1 << 20
 #: Largest number of bytes that one byte can unpack to: deflate copies 258 bytes with 2 bits, bzip2 repeats blocks of
 #: 900,000 bytes of runs in about 40 bytes.
-_MAX_RATIO = {"gzip": 1_040, "zlib": 1_040, "bzip2": 1_200_000}
+MAX_RATIO = {"gzip": 1_040, "zlib": 1_040, "bzip2": 1_200_000}
 #: Bytes that may follow the voxels, such as the tags of MGH; more is not the file that the header describes.
 _MAX_REST = 64_000_000
 
@@ -40,7 +40,7 @@ def check_packed_size(path: Path, codec: str, needed: int, start: int = 0) -> No
     The header is not believed before memory is allocated for it.
     """
     packed = path.stat().st_size - start
-    if needed > max(0, packed) * _MAX_RATIO[codec]:
+    if needed > max(0, packed) * MAX_RATIO[codec]:
         raise FormatError(
             f"{path} is damaged or truncated: its header asks for {needed} bytes, and {packed} bytes of {codec} cannot "
             "hold them. Copy it again"
@@ -96,9 +96,10 @@ def unpacked_start(path: Path, count: int) -> bytes:
         return bytes((file if codec is None else _opened(file, codec)).read(count))
 
 
-def check_stream(path: Path, codec: str) -> None:
-    """Read a compressed file to its end, so that its checksums are compared."""
+def check_stream(path: Path, codec: str, start: int = 0) -> None:
+    """Read a compressed file from byte `start` to its end, so that its checksums are compared."""
     with path.open("rb") as file:
+        file.seek(start)
         stream = _opened(file, codec)
         while stream.read(_STEP):
             pass
