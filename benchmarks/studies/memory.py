@@ -168,8 +168,8 @@ def measure(name: str, work: Path, size: int, memory: str) -> dict[str, object]:
     # The source is made in a process of its own, whose memory a child would inherit in its peak.
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory, pathlib; "
     code += f"print(memory.SOURCES[{name!r}][1](pathlib.Path({str(folder / 'source')!r}), {size}))"
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    source = Path(made.stdout.strip().splitlines()[-1])
+    maker = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    source = Path(maker.stdout.strip().splitlines()[-1])
     first = convert(source, folder / "a.zarr", memory, small)
     budget = memory
     if first.startswith("refused"):

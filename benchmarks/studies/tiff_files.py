@@ -65,9 +65,9 @@ def several(name, levels, truth, read=None, steps=None, ome=True, **options):
     return write, truth, read or {}, steps
 
 
-def damaged(made, cut):
+def damaged(layout, cut):
     """A file without its last bytes, or one that holds no intensities; no array is right."""
-    write, _, read, _ = made
+    write, _, read, _ = layout
 
     def write_part(folder):
         path = write(folder)
@@ -125,8 +125,8 @@ def layouts():
         rows[f"strips, {compression}"] = single("a.tif", STACK, compression=compression, **GREY)
         rows[f"tiles, {compression}"] = single("a.tif", STACK, compression=compression, tile=(32, 32), **GREY)
     for tag, turn in TURNED.items():
-        made = single("a.tif", STACK[0], turn(STACK[0]), extratags=[(274, "H", 1, tag, True)], metadata=None)
-        rows[f"orientation {tag}"] = made
+        layout = single("a.tif", STACK[0], turn(STACK[0]), extratags=[(274, "H", 1, tag, True)], metadata=None)
+        rows[f"orientation {tag}"] = layout
     for cut in (0.1, 0.5):
         rows[f"without the last {cut:.0%}"] = damaged(single("a.tif", STACK, metadata=None, **GREY), cut)
         rows[f"ImageJ without the last {cut:.0%}"] = damaged(single("a.tif", STACK, compression="zlib", **imagej), cut)
@@ -152,9 +152,9 @@ def fits(values, truth, tolerance):
 
 def ours(path, truth, options, steps, tolerance):
     """Return the result of mrhdata and its message."""
-    said = []
+    messages = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("mrhdata")
     logger.addHandler(handler)
     try:
@@ -165,8 +165,8 @@ def ours(path, truth, options, steps, tolerance):
         logger.removeHandler(handler)
     right = truth is not None and volume.shape == truth.shape and fits(volume.values, truth, tolerance)
     right = right and (steps is None or np.allclose(volume.mrh.spacing, steps))
-    said = [short(message, path) for message in said if "states no" not in message]
-    return "right" if right else "wrong", "; ".join(said)
+    messages = [short(message, path) for message in messages if "states no" not in message]
+    return "right" if right else "wrong", "; ".join(messages)
 
 
 def short(message, path):

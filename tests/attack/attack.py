@@ -117,9 +117,9 @@ def faults(name: str, folder: Path, outcomes: list[Outcome]) -> list[str]:
     header_bytes = (folder / name).read_bytes().index(marker) + len(marker) if marker else 0
     for number, outcome in enumerate(outcomes):
         wrong = outcome.result in ("crash", "hang", "foreign", "memory")
-        told = name in WITH_CHECKSUM and outcome.mutation in UNAWARE and outcome.position >= header_bytes
+        checksummed = name in WITH_CHECKSUM and outcome.mutation in UNAWARE and outcome.position >= header_bytes
         counted = name in WITH_COUNT and outcome.mutation == "truncate"
-        silent = outcome.result == "changed" and (told or counted)
+        silent = outcome.result == "changed" and (checksummed or counted)
         unclear = outcome.result == "refused" and not _clear(name, outcome.detail)
         if wrong or silent or unclear:
             kind = "silent" if silent else "unclear" if unclear else outcome.result

@@ -321,9 +321,9 @@ def test_an_entry_below_an_s3_catalogue_is_read_with_its_options():
     from mrhdata.datasets.validation import check_content
 
     sources = {"a": volume(urlpath="{{ CATALOG_DIR }}/a.zarr"), "b": volume(urlpath="s3://other/b.zarr")}
-    found = check_content({"sources": sources}, "s3://bucket/c.yaml", {"anon": True}).entries
-    assert found["a"].args == {"urlpath": "s3://bucket/a.zarr", "storage_options": {"anon": True}}
-    assert found["b"].args == {"urlpath": "s3://other/b.zarr"}
+    entries = check_content({"sources": sources}, "s3://bucket/c.yaml", {"anon": True}).entries
+    assert entries["a"].args == {"urlpath": "s3://bucket/a.zarr", "storage_options": {"anon": True}}
+    assert entries["b"].args == {"urlpath": "s3://other/b.zarr"}
 
 
 def test_the_catalogue_class_checks_what_it_is_given(folder):

@@ -203,8 +203,8 @@ def test_orientation_of_planes_is_applied_and_compared(tmp_path, compression):
         for i in range(3 if orientation == 6 else 2):
             tifffile.imwrite(tmp_path / f"{i}.tif", values[i], extratags=tag, compression=compression)
         if orientation == 6:
-            shown = values.swapaxes(1, 2)[..., ::-1]
-            np.testing.assert_array_equal(mrhdata.read(tmp_path, spacing=1), shown)
+            rotated = values.swapaxes(1, 2)[..., ::-1]
+            np.testing.assert_array_equal(mrhdata.read(tmp_path, spacing=1), rotated)
     with pytest.raises(FormatError, match=r"2\.tif must have orientation 1, as the first plane; got 6"):
         mrhdata.read(tmp_path)
 

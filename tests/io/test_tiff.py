@@ -475,12 +475,12 @@ def test_truncated_file_is_refused_or_whole(tmp_path, layout, caplog):
     for cut in (1, 2, 9, 60, len(content) // 10, len(content) // 2, len(content) * 9 // 10):
         path.write_bytes(content[:-cut])
         try:
-            found = mrhdata.read(path).compute()
+            volume = mrhdata.read(path).compute()
         except FormatError:
             refused += 1
             continue
-        np.testing.assert_array_equal(found, whole)
-        assert found.mrh.grid.same_as(whole.mrh.grid)
+        np.testing.assert_array_equal(volume, whole)
+        assert volume.mrh.grid.same_as(whole.mrh.grid)
     assert refused >= 3
 
 

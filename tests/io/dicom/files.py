@@ -28,11 +28,11 @@ def elements(values, uid="1.2.3.4", **tags):
 
 def dataset(**tags):
     """Return a data set of elements; None leaves one out."""
-    made = Dataset()
+    header = Dataset()
     for name, value in tags.items():
         if value is not None:
-            setattr(made, name, value)
-    return made
+            setattr(header, name, value)
+    return header
 
 
 def save(path, tags, syntax=ExplicitVRLittleEndian):
@@ -64,10 +64,10 @@ def series(folder, z, **tags):
 def enhanced(path, values, places, shared=(), **tags):
     """Write one multi-frame file; `places` has the functional groups of each frame."""
     groups = {"PixelMeasuresSequence": {"PixelSpacing": [2, 2], "SliceThickness": 3}} | dict(shared)
-    made = elements(values, SOPClassUID=ENHANCED, NumberOfFrames=len(values), **tags)
-    made.SharedFunctionalGroupsSequence = Sequence([group(groups)])
-    made.PerFrameFunctionalGroupsSequence = Sequence([group(place) for place in places])
-    return save(path, made)
+    picture_file = elements(values, SOPClassUID=ENHANCED, NumberOfFrames=len(values), **tags)
+    picture_file.SharedFunctionalGroupsSequence = Sequence([group(groups)])
+    picture_file.PerFrameFunctionalGroupsSequence = Sequence([group(place) for place in places])
+    return save(path, picture_file)
 
 
 def group(macros):
@@ -116,10 +116,10 @@ def mosaic(path, tiles, position, side, normal=(0, 0, 1), number=1, **tags):
         picture[k // side * rows :][:rows, k % side * columns :][:, :columns] = tile
     corner = np.array(position) - [(side - 1) * columns, (side - 1) * rows, 0]
     tags = {"SpacingBetweenSlices": 3.0, "ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]} | tags
-    made = elements(picture, f"1.2.3.4.{number}", PixelSpacing=[2, 2], InstanceNumber=number, **tags)
-    made.ImagePositionPatient, made.ImageOrientationPatient = list(map(float, corner)), list(AXIAL)
-    made.private_block(0x19, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", len(tiles))
+    picture_file = elements(picture, f"1.2.3.4.{number}", PixelSpacing=[2, 2], InstanceNumber=number, **tags)
+    picture_file.ImagePositionPatient, picture_file.ImageOrientationPatient = list(map(float, corner)), list(AXIAL)
+    picture_file.private_block(0x19, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", len(tiles))
     if normal is not None:
         header = siemens_header(SliceNormalVector=[f"{v:.8f}" for v in normal])
-        made.private_block(0x29, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", header)
-    return save(path, made)
+        picture_file.private_block(0x29, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", header)
+    return save(path, picture_file)

@@ -120,12 +120,12 @@ def test_boxes_of_a_volume_are_read_alone(tmp_path):
 )
 def test_claims_of_a_header_are_compared_with_the_bytes(tmp_path, tags, message):
     """Nothing is allocated for voxels that the file does not have."""
-    made = elements(np.zeros((8, 9)))
-    made.update(pydicom.dataset.Dataset())
+    picture = elements(np.zeros((8, 9)))
+    picture.update(pydicom.dataset.Dataset())
     for name, value in tags.items():
-        setattr(made, name, value)
+        setattr(picture, name, value)
     with pytest.raises(FormatError, match=rf"a\.dcm.*{message}"):
-        mrhdata.read(save(tmp_path / "a.dcm", made))
+        mrhdata.read(save(tmp_path / "a.dcm", picture))
 
 
 def test_compressed_pictures_are_compared_with_the_header(tmp_path):

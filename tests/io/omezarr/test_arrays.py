@@ -103,10 +103,10 @@ def nested(path, **options):
     return write_image(path, numbered(), array={"chunk_key_encoding": {"name": "v2", "separator": "/"}, **options})
 
 
-@pytest.mark.parametrize("found", ["/", "."])
-def test_separator_that_is_not_stated_is_found(tmp_path, found):
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_separator_that_is_not_stated_is_found(tmp_path, separator):
     """Chunks of Zarr 2 are found in nested folders and in flat ones if the metadata do not say which."""
-    path = (nested if found == "/" else lambda p: write_image(p, numbered()))(tmp_path / "a.zarr")
+    path = (nested if separator == "/" else lambda p: write_image(p, numbered()))(tmp_path / "a.zarr")
     edit(path, lambda m: m.pop("dimension_separator", None))
     np.testing.assert_array_equal(mrhdata.read(path), numbered())
 
@@ -160,6 +160,6 @@ def test_byte_orders_fill_values_and_orders_of_zarr_2(tmp_path, dtype, fill):
         write_image(path, numbered())
         array = zarr.open_group(path).create_array("0", shape=(9, 8, 7), chunks=(4, 5, 6), overwrite=True, **options)
         array[:5] = numbered((5, 8, 7))
-        found = mrhdata.read(path).values
-        np.testing.assert_array_equal(found, array[:])
-        assert found.dtype.isnative
+        values = mrhdata.read(path).values
+        np.testing.assert_array_equal(values, array[:])
+        assert values.dtype.isnative
