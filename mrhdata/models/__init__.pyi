@@ -1,6 +1,7 @@
 from . import (
     cards,
     cells3d,
+    device,
     ensemble,
     export,
     fcn3d,
@@ -15,6 +16,7 @@ from . import (
     spec,
     storage,
     tissue2d,
+    transfer,
     unet,
 )
 from .cards import Card, Cards, list
@@ -32,6 +34,7 @@ __all__ = [
     "cells3d",
     "copy",
     "create",
+    "device",
     "ensemble",
     "export",
     "fcn3d",
@@ -51,5 +54,6 @@ __all__ = [
     "spec",
     "storage",
     "tissue2d",
+    "transfer",
     "unet",
 ]

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from mrhdata._runtime.workers import LOCAL_RANK
 from mrhdata.errors import ParameterError
 
 
@@ -59,5 +60,5 @@ def _first(kind: str) -> str:
 
 
 def _local_rank() -> int:
-    """Return the number of this process on its machine, which torchrun sets."""
-    return int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+    """Return the number of this process on its machine, which torchrun and `number_workers` set."""
+    return int(os.environ.get(LOCAL_RANK, torch.cuda.current_device()))

@@ -10,7 +10,6 @@ from . import (
     processes,
     run,
     settings,
-    transfer,
 )
 from .augmentation import Augmentation
 from .history import History
@@ -37,5 +36,4 @@ __all__ = [
     "processes",
     "run",
     "settings",
-    "transfer",
 ]

@@ -18,6 +18,7 @@ from torch import nn
 from mrhdata.errors import DataError, ModelError
 from mrhdata.models.precision import autocast
 from mrhdata.models.spec import IGNORE_INDEX, ModelSpec, run_on_patches, scaled, to_target_units
+from mrhdata.models.transfer import pinned_bytes, to_device
 from mrhdata.training.augmentation import standard_noise
 from mrhdata.training.checkpoints import read_checkpoint, write_checkpoint
 from mrhdata.training.history import History
@@ -25,7 +26,6 @@ from mrhdata.training.losses import OF_CLASSES, centre, loss
 from mrhdata.training.optimization import Groups, optimizer_of, schedule_of
 from mrhdata.training.processes import Processes
 from mrhdata.training.settings import TrainingConfig
-from mrhdata.training.transfer import pinned_bytes, to_device
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,5 +1,7 @@
 """Dense boxes equal one pass, identity windows return the volume, and receptive fields are exact."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,8 @@ def run(strategy, reader, box, before=None):
     tasks, out = list(strategy.tasks(box, before)), np.zeros((strategy.channels, *box.shape), np.float32)
     state = strategy.begin(box, before, out)
     for task, values in zip(tasks, reader.read([t.boxes for t in tasks]), strict=True):
-        strategy.add(state, task, values, lambda box, predictions, target: np.copyto(target, predictions))
+        predictions = strategy.run(task, torch.from_numpy(values)).numpy()
+        strategy.add(state, task, predictions, lambda box, predictions, target: np.copyto(target, predictions))
     strategy.end(state, lambda box, predictions, target: np.copyto(target, predictions))
     return out
 
@@ -296,3 +299,64 @@ def test_work_stays_bounded_if_no_piece_fits():
     whole = model(torch.from_numpy(values)[None, None])[0].numpy()
     np.testing.assert_allclose(run(strategy, reader, box), whole, atol=1e-5)
     assert strategy._cost(strategy._pieces(box, 1)) < 10 * values.size
+
+
+class SmallDevice(nn.Module):
+    """A smoothing network on a device whose memory holds a number of input voxels."""
+
+    ndim = 3
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.sizes = most, []
+        torch.manual_seed(0)
+        self.layer = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        if x.device.type != "meta" and x.numel() > self.most:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+        self.sizes.append(x.numel())
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("dense", (64, 64, 64)), ("sliding_window", (16, 16, 16)), ("patch_centre", (5, 5, 5))]
+)
+def test_too_little_device_memory_halves_the_parts_and_changes_no_voxel(mode, shape, tmp_path, caplog, monkeypatch):
+    """Memory runs out in the second of several blocks, so that the first is kept."""
+    size = (16, 14, 12) if mode == "patch_centre" else (96, 80, 40)
+    volume = from_array(np.random.default_rng(1).random(size, np.float32), spacing=(1, 1, 1))
+    options = {"mode": mode, "memory": "20 MB", "progress": False}
+    if mode != "dense":
+        options["windows"] = SlidingWindow(shape, batch_size=8)
+    receptive_field = receptive_field_of(nn.Sequential(SmallDevice(1).layer), 1)
+    monkeypatch.setattr("mrhdata.inference.predictor.receptive_field_of", lambda *_: receptive_field)
+    expected = predict(SmallDevice(10**9), volume, tmp_path / "expected.zarr", **options)
+    limit = {"dense": 30_000, "sliding_window": 3 * 16**3, "patch_centre": 3 * 125}[mode]
+    small = SmallDevice(limit)
+    result = predict(small, volume, tmp_path / "small.zarr", **options)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    assert "parts are halved" in caplog.text
+    assert max(small.sizes) > limit / 3
+
+
+def test_device_with_too_little_memory_for_any_part_is_refused(tmp_path):
+    volume = from_array(np.ones((32, 32, 32), np.float32), spacing=(1, 1, 1))
+    windows = SlidingWindow((16, 16, 16), batch_size=4)
+    with pytest.raises(ModelError, match=r"cpu has too little memory for the smallest part .* Pass device='cpu'"):
+        predict(SmallDevice(100), volume, tmp_path / "a.zarr", windows=windows, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_network_in_another_process_is_on_the_device_that_was_asked_for(monkeypatch):
+    """Its number there decides, not the GPU on which the first process resolved the name."""
+    network = InferenceModel(nn.Conv3d(1, 1, 1), "cpu", "float32")
+    network._requested = "cuda"
+    resolved = []
+    monkeypatch.setattr(
+        "mrhdata.inference.strategies.network.resolve_device", lambda name: resolved.append(name) or torch.device("cpu")
+    )
+    copied = pickle.loads(pickle.dumps(network))
+    assert resolved == ["cuda"]
+    x = np.ones((1, 1, 2, 2, 2), np.float32)
+    np.testing.assert_array_equal(copied(x), network(x))

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from mrhdata.inference.strategies.network import InferenceModel
 
 Floats = NDArray[np.float32]
 
@@ -45,6 +47,8 @@ class Strategy(Protocol):
 
     Attributes
     ----------
+    network : InferenceModel
+        Network, on its device.
     shape : tuple of int
         Shape of the output volume.
     channels : int
@@ -53,6 +57,7 @@ class Strategy(Protocol):
         Input voxels from one output voxel to the next, and input position of the first output voxel.
     """
 
+    network: InferenceModel
     shape: Three
     channels: int
     stride: tuple[float, float, float]
@@ -67,11 +72,17 @@ class Strategy(Protocol):
     def begin(self, box: Box, before: Box | None, out: np.ndarray) -> Any:
         """Return the state in which predictions of a box are collected; `out` (C, z, y, x) holds zeros."""
 
-    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
-        """Run the network on the boxes of a task and add the predictions to the state."""
+    def run(self, task: BoxTask, values: Tensor) -> Tensor:
+        """Return the predictions (n, C, z, y, x) for the boxes of a task; a GPU may still compute them."""
+
+    def add(self, state: Any, task: BoxTask, predictions: Floats, finish: Finish) -> None:
+        """Add the predictions for a task to the state."""
 
     def end(self, state: Any, finish: Finish) -> None:
         """Write the predictions of a box that are not written yet."""
+
+    def shrink(self) -> bool:
+        """Halve the voxels that are run together from the next tasks on; return False if there are few already."""
 
 
 def three(values: Any) -> Any:

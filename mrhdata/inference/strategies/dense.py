@@ -18,10 +18,11 @@ from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.models.receptive_field import ReceptiveField
+from mrhdata.models.transfer import BUFFERS
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 log = logging.getLogger("mrhdata")
 
@@ -39,6 +40,10 @@ _SIZE_RATIO, _SIZE_STEPS = 0.87, 32
 
 #: If no piece fits the memory, pieces of up to this many times the smallest are allowed, which saves work.
 _OVERSIZE = 1.5
+
+
+#: Voxels of the smallest piece, whatever the memory.
+_LEAST_VOXELS = 4096
 
 
 #: Warn when margin voxels cost this many times the output voxels.
@@ -80,7 +85,7 @@ class DenseStrategy:
         region: RegionOfInterest,
         memory: int,
     ) -> None:
-        self._network, self._region, self._input_shape = network, region, shape
+        self.network, self._region, self._input_shape = network, region, shape
         field = _add_plane_axis(receptive_field, network)
         self._field = field
         self._padded, self.channels, self.shape = self._output_extent(shape, in_channels)
@@ -91,19 +96,29 @@ class DenseStrategy:
         self.offset = three(0.0 if s == 1 and n == m else float(b + h) / 2 for b, h, s, n, m in rows)
         # Output pieces start where input boxes may start.
         self._unit = three(max(1, int(a / s)) for a, s in zip(field.align, field.stride, strict=True))
-        # Convolution copies its operands into another layout; a finer output has several voxels per input voxel.
-        self._max_voxels = max(4096, int(memory / (2 * field.live + 4 * in_channels / math.prod(self.stride))))
+        self._max_voxels = self._voxels_within(memory, in_channels)
         self._warned = False
+
+    def _voxels_within(self, memory: int, in_channels: int) -> int:
+        """Return the input voxels of a piece whose tensors fit the memory of the device and of the machine."""
+        # Convolution copies its operands into another layout; a finer output has several voxels per input voxel.
+        voxel_bytes = 2 * self._field.live + 4 * in_channels / math.prod(self.stride)
+        limit = self.network.tensor_memory(memory) / voxel_bytes
+        if self.network.device.type != "cpu":
+            # In main memory the input lies in a buffer and in the pinned ones, the prediction in two.
+            outside = 4 * (in_channels * (1 + BUFFERS) + 2 * self.channels / math.prod(self.stride))
+            limit = min(limit, memory / outside)
+        return max(_LEAST_VOXELS, int(limit))
 
     def _output_extent(self, shape: Three, channels: int) -> tuple[Three, int, Three]:
         """Return the input shape that the network takes, and the channels and shape of its output."""
-        margins = [2 * self._network.spec.context_slices if i == self._network.axis else 0 for i in range(3)]
+        margins = [2 * self.network.spec.context_slices if i == self.network.axis else 0 for i in range(3)]
         padded = three(-(-n // a) * a for n, a in zip(shape, self._field.align, strict=True))
         problem: Exception | None = None
         # The far end of a volume is padded only if the network cannot take the volume as it is.
         for candidate in (shape, padded):
             try:
-                output = self._network.output_shape(
+                output = self.network.output_shape(
                     (1, channels, *(n + m for n, m in zip(candidate, margins, strict=True)))
                 )
             except (RuntimeError, ValueError) as error:
@@ -111,7 +126,7 @@ class DenseStrategy:
                 continue
             sizes = zip(output[2:], candidate, shape, self._field.stride, strict=True)
             return candidate, output[1], three(n if c == v else min(n, math.ceil(v / s)) for n, c, v, s in sizes)
-        raise ModelError(f"{self._network.spec.name} does not take a volume of {shape} voxels: {problem}")
+        raise ModelError(f"{self.network.spec.name} does not take a volume of {shape} voxels: {problem}")
 
     def needs(self, box: Box) -> Box:
         """Return the input voxels from the first to the last output voxel."""
@@ -128,7 +143,7 @@ class DenseStrategy:
             stride, align, length = field.stride[axis], field.align[axis], self._padded[axis]
             first = math.floor(stride * p + field.low[axis])
             last = math.floor(stride * (q - 1) + field.high[axis]) + 1
-            if axis == self._network.axis:
+            if axis == self.network.axis:
                 # Planes beyond the volume are repeated, not padded by the network.
                 low.append(first)
                 high.append(last)
@@ -168,7 +183,7 @@ class DenseStrategy:
             log.warning(
                 "the receptive field of %s is %s voxels, so each voxel is computed %.0f times within this memory. "
                 "Pass a larger memory=, or mode='sliding_window'",
-                self._network.spec.name,
+                self.network.spec.name,
                 " x ".join(map(str, self._field.lengths)),
                 ratio,
             )
@@ -216,16 +231,25 @@ class DenseStrategy:
         """Return the box and its output, to which pieces are written at once."""
         return box, out
 
-    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+    def run(self, task: BoxTask, values: Tensor) -> Tensor:
+        """Return the predictions for the input boxes of pieces."""
+        return self.network.run(values)
+
+    def add(self, state: Any, task: BoxTask, predictions: Floats, finish: Finish) -> None:
         """Cut each piece out of the prediction for its input box and write it."""
         box, out = state
-        for read_box, piece, prediction in zip(task.boxes, task.target, self._network(values).numpy(), strict=True):
+        for read_box, piece, prediction in zip(task.boxes, task.target, predictions, strict=True):
             rows = zip(read_box.start, self._field.stride, piece.start, strict=True)
-            base = [p if axis == self._network.axis else int(a / s) for axis, (a, s, p) in enumerate(rows)]
+            base = [p if axis == self.network.axis else int(a / s) for axis, (a, s, p) in enumerate(rows)]
             finish(piece, prediction[:, *piece.within(base)], out[:, *piece.within(box.start)])
 
     def end(self, state: Any, finish: Finish) -> None:
         """Do nothing: all pieces are written."""
+
+    def shrink(self) -> bool:
+        """Halve the voxels of a piece."""
+        shrinkable, self._max_voxels = self._max_voxels > _LEAST_VOXELS, max(_LEAST_VOXELS, self._max_voxels // 2)
+        return shrinkable
 
 
 def _cut(low: int, high: int, step: int, unit: int) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-#: Voxels of the windows in one batch.
-_BATCH_VOXELS = 1_200_000
+#: Voxels of the windows in one batch: on the processor those that its cache can follow, on a GPU those that occupy it.
+_BATCH_VOXELS, _GPU_BATCH_VOXELS = 1_200_000, 4_000_000
+#: Share of a GPU's free memory for the network's tensors; the rest is for its layers' workspace.
+_GPU_SHARE = 0.5
 
 
 class InferenceModel:
@@ -39,6 +41,8 @@ class InferenceModel:
 
     Attributes
     ----------
+    device : torch.device
+        Device on which the network computes.
     precision : {"float32", "bfloat16", "float16"}
         Type in which the network computes.
     axis : int or None
@@ -46,18 +50,46 @@ class InferenceModel:
     """
 
     def __init__(self, model: nn.Module, device: str | None, precision: str) -> None:
-        self._device = resolve_device(device)
-        self.model = model.eval().to(self._device)
-        self.precision = resolve_precision(precision, self._device.type)
+        self._requested = device
+        self.device = resolve_device(device)
+        self.model = model.eval().to(self.device)
+        self.precision = resolve_precision(precision, self.device.type)
         spec: ModelSpec | None = getattr(model, "spec", None)
         self.spec = spec if spec is not None else ModelSpec(type(model).__name__)
         self.ndim = int(getattr(model, "ndim", 3))
         self.axis = (self.spec.axis or 0) if self.ndim == 2 else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for another process: the network on the processor, since devices differ."""
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return self.__dict__ | {"model": model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Move the network to the device that this process has for the requested name."""
+        self.__dict__.update(state)
+        self.device = resolve_device(self._requested)
+        self.model = self.model.to(self.device)
+
     def __call__(self, values: Floats) -> Tensor:
         """Return float32 predictions in host memory."""
-        with torch.inference_mode(), autocast(self._device.type, self.precision):
-            return self._run(torch.from_numpy(values).to(self._device)).cpu()
+        return self.run(torch.from_numpy(values).to(self.device)).cpu()
+
+    def run(self, values: Tensor) -> Tensor:
+        """Return float32 predictions for a tensor on the device, which may still compute them."""
+        with torch.inference_mode(), autocast(self.device.type, self.precision):
+            return self._run(values)
+
+    def tensor_memory(self, budget: int) -> int:
+        """Return the bytes for the network's tensors: of main memory a budget, of a GPU half of what is free."""
+        if self.device.type != "cuda":
+            return budget
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(_GPU_SHARE * free)
+
+    @property
+    def batch_voxels(self) -> int:
+        """Voxels of windows that are run together."""
+        return _BATCH_VOXELS if self.device.type == "cpu" else _GPU_BATCH_VOXELS
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the predictions for boxes of a shape, computed without voxels."""

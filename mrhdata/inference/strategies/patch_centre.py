@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+import torch
 from numpy.typing import NDArray
 
 from mrhdata.inference.region import RegionOfInterest
@@ -17,7 +17,7 @@ from mrhdata.inference.strategies.sliding_window import SlidingWindow, _complete
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 Floats = NDArray[np.float32]
 
@@ -51,7 +51,7 @@ class PatchCentreStrategy:
         windows: SlidingWindow,
         memory: int,
     ) -> None:
-        self._network, self.shape, self.channels, self._region = network, shape, channels, region
+        self.network, self.shape, self.channels, self._region = network, shape, channels, region
         self._patch, self._batch, _ = _complete_settings(windows)
         self._max_voxels = max(4096, memory // (8 * in_channels))
         self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
@@ -76,19 +76,28 @@ class PatchCentreStrategy:
         """Return the box and its output, to which parts are written at once."""
         return box, out
 
-    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
-        """Predict the wanted voxels of a part and write it."""
-        box, out = state
-        part = task.target
-        windows = sliding_window_view(np.moveaxis(values[0], 0, -1), self._patch, axis=(0, 1, 2))
-        indices = np.argwhere(self._region.of(part))
+    def run(self, task: BoxTask, values: Tensor) -> Tensor:
+        """Return the predictions for the wanted voxels of a part; the others are 0."""
+        windows = values[0].movedim(0, -1)  # (z, y, x, C), and then the axes of a patch
+        for axis, length in enumerate(self._patch):
+            windows = windows.unfold(axis, length, 1)
+        indices = torch.from_numpy(np.argwhere(self._region.of(task.target))).to(values.device)
         z, y, x = self._margins()[0]
-        predictions = np.zeros((self.channels, *part.shape), np.float32)
-        for start in range(0, len(indices), self._batch):
-            voxels = indices[start : start + self._batch].T
-            batch = np.ascontiguousarray(windows[tuple(voxels)])  # (n, C, z, y, x)
-            predictions[:, *voxels] = self._network(batch).numpy()[:, :, z, y, x].T
-        finish(part, predictions, out[:, *part.within(box.start)])
+        predictions = torch.zeros((self.channels, *task.target.shape), device=values.device)
+        for voxels in torch.split(indices, self._batch):
+            at = tuple(voxels.T)
+            predictions[:, *at] = self.network.run(windows[at])[:, :, z, y, x].T
+        return predictions[None]
+
+    def add(self, state: Any, task: BoxTask, predictions: Floats, finish: Finish) -> None:
+        """Write a part."""
+        box, out = state
+        finish(task.target, predictions[0], out[:, *task.target.within(box.start)])
 
     def end(self, state: Any, finish: Finish) -> None:
         """Do nothing: all parts are written."""
+
+    def shrink(self) -> bool:
+        """Halve the number of patches in a batch."""
+        shrinkable, self._batch = self._batch > 1, -(-self._batch // 2)
+        return shrinkable

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from mrhdata.errors import ModelError, ParameterError
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Finish, Three, three
-from mrhdata.inference.strategies.network import _BATCH_VOXELS, InferenceModel
+from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.patching.positions import strided
 from mrhdata.volume.box import Box
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 Floats = NDArray[np.float32]
 
@@ -75,8 +75,8 @@ class SlidingWindow:
         # A 2D network takes one plane at a time.
         shape = three(1 if axis == network.axis else int(n) for axis, n in enumerate(shape))
         blend = "gaussian" if self.blend is None else self.blend
-        batch = int(np.clip(_BATCH_VOXELS // math.prod(shape), 1, 1024)) if self.batch_size is None else self.batch_size
-        return SlidingWindow(shape, self.overlap, blend, batch)
+        fitting = int(np.clip(network.batch_voxels // math.prod(shape), 1, 1024))
+        return SlidingWindow(shape, self.overlap, blend, fitting if self.batch_size is None else self.batch_size)
 
 
 class SlidingWindowStrategy:
@@ -109,7 +109,7 @@ class SlidingWindowStrategy:
         region: RegionOfInterest,
         windows: SlidingWindow,
     ) -> None:
-        self._network, self.shape, self.channels, self._region = network, shape, channels, region
+        self.network, self.shape, self.channels, self._region = network, shape, channels, region
         self.stride, self.offset = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
         self._window, self._batch, blend = _complete_settings(windows)
         strides = [max(1, round(w * (1 - windows.overlap))) for w in self._window]
@@ -141,7 +141,7 @@ class SlidingWindowStrategy:
 
     def _read_box(self, index: Three) -> Box:
         """Return a window with the neighbouring planes that a 2.5D network sees."""
-        margin = [self._network.spec.context_slices if a == self._network.axis else 0 for a in range(3)]
+        margin = [self.network.spec.context_slices if a == self.network.axis else 0 for a in range(3)]
         return self._window_at(index).grow(margin)
 
     def _window_at(self, index: Three) -> Box:
@@ -157,11 +157,15 @@ class SlidingWindowStrategy:
             sums[:, : self._carried.shape[1]] = self._carried[:, : sums.shape[1]]
         return box, reach, sums, out
 
-    def add(self, state: Any, task: BoxTask, values: Floats, finish: Finish) -> None:
+    def run(self, task: BoxTask, values: Tensor) -> Tensor:
+        """Return the predictions for windows."""
+        return self.network.run(values)
+
+    def add(self, state: Any, task: BoxTask, predictions: Floats, finish: Finish) -> None:
         """Add the predictions of each window, weighted by its shares."""
         _, reach, sums, _ = state
         # NumPy, since on a busy machine PyTorch's threads wait for each other longer than this sum takes.
-        for index, prediction in zip(task.target, self._network(values).numpy(), strict=True):
+        for index, prediction in zip(task.target, predictions, strict=True):
             window = self._window_at(index)
             common = window.intersect(reach)
             assert common is not None
@@ -175,6 +179,11 @@ class SlidingWindowStrategy:
         depth = box.shape[0]
         self._carried = sums[:, depth:].copy()
         finish(box, sums[:, :depth], out)
+
+    def shrink(self) -> bool:
+        """Halve the number of windows in a batch."""
+        shrinkable, self._batch = self._batch > 1, -(-self._batch // 2)
+        return shrinkable
 
 
 def _complete_settings(windows: SlidingWindow) -> tuple[Three, int, str]:

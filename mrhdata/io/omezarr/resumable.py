@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrhdata._runtime.atomic import check_target, publish, remove, remove_leftovers
 from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
+from mrhdata._runtime.workers import number_workers
 from mrhdata.errors import FormatError, MrhdataError
 from mrhdata.io import omezarr
 from mrhdata.volume.construct import describe
@@ -226,6 +227,7 @@ def _write_distributed(
         losses = 0
         while pending:
             try:
+                number_workers(client)
                 # To one worker, which copies it to others: a broadcast hangs if a worker dies meanwhile.
                 shared = client.scatter(writer, hash=False)
                 futures = {client.submit(_write_one, shared, level, i, pure=False): i for i in sorted(pending)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrhdata.training.transfer import BUFFERS, _Copies, _ready, pinned_bytes, to_device
+from mrhdata.models.transfer import BUFFERS, _Copies, _ready, pinned_bytes, to_device
 
 
 def batches(lengths):
