@@ -22,6 +22,7 @@ from mrhdata.bench import read_task, standings
 from mrhdata.bench.manifest import read_manifest
 from mrhdata.bench.runner import Run, read_results
 from mrhdata.models.cards import WEIGHTS, Card, digest_of
+from mrhdata.models.storage import write_settings
 
 HERE = Path(__file__).parents[1]
 PHANTOM = "trained on phantoms only: on real volumes, use it as a starting point for training"
@@ -60,6 +61,7 @@ def shipped(name: str, work: Path) -> Card:
             kept = model.state_dict().items()
             state = {key: (v.half() if v.dtype == torch.float32 else v).contiguous() for key, v in kept}
             save_file(state, draft / "model.safetensors")
+            write_settings(model.spec, draft)
             limits = (*limits, "weights rounded to 16 bits; the score is that of 32 bits")
         card = Card(
             name=name,

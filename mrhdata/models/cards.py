@@ -195,22 +195,34 @@ def card_of(folder: Path) -> Card | None:
     return read_card(path) if path.exists() else None
 
 
-def check_weights(folder: Path) -> None:
-    """Check that the weights of a folder match its card, if it has one.
+def check_weights(folder: Path, stated: str | None = None) -> None:
+    """Check that the weights of a folder match its settings and its card, as far as these state a checksum.
+
+    Parameters
+    ----------
+    folder : path
+    stated : str, optional
+        SHA-256 of the weights in the settings, which older folders do not have.
 
     Raises
     ------
     ModelError
-        If their SHA-256 differs from that of the card.
+        If the SHA-256 of the weights differs.
     """
     card = card_of(folder)
-    if card is not None:
-        digest = digest_of(folder)
-        if digest != card.sha256:
-            raise ModelError(
-                f"{folder / 'model.safetensors'} has SHA-256 {digest[:16]}, its card says {card.sha256[:16]}; install "
-                "the package again, or delete the card if the weights are your own"
-            )
+    if card is None and stated is None:
+        return
+    weights, digest = folder / "model.safetensors", digest_of(folder)
+    if card is not None and digest != card.sha256:
+        raise ModelError(
+            f"{weights} has SHA-256 {digest[:16]}, its card says {card.sha256[:16]}; install the package again, or "
+            "delete the card if the weights are your own"
+        )
+    if stated is not None and digest != stated:
+        raise ModelError(
+            f"{weights} is damaged: its SHA-256 must be {stated[:16]}, as config.json says; got {digest[:16]}. Copy "
+            "the folder again, or delete sha256 from config.json if you changed the weights"
+        )
 
 
 def digest_of(folder: Path) -> str:

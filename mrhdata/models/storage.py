@@ -1,6 +1,7 @@
 """Networks on disk: ``model.safetensors`` and ``config.json``.
 
 A model folder contains no code: ``config.json`` names a network of the registry, and the weights are plain numbers.
+It also has the SHA-256 of the weights, since a changed weight is a number like any other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, ModelError
-from mrhdata.models.cards import check_weights, folder_of, read_json
+from mrhdata.models.cards import check_weights, digest_of, folder_of, read_json
 from mrhdata.models.registry import create
 from mrhdata.models.spec import ModelSpec, spec_from
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Most model folders that an error message suggests.
 _MAX_SUGGESTIONS = 3
+#: Key of the SHA-256 of the weights in ``config.json``.
+_CHECKSUM = "sha256"
 #: Settings up to this number are not compared with the weights.
 _SMALL = 64
 
@@ -55,11 +58,33 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         try:
             save_file(state, draft / "model.safetensors")
-            (draft / "config.json").write_text(json.dumps(asdict(model.spec), indent=2) + "\n", encoding="utf-8")  # type: ignore[call-overload]
+            write_settings(model.spec, draft)  # type: ignore[arg-type]
         except (OSError, SafetensorError) as error:
             raise FormatError(
                 f"{target} cannot be written ({' '.join(str(error).split())[:200]}); free disk space"
             ) from error
+
+
+def write_settings(spec: ModelSpec, folder: Path) -> None:
+    """Write ``config.json`` next to the weights of a network, with their SHA-256."""
+    content = asdict(spec) | {_CHECKSUM: digest_of(folder)}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: Path) -> ModelSpec:
+    """Return the specification of a model folder, after a comparison of its weights with their SHA-256.
+
+    Raises
+    ------
+    ModelError
+        If the settings are not those of a network, or if the weights changed.
+    """
+    content = read_json(folder / "config.json")
+    stated = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if not isinstance(stated, str | None):
+        raise ModelError(f"{_CHECKSUM} of a network must be text; got {str(stated)[:100]}. Save the model again")
+    check_weights(folder, stated)
+    return spec_from(content)
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:
@@ -70,15 +95,14 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
     Raises
     ------
     ModelError
-        If a file is missing or damaged, or if the weights fit neither the network nor the card.
+        If a file is missing or damaged, or if the weights fit neither the network nor their checksum.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder_of(os.fspath(folder))
     try:
-        check_weights(path)
-        spec = spec_from(read_json(path / "config.json"))
+        spec = read_settings(path)
         _check_shapes(path, spec)
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:

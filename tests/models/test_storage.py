@@ -81,12 +81,33 @@ def test_a_good_folder_loads(folder):
         {"prepare": [["a"]]},
         {"finish": 3},
         {"unknown": 1},
+        {"sha256": 3},
+        {"sha256": ["a"]},
     ],
 )
 def test_settings_of_other_types_are_refused(folder, changes):
     """Wrong types, settings that do not fit the weights, and sizes that would fill the memory."""
     edit(folder, **changes)
     assert_refused(folder)
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 1.0])
+def test_weights_of_which_one_bit_changed_are_refused(folder, position):
+    """A changed weight is a number like any other, so only the checksum tells it."""
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[min(int(position * len(content)), len(content) - 1)] ^= 16
+    weights.write_bytes(content)
+    assert_refused(folder, r"model\.safetensors is damaged: its SHA-256 must be .*Copy the folder again")
+
+
+def test_folders_without_a_checksum_load(folder):
+    """Older folders, and those of others, state none."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text("utf-8"))
+    assert len(content.pop("sha256")) == 64
+    path.write_text(json.dumps(content))
+    assert mrhdata.models.load(folder).spec.config == {"in_channels": 2, "loop_blocks": 1}
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 100_000, "[]", "3", "null", "", "\0", " " * 2_000_000])
