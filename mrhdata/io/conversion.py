@@ -12,15 +12,16 @@ from typing import Any, Unpack
 
 import xarray as xr
 
-from mrhdata._runtime.memory import LEAST_BYTES, parse_memory
+from mrhdata._runtime.memory import LEAST_BYTES, parse_memory, remaining_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import formats, omezarr
 from mrhdata.io.fingerprint import digest, file_state, fingerprint, header_and_data_files
 from mrhdata.io.formats import Options
 from mrhdata.io.omezarr.resumable import write_resumable
-from mrhdata.io.omezarr.write_blocks import VolumeBlocks, remaining_memory
+from mrhdata.io.omezarr.write_blocks import VolumeBlocks
 from mrhdata.volume.construct import DIMS
+from mrhdata.volume.file_arrays import bytes_at_once
 
 #: Part of the digest. Increase it when the same source and parameters no longer give the same store.
 _LAYOUT_VERSION = 2
@@ -104,7 +105,7 @@ def convert(
         identity = partial(_identity, source, options, checksum)
         checksum_of = partial(source_checksum, source, checksum)
         label = str(source)
-    budget = remaining_memory(volume, parse_memory(memory), LEAST_BYTES, label)
+    budget = remaining_memory(bytes_at_once(volume.data), parse_memory(memory), label, LEAST_BYTES)
     with ThreadPoolExecutor(1) as executor:
         checksums = executor.submit(checksum_of)
         return write_resumable(

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from mrhdata._runtime.atomic import atomic_write
+from mrhdata._runtime.memory import parse_memory, remaining_memory
 from mrhdata.errors import FormatError, MrhdataError, ParameterError
 
 if TYPE_CHECKING:
@@ -264,7 +265,9 @@ def _folder_reader(folder: Path) -> Reader | None:
     return _reader("dicom") if series else None
 
 
-def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def write(
+    volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool = False, memory: int | str | None = None
+) -> None:
     """Write a volume, with its axes in the order of the file that it came from.
 
     The file appears only when it is complete.
@@ -277,29 +280,47 @@ def write(volume: xr.DataArray, path: str | os.PathLike[str], *, overwrite: bool
         (OME-TIFF), or ``.zarr`` (OME-Zarr).
     overwrite : bool
         Whether to replace an existing file.
+    memory : int or str, optional
+        Bytes in memory at once, such as ``"500 MB"``; by default as many as it takes. OME-Zarr is written block by
+        block and TIFF plane by plane. The other formats are written from all values in memory, next to a copy of them.
 
     Raises
     ------
     FormatError
         The ending cannot be written, the format cannot hold the values, or `path` exists.
+    ParameterError
+        The smallest part of the source that can be read, or of the format that can be written, exceeds `memory`.
     """
     path = Path(path)
     writer = writer_of(path)
     from mrhdata.volume.construct import DIMS
 
+    budget = None if memory is None else _budget(volume, path, writer, parse_memory(memory))
     with atomic_write(path, overwrite=overwrite) as draft:
-        _write_draft(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft, path, writer)
+        _write_draft(volume.transpose(*(d for d in DIMS if d in volume.dims)), draft, path, writer, budget)
 
 
-def _write_draft(volume: xr.DataArray, draft: Path, path: Path, writer: ModuleType) -> None:
+def _budget(volume: xr.DataArray, path: Path, writer: ModuleType, memory: int) -> int:
+    """Return the bytes of a budget that are left for a writer."""
+    from mrhdata.volume.file_arrays import bytes_at_once
+
+    whole = volume.nbytes if _name(writer) in _WHOLE else 0
+    return remaining_memory(bytes_at_once(volume.data) + whole, memory, str(path), least=whole)
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _write_draft(volume: xr.DataArray, draft: Path, path: Path, writer: ModuleType, memory: int | None) -> None:
     """Write a draft and compare it with the volume; a store of OME-Zarr has checksums of its own."""
     from mrhdata.io.draft_check import check_draft
 
-    if writer.__name__.rpartition(".")[2] in _WHOLE:
+    if _name(writer) in _WHOLE:
         # The writer needs all values; computed here, they are not computed again for the comparison.
         volume = volume.compute()
     try:
-        writer.write(volume, draft)
+        writer.write(volume, draft, **({"memory": memory} if _name(writer) == "omezarr" else {}))
     except MrhdataError:
         raise
     except OSError as error:

@@ -7,6 +7,7 @@ row, column, plane.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,9 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
             _check_written(array, path)
             axes = None if path.suffix.lower() == ".mat" else axes_of(array, path)
             part = Part(path, name, _meant_type(array, name, path))
-            shape, dtype = array.shape, part.dtype or array.dtype
+            shape, dtype, at_once = array.shape, part.dtype or array.dtype, _bytes_at_once(array)
     values = dtype if dtype.fields is None else np.dtype(np.complex128)
-    data = lazy(FileArray(shape, values, part, path, name=name), 0)
+    data = lazy(FileArray(shape, values, part, path, name=name, smallest_bytes=at_once), 0)
     label = name.rpartition("/")[2]
     if axes is None:
         # MATLAB stores its first axis fastest.
@@ -106,6 +107,13 @@ def _check_written(array: Any, path: Path) -> None:
             "%s: %d of %d chunks of %s are not in the file, and are read as %s",
             path, count - stored, count, array.name, array.fillvalue,
         )  # fmt: skip
+
+
+def _bytes_at_once(array: Any) -> int | None:
+    """Return the bytes in memory while a compressed chunk is decoded, None for arrays that are read in any parts."""
+    if array.chunks is None or not array.id.get_create_plist().get_nfilters():
+        return None
+    return 2 * math.prod(array.chunks) * array.dtype.itemsize
 
 
 class Part:

@@ -8,10 +8,12 @@ SimpleITK's MINC reader and writer use MINC's own RAS world and do not convert i
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from nibabel.minc2 import Minc2File
 
 from mrhdata.errors import FormatError
 from mrhdata.io.itk import write_image
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 _DIMS = {"xspace": "x", "yspace": "y", "zspace": "z", "time": "t", "vector_dimension": "c"}
 #: Attribute `spacetype` of a dimension -> space.
 _SPACES = {"native": "scanner", "talairach": "Talairach"}
+
+#: Bytes of a scaled value, which is a 64-bit number.
+_SCALED_BYTES = 8
 
 OPTIONS: tuple[str, ...] = ()
 
@@ -51,6 +56,7 @@ def read(path: Path) -> xr.DataArray:
         tuple(_DIMS[name] for name in names),
         affine=np.diag([factor] * 3 + [1.0]) @ image.affine,
         reopen=functools.partial(_open, path),
+        smallest_bytes=_bytes_at_once(file),
         space=space or "scanner",
         **({"source_unit": unit} if unit != "mm" else {}),
     )
@@ -65,6 +71,17 @@ def _open(path: Path) -> Any:
     image = open_image(path)
     _widen_valid_range(image.dataobj.minc_file)
     return image
+
+
+def _bytes_at_once(file: Any) -> int:
+    """Return the bytes in memory while one plane is read: the stored and scaled values, and what is decoded for them.
+
+    HDF5 decodes whole chunks of MINC 2. nibabel reads all values of MINC 1 whenever it opens a file.
+    """
+    shape, stored = file.get_data_shape(), file.get_data_dtype().itemsize
+    chunks = getattr(file._image, "chunks", None)
+    decoded = 2 * math.prod(chunks) if chunks else 0 if isinstance(file, Minc2File) else math.prod(shape)
+    return stored * decoded + (stored + 2 * _SCALED_BYTES) * math.prod(shape[1:])
 
 
 def _lengths(axes: list[Any]) -> tuple[str, float, list[str]]:

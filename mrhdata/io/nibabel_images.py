@@ -72,12 +72,13 @@ def from_image(
     dims: tuple[str, ...],
     affine: Floats | None = None,
     reopen: Callable[[], Any] | None = None,
+    smallest_bytes: int | None = None,
     **attrs: Any,
 ) -> xr.DataArray:
     """Return a lazy volume of a nibabel image whose axes are `dims`; colours become channels.
 
     Axes behind those of `dims` must have length 1. `reopen` opens the image for each box, for images that would keep
-    their file open.
+    their file open. `smallest_bytes` are those of :class:`~mrhdata.volume.file_arrays.FileArray`.
     """
     shape = tuple(int(n) for n in image.shape)
     used = shape[: len(dims)]
@@ -87,7 +88,7 @@ def from_image(
     # Files may omit trailing axes, or have some of length 1 (ANALYZE has four axes).
     used = (*used, *(1,) * (3 - len(used)))
     reader = _ProxyReader(image.dataobj, used, reopen)
-    data = lazy(FileArray(reader.shape, reader.dtype, reader, path), reader.slowest)
+    data = lazy(FileArray(reader.shape, reader.dtype, reader, path, smallest_bytes=smallest_bytes), reader.slowest)
     dims = (*dims[: len(used)], "c") if len(reader.shape) > len(used) else dims[: len(used)]
     keep = [i for i, d in enumerate(dims) if d in SPATIAL or reader.shape[i] > 1]
     data = data[tuple(slice(None) if i in keep else 0 for i in range(len(dims)))]

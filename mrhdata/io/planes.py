@@ -22,7 +22,15 @@ from mrhdata.errors import FormatError
 from mrhdata.io import tiff_checks as checks
 from mrhdata.io.plane_names import arranged, folder_of
 from mrhdata.io.tiff_directories import check_directories
-from mrhdata.io.tiff_geometry import backward_dims, lazy_planes, make_volume, palette_of, turned_data, turned_dims
+from mrhdata.io.tiff_geometry import (
+    DECODING,
+    backward_dims,
+    lazy_planes,
+    make_volume,
+    palette_of,
+    turned_data,
+    turned_dims,
+)
 from mrhdata.io.tiff_metadata import Header, header_of
 from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
@@ -161,11 +169,11 @@ class _StackReader:
 
     @property
     def smallest_bytes(self) -> int:
-        """Bytes in memory while the smallest part is read: of compressed planes a strip or tile, or all."""
+        """Bytes in memory while the smallest part is decoded: of compressed planes a strip or tile, or all."""
         if self._voxels_of(0) is not None:
             return 0
         part = self._form.part_bytes
-        return self._size() if part is None or self._size() < _PARTIAL_BYTES else part
+        return DECODING * (self._size() if part is None or self._size() < _PARTIAL_BYTES else part)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _StackReader, (self._paths, self._shape, self._form)

@@ -24,6 +24,7 @@ from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io import tiff_checks as checks
 from mrhdata.io.tiff_directories import check_directories
 from mrhdata.io.tiff_geometry import (
+    DECODING,
     Placement,
     backward_dims,
     in_colour,
@@ -160,7 +161,7 @@ def _file_array(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     names = {page.parent.filehandle.path for page in image.pages if page is not None}
     files = sorted(map(Path, names))
     segment = math.prod(image.keyframe.chunks) * dtype.itemsize
-    part: Any = _SegmentReader(path, index, number, segment)
+    part: Any = _SegmentReader(path, index, number, DECODING * segment)
     # Offsets in different files may follow each other by chance.
     if offset is not None and len(files) == 1 and image.keyframe.is_contiguous:
         check_length(files[0], offset + dtype.itemsize * math.prod(shape))
@@ -173,7 +174,7 @@ class _SegmentReader:
 
     def __init__(self, path: Path, index: int, level: int, smallest_bytes: int = 0) -> None:
         self._path, self._index, self._level = path, index, level
-        #: Bytes of one strip or tile, the smallest part that can be read.
+        #: Bytes in memory while one strip or tile is read, the smallest part that can be.
         self.smallest_bytes = smallest_bytes
         self._lock = threading.Lock()
         # Finding the pages of a large file is slow, so it stays open.

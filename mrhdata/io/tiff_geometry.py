@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mrhdata")
 
+#: Bytes in memory per decoded byte of a compressed plane, strip or tile: the encoded bytes, the decoded ones, a copy.
+DECODING = 3
 #: Voxels along each axis by which a level is compared with the finest one.
 _SAMPLE = 16
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Encodings of text, which are read as a whole.
 _TEXT = ("ascii", "hex")
+#: Bytes of a number in a list of texts and one of integers.
+_NUMBER_BYTES = 90
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ class _TextReader:
         count = int(np.prod(shape, dtype=object))
         # Each number takes a digit and a space, and each byte two hexadecimal digits.
         check_length(path, self._skip + 2 * count * (dtype.itemsize if encoding == "hex" else 1) - 1)
+        #: Bytes in memory while the text is read, whole; hexadecimal text is held twice, and then its bytes.
+        self.smallest_bytes = 2 * path.stat().st_size + count * (dtype.itemsize if encoding == "hex" else _NUMBER_BYTES)
 
     def __call__(self, box: Box) -> np.ndarray:
         """Return the values of a box; the whole file is read."""

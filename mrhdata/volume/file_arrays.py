@@ -205,18 +205,26 @@ def file_of(data: da.Array) -> FileArray | None:
     """Return the file of a Dask array made by a reader: unchanged, with its axes reordered, or rounded."""
     if not all(name.startswith(_READER_LAYERS) for name in data.dask.layers):
         return None
-    roots = [data.dask.get(name) for name in data.dask.layers if name.startswith("original-array-")]
-    return roots[0] if len(roots) == 1 and isinstance(roots[0], FileArray) else None
+    files = _files_below(data)
+    return files[0] if len(files) == 1 else None
 
 
 def bytes_at_once(data: Any) -> int:
-    """Return the bytes in memory while the smallest part of an array is read; 0 if it is not that of a file."""
-    file = file_of(data) if isinstance(data, da.Array) else None
-    if file is None:
+    """Return the bytes in memory while the smallest part of an array is read, also of one computed from a file.
+
+    It is 0 if no file is read, or if parts of any size can be read.
+    """
+    if not isinstance(data, da.Array):
         return 0
-    if file.smallest_bytes is not None:
-        return file.smallest_bytes
-    return int(data.nbytes) if data.nbytes > SLAB_BYTES and is_read_whole(data) else 0
+    whole = int(data.nbytes) if data.nbytes > SLAB_BYTES and file_of(data) is not None and is_read_whole(data) else 0
+    known = [file.smallest_bytes for file in _files_below(data) if file.smallest_bytes is not None]
+    return max(known, default=whole)
+
+
+def _files_below(data: da.Array) -> list[FileArray]:
+    """Return the files that an array is read or computed from."""
+    roots = [data.dask.get(name) for name in data.dask.layers if name.startswith("original-array-")]
+    return [root for root in roots if isinstance(root, FileArray)]
 
 
 def is_read_whole(data: da.Array) -> bool:

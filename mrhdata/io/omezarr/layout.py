@@ -41,15 +41,19 @@ def codec(dtype: np.dtype[Any]) -> BloscCodec:
     return BloscCodec(cname="zstd" if whole else "lz4", clevel=3 if whole else 5, shuffle="bitshuffle")
 
 
-def write(volume: xr.DataArray, path: Path, memory: int = MEMORY) -> None:
-    """Write all levels; images by mean, labels and masks by mode."""
+def write(volume: xr.DataArray, path: Path, memory: int | None = None) -> None:
+    """Write all levels; images by mean, labels and masks by mode.
+
+    `memory` is a budget in bytes; without one it is 1 GB, and more if the smallest part of a source needs more.
+    """
     from mrhdata.io.omezarr.write_blocks import VolumeBlocks
     from mrhdata.io.omezarr.writer import Writer
 
     volume = forward(volume)
     pyramid, name = create(volume, path)
     paths = [path / level_path(n, name) for n in range(len(pyramid))]
-    Writer(VolumeBlocks(volume), pyramid, paths, volume.attrs["kind"], memory).run({}, lambda *_: None)
+    budget = MEMORY if memory is None else memory
+    Writer(VolumeBlocks(volume, budget), pyramid, paths, volume.attrs["kind"], budget).run({}, lambda *_: None)
     finish(volume, path)
 
 

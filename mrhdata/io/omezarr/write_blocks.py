@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,61 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dask.array as da
 import numpy as np
 
-from mrhdata.errors import ParameterError
+from mrhdata._runtime.memory import reading_threads
 from mrhdata.io.omezarr.pyramid import Level
 from mrhdata.volume.box import Box
 from mrhdata.volume.file_arrays import bytes_at_once, is_read_whole, source_of
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-#: Share of the budget within which parts of the source are decoded at the same time.
-_READ_SHARE = 1 / 4
-#: Bytes that a writer takes next to a source of hundreds of MB: blocks of one shard, and encoded ones.
-_WRITER_BYTES = 64_000_000
-
-
-def remaining_memory(volume: xr.DataArray, memory: int, least: int, label: str) -> int:
-    """Return the budget for the writer: all of it, or less if the smallest part of the source takes much of it.
-
-    Parameters
-    ----------
-    volume : xarray.DataArray
-        Source.
-    memory : int
-        Budget in bytes.
-    least : int
-        Smallest budget of the writer in bytes.
-    label : str
-        Name of the source in the error.
-
-    Raises
-    ------
-    ParameterError
-        The smallest part of the source does not fit.
-    """
-    needed = bytes_at_once(volume.data)
-    if needed <= memory * _READ_SHARE:
-        return memory
-    least = max(least, min(_WRITER_BYTES, needed // 4))
-    if memory - needed < least:
-        raise ParameterError(
-            f"memory must be at least {_rounded_up(needed + least)} for {label}, of which {needed / 1e6:.0f} MB are "
-            f"read at once; got {memory / 1e6:.0f} MB. Pass a larger budget"
-        )
-    return memory - needed
-
-
-def _rounded_up(size: int) -> str:
-    """Return a number of bytes, rounded up, in MB or GB."""
-    return f"{math.ceil(size / 1e6)} MB" if size < 1e9 else f"{math.ceil(size / 1e7) / 100:.2f} GB"
-
-
-def _readers(smallest: int, memory: int | None) -> int:
-    """Return the number of threads that read a source at the same time."""
-    limit = os.cpu_count() or 1
-    return limit if memory is None else max(1, min(limit, int(memory * _READ_SHARE) // max(1, smallest)))
 
 
 class WriteBlocks(Sequence[Box]):
@@ -181,7 +132,7 @@ class VolumeBlocks:
 
     def __init__(self, volume: xr.DataArray, memory: int | None = None) -> None:
         self.data = da.asarray(volume.data)
-        self._threads = _readers(bytes_at_once(self.data), memory)
+        self._threads = reading_threads(bytes_at_once(self.data), memory)
         whole = is_read_whole(self.data)
         if self.data.dtype == bool:
             self.data = self.data.astype(np.uint8)
