@@ -96,7 +96,9 @@ def convert(
     series: options.Series = None,
     level: options.Level = None,
     time: Annotated[int | None, typer.Option(min=0, help="Number of one volume of a time series, from 0.")] = None,
-    memory: options.Memory = "1 GB",
+    memory: Annotated[
+        str | None, typer.Option(help="Memory budget, such as '500 MB'; 1 GB by default if OUT is an OME-Zarr.")
+    ] = None,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -116,10 +118,11 @@ def convert(
     if to_zarr:
         bars = options.bars(progress)
         with resumable():
-            volume = conversion.convert(source, out, overwrite=overwrite, memory=memory, progress=bars, **read_options)
+            budget = memory or "1 GB"
+            volume = conversion.convert(source, out, overwrite=overwrite, memory=budget, progress=bars, **read_options)
     else:
         volume = formats.read(source, **read_options)
-        formats.write(volume, out, overwrite=overwrite)
+        formats.write(volume, out, overwrite=overwrite, memory=memory)
     values: dict[str, Any] = {"written": str(out), "shape": dict(volume.sizes), "dtype": str(volume.dtype)}
     if to_zarr:
         levels, _ = omezarr.plan(volume)

@@ -88,7 +88,8 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     squeeze : bool
         Drop the patch axes of length 1.
     memory : str or int
-        Bytes that decoded voxels and batches may take together, such as ``"512 MB"``.
+        Bytes that decoded voxels and batches may take together, such as ``"512 MB"``. Some files cannot be read in
+        parts (see :func:`mrhdata.convert`); if such a part does not fit, the error says which budget would.
     seed : int
         Random seed of samplers that draw.
 
@@ -103,7 +104,7 @@ def patches(  # noqa: PLR0913  (one call describes a training set)
     DataError
         The mask leaves no patch.
     ParameterError
-        An argument has a value that it cannot have.
+        An argument has a value that it cannot have, or the smallest part of a file exceeds `memory`.
 
     Examples
     --------

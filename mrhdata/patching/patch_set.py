@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mrhdata._runtime.memory import reading_threads, remaining_memory
 from mrhdata.errors import DataError, ParameterError
 from mrhdata.patching.extract import PatchExtractor, extract_nearby
 from mrhdata.patching.plan import Plan
@@ -76,13 +77,29 @@ class PatchSet:
         known = [c for _, c in drawn if c is not None]
         self.classes = np.concatenate(known)[by] if len(known) == len(drawn) else None
         all_sources = [source for subject_sources in self.sources for source in subject_sources]
-        self.in_memory = 2 * sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in all_sources) <= memory
+        self._voxel_memory = self._remaining_memory(all_sources)
+        voxels = sum(s.voxel_bytes * int(np.prod(s.grid.shape)) for s in all_sources)
+        self.in_memory = 2 * voxels <= self._voxel_memory
         if self.in_memory:
             for source in all_sources:
                 source.join()
         self._plans: dict[int, Plan] = {}
         self._tiles: dict[int, np.ndarray] = {}
         self._buffers = BufferPool()
+
+    def _remaining_memory(self, sources: Sequence[TensorSource]) -> int:
+        """Return the bytes for tiles and batches next to the part of a file that takes most while it is read.
+
+        Raises
+        ------
+        ParameterError
+            That part does not fit with a tile of its file.
+        """
+        largest = max(sources, key=lambda source: source.smallest_bytes)
+        # Small patches are gathered from a joined copy.
+        tile = int(np.prod(largest.tile)) * largest.voxel_bytes * (2 if largest.small else 1)
+        self._decoders = reading_threads(largest.smallest_bytes, self.memory, decoders())
+        return remaining_memory(largest.smallest_bytes, self.memory, ", ".join(sorted(largest.origins)), tile)
 
     def _subset(self, indices: Ints) -> Self:
         """Return a set of some of the patches."""
@@ -152,7 +169,7 @@ class PatchSet:
     def plan(self, batch_size: int = 64) -> Plan:
         """Return the plan for batches of this size."""
         if batch_size not in self._plans:
-            voxel_bytes = self.memory - _BATCHES_IN_FLIGHT * self.batch_bytes(batch_size)
+            voxel_bytes = self._voxel_memory - _BATCHES_IN_FLIGHT * self.batch_bytes(batch_size)
             if voxel_bytes <= 0:
                 raise ParameterError(
                     f"memory must hold {_BATCHES_IN_FLIGHT} batches of {self.batch_bytes(batch_size)} bytes; got "
@@ -222,7 +239,7 @@ class PatchSet:
         loads = plan.loads(np.concatenate(batches), len(batches[0])).without(self._tiles)
         # Tiles that stay in memory own it; the others share buffers.
         tiles, buffers = (self._tiles, None) if plan.in_memory else ({}, self._buffers)
-        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied - reserve, decoders(), buffers) as ahead:
+        with ReadAhead(loads, tiles, plan.read, plan.budget - loads.copied - reserve, self._decoders, buffers) as ahead:
             extractor = PatchExtractor(plan, tiles, loads.copied)
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)

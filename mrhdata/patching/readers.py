@@ -16,7 +16,7 @@ from mrhdata.io import omezarr
 from mrhdata.io.omezarr.chunks import Chunks, ZarrReader
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
-from mrhdata.volume.file_arrays import FileArray, format_errors, source_of
+from mrhdata.volume.file_arrays import FileArray, bytes_at_once, format_errors, source_of
 from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class VoxelReader(Protocol):
     source: set[str]
     labels: bool
     slow: str | None
+    smallest_bytes: int
 
     @property
     def array(self) -> np.ndarray | None:
@@ -75,6 +76,8 @@ class VolumeReader:
         Voxels are labels or a mask.
     slow : str or None
         Reason why reading chunk by chunk is slow.
+    smallest_bytes : int
+        Bytes in memory while the smallest part of the file is read.
     dtype : numpy.dtype
     """
 
@@ -93,7 +96,7 @@ class VolumeReader:
         self.dtype = np.dtype(volume.dtype)
         self._data = volume.data
         self._file = source_of(self._data) if isinstance(self._data, da.Array) else None
-        self.source = _origins(self._data)
+        self.source, self.smallest_bytes = _origins(self._data), bytes_at_once(self._data)
         self.labels = volume.attrs.get("kind") in ("labels", "mask")
         self.slow = None
         if isinstance(self._data, da.Array) and self.chunks is None:
@@ -187,6 +190,7 @@ class ResampledReader:
         self._order = 0 if self._reader.labels or self._reader.dtype.kind == "b" else 1
         self.channels, self.source = self._reader.channels, self._reader.source
         self.labels, self.slow = self._reader.labels, self._reader.slow
+        self.smallest_bytes = self._reader.smallest_bytes
         self.dtype = np.dtype(np.float32) if self._order else self._reader.dtype
         self.shape: tuple[int, ...] = grid.shape
         affine = np.linalg.solve(level.mrh.grid.affine, grid.affine)

@@ -128,6 +128,11 @@ class TensorSource:
             self.tile, self.tiles = self.grid.shape, (1, 1, 1)
 
     @property
+    def smallest_bytes(self) -> int:
+        """Bytes in memory while the smallest part of a volume is read; 0 if parts of any size can be."""
+        return max(reader.smallest_bytes for reader in self._readers)
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel in memory; 0 if tiles are views of an array in memory."""
         return 0 if self._view is not None else self.dtype.itemsize * len(self.channels)

@@ -440,3 +440,19 @@ def test_labels_beyond_the_precision_of_float32_raise_data_error(tmp_path, dtype
         mrhdata.patches(volume, shape=4)[0]
     small_labels = mrhdata.patches(volume.isel(z=slice(2, 4)), shape=(1, 8, 8)).gather(np.arange(2))[0]
     assert small_labels.max(axis=(1, 2, 3, 4)).tolist() == [5, 2**24]
+
+
+@pytest.mark.parametrize("shape", [4, 20])
+def test_budget_below_the_smallest_part_of_a_file_is_refused_with_the_figure_that_would_do(tmp_path, shape):
+    """A compressed file is read as a whole, next to the tile that it becomes."""
+    values = np.random.default_rng(0).integers(0, 9, (100, 200, 200)).astype(np.uint16)
+    mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii.gz")
+    volume = mrhdata.read(tmp_path / "a.nii.gz")
+    with pytest.raises(ParameterError, match=r"memory must be at least (\d+) MB for .*a\.nii\.gz") as caught:
+        mrhdata.patches(volume, shape=shape, memory="15 MB")
+    # Batches come on top.
+    figure = int(re.search(r"at least (\d+) MB", str(caught.value))[1]) + 3
+    patches = mrhdata.patches(volume, shape=shape, memory=f"{figure} MB")
+    batch = next(iter(patches.loader(4, prefetch=0)))
+    assert tuple(batch.shape) == (4, 1, shape, shape, shape)
+    assert patches.explain(4).needed_bytes <= figure * 1e6
