@@ -1,4 +1,4 @@
-from . import codecs, colours, frames, groups, headers, images, mosaic, reader, same, stacks, times
+from . import codecs, colours, deflated, frames, groups, headers, images, mosaic, reader, same, stacks, times
 from .headers import files_of, holds
 from .reader import OPTIONS, read
 
@@ -6,6 +6,7 @@ __all__ = [
     "OPTIONS",
     "codecs",
     "colours",
+    "deflated",
     "files_of",
     "frames",
     "groups",

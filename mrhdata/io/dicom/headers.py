@@ -18,10 +18,9 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 
 from mrhdata.errors import FormatError
+from mrhdata.io.dicom import deflated
 from mrhdata.volume.file_arrays import format_errors
 
-#: Transfer syntax whose header is compressed too: it could unpack to a thousand times its size.
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _ENDINGS = (".dcm", ".ima")
 #: Endings of pictures, of which a folder may have thousands, and which are never DICOM.
@@ -47,6 +46,10 @@ class Header:
         32 or 64 for voxels that are stored as floating point, otherwise 0.
     words : bool
         Whether the voxels are stored as words of 16 bits (OW), whose bytes big-endian files swap.
+    size : int
+        Bytes of the file; of a deflated file those that it can have at most, or has, without its compression.
+    deflated : bool
+        Whether elements and voxels are deflated; then `offset` counts inflated bytes.
     """
 
     path: Path
@@ -55,6 +58,8 @@ class Header:
     length: int | None
     float_bits: int
     words: bool
+    size: int
+    deflated: bool
 
 
 class BoundedFile:
@@ -62,7 +67,7 @@ class BoundedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.name = file.name
+        self.name = getattr(file, "name", "")
         self._size = file.seek(0, 2)
         file.seek(0)
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
@@ -160,13 +165,18 @@ def parsing(path: Path) -> Iterator[None]:
             raise FormatError(f"{path}: {error}") from error
 
 
+@contextmanager
+def opened(path: Path, most: int = deflated.HEADER_BYTES) -> Iterator[BinaryIO]:
+    """Open a file; of a deflated one `most` bytes are inflated."""
+    inflated = deflated.inflated(path, most)
+    with path.open("rb") if inflated is None else inflated as file:
+        yield file
+
+
 def _parse(path: Path) -> tuple[Dataset, bytes]:
     """Return the elements before the voxels, and the first bytes of the element that follows."""
-    with parsing(path), path.open("rb") as raw:
+    with parsing(path), opened(path) as raw:
         file = BoundedFile(raw)
-        if _DEFLATED in file.read(1024):
-            raise FormatError(f"{path} has a compressed header (deflated), which is not read; convert it with dcmconv")
-        file.seek(0)
         tags = pydicom.dcmread(file, force=True, stop_before_pixels=True)
         tags.pixel_tell = file.tell()
         return tags, file.read(12)
@@ -186,6 +196,7 @@ def _read(path: Path) -> Header | None:
         start = 8 if long else 4
         size = "H" if not implicit and not long else "I"
         (length,) = struct.unpack_from(order + size, element, 6 if size == "H" else start)
+        inflated_bytes = deflated.size_of(path)
         return Header(
             path,
             tags,
@@ -193,6 +204,8 @@ def _read(path: Path) -> Header | None:
             None if length == _UNDEFINED else length,
             _PIXELS.get(tag, 0),
             implicit or element[4:6] == b"OW",
+            path.stat().st_size if inflated_bytes is None else inflated_bytes,
+            inflated_bytes is not None,
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import encaps
@@ -13,7 +14,8 @@ from pydicom.dataset import Dataset
 
 from mrhdata.errors import FormatError
 from mrhdata.io.dicom import codecs, colours
-from mrhdata.io.dicom.headers import BoundedFile, Header, parsing, whole
+from mrhdata.io.dicom.deflated import HEADER_BYTES
+from mrhdata.io.dicom.headers import BoundedFile, Header, opened, parsing, whole
 
 #: A picture may unpack to this many times its bytes, or to this many bytes: RLE reaches 64, JPEG 2000 of an empty
 #: picture some thousands.
@@ -55,6 +57,8 @@ class Image:
         Elements with the colours of ``"PALETTE COLOR"``.
     offsets : tuple of bytes, optional
         Extended table of the positions and lengths of compressed pictures.
+    deflated : bool
+        Whether the file is deflated; then `offset` counts inflated bytes.
     """
 
     path: Path
@@ -71,6 +75,13 @@ class Image:
     photometric: str
     palette: Dataset | None
     offsets: tuple[bytes, bytes] | None
+    deflated: bool
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Bytes in memory while a picture is read: its decoded bytes twice, and all of a deflated file."""
+        file = self.offset + math.ceil(self.size * self.count) if self.deflated else 0
+        return 2 * math.ceil(self.size) + 2 * file
 
     @property
     def values(self) -> int:
@@ -134,6 +145,7 @@ def image_of(header: Header) -> Image:
         photometric,
         tags if photometric == "PALETTE COLOR" else None,
         (table[0], table[1]) if table[0] and table[1] else None,
+        header.deflated,
     )
     _check_stored_bytes(image, header)
     return image
@@ -173,7 +185,7 @@ def _stored(header: Header, big: bool) -> tuple[np.dtype[Any], int]:
 
 def _check_stored_bytes(image: Image, header: Header) -> None:
     """Raise FormatError if the file has fewer bytes than its header claims, before anything is allocated."""
-    there = header.path.stat().st_size - header.offset
+    there = header.size - header.offset
     if image.count > _MOST:
         raise FormatError(f"{header.path} must have at most {_MOST} pictures; got {image.count}. Split the file")
     needed = math.ceil(image.size * image.count)
@@ -189,6 +201,13 @@ def _check_stored_bytes(image: Image, header: Header) -> None:
             f"{header.path} claims {image.count} pictures of {image.rows} x {image.columns} voxels, but has only "
             f"{there} bytes of them; it is damaged"
         )
+
+
+def _opened(image: Image) -> AbstractContextManager[BinaryIO]:
+    """Open the file of an image; of a deflated one the bytes up to the last picture are inflated."""
+    if not image.deflated:
+        return image.path.open("rb")
+    return opened(image.path, max(HEADER_BYTES, image.offset + math.ceil(image.size * image.count)))
 
 
 def _fragments(image: Image) -> int:
@@ -235,7 +254,7 @@ def _stored_bytes(image: Image, index: int) -> bytes:
     """Return the bytes that contain an uncompressed picture."""
     first, last = int(image.size * index), math.ceil(image.size * (index + 1))
     begin = first - first % 2 if image.swapped else first
-    with image.path.open("rb") as file:
+    with _opened(image) as file:
         file.seek(image.offset + begin)
         content = file.read(last - begin + (last - begin) % 2 if image.swapped else last - begin)
     if image.swapped:

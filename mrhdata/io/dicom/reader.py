@@ -116,6 +116,8 @@ class _Planes:
         if len(times) == 1:
             self.frames = self.frames[0]
         self.dtype = np.result_type(*{_dtype(frame) for frame in self.frames.flat})
+        #: Bytes in memory while one plane is read, of which a mosaic has many in a picture.
+        self.smallest_bytes = max(frame.image.smallest_bytes for frame in self.frames.flat)
 
     def __call__(self, box: Box) -> np.ndarray:
         out = np.empty(box.shape, self.dtype)

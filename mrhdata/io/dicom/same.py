@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 
 from mrhdata.io.dicom.frames import Frame
-from mrhdata.io.dicom.headers import parsing
+from mrhdata.io.dicom.headers import opened, parsing
 
 log = logging.getLogger("mrhdata")
 
@@ -29,5 +29,5 @@ def without_copies(frames: Sequence[Frame]) -> list[Frame]:
 
 def _same_content(a: Path, b: Path) -> bool:
     """Return whether two files have equal elements, apart from the preamble and the head of the file."""
-    with parsing(b):
-        return bool(pydicom.dcmread(a, force=True) == pydicom.dcmread(b, force=True))
+    with parsing(b), opened(a) as first, opened(b) as second:
+        return bool(pydicom.dcmread(first, force=True) == pydicom.dcmread(second, force=True))

@@ -1,12 +1,20 @@
 """DICOM files among others: found without preamble, behind other files, next to pictures, or refused."""
 
+import shutil
+import warnings
+
 import imagecodecs
 import numpy as np
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 import mrhdata
 from mrhdata.errors import FormatError
-from tests.io.dicom.files import dataset, plane, save, series
+from mrhdata.io.dicom import deflated
+from mrhdata.volume.file_arrays import bytes_at_once
+from tests.io.dicom.files import dataset, elements, plane, save, series
 
 
 def test_files_without_preamble(tmp_path):
@@ -76,3 +84,76 @@ def test_lengths_beyond_the_file_are_not_allocated(tmp_path):
     path.write_bytes(content[:at] + claim + content[at + 8 :])
     with pytest.raises(FormatError, match=r"a\.dcm"):
         mrhdata.read(path)
+
+
+def deflate(path):
+    """Rewrite a file with deflated elements."""
+    tags = pydicom.dcmread(path)
+    return save(path, tags, DeflatedExplicitVRLittleEndian)
+
+
+def test_deflated_file_of_pydicom():
+    """The voxels are those that pydicom reads, and all of the file counts towards a budget."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = get_testdata_file("image_dfl.dcm", download=False)
+        expected = pydicom.dcmread(path).pixel_array
+    volume = mrhdata.read(path)
+    np.testing.assert_array_equal(volume.transpose("z", "y", "x").values[0], expected)
+    assert bytes_at_once(volume.data) > 3 * expected.nbytes
+
+
+def test_deflated_series_is_read_as_the_plain_one(tmp_path):
+    """Positions and voxels are equal; a repeated file is left out."""
+    plain = mrhdata.read(series(tmp_path / "plain", [0, 3, 6]))
+    for path in series(tmp_path / "packed", [0, 3, 6]).iterdir():
+        deflate(path)
+    (tmp_path / "packed" / "copy.dcm").write_bytes((tmp_path / "packed" / "IM0001.dcm").read_bytes())
+    packed = mrhdata.read(tmp_path / "packed")
+    np.testing.assert_array_equal(packed, plain)
+    assert packed.mrh.grid.same_as(plain.mrh.grid)
+
+
+def test_pictures_of_one_deflated_file_are_inflated_once(tmp_path, monkeypatch):
+    """Without a memory of the last file, the time would grow with the square of the number of pictures."""
+    values = np.arange(6 * 4 * 5, dtype=np.uint16).reshape(6, 4, 5)
+    path = save(tmp_path / "a.dcm", elements(values, NumberOfFrames=6), DeflatedExplicitVRLittleEndian)
+    deflated._inflated.cache_clear()
+    np.testing.assert_array_equal(np.sort(mrhdata.read(path).values, axis=None), values.ravel())
+    assert deflated._inflated.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_damaged_deflated_file_is_refused(tmp_path, damage):
+    """A stream without its end, or with other bytes, is an error of one sentence."""
+    path = deflate(plane(tmp_path / "a.dcm", np.random.default_rng(0).integers(0, 999, (40, 50))))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[-300:]
+    else:
+        content[400:420] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"a\.dcm is (truncated|damaged)"):
+        mrhdata.read(path)
+
+
+def test_deflated_file_that_claims_too_many_voxels_is_refused(tmp_path, monkeypatch):
+    """Nothing is allocated for voxels that the stream cannot hold, nor inflated beyond the limit of a header."""
+    path = plane(tmp_path / "a.dcm", np.zeros((40, 50)))
+    tags = pydicom.dcmread(path)
+    tags.Rows = tags.Columns = 60_000
+    save(path, tags, DeflatedExplicitVRLittleEndian)
+    with pytest.raises(FormatError, match=r"a\.dcm is truncated or damaged: 1 x 60000 x 60000 voxels"):
+        mrhdata.read(path)
+    monkeypatch.setattr(deflated, "HEADER_BYTES", 2000)
+    deflated._inflated.cache_clear()
+    with pytest.raises(FormatError, match=r"a\.dcm is truncated or damaged: .* got \d{4,5}\. Copy it again"):
+        mrhdata.read(path)
+
+
+def test_list_of_files_of_pydicom_next_to_images_is_left_out(tmp_path):
+    """A DICOMDIR in the folder of a series does not disturb, whatever its name."""
+    series(tmp_path, [0, 3, 6])
+    for name in ("DICOMDIR", "dicomdir.dcm"):
+        shutil.copyfile(get_testdata_file("DICOMDIR", download=False), tmp_path / name)
+    assert mrhdata.read(tmp_path).sizes["z"] == 3
