@@ -1,4 +1,4 @@
-"""Infrastructure shared by all subpackages: atomic files, memory budgets, progress bars, threads, notebook HTML."""
+"""Infrastructure shared by all subpackages: atomic files, memory budgets, progress bars, threads, child processes, notebook HTML."""
 
 import lazy_loader
 

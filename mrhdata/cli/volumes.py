@@ -29,6 +29,9 @@ def info(
     dataset: options.Dataset = None,
     series: options.Series = None,
     level: options.Level = None,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Read an untrusted file in a child process, which may crash or hang.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Describe a volume: geometry, values, suspicious findings."""
@@ -36,7 +39,7 @@ def info(
 
     geometry = {"orientation": orientation, "unit": unit, "spacing": spacing, "origin": origin}
     read_options = options.read_options(**geometry, space=space, kind=kind, dataset=dataset, series=series, level=level)
-    options.answer(inspection.inspect(volume, **read_options), as_json)
+    options.answer(inspection.inspect(volume, safe=safe, **read_options), as_json)
 
 
 @command("mrhdata diff brain.nii.gz brain.zarr")

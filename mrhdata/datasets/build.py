@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from mrhdata._runtime.child_process import ChildReader
 from mrhdata.datasets import bids, catalog
-from mrhdata.datasets.isolated import HeaderReader
 from mrhdata.datasets.splits import assign_parts
 from mrhdata.errors import CatalogError, MrhdataError
 from mrhdata.io.conversion import source_checksum
@@ -104,10 +104,10 @@ def build(
 
 def _describe_all(folder: Path, options: Options, checksum: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield path and metadata of each readable volume below a folder; files that cannot be read are named."""
-    with HeaderReader() as reader:
+    with ChildReader("mrhdata.datasets.headers:describe") as reader:
         for path in find_volumes(folder):
             try:
-                metadata = reader.describe(path, options)
+                metadata = reader.read(path, options)
                 sums = source_checksum(path, checksum)
             except MrhdataError as error:
                 log.warning("left out: %s", error)

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from mrhdata._runtime.atomic import atomic_write
+from mrhdata._runtime.child_process import ChildReader
 from mrhdata._runtime.memory import parse_memory, remaining_memory
 from mrhdata.errors import FormatError, MrhdataError, ParameterError
 
@@ -95,7 +96,7 @@ _WARNED = ("spacing", "unit", "values")
 _KIND_OF_WORD = {**dict.fromkeys(("seg", "dseg", "aseg", "label", "labels", "annotation"), "labels"), "mask": "mask"}
 
 
-def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArray:
+def read(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpack[Options]) -> xr.DataArray:
     """Read a volume, lazily if its format allows it.
 
     Parameters
@@ -105,6 +106,10 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         Folder: OME-Zarr, a stack of TIFF or PNG planes, a DICOM series. Pattern of planes, such as
         ``planes/*.tif``, or ``brain_Z{z}_C{c}.tif`` for planes of several channels (``{c}``) and times
         (``{t}``). URL (``http``, ``https``, ``s3``) of an OME-Zarr.
+    safe : bool
+        Whether to read the header of an untrusted file in a child process first, so that a file that ends the process
+        of a library, or that takes minutes, is an error. Voxels are read later, in this process;
+        :func:`mrhdata.io.inspect` reads them in the child too.
     axes : str, optional
         True directions of the file's axes if the header is wrong, such as ``"PIR"``, in the order of
         the format (x, y, z in NIfTI, NRRD and DICOM; fastest first in MINC;
@@ -163,6 +168,9 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         raise TypeError(f"read() has no options {sorted(unknown)}; it has {sorted(Options.__annotations__)}")
     if options.get("kind") not in (None, *KINDS):
         raise ParameterError(f"kind must be one of {', '.join(KINDS)}; got {options['kind']!r}")
+    if safe:
+        with ChildReader("mrhdata.io.formats:check_header") as child:
+            child.read(path, options, quiet=True)
     with _naming(path):
         volume = _read(path, {k: v for k, v in options.items() if k in _READER_OPTIONS and v is not None})
     if volume.dtype.kind == "c":
@@ -180,6 +188,11 @@ def read(path: str | os.PathLike[str], **options: Unpack[Options]) -> xr.DataArr
         attributes["kind"] = attributes["kind"] or _kind_by_name(path, volume)
     volume = describe(volume, name=options.get("name") or volume.name, **attributes)
     return as_integers(volume, str(path)) if volume.attrs["kind"] != "image" else volume
+
+
+def check_header(path: str | os.PathLike[str], **options: Unpack[Options]) -> None:
+    """Raise the error of :func:`read` if a header cannot be read."""
+    read(path, **options)
 
 
 @contextmanager

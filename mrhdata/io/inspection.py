@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import dask.array as da
 import numpy as np
 
+from mrhdata._runtime.child_process import ChildReader
 from mrhdata.errors import GridError
 from mrhdata.io import formats
 from mrhdata.io.formats import Options
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Bytes of values that are read at most; of larger volumes, evenly spaced planes are read.
 _SAMPLE_BYTES = 500_000_000
+#: Longest time in seconds for the sample of values of an untrusted file.
+_SECONDS = 3600.0
 #: Specimens are shorter, and voxels larger, in mm.
 _MAX_EXTENT_MM, _MIN_SPACING_MM = 3000.0, 1e-7
 #: Susceptibility of tissue stays below this in ppm, so larger values are ppb.
@@ -32,13 +35,16 @@ _NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 _ORIENTED = (*_NIFTI, ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
-def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpack[Options]) -> dict[str, Any]:
     """Describe a file: geometry, type, chunks, range of values, and warnings.
 
     Parameters
     ----------
     path : path or URL
         Any source that :func:`mrhdata.read` reads.
+    safe : bool
+        Whether to read an untrusted file in a child process, so that a file that ends the process of a library, or that
+        takes longer than an hour, is an error.
     **options
         Options of :func:`mrhdata.read`.
 
@@ -55,6 +61,9 @@ def inspect(path: str | os.PathLike[str], **options: Unpack[Options]) -> dict[st
     >>> inspect(path)["suspicious"]
     ['all values are 0']
     """
+    if safe:
+        with ChildReader("mrhdata.io.inspection:inspect", "reading it", _SECONDS) as child:
+            return {**child.read(path, options), "file": str(path)}
     volume = formats.read(path, **options)
     grid = volume.mrh.grid
     data = da.asarray(volume.data)

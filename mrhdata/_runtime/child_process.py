@@ -1,4 +1,4 @@
-"""Headers read in a child process, so that a file that ends the process of its library is left out by name.
+"""Files read in a child process, so that a file that ends the process of its library is an error of one sentence.
 
 The child is one Python for many files. It is not a copy of this process: that would run the script of the caller again,
 or hold the locks of its threads.
@@ -7,6 +7,7 @@ or hold the locks of its threads.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -17,60 +18,74 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrhdata.datasets import bids
+from mrhdata import errors
 from mrhdata.errors import FormatError, MrhdataError
-from mrhdata.io import formats
 
 log = logging.getLogger("mrhdata")
 
 #: Longest time in seconds for the header of one file; the headers of a DICOM series on a network take a minute.
 SECONDS = 300.0
 
-_CHILD = "from mrhdata.datasets.isolated import serve; serve()"
+_CHILD = "from mrhdata._runtime.child_process import serve; serve()"
 
 
-class HeaderReader:
-    """Reader of headers in a child process, which is started for the first file, and again after a crash.
+class ChildReader:
+    """Reader of files in a child process, which is started for the first file, and again after a crash.
 
     Parameters
     ----------
-    seconds : float
-        Longest time for one file.
+    function : str
+        Module and name, such as ``"mrhdata.io.inspection:inspect"``, of a function of a path and options that returns
+        plain values.
+    action : str
+        Words for what the function does, for errors.
+    seconds : float, optional
+        Longest time for one file, by default 300.
     """
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, function: str, action: str = "reading its header", seconds: float | None = None) -> None:
+        self._function, self._action = function, action
+        self._seconds = SECONDS if seconds is None else seconds
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> HeaderReader:
+    def __enter__(self) -> ChildReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def describe(self, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the metadata of a volume, as :func:`describe` finds it in the child.
+    def read(self, path: str | os.PathLike[str], options: Mapping[str, Any], *, quiet: bool = False) -> Any:
+        """Return what the function returns for a file.
+
+        Parameters
+        ----------
+        path : path or URL
+        options : mapping
+            Options of the function.
+        quiet : bool
+            Whether to drop its warnings instead of passing them on.
 
         Raises
         ------
-        FormatError
-            The file cannot be read, ends the process that reads it, or takes longer than the time limit.
+        MrhdataError
+            The error of the function; a FormatError if the file ends the process, or takes longer than the time limit.
         TypeError
             An option is unknown.
         """
         child = self._child or self._start()
-        request = {"path": str(path.absolute()), "options": dict(options)}
+        place = str(path) if "://" in str(path) else os.path.abspath(path)
+        request = {"function": self._function, "path": place, "options": dict(options)}
         answer = self._ask(child, json.dumps(request, default=_plain).encode() + b"\n")
         if answer is None:
             code = self._stop()
             reason = f"takes longer than {self._seconds:g} s" if code is None else f"ends the process with code {code}"
-            raise FormatError(f"{path} cannot be read: reading its header {reason}. Remove or repair the file")
-        for level, message in answer["messages"]:
+            raise FormatError(f"{path} cannot be read: {self._action} {reason}. Remove or repair the file")
+        for level, message in () if quiet else answer["messages"]:
             log.log(level, "%s", message)
         if "error" in answer:
             kind, message = answer["error"]
-            raise TypeError(message) if kind == "TypeError" else FormatError(message)
-        return answer["metadata"]
+            raise TypeError(message) if kind == "TypeError" else getattr(errors, kind, FormatError)(message)
+        return answer["result"]
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
@@ -124,29 +139,6 @@ def _is_silent(child: subprocess.Popen[bytes]) -> bool:
         return child.poll() is None and not selector.select(0)
 
 
-def describe(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a volume: what its name says, and its geometry."""
-    entities = bids.parse(path.name)
-    suffix = entities.pop("suffix", None)
-    modality, kind = bids.SUFFIXES.get(suffix or "", (None, None))
-    read_options = {**options}
-    if kind is not None and read_options.get("kind") is None:
-        read_options["kind"] = kind
-    volume = formats.read(path, **read_options)
-    grid = volume.mrh.grid
-    metadata: dict[str, Any] = {**entities, "role": suffix or bids.stem(path), "kind": volume.attrs["kind"]}
-    metadata["modality"] = volume.attrs.get("modality") or modality or "unknown"
-    if "units" in volume.attrs:
-        metadata["units"] = volume.attrs["units"]
-    metadata |= {
-        "space": volume.mrh.space,
-        "spacing_mm": [float(f"{step:.6g}") for step in grid.spacing],
-        "shape": {str(d): int(n) for d, n in volume.sizes.items()},
-        "orientation": grid.orientation,
-    }
-    return metadata
-
-
 def _plain(value: Any) -> Any:
     """Return NumPy values and other sequences as lists, and paths as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value) if isinstance(value, Path) else list(value)
@@ -175,7 +167,8 @@ def serve() -> None:
         request = json.loads(line)
         answer: dict[str, Any] = {}
         try:
-            answer["metadata"] = describe(Path(request["path"]), request["options"])
+            module, _, name = request["function"].partition(":")
+            answer["result"] = getattr(importlib.import_module(module), name)(request["path"], **request["options"])
         except (MrhdataError, TypeError) as error:
             answer["error"] = type(error).__name__, str(error)
         answer["messages"], messages.kept = messages.kept, []
