@@ -1,4 +1,4 @@
-"""Infrastructure shared by all subpackages: atomic files, memory budgets, progress bars, threads, child processes, notebook HTML."""
+"""Infrastructure shared by all subpackages: atomic files, budgets, progress bars, threads, child processes, HTML."""
 
 import lazy_loader
 

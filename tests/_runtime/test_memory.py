@@ -11,9 +11,7 @@ from mrhdata.errors import ParameterError
 def test_budget_named_by_the_error_is_enough():
     """One byte per million less is refused, and the figure of the error is accepted."""
     needed, least = 400_000_000, 30_000_000
-    with pytest.raises(
-        ParameterError, match=r"of which 400 MB are needed at once; got 463 MB"
-    ) as caught:
+    with pytest.raises(ParameterError, match=r"of which 400 MB are needed at once; got 463 MB") as caught:
         remaining_memory(needed, 463_000_000, "a.nii.gz", least)
     figure = int(re.search(r"at least (\d+) MB", str(caught.value))[1]) * 1_000_000
     assert remaining_memory(needed, figure, "a.nii.gz", least) == figure - needed
