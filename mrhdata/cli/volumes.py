@@ -39,7 +39,15 @@ def info(
 
     geometry = {"orientation": orientation, "unit": unit, "spacing": spacing, "origin": origin}
     read_options = options.read_options(**geometry, space=space, kind=kind, dataset=dataset, series=series, level=level)
-    options.answer(inspection.inspect(volume, safe=safe, **read_options), as_json)
+    description = inspection.inspect(volume, safe=safe, **read_options)
+    options.answer(description if as_json else _with_a_line_per_image(description), as_json)
+
+
+def _with_a_line_per_image(description: dict[str, Any]) -> dict[str, Any]:
+    """Return a description whose list of images is an item for each."""
+    file, *others = description.items()
+    lines = {f"image {n}": line for n, line in enumerate(description.get("images", ()), 1)}
+    return dict([file]) | lines | {key: value for key, value in others if key != "images"}
 
 
 @command("mrhdata diff brain.nii.gz brain.zarr")

@@ -190,6 +190,16 @@ def read(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpack[
     return as_integers(volume, str(path)) if volume.attrs["kind"] != "image" else volume
 
 
+def contents(path: str | os.PathLike[str]) -> list[str]:
+    """Return a line for each image of a file or folder of a format that may hold several; none for a URL.
+
+    Each line begins with the option of :func:`read` that chooses the image.
+    """
+    reader = None if "://" in os.fspath(path) else _local_reader(Path(path))
+    find = getattr(reader, "contents", None)
+    return [] if find is None else find(Path(path))
+
+
 def check_header(path: str | os.PathLike[str], **options: Unpack[Options]) -> None:
     """Raise the error of :func:`read` if a header cannot be read."""
     read(path, **options)

@@ -58,6 +58,17 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     return _with_axes(data, axes, label)
 
 
+def contents(path: Path) -> list[str]:
+    """Return a line for each array of numbers, with the option of :func:`mrhdata.read` that chooses it."""
+    with format_errors(path):
+        if path.suffix.lower() == ".mat" and not h5py.is_hdf5(path):
+            shapes = _matlab5_arrays(path)
+        else:
+            with h5py.File(path, "r") as file:
+                shapes = _find_arrays(file)
+    return [f"dataset={name!r}: {' x '.join(map(str, shape))}" for name, shape in shapes.items()]
+
+
 def _with_axes(data: da.Array, axes: AxesOfArray, name: str) -> xr.DataArray:
     """Return a volume of an array with its axes in the order t, c, z, y, x."""
     if axes.shape is not None and axes.shape != data.shape:
@@ -162,12 +173,19 @@ def _is_text(matlab_class: Any) -> bool:
     return name in _NO_NUMBERS
 
 
-def _matlab5(path: Path, dataset: str | None) -> xr.DataArray:
+def _matlab5_arrays(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a file of version 5 that could be volumes, by name."""
     import scipy.io
 
     numbers = {"double", "single", "logical", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))}
     shapes = {name: shape for name, shape, kind in scipy.io.whosmat(path) if kind in numbers and len(shape) <= 5}
-    name = _choose(path, {n: s for n, s in shapes.items() if sorted(s)[-2] > 1}, dataset)
+    return {name: shape for name, shape in shapes.items() if sorted(shape)[-2] > 1}
+
+
+def _matlab5(path: Path, dataset: str | None) -> xr.DataArray:
+    import scipy.io
+
+    name = _choose(path, _matlab5_arrays(path), dataset)
     values = scipy.io.loadmat(path, variable_names=[name])[name]
     # Version 5 cannot be read in parts, so the array stays in memory.
     return _rows_first(da.from_array(values, chunks=-1), name)

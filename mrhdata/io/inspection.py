@@ -72,6 +72,7 @@ def inspect(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpa
     low, high, value_warnings = _check_values(volume, values)
     return {
         "file": str(path),
+        **({"images": images} if len(images := formats.contents(path)) > 1 else {}),
         "shape": {str(d): int(n) for d, n in volume.sizes.items()},
         **_channels_and_times(volume),
         "dtype": str(volume.dtype),

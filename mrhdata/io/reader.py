@@ -17,6 +17,9 @@ class Reader(Protocol):
     ----------
     OPTIONS : tuple of str
         Options of :func:`mrhdata.read` that `read` accepts. :func:`mrhdata.read` applies all others to the volume.
+
+    A module of a format whose files may hold several images also has ``contents(path)``, which returns a line for each
+    that begins with the option that chooses it.
     """
 
     OPTIONS: tuple[str, ...]

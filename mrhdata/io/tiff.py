@@ -99,6 +99,18 @@ def _read_level(path: Path, file: tifffile.TiffFile, index: int, number: int) ->
     return volume if exact else assume(volume, "values")
 
 
+def contents(path: Path) -> list[str]:
+    """Return a line for each image of a file, with the option of :func:`mrhdata.read` that chooses it."""
+    with format_errors(path), open_tiff(path) as file:
+        return [f"series={i} ({str(item.name)!r}): {_size(item)}" for i, item in enumerate(file.series)]
+
+
+def _size(series: Any) -> str:
+    """Return the shape, the type and the number of levels of an image as text."""
+    levels = f", {len(series.levels)} levels" if len(series.levels) > 1 else ""
+    return f"{' x '.join(map(str, series.shape))} {series.axes}, {series.dtype}{levels}"
+
+
 @contextmanager
 def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF file and find its images.

@@ -1,5 +1,6 @@
 """Description of files and comparison of volumes."""
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from mrhdata.errors import GridError
 from mrhdata.io import comparison, inspection
 from mrhdata.volume.construct import from_array
 from mrhdata.volume.times import with_times
-from tests.conftest import oblique_affine
+from tests.conftest import command, oblique_affine
+from tests.io.dicom.files import CORONAL, plane, series
+from tests.io.omezarr.images import write_image
 
 
 def warnings_about(volume, path, **options):
@@ -161,3 +164,75 @@ def test_difference_of_other_spaces_or_disjoint_volumes_raises(oblique):
     far = from_array(oblique.values, affine=oblique_affine(origin=(900, 0, 0))[:, [2, 1, 0, 3]])
     with pytest.raises(GridError, match="do not overlap"):
         comparison.difference(oblique, far)
+
+
+def several_in_tiff(folder):
+    """Write an OME-TIFF of two images, the second with a pyramid."""
+    with tifffile.TiffWriter(folder / "a.ome.tif", ome=True) as file:
+        file.write(np.zeros((3, 16, 17), np.uint16), metadata={"axes": "ZYX", "Name": "signal"})
+        file.write(np.zeros((20, 30), np.uint8), metadata={"axes": "YX", "Name": "over/view"}, subifds=1)
+        file.write(np.zeros((10, 15), np.uint8), subfiletype=1)
+    return folder / "a.ome.tif", {"series": 0}
+
+
+def several_in_dicom(folder):
+    """Write two series, of which the second has two directions."""
+    series(folder, [0, 3, 6], SeriesNumber=2, SeriesDescription="T2w")
+    for i, orientation in enumerate([(1, 0, 0, 0, 1, 0), CORONAL]):
+        tags = {"SeriesNumber": 3, "SeriesInstanceUID": "1.2.4", "uid": f"9{i}"}
+        plane(folder / f"L{i}.dcm", np.zeros((8, 9)), orientation=orientation, **tags)
+    return folder, {"dataset": "T2w"}
+
+
+def several_in_zarr(folder):
+    """Write an image with labels below it."""
+    for name in ("", "labels/cells"):
+        write_image(folder / "a.zarr" / name, np.zeros((2, 3, 4), np.uint8))
+    (folder / "a.zarr" / "labels" / ".zgroup").write_text('{"zarr_format": 2}')
+    return folder / "a.zarr", {"dataset": "labels/cells"}
+
+
+def several_in_hdf5(folder):
+    """Write two arrays, and one that is no volume."""
+    with h5py.File(folder / "a.h5", "w") as file:
+        for name, shape in (("one", (2, 3, 4)), ("two/deep", (5, 6)), ("vector", (7,))):
+            file[name] = np.zeros(shape)
+    return folder / "a.h5", {"dataset": "one"}
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (
+            several_in_tiff,
+            ["series=0 ('signal'): 3 x 16 x 17 ZYX, uint16", "series=1 ('over/view'): 20 x 30 YX, uint8, 2 levels"],
+        ),
+        (
+            several_in_dicom,
+            [
+                "dataset='2' (T2w): 3 images of 8 x 9, 2 x 2 mm, axial",
+                "dataset='3/1': 1 images of 8 x 9, 2 x 2 mm, axial",
+                "dataset='3/2': 1 images of 8 x 9, 2 x 2 mm, coronal",
+            ],
+        ),
+        (several_in_zarr, ["dataset='brain'", "dataset='labels/cells'"]),
+        (several_in_hdf5, ["dataset='one': 2 x 3 x 4", "dataset='two/deep': 5 x 6"]),
+    ],
+)
+def test_inspect_lists_the_images_of_a_file_of_several(tmp_path, write, expected):
+    """Each line begins with the option that chooses the image, and `mrhdata info` prints a line for each."""
+    path, choice = write(tmp_path)
+    assert inspection.inspect(path, **choice)["images"] == expected
+    words = [word for key, value in choice.items() for word in (f"--{key}", str(value))]
+    code, out, _ = command("info", path, *words)
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split(maxsplit=2)[2] for line in lines if line.startswith("image ")] == expected
+    assert lines[0].startswith("file")
+
+
+def test_inspect_lists_no_images_of_a_file_of_one(tmp_path, oblique):
+    """One image needs no list, in any format."""
+    for name in ("a.nii", "a.ome.tif", "a.zarr"):
+        mrhdata.write(oblique, tmp_path / name)
+        assert "images" not in inspection.inspect(tmp_path / name)

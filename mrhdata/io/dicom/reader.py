@@ -18,7 +18,7 @@ from mrhdata.io.dicom.frames import Frame, frames_of
 from mrhdata.io.dicom.headers import images_of, parsing
 from mrhdata.io.dicom.images import picture
 from mrhdata.io.dicom.same import without_copies
-from mrhdata.io.dicom.stacks import Placed, choose, placed, stacks_of
+from mrhdata.io.dicom.stacks import Placed, Stack, choose, line, placed, stacks_of
 from mrhdata.volume.assumptions import assume
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
@@ -55,12 +55,22 @@ def read(path: Path, dataset: str | None = None) -> xr.DataArray:
     FormatError
         A file is damaged, there are several series, or planes are missing, duplicate or not evenly spaced.
     """
-    frames = [frame for header in images_of(path) for frame in frames_of(header)]
-    stack = choose(stacks_of(without_copies(frames)), dataset, path)
+    stack = choose(_stacks(path), dataset, path)
     with parsing(path):
         volume = placed(stack)
     _warn(volume, path)
     return assume(_volume(volume, path), *volume.assumed)
+
+
+def contents(path: Path) -> list[str]:
+    """Return a line for each stack of planes, with the option of :func:`mrhdata.read` that chooses it."""
+    stacks = _stacks(path)
+    return [f"dataset={line(stack, stacks)}" for stack in stacks]
+
+
+def _stacks(path: Path) -> list[Stack]:
+    frames = [frame for header in images_of(path) for frame in frames_of(header)]
+    return stacks_of(without_copies(frames))
 
 
 def _volume(volume: Placed, path: Path) -> xr.DataArray:

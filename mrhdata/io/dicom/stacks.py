@@ -89,13 +89,18 @@ def choose(stacks: Sequence[Stack], dataset: str | None, path: Path) -> Stack:
     matching = exact if len(exact) == 1 else matching
     if len(matching) == 1:
         return matching[0]
-    listed = "; ".join(f"{_unique_name(s, stacks)!r}{_title(s)}: {s}" for s in (matching or stacks)[:_LISTED])
+    listed = "; ".join(line(s, stacks) for s in (matching or stacks)[:_LISTED])
     more = "" if len(matching or stacks) <= _LISTED else f"; and {len(matching or stacks) - _LISTED} more"
     series = len({s.series for s in matching})
     if dataset is not None and not matching:
         raise FormatError(f"{path} has no series {dataset}; dataset= must be one of {listed}{more}")
     kind = f"{series} series" if series > 1 else f"{len(matching)} stacks that make no common volume"
     raise FormatError(f"{path} holds {kind}; choose one with dataset=: {listed}{more}")
+
+
+def line(stack: Stack, stacks: Sequence[Stack]) -> str:
+    """Return the name by which `dataset=` chooses one of some stacks, and what it holds."""
+    return f"{_unique_name(stack, stacks)!r}{_title(stack)}: {stack}"
 
 
 def placed(stack: Stack) -> Placed:

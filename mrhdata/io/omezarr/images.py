@@ -85,6 +85,21 @@ def open_image(path: Path | str, dataset: str | None, storage_options: dict[str,
     return Image(group, version, image, attrs)
 
 
+def images_below(path: Path) -> list[str]:
+    """Return the paths or names of the images of a local store; an image may have others below, such as labels."""
+    try:
+        group, _ = _open_group(path, None, None)
+    except FormatError:
+        # The images of a folder can be named even if the folder itself is not a group.
+        return []
+    ome: Any = group.attrs.get("ome", group.attrs)
+    listed = ome.get("multiscales") if isinstance(ome, Mapping) else None
+    images = [image for image in listed or [] if isinstance(image, Mapping)]
+    names = [str(image.get("name") or n) for n, image in enumerate(images)]
+    distinct = names if len(set(names)) == len(names) else list(map(str, range(len(names))))
+    return [*distinct, *_image_names(group)]
+
+
 def _open_group(
     path: Path | str, dataset: str | None, storage_options: dict[str, Any] | None
 ) -> tuple[zarr.Group, str | None]:

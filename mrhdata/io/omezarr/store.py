@@ -18,7 +18,7 @@ from mrhdata.errors import FormatError, ParameterError
 from mrhdata.io.omezarr import foreign
 from mrhdata.io.omezarr.arrays import open_level
 from mrhdata.io.omezarr.chunks import ZarrReader
-from mrhdata.io.omezarr.images import Image, open_image
+from mrhdata.io.omezarr.images import Image, images_below, open_image
 from mrhdata.io.omezarr.integrity import own_metadata, presence_of
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.file_arrays import FileArray, format_errors, in_chunks, source_of
@@ -46,6 +46,11 @@ def read(
         log.warning("%s: %s. Read level 0, or pass spacing= and origin=", path, doubt)
     with format_errors(path):
         return _read_level(image, stored, request)
+
+
+def contents(path: Path) -> list[str]:
+    """Return a line for each image of a local store, with the option of :func:`mrhdata.read` that chooses it."""
+    return [f"dataset={name!r}" for name in images_below(path)]
 
 
 def level_for(volume: xr.DataArray, spacing: np.ndarray) -> xr.DataArray:
