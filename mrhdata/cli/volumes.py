@@ -107,16 +107,15 @@ def convert(
     series: options.Series = None,
     level: options.Level = None,
     time: Annotated[int | None, typer.Option(min=0, help="Number of one volume of a time series, from 0.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory budget, such as '500 MB'; 1 GB by default if OUT is an OME-Zarr.")
-    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory budget, such as '500 MB'.")] = None,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
     """Convert volumes of any format and size to OME-Zarr, or back.
 
-    An interrupted conversion to OME-Zarr resumes when you run the command again.
+    An interrupted conversion to OME-Zarr resumes when you run the command again. Its memory budget is 1 GB by default;
+    the other formats take as much as they need.
     """
     from mrhdata.io import conversion, formats, omezarr
 

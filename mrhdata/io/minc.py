@@ -74,7 +74,7 @@ def _open(path: Path) -> Any:
 
 
 def _bytes_at_once(file: Any) -> int:
-    """Return the bytes in memory while one plane is read: the stored and scaled values, and what is decoded for them.
+    """Return the bytes in memory while one plane is read: the decoded chunks, and the stored and scaled values.
 
     HDF5 decodes whole chunks of MINC 2. nibabel reads all values of MINC 1 whenever it opens a file.
     """

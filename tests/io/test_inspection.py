@@ -193,7 +193,7 @@ def several_in_zarr(folder):
 
 
 def several_in_hdf5(folder):
-    """Write two arrays, and one that is no volume."""
+    """Write two arrays, and a vector, which is not a volume."""
     with h5py.File(folder / "a.h5", "w") as file:
         for name, shape in (("one", (2, 3, 4)), ("two/deep", (5, 6)), ("vector", (7,))):
             file[name] = np.zeros(shape)

@@ -107,7 +107,7 @@ def test_volume_that_is_computed_from_a_file_needs_what_the_file_needs(tmp_path)
 
 @pytest.mark.parametrize("name", ["b.zarr", "b.nii.gz", "b.ome.tif"])
 def test_write_refuses_a_budget_below_the_smallest_part(tmp_path, name):
-    """The budget that the error names is enough; without one there is no limit."""
+    """The budget that the error names is enough; by default nothing is refused."""
     values = np.random.default_rng(0).integers(0, 3000, (24, 800, 900)).astype(np.uint16)
     mrhdata.write(from_array(values, spacing=(1, 1, 1)), tmp_path / "a.nii.gz")
     volume = mrhdata.read(tmp_path / "a.nii.gz")

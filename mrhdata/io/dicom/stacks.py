@@ -99,7 +99,7 @@ def choose(stacks: Sequence[Stack], dataset: str | None, path: Path) -> Stack:
 
 
 def line(stack: Stack, stacks: Sequence[Stack]) -> str:
-    """Return the name by which `dataset=` chooses one of some stacks, and what it holds."""
+    """Return the name by which `dataset=` chooses one of some stacks, and a description of it."""
     return f"{_unique_name(stack, stacks)!r}{_title(stack)}: {stack}"
 
 
