@@ -1,0 +1,45 @@
+from . import (
+    artefacts,
+    axes,
+    config,
+    contrast,
+    draws,
+    geometry,
+    grids,
+    intensity,
+    label_map,
+    priors,
+    resolution,
+    structures,
+    surroundings,
+    synthesizer,
+)
+from .config import SynthesisConfig
+from .label_map import LabelMap
+from .priors import PRIORS
+from .structures import FREESURFER, Anatomy, Structure
+from .synthesizer import Synthesizer
+
+__all__ = [
+    "FREESURFER",
+    "PRIORS",
+    "Anatomy",
+    "LabelMap",
+    "Structure",
+    "SynthesisConfig",
+    "Synthesizer",
+    "artefacts",
+    "axes",
+    "config",
+    "contrast",
+    "draws",
+    "geometry",
+    "grids",
+    "intensity",
+    "label_map",
+    "priors",
+    "resolution",
+    "structures",
+    "surroundings",
+    "synthesizer",
+]
