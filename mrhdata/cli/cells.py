@@ -9,6 +9,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
+from mrhdata.cli.machine import Machine, machine_options
 from mrhdata.errors import DataError, ModelError, ParameterError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ RadiusUm = Annotated[
 
 
 @command("mrhdata train detection brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml -o neurons/")
+@machine_options
 def train_detection(
     brains: Annotated[
         list[str], options.argument("BRAINS", "Each brain as VOLUME=MARKS, with marks as XML, CSV or Parquet.")
@@ -53,11 +55,7 @@ def train_detection(
     ] = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
-    precision: options.TrainingPrecision = None,
-    device: options.Device = None,
-    accumulate: options.Accumulate = None,
-    channels_last: options.ChannelsLast = None,
-    compile_network: options.Compile = None,
+    machine: Machine = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -85,10 +83,9 @@ def train_detection(
     if recipe not in recipes:
         raise ModelError(f"--recipe must be one of {', '.join(recipes)}; got {recipe!r}")
     settings = recipes[recipe](voxel_mm)
-    chosen = options.set_options(
-        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
+    settings = replace(
+        settings, training=replace(settings.training, **machine), again=replace(settings.again, **machine)
     )
-    settings = replace(settings, training=replace(settings.training, **chosen), again=replace(settings.again, **chosen))
     if epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))
     settings = replace(settings, **options.set_options(rounds=rounds, patches_per_brain=patches_per_brain))

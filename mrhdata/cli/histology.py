@@ -9,6 +9,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
+from mrhdata.cli.machine import Machine, machine_options
 from mrhdata.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Study = Annotated[Path, options.argument("STUDY", "Folder with files such as sub
 
 
 @command("mrhdata train histology t2w=t2w.zarr mt=mt.zarr --histology af.zarr -o virtual-af/ --mask brain.mha")
+@machine_options
 def train_histology(
     contrasts: Annotated[list[str], options.argument("CONTRASTS", "Volumes as FILE or CHANNEL=FILE.")],
     histology: Annotated[str, typer.Option(help="Histology to predict, on the grid of the contrasts.")],
@@ -35,11 +37,7 @@ def train_histology(
     stride: options.Stride = 1,
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
-    precision: options.TrainingPrecision = None,
-    device: options.Device = None,
-    accumulate: options.Accumulate = None,
-    channels_last: options.ChannelsLast = None,
-    compile_network: options.Compile = None,
+    machine: Machine = None,
     ensemble_size: Annotated[
         int, typer.Option(min=1, help="Number of networks; several also give an uncertainty.")
     ] = 1,
@@ -74,9 +72,6 @@ def train_histology(
     target, tissue = formats.read(histology), options.read_optional(mask, "mask")
     planned = patches(inputs, target, shape=mrhnet.PATCH, stride=stride, plane="coronal", mask=tissue, grids=grids)
     parts = planned.split(options.three_shares(split), by=split_axis)
-    machine = options.set_options(
-        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
-    )
     settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs), **machine)
     volumes = [*inputs.values(), target, *([] if tissue is None else [tissue])]
     prints = [fingerprint.fingerprint(volume) for volume in volumes]
@@ -123,6 +118,7 @@ def _fit_each(
     "mrhdata train histology-study study/ --input t2w=T2w --input mt=MTR --histology AF --mask mask -o virtual-af/",
     "mrhdata train histology-study study/ --input 't2w=*T2w*' --histology '*NF*' -o virtual-nf/ --stride 2 --epochs 6",
 )
+@machine_options
 def train_histology_study(
     study: Study,
     inputs: options.Inputs,
@@ -133,11 +129,7 @@ def train_histology_study(
     stride: options.Stride = 1,
     loop_blocks: options.LoopBlocks = 4,
     epochs: options.Epochs = None,
-    precision: options.TrainingPrecision = None,
-    device: options.Device = None,
-    accumulate: options.Accumulate = None,
-    channels_last: options.ChannelsLast = None,
-    compile_network: options.Compile = None,
+    machine: Machine = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -163,9 +155,6 @@ def train_histology_study(
 
     brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
     parts = split_subjects(brains, options.three_shares(split), seed)
-    machine = options.set_options(
-        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
-    )
     settings = replace(mrhnet.RECOMMENDED, seed=seed, **options.set_options(epochs=epochs), **machine)
     subjects = {part: [brain.id for brain in members] for part, members in parts.items()}
     about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}

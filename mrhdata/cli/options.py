@@ -73,22 +73,6 @@ Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1 or m
 Precision = Annotated[
     str, typer.Option(help="Precision of the network: float32, bfloat16, or auto, the faster one on this machine.")
 ]
-Accumulate = Annotated[
-    int | None, typer.Option(min=1, help="Parts in which each batch is computed, to need less memory; 1 by default.")
-]
-ChannelsLast = Annotated[
-    bool | None, typer.Option("--channels-last", help="Store channels as last axis, which is faster on GPUs.")
-]
-Compile = Annotated[
-    bool | None, typer.Option("--compile", help="Compile the network first, which takes minutes; steps are faster.")
-]
-TrainingPrecision = Annotated[
-    str | None,
-    typer.Option(
-        help="Precision of the training: float32, bfloat16, float16, or auto, the fastest on this machine; that of "
-        "the recipe by default."
-    ),
-]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; that of the recipe by default.")]
 _INPUT = typer.Option(

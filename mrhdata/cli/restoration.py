@@ -10,6 +10,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
+from mrhdata.cli.machine import Machine, machine_options
 from mrhdata.errors import DataError, ModelError, MrhdataError, ParameterError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @command("mrhdata train restoration good-stack/ -o em-net/ --context-slices 2 --spacing 2 --unit nm")
+@machine_options
 def train_restoration(
     stacks: Annotated[list[str], options.argument("STACKS", "Good stacks: files, folders of planes, or patterns.")],
     out: Annotated[Path, options.output("Folder of the network.")],
@@ -38,11 +40,7 @@ def train_restoration(
     epochs: options.Epochs = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
-    precision: options.TrainingPrecision = None,
-    device: options.Device = None,
-    accumulate: options.Accumulate = None,
-    channels_last: options.ChannelsLast = None,
-    compile_network: options.Compile = None,
+    machine: Machine = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
@@ -69,9 +67,6 @@ def train_restoration(
     good = [formats.read(stack, **read_options).rename("em") for stack in stacks]
     slices = 1 + 2 * context_slices
     training, validation = _cut(good, slices, validation_fraction)
-    machine = options.set_options(
-        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
-    )
     settings = replace(
         restoration.EFFICIENT, seed=seed, **options.set_options(epochs=epochs, patience=epochs), **machine
     )

@@ -10,6 +10,7 @@ import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
+from mrhdata.cli.machine import Machine, machine_options
 from mrhdata.errors import DataError, ModelError, ParameterError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     "mrhdata train segmentation study/ --input 'qsm=*Chimap*' --labels '*dseg*' -o dgm/ --recipe dgm --folds 4",
     "mrhdata train segmentation Dataset001_BrainTumour/ -o tumour/ --folds 5",
 )
+@machine_options
 def train_segmentation(
     study: Annotated[
         Path,
@@ -49,11 +51,7 @@ def train_segmentation(
         int | None, typer.Option(min=2, help="Number of folds, to cross-validate instead of splitting once.")
     ] = None,
     epochs: options.Epochs = None,
-    precision: options.TrainingPrecision = None,
-    device: options.Device = None,
-    accumulate: options.Accumulate = None,
-    channels_last: options.ChannelsLast = None,
-    compile_network: options.Compile = None,
+    machine: Machine = None,
     seed: options.Seed = 0,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -77,9 +75,6 @@ def train_segmentation(
 
     cases, names = _read_study(study, inputs, labels)
     spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
-    machine = options.set_options(
-        precision=precision, device=device, accumulate=accumulate, channels_last=channels_last, compile=compile_network
-    )
     settings = _recipe(recipe, cases, spacing, epochs, machine)
     values = segmentation.label_map(cases)
     bars = options.bars(progress)
@@ -94,7 +89,7 @@ def train_segmentation(
     about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
     about["volumes"] = fingerprint_cases(cases)
     # Folds that one machine finished are not completed with another precision.
-    kind = resolve_device(device).type
+    kind = resolve_device(machine.get("device")).type
     about["precision"] = [resolve_precision(stage.precision, kind) for stage in (*settings.training, *settings.again)]
     result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
     if folds is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mrhdata._runtime.memory import reading_threads
 from mrhdata.errors import FormatError
 from mrhdata.patching import order
 from mrhdata.patching.plan import longest
@@ -53,7 +54,8 @@ class BoxReader:
         """
         buffer = np.empty(0, np.float32)
         tiles: dict[int, np.ndarray] = {}
-        with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, decoders(), self._buffers) as ahead:
+        threads = reading_threads(self.source.smallest_bytes, 4 * self._memory, decoders())
+        with ReadAhead(self._loads(batches), tiles, self._tile, self._memory, threads, self._buffers) as ahead:
             for number, batch in enumerate(batches):
                 ahead.wait_for(number)
                 shape = (len(batch), len(self.source.channels), *batch[0].shape)

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrhdata._runtime.atomic import check_target, remove
-from mrhdata._runtime.memory import parse_memory
+from mrhdata._runtime.memory import parse_memory, remaining_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata.errors import ModelError, ParameterError
 from mrhdata.inference.block_predictor import BlockPredictor
@@ -139,7 +139,8 @@ def predict(  # noqa: PLR0913 (options of one call)
     Raises
     ------
     ParameterError
-        If a parameter has a value that it cannot have, or the result without `out` exceeds `memory`.
+        If a parameter has a value that it cannot have, or what must be read at once of an input or the result without
+        `out` exceeds `memory`.
     ModelError
         If channels differ from those of training, the network was not trained or needs preprocessed volumes, or it
         cannot run in this mode.
@@ -176,6 +177,7 @@ def predict(  # noqa: PLR0913 (options of one call)
     network = InferenceModel(model, device, precision)
     reference = next(iter(inputs.values()))
     source = sources.one_grid(inputs, (1, 1, 1), None, grids == "resample")
+    budget = remaining_memory(source.smallest_bytes, budget, ", ".join(inputs))
     if grids == "resample":
         sources.warn_of_assumed_grids(inputs, "predict(grids='resample')")
     if output.argmax and not output.labels:

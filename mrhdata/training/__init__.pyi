@@ -1,6 +1,7 @@
 from . import (
     augmentation,
     checkpoints,
+    first_process,
     history,
     loop,
     losses,
@@ -24,6 +25,7 @@ __all__ = [
     "TrainingConfig",
     "augmentation",
     "checkpoints",
+    "first_process",
     "fit",
     "hard_negatives",
     "history",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Patches in the fingerprint of a run's data.
 _FINGERPRINT_PATCHES = 64
 #: Settings that may differ when a run resumes, because they say where it runs and not what it computes.
-_OF_THE_MACHINE = ("device", "channels_last", "compile")
+_OF_THE_MACHINE = ("device", "channels_last", "compile", "profile")
 
 
 def write_checkpoint(path: Path, settings: TrainingConfig, data: list[str], state: dict[str, Any]) -> None:

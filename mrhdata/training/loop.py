@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mrhdata.errors import ModelError
 from mrhdata.models.device import resolve_device
 from mrhdata.models.precision import resolve_precision
 from mrhdata.training.checkpoints import fingerprint_patches
+from mrhdata.training.first_process import shared
 from mrhdata.training.history import History
 from mrhdata.training.losses import OF_CLASSES
 from mrhdata.training.normalization import measured
@@ -32,10 +34,13 @@ if TYPE_CHECKING:
 
     from mrhdata.patching.dataset import Patches
 
+log = logging.getLogger("mrhdata")
+
 #: Seconds after which a checkpoint is written within an epoch.
 _CHECKPOINT_SECONDS = 300.0
 #: Steps of the first epoch that a profile shows: after the first ones, which prepare memory.
 _PROFILED = {"wait": 2, "warmup": 3, "active": 10, "repeat": 1}
+_PROFILED_STEPS = 6, 15
 
 
 def fit(
@@ -46,7 +51,6 @@ def fit(
     *,
     batch_transform: BatchTransform | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    profile: str | os.PathLike[str] | None = None,
     progress: Progress = True,
 ) -> History:
     """Train a network in place.
@@ -70,8 +74,6 @@ def fit(
     checkpoint : path, optional
         File for the state after each epoch, and every five minutes within one. An interrupted run resumes from it with
         the same result on the processor, also in the middle of an epoch, and may resume on another device.
-    profile : path, optional
-        JSON file for a trace of some steps of the first epoch, which Perfetto and ``chrome://tracing`` open.
     progress : bool or callable
         Whether to show a progress bar, or a function of (epochs done, total epochs).
 
@@ -110,6 +112,22 @@ def fit(
     True
     """
     settings = settings or TrainingConfig()
+    path = None if checkpoint is None else Path(checkpoint).absolute()
+    call = {"model": model, "patches": patches, "validation": validation, "settings": settings}
+    with shared(**call, batch_transform=batch_transform, checkpoint=path, progress=False):
+        return _fit(model, patches, validation, settings, batch_transform, path, progress)
+
+
+def _fit(
+    model: nn.Module,
+    patches: Patches,
+    validation: Patches,
+    settings: TrainingConfig,
+    batch_transform: BatchTransform | None,
+    path: Path | None,
+    progress: Progress,
+) -> History:
+    """Train a network in place, in this process or together with others."""
     device = resolve_device(settings.device)
     settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, device.type))
     if getattr(model, "spec", None) is None:
@@ -120,7 +138,6 @@ def fit(
     classes = _output_channels(model) if settings.loss in OF_CLASSES else None
     model.spec = measured(model.spec, patches, settings.normalization, classes, batch_transform)  # type: ignore[assignment, arg-type]
     _check_channels(model, patches)
-    path = Path(checkpoint) if checkpoint is not None else None
     with lost_process_errors(), _on_device(model, device, settings), trainable(model, settings) as groups:
         run = TrainingRun(
             model,
@@ -131,7 +148,7 @@ def fit(
             processes=current_processes(),
             batch_transform=batch_transform,
         )
-        with _profiler(profile) as after_step:
+        with _profiler(settings.profile if run.processes.first else None) as after_step:
             _train(run, patches, validation, path, progress, after_step)
         if settings.restore_best:
             model.load_state_dict(run.best)
@@ -225,6 +242,8 @@ def _profiler(path: str | os.PathLike[str] | None) -> Iterator[Callable[[], None
     schedule = torch.profiler.schedule(**_PROFILED)
     with torch.profiler.profile(schedule=schedule, on_trace_ready=write, record_shapes=True) as profile:
         yield profile.step
+    if not target.exists():
+        log.warning("the training had too few steps for a profile; it shows steps %d to %d", *_PROFILED_STEPS)
 
 
 def _output_channels(model: nn.Module) -> int:

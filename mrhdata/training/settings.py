@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from mrhdata.errors import ParameterError
@@ -55,6 +56,8 @@ class TrainingConfig:
         Whether the network and its patches are stored with the channel as last axis, which GPUs compute faster with.
     compile : bool
         Whether PyTorch compiles the network (``torch.compile``), which takes minutes and makes steps faster.
+    profile : path or None
+        JSON file for a trace of some steps of the first epoch, which Perfetto and ``chrome://tracing`` open.
     accumulate : int
         Number of parts in which a batch is computed, one after the other, to need less memory. The gradient is that of
         the whole batch, except for the loss ``"dice"`` and layers with batch normalisation, which see one part at a
@@ -83,9 +86,13 @@ class TrainingConfig:
     device: str = field(default="auto", repr=False)
     channels_last: bool = field(default=False, repr=False)
     compile: bool = field(default=False, repr=False)
+    profile: str | None = field(default=None, repr=False)
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        if self.profile is not None:
+            # As text, since checkpoints hold the settings.
+            object.__setattr__(self, "profile", os.fspath(self.profile))
         choices = {
             "optimizer": ("adamw", "sgd"),
             "schedule": ("one-cycle", "steps", "constant"),

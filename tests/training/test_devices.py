@@ -108,7 +108,7 @@ def test_the_network_returns_to_its_device_and_layout(patches):
 
 def test_a_profile_is_a_trace_of_steps(patches, tmp_path):
     """Perfetto and chrome://tracing open such files."""
-    fit_small(patches, dataclasses.replace(QUICK, batch_size=8), profile=tmp_path / "trace.json")
+    fit_small(patches, dataclasses.replace(QUICK, batch_size=8, profile=tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert any("conv" in str(event.get("name")) for event in events)
 
