@@ -21,6 +21,7 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fcn3d_aniso": ("fcn3d", "FCN3D", {"variant": "_aniso"}),
     "unet2d": ("unet", "UNet", {"ndim": 2}),
     "unet3d": ("unet", "UNet", {"ndim": 3}),
+    "half_unet3d": ("half_unet", "HalfUNet", {}),
     "pssr": ("pssr", "PSSR", {}),
     "restorer": ("restorer", "LowResSR", {}),
     "cells3d": ("cells3d", "CellNet3D", {}),

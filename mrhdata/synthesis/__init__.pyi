@@ -8,6 +8,7 @@ from . import (
     grids,
     intensity,
     label_map,
+    patches,
     priors,
     resolution,
     structures,
@@ -16,6 +17,7 @@ from . import (
 )
 from .config import SynthesisConfig
 from .label_map import LabelMap
+from .patches import SyntheticPatches
 from .priors import PRIORS
 from .structures import FREESURFER, Anatomy, Structure
 from .synthesizer import Synthesizer
@@ -28,6 +30,7 @@ __all__ = [
     "Structure",
     "SynthesisConfig",
     "Synthesizer",
+    "SyntheticPatches",
     "artefacts",
     "axes",
     "config",
@@ -37,6 +40,7 @@ __all__ = [
     "grids",
     "intensity",
     "label_map",
+    "patches",
     "priors",
     "resolution",
     "structures",

@@ -165,6 +165,25 @@ class Synthesizer:
             yield self.batch(seeds, shape, **options)
             start += 1
 
+    def centres(self, map_index: int, number: int) -> dict[int, np.ndarray]:
+        """Return voxels (n, 3) of each label of the output in a map, at most `number`, spread evenly over it.
+
+        Examples
+        --------
+        >>> labels = np.zeros((4, 4, 4), np.uint8)
+        >>> labels[1, 2, 3] = 7
+        >>> Synthesizer([labels], anatomy=Anatomy.of_labels([7]), spacing_mm=(1, 1, 1)).centres(0, 5)
+        {7: array([[1, 2, 3]])}
+        """
+        label_map = self.maps[map_index]
+        values = _look_up(self._values, label_map.indices).cpu().numpy()
+        voxels = {}
+        for label in np.unique(values[values != 0]).tolist():
+            flat = np.flatnonzero(values == label)
+            spread = flat[np.linspace(0, len(flat) - 1, min(number, len(flat))).astype(np.int64)]
+            voxels[label] = np.stack(np.unravel_index(spread, values.shape), axis=1) + label_map.start
+        return voxels
+
     def _choose_map(self, index: int | None, draws: Draws) -> LabelMap:
         """Return a random map, or that of an index; the random number is drawn in both cases."""
         chosen = draws.integer(len(self.maps))

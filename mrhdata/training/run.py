@@ -127,7 +127,7 @@ class TrainingRun:
             # One seed per epoch, so that a resumed run draws the same noise.
             self._generator.manual_seed(hash((self.settings.seed, number)) % 2**63)
             self.history.rate.append(self._schedule.get_last_lr()[0] / self._factor)
-        self.model.train()
+        self._set_training_mode(number)
         for _, (raw_x, raw_y) in self._time_waits(self._batches(patches, number)):
             self._step(raw_x, raw_y, patches)
             after_step()
@@ -138,6 +138,14 @@ class TrainingRun:
         if self.history.validation[-1] <= min(self.history.validation):
             self.history.best_epoch, self.best = number, _copy(self.model)
         self._log_times(number, start, trained, self.history.waited - waited)
+
+    def _set_training_mode(self, number: int) -> None:
+        """Set layers to training; batch normalisation to its running statistics in the last epochs, if wanted."""
+        self.model.train()
+        if number >= round((1 - self.settings.frozen_norm_share) * self.settings.epochs):
+            for layer in self.model.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def _log_times(self, number: int, start: float, trained: float, waited: float) -> None:
         """Log the shares of an epoch's time: the wait for patches, steps, and validation."""

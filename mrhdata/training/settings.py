@@ -62,6 +62,9 @@ class TrainingConfig:
         Number of parts in which a batch is computed, one after the other, to need less memory. The gradient is that of
         the whole batch, except for the loss ``"dice"`` and layers with batch normalisation, which see one part at a
         time.
+    frozen_norm_share : float
+        Share of the epochs, at the end, in which batch normalisation uses its running statistics as in prediction. It
+        helps where batches are small and differ much, such as those of random contrasts.
     restore_best : bool
         Whether to keep the weights of the epoch with the lowest validation loss instead of the last epoch.
     """
@@ -88,6 +91,7 @@ class TrainingConfig:
     compile: bool = field(default=False, repr=False)
     profile: str | None = field(default=None, repr=False)
     accumulate: int = 1
+    frozen_norm_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.profile is not None:
@@ -110,6 +114,8 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ParameterError(f"{name} must be above 0; got {getattr(self, name)!r}")
+        if not 0 <= self.frozen_norm_share <= 1:
+            raise ParameterError(f"frozen_norm_share must be from 0 to 1; got {self.frozen_norm_share!r}")
         for prefix, factor in self.layer_learning_rates:
             if factor < 0:
                 raise ParameterError(

@@ -1,0 +1,208 @@
+"""Segmentation networks for images of any contrast, trained on images that are drawn from label maps alone.
+
+The approach is that of SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789). Two things differ. The contrast
+widens during the training, from the priors of modalities to random intensities, because a small network learns nothing
+from random contrasts at first. And the network works at half the resolution, so that a processor can train it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrhdata import models
+from mrhdata.errors import DataError
+from mrhdata.models.spec import IntensityScale
+from mrhdata.synthesis.config import SynthesisConfig
+from mrhdata.synthesis.patches import SyntheticPatches
+from mrhdata.synthesis.structures import FREESURFER, Anatomy
+from mrhdata.synthesis.synthesizer import Synthesizer
+from mrhdata.training.history import History
+from mrhdata.training.loop import fit
+from mrhdata.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import nn
+
+#: Names of the tissues, by their label.
+TISSUES = {
+    1: "cerebrospinal fluid",
+    2: "cortical grey matter",
+    3: "cerebral white matter",
+    4: "deep grey matter",
+    5: "cerebellar cortex",
+    6: "cerebellar white matter",
+    7: "brain stem",
+}
+#: Label of the tissue of each FreeSurfer label. Hippocampus and amygdala belong to the cortical grey matter.
+_FREESURFER_TISSUES = {
+    1: (4, 5, 14, 15, 24, 43, 44, 72, 136, 137, 163, 164),
+    2: (3, 17, 18, 42, 53, 54),
+    3: (2, 25, 41, 57),
+    4: (10, 11, 12, 13, 26, 49, 50, 51, 52, 58),
+    5: (8, 47),
+    6: (7, 46),
+    7: (16, 28, 60),
+}
+TISSUE_TARGETS = {label: tissue for tissue, labels in _FREESURFER_TISSUES.items() for label in labels}
+
+
+@dataclass(frozen=True)
+class SyntheticRecipe:
+    """Settings of a training on synthetic images.
+
+    Attributes
+    ----------
+    targets : mapping of int to int
+        Label of the output for each label of the maps; the others are background.
+    network, config
+        Name and settings of the network, without its number of classes.
+    shape : (z, y, x)
+        Size of a patch, in voxels of the label maps.
+    patches : int
+        Number of patches of an epoch.
+    label_share : float
+        Share of the patches that lie about a voxel of a label, each label as often.
+    random_share, widening : float, (float, float)
+        Share of patches of random contrast at the end, and the parts of the training at which it begins and stops to
+        grow from 0.
+    validation_maps, validation_patches : int
+        Number of label maps that are left out of the training, and number of their patches.
+    synthesis : SynthesisConfig
+        Ranges of the images.
+    training : TrainingConfig
+        Settings of the training.
+    """
+
+    targets: Mapping[int, int] = field(default_factory=lambda: dict(TISSUE_TARGETS))
+    network: str = "half_unet3d"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int] = (64, 64, 64)
+    patches: int = 200
+    label_share: float = 0.4
+    random_share: float = 0.6
+    widening: tuple[float, float] = (0.1, 0.5)
+    validation_maps: int = 2
+    validation_patches: int = 24
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            epochs=40, batch_size=2, learning_rate=3e-3, weight_decay=1e-4, max_grad_norm=5.0,
+            loss="dice+cross-entropy", normalization="none", precision="auto", patience=1000, restore_best=False,
+            frozen_norm_share=0.3,
+        )
+    )  # fmt: skip
+
+    def share_of_random_contrast(self, epoch: int) -> float:
+        """Return the share of patches of random contrast in an epoch.
+
+        Examples
+        --------
+        >>> recipe = SyntheticRecipe(training=TrainingConfig(epochs=10))
+        >>> [round(recipe.share_of_random_contrast(epoch), 2) for epoch in (0, 1, 3, 9)]
+        [0.0, 0.0, 0.3, 0.6]
+        """
+        first, last = (share * self.training.epochs for share in self.widening)
+        return self.random_share * float(np.clip((epoch - first) / max(last - first, 1e-9), 0, 1))
+
+
+def train(
+    recipe: SyntheticRecipe,
+    maps: Mapping[str, xr.DataArray],
+    *,
+    anatomy: Anatomy = FREESURFER,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> tuple[nn.Module, History]:
+    """Train a network on images drawn from label maps.
+
+    Parameters
+    ----------
+    recipe : SyntheticRecipe
+        Settings of the training.
+    maps : mapping of str to label volume
+        Label maps of whole heads, by name.
+    anatomy : Anatomy
+        Structures of the labels.
+    seed : int
+        Random seed.
+    folder : path, optional
+        Folder for a checkpoint, from which an interrupted run resumes.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        Network for :func:`mrhdata.segment`.
+    history : History
+        Losses of each epoch; those of validation are measured on images of maps that were left out.
+
+    Raises
+    ------
+    DataError
+        If there are too few maps, or their voxel sizes differ.
+    """
+    training_maps, validation_maps = _split(maps, recipe.validation_maps, seed)
+    labels = (0, *sorted(set(recipe.targets.values()) - {0}))
+    spacing = _common_spacing(maps)
+
+    def patches(volumes: Sequence[xr.DataArray], number: int, share: Callable[[int], float], part: int) -> Any:
+        synthesizer = Synthesizer(volumes, recipe.synthesis, anatomy, targets=recipe.targets)
+        return SyntheticPatches(
+            synthesizer,
+            recipe.shape,
+            number,
+            seed=2 * seed + part,
+            label_share=recipe.label_share,
+            random_share=share,
+        )
+
+    model = models.create(recipe.network, seed=seed, in_channels=1, classes=len(labels), **recipe.config)
+    model.spec = replace(  # type: ignore[type-var]
+        model.spec,
+        labels=labels,
+        prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "percentile"})),
+        inputs=IntensityScale((0.5,), (0.25,)),
+    )
+    history = fit(
+        model,
+        patches(training_maps, recipe.patches, recipe.share_of_random_contrast, 0),
+        # Validation shows as many random contrasts as the last epochs, all epochs the same images.
+        patches(validation_maps, recipe.validation_patches, lambda _: recipe.random_share, 1),
+        replace(recipe.training, seed=seed),
+        checkpoint=None if folder is None else folder / "synthetic.pt",
+        progress=progress,
+    )
+    return model, history
+
+
+def _split(maps: Mapping[str, xr.DataArray], number: int, seed: int) -> tuple[list[Any], list[Any]]:
+    """Return the maps for training, and those for validation."""
+    if len(maps) <= number:
+        raise DataError(
+            f"label maps must be more than the {number} of validation; got {len(maps)}. Pass more, or set "
+            "validation_maps"
+        )
+    chosen = set(np.random.default_rng(seed).permutation(sorted(maps))[:number].tolist())
+    return [v for name, v in maps.items() if name not in chosen], [maps[name] for name in sorted(chosen)]
+
+
+def _common_spacing(maps: Mapping[str, xr.DataArray]) -> tuple[float, float, float]:
+    """Return the voxel size of all maps; raise DataError if they differ."""
+    sizes = {name: np.asarray(volume.mrh.spacing) for name, volume in maps.items()}
+    (first_name, first), *others = sizes.items()
+    for name, size in others:
+        if not np.allclose(size, first, rtol=1e-3):
+            raise DataError(
+                f"label maps must have one voxel size; got {first.tolist()} in {first_name} and {size.tolist()} in "
+                f"{name}. Resample them"
+            )
+    z, y, x = first.tolist()
+    return (z, y, x)

@@ -1,0 +1,149 @@
+"""Synthetic patches for training: drawn as they are needed, so that no two epochs show the same image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mrhdata._runtime.threads import run_ahead
+from mrhdata.errors import ParameterError
+from mrhdata.synthesis.synthesizer import Synthesizer
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+#: Voxels of each label that are kept as possible centres of patches, for each map.
+_CENTRES = 1000
+#: Batches that a thread draws ahead of the training step.
+_AHEAD = 2
+
+
+class SyntheticPatches:
+    """Patches with labels, which :func:`mrhdata.fit` takes in place of those of real volumes.
+
+    Parameters
+    ----------
+    synthesizer : Synthesizer
+        Source of images and labels.
+    shape : (z, y, x)
+        Size of a patch in voxels of the label maps.
+    number : int
+        Number of patches of an epoch.
+    seed : int
+        Random seed of the patches.
+    label_share : float
+        Share of the patches that lie about a voxel of a label, each label as often; the others lie as the synthesizer
+        draws them.
+    random_share : callable, optional
+        Share of the patches of an epoch whose contrast is random, as a function of the epoch's number; the others
+        follow the prior of a modality. By default all have the contrast width of the synthesizer. A network learns
+        faster if the share grows gradually.
+    channel : str
+        Name of the image.
+
+    Examples
+    --------
+    >>> from mrhdata.synthesis import Anatomy
+    >>> labels = np.arange(1, 9, dtype=np.uint8).reshape(2, 2, 2).repeat(8, 0).repeat(8, 1).repeat(8, 2)
+    >>> synthesizer = Synthesizer([labels], anatomy=Anatomy.of_labels(range(1, 9)), spacing_mm=(1, 1, 1))
+    >>> patches = SyntheticPatches(synthesizer, (8, 8, 8), number=3)
+    >>> [array.shape for array in patches.gather([0, 2])]
+    [(2, 1, 8, 8, 8), (2, 1, 8, 8, 8)]
+    """
+
+    plane = None
+    context_slices = 0
+    #: There are no files whose headers could state too little.
+    sources: Sequence[Any] = ()
+
+    def __init__(
+        self,
+        synthesizer: Synthesizer,
+        shape: Sequence[int],
+        number: int,
+        *,
+        seed: int = 0,
+        label_share: float = 0.5,
+        random_share: Callable[[int], float] | None = None,
+        channel: str = "image",
+    ) -> None:
+        if number < 1:
+            raise ParameterError(f"number must be 1 or more; got {number}. Pass the number of patches of an epoch.")
+        a, b, c = (int(n) for n in shape)
+        self.shape, self.channels = (a, b, c), [channel]
+        self.spacing_mm = synthesizer.maps[0].spacing_mm
+        self._synthesizer, self._number, self._seed = synthesizer, number, seed
+        self._label_share, self._random_share = label_share, random_share
+        self._centres = [synthesizer.centres(index, _CENTRES) for index in range(len(synthesizer.maps))]
+
+    def __len__(self) -> int:
+        return self._number
+
+    @property
+    def positions(self) -> Ints:
+        """Places of the patches, which are drawn with them: all 0."""
+        return np.zeros((self._number, 3), np.int64)
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """Return the bytes of a batch of images and labels."""
+        return 2 * 4 * batch_size * int(np.prod(self.shape))
+
+    def gather(self, indices: Sequence[int] | Ints) -> list[Floats]:
+        """Return images and labels (n, 1, z, y, x) of the first epoch."""
+        return self._draw(np.asarray(indices), 0)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        **options: Any,
+    ) -> Iterator[tuple[Ints, list[Floats]]]:
+        """Yield the batches of an epoch, which a thread draws ahead; see :meth:`mrhdata.Patches.batches`.
+
+        The patches are random, so `seed` and the order of patches do not matter. Epoch 0 is always the same, which
+        serves validation.
+        """
+        return run_ahead(self._batches(batch_size, epoch, start, part), _AHEAD)
+
+    def _batches(
+        self, batch_size: int, epoch: int, start: int, part: tuple[int, int]
+    ) -> Iterator[tuple[Ints, list[Floats]]]:
+        for first in range(start * batch_size, self._number, batch_size):
+            whole = np.arange(first, min(first + batch_size, self._number))
+            indices = whole[part[0] :: part[1]] if len(whole) > part[0] else whole[:1]
+            yield indices, self._draw(indices, epoch)
+
+    def _draw(self, indices: Ints, epoch: int) -> list[Floats]:
+        """Return images and labels of patches of an epoch."""
+        samples = [self._sample(int(index), epoch) for index in indices]
+        images, labels = zip(*samples, strict=True)
+        arrays = [torch.stack(images), torch.stack(labels)[:, None].float()]
+        return [array.cpu().numpy() for array in arrays]
+
+    def _sample(self, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng([self._seed, epoch, index])
+        about_label, random_contrast, seed = rng.random(), rng.random(), int(rng.integers(2**62))
+        options = self._place(rng) if about_label < self._label_share else {}
+        if self._random_share is not None:
+            options["contrast_width"] = float(random_contrast < self._random_share(epoch))
+        return self._synthesizer.sample(seed, self.shape, **options)
+
+    def _place(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a map, and the place of a patch about a voxel of one of its labels."""
+        number = int(rng.integers(len(self._centres)))
+        voxels: Mapping[int, Ints] = self._centres[number]
+        if not voxels:
+            return {"map_index": number}
+        chosen = voxels[int(rng.choice(list(voxels)))]
+        centre = chosen[rng.integers(len(chosen))]
+        # Half a patch of jitter: the label need not lie in the middle.
+        jitter = rng.integers(-(np.array(self.shape) // 4), np.array(self.shape) // 4 + 1)
+        return {"map_index": number, "position": (centre + jitter - np.array(self.shape) // 2).tolist()}
