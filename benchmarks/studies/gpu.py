@@ -11,7 +11,6 @@ peers, which are made if they are missing. Results are in benchmarks/results/gpu
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +47,16 @@ def _write(image, draft, path):
     target.rename(draft)
 
 
-def decoded(folder):
-    """Return megabytes that the engine decodes per patch, and those that one thread decodes per second."""
+def limit(folder, seconds):
+    """Return megabytes that the engine decodes per patch, and its patches per second if no step is in the way."""
     from mrhdata.patching.samplers import Uniform
 
     volumes = [mrhdata.read(path) for path in sorted(folder.glob("*.zarr"))]
-    subjects = [{"image": v} for v in volumes]
-    patches = mrhdata.patches(subjects, shape=EDGE, sampler=Uniform(400), memory=BUDGET)
+    patches = mrhdata.patches([{"image": v} for v in volumes], shape=EDGE, sampler=Uniform(400), memory=BUDGET)
     plan = patches.plan(BATCH)
-    per_patch = float(plan.loads(plan.indices(True, 0, 0, BATCH), BATCH).size.sum()) / len(patches) / 1e6
-    start, size = time.process_time(), 0
-    for v in volumes[:2]:
-        size += v.values.nbytes
-    return round(per_patch, 2), round(size / 1e6 / (time.process_time() - start))
+    size = float(plan.loads(plan.indices(True, 0, 0, BATCH), BATCH).size.sum())
+    rate = process(sys.executable, "gpu_loaders.py", "mrhdata", folder, 0, seconds)["patches_per_second"]
+    return {"decoded_mb_per_patch": round(size / len(patches) / 1e6, 2), "patches_per_second": rate}
 
 
 def compared(folder, python, seconds, repeats):
@@ -81,9 +77,8 @@ def compared(folder, python, seconds, repeats):
 
 def report(values):
     """Return the parts of the report."""
-    per_patch, per_second = values["decoded_mb_per_patch"], values["decoded_mb_per_cpu_second"]
-    cores = values["cpus"]
-    shortest = 1e3 * BATCH * per_patch / (per_second * cores)
+    cores, most = values["cpus"], values["limit"]
+    shortest = 1e3 * BATCH / most["patches_per_second"]
     columns = {"loader": "loader", "step_ms": "step, ms", "waiting": "share of waiting", "steps": "steps",
                "patches_per_second": "patches/s", "peak_mb": "peak MB"}  # fmt: skip
     parts = [
@@ -93,9 +88,11 @@ def report(values):
         f"the processor free. {cores} CPU cores; the engine decodes in threads of one process, the peers load whole "
         f".nii.gz files in {WORKERS} worker processes and cut several patches from each. Medians of "
         f"{values['repeats']} runs in turn, after a warm-up. Peaks are above the memory after the imports.",
-        markdown(list(columns.values()), [[r.get(k, r.get("error")) for k in columns] for r in values["loaders"]]),
-        f"The engine decodes {per_patch} MB per patch, {BATCH * per_patch:.0f} MB per step; one core decodes "
-        f"{per_second} MB/s, so {cores} cores keep up with steps of {shortest:.0f} ms or more. Decoding is the limit.",
+        markdown([{title: r.get(key, r.get("error")) for key, title in columns.items()} for r in values["loaders"]]),
+        f"Without a step the engine gives {most['patches_per_second']:.0f} patches/s: it decodes "
+        f"{most['decoded_mb_per_patch']} MB per patch ({most['decoded_mb_per_patch'] * most['patches_per_second']:.0f} "
+        f"MB/s) and copies {4 * EDGE**3 / 1e6:.1f} MB, and both cores are busy. So steps of {shortest:.0f} ms or more "
+        "need not wait; shorter ones wait for the processor.",
     ]
     return [*parts, *device_parts(values)]
 
@@ -125,15 +122,13 @@ def main():
     python, error = environment(args.folder, "stream")
     if error:
         print(f"the peers cannot be installed: {error}", flush=True)
-    per_patch, per_second = decoded(folder)
     values = {
         "edge": edge,
         "count": count,
         "raw_mb": round(count * edge**3 * 2 / 1e6),
         "cpus": os.cpu_count(),
         "repeats": args.repeats,
-        "decoded_mb_per_patch": per_patch,
-        "decoded_mb_per_cpu_second": per_second,
+        "limit": limit(folder, args.seconds),
         "loaders": compared(folder, python or sys.executable, args.seconds, args.repeats),
     }
     if args.device != "cpu" or args.quick:

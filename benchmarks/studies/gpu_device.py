@@ -153,7 +153,7 @@ def parts(values):
     return [
         f"## {values['name']}",
         "Training from the stores, and the same steps on one batch that stays on the device (the ceiling).",
-        markdown(list(columns.values()), [[r[k] for k in columns] for r in values["training"]]),
+        markdown([{title: r[key] for key, title in columns.items()} for r in values["training"]]),
         f"A 3D U-Net over {row['voxels'] / 1e9:.2f} Gvoxel, store to store: {row['sliding_window']} s in windows of "
         f"96^3, {row['dense']} s dense; MONAI's sliding window over the volume in memory: {row['MONAI']} s.",
     ]

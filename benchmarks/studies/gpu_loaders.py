@@ -29,20 +29,18 @@ LEAST_STEPS = 12
 def mrhdata_(folder):
     """Return batches of the patch engine: threads of this process, within the budget."""
     import mrhdata
-    from mrhdata.models.transfer import to_device
     from mrhdata.patching.samplers import Uniform
 
     volumes = [mrhdata.read(path) for path in sorted(folder.glob("*.zarr"))]
     subjects = [{"image": volume} for volume in volumes]
     patches = mrhdata.patches(subjects, shape=EDGE, sampler=Uniform(400), memory=BUDGET)
+    loader = patches.loader(BATCH, seed=0)
 
     def batches():
-        epoch = 0
         while True:
-            yield from to_device(patches.batches(BATCH, seed=0, epoch=epoch), torch.device("cpu"))
-            epoch += 1
+            yield from loader
 
-    return (tensors[0] for _, tensors in batches())
+    return batches()
 
 
 def monai(folder):

@@ -88,7 +88,7 @@ def delivered(loader):
 
 def _several(folder, n, both):
     a, b, target = (mrhdata.read(folder / f"{name}.zarr") for name in ("a", "b", "target"))
-    options = {"shape": PATCH, "at": Uniform(n), "memory": BUDGET}
+    options = {"shape": PATCH, "sampler": Uniform(n), "memory": BUDGET}
     peak = Peak(False)
     if both:
         p = mrhdata.patches({"a": a, "b": b}, target=target, grids="native", **options)

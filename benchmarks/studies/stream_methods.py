@@ -119,7 +119,7 @@ METHODS = {
     "MONAI, in memory": monai_memory,
     "MONAI, Zarr merger": monai_store,
     "torchio": torchio_grid,
-    "mrhdata, windows": ours("patch"),
+    "mrhdata, windows": ours("sliding_window"),
     "mrhdata, dense": ours("dense"),
 }
 
