@@ -111,13 +111,18 @@ class TrainingConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ParameterError(f"{name} must be {low} or more; got {getattr(self, name)!r}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        if not 0 <= self.frozen_norm_share <= 1:
-            raise ParameterError(f"frozen_norm_share must be from 0 to 1; got {self.frozen_norm_share!r}")
+        for name, high in (("learning_rate", None), ("max_grad_norm", None), ("frozen_norm_share", 1)):
+            _check_range(name, getattr(self, name), high)
         for prefix, factor in self.layer_learning_rates:
             if factor < 0:
                 raise ParameterError(
                     f"the learning rate factor of {prefix!r} must be 0 or more; got {factor}. Pass 0 to freeze it"
                 )
+
+
+def _check_range(name: str, value: float, high: float | None) -> None:
+    """Raise ParameterError unless a value is above 0, or from 0 to `high`."""
+    if high is None and not value > 0:
+        raise ParameterError(f"{name} must be above 0; got {value!r}")
+    if high is not None and not 0 <= value <= high:
+        raise ParameterError(f"{name} must be from 0 to {high}; got {value!r}")

@@ -1,0 +1,81 @@
+"""A network that is trained on label maps alone segments an image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import mrhdata
+from mrhdata import models
+from mrhdata.errors import DataError
+from mrhdata.recipes import synthetic
+from mrhdata.synthesis import Anatomy, Structure, SynthesisConfig
+from mrhdata.volume.construct import from_array
+
+ANATOMY = Anatomy((Structure(1, "left ball", "white"), Structure(2, "right ball", "white"), Structure(3, "body")))
+RECIPE = synthetic.SyntheticRecipe(
+    targets={1: 1, 2: 1, 3: 2},
+    config={"widths": (6, 12), "details": 4, "head": 8},
+    shape=(16, 16, 16),
+    patches=48,
+    validation_maps=1,
+    validation_patches=4,
+    random_share=0.0,
+    synthesis=SynthesisConfig(
+        modalities=("t1w",), noise=0.02, bias=0.1, gamma=0.1, slice_probability=0.0, surroundings={"drawn": 1}
+    ),
+    training=replace(synthetic.SyntheticRecipe().training, epochs=8, batch_size=4, learning_rate=0.01),
+)
+
+
+def label_map(seed, spacing=1.0):
+    """Return two balls in a body, at random places."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices((24, 24, 32))
+    labels = np.zeros(grid.shape[1:], np.uint8)
+    labels[3:21, 3:21, 3:29] = 3
+    for label, x in ((1, 9), (2, 22)):
+        centre = np.array([12, 12, x]) + rng.integers(-2, 3, 3)
+        labels[((grid - centre[:, None, None, None]) ** 2).sum(0) < 25] = label
+    return from_array(labels, spacing=(spacing,) * 3, kind="labels")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Network after a short training, and the folder of its checkpoint."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    maps = {str(seed): label_map(seed) for seed in range(4)}
+    model, _ = synthetic.train(RECIPE, maps, anatomy=ANATOMY, folder=folder, progress=False)
+    return model, folder
+
+
+def test_labels_of_an_image_are_found(trained):
+    """The network has seen no image but synthetic ones; the values have another range."""
+    labels = label_map(9).values
+    values = np.array([0, 250, 250, 170.0])[labels] + np.random.default_rng(0).normal(0, 5, labels.shape)
+    image = from_array(values.astype(np.float32), spacing=(1, 1, 1), name="any")
+    found = mrhdata.segment(trained[0], {"image": image}, progress=False).values
+    truth = np.array([0, 1, 1, 2])[labels]
+    for label in (1, 2):
+        overlap = 2 * ((found == label) & (truth == label)).sum() / ((found == label).sum() + (truth == label).sum())
+        assert overlap > 0.7
+
+
+def test_network_is_saved_and_loaded_with_its_steps(trained, tmp_path):
+    models.save(trained[0], tmp_path / "network")
+    spec = models.load(tmp_path / "network").spec
+    assert spec.labels == (0, 1, 2)
+    assert [name for name, _ in spec.prepare] == ["upright", "normalise"]
+    assert (trained[1] / "synthetic.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("maps", "sentence"),
+    [
+        ({"a": label_map(0)}, "label maps must be more than the 1 of validation; got 1"),
+        ({"a": label_map(0), "b": label_map(1, 2.0)}, "label maps must have one voxel size"),
+    ],
+)
+def test_unfit_label_maps_are_refused(maps, sentence):
+    with pytest.raises(DataError, match=sentence):
+        synthetic.train(RECIPE, maps, anatomy=ANATOMY, progress=False)
