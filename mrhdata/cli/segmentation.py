@@ -26,17 +26,25 @@ if TYPE_CHECKING:
     "mrhdata train segmentation study/ --input 't1w=*T1w*' --labels '*seg*' -o gm-wm/ --recipe tissue2d_0_0",
     "mrhdata train segmentation study/ --input 'qsm=*Chimap*' --labels '*dseg*' -o dgm/ --recipe dgm --folds 4",
     "mrhdata train segmentation Dataset001_BrainTumour/ -o tumour/ --folds 5",
+    "mrhdata train segmentation --synthetic label-maps/ -o any-contrast/",
 )
 @machine_options
 def train_segmentation(
+    out: Annotated[Path, options.output("Folder of the network, its scores and the labels of the test subjects.")],
     study: Annotated[
-        Path,
+        Path | None,
         options.argument(
             "STUDY",
             "Folder with files such as sub-01_T1w.nii.gz, or with imagesTr, labelsTr and dataset.json (nnU-Net).",
         ),
-    ],
-    out: Annotated[Path, options.output("Folder of the network, its scores and the labels of the test subjects.")],
+    ] = None,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(metavar="LABELS", help="Folder of label maps, from which training images are drawn; no STUDY."),
+    ] = None,
+    targets: Annotated[
+        str, typer.Option(help="With --synthetic: labels that are learned, tissue (of FreeSurfer's labels) or labels.")
+    ] = "tissue",
     inputs: options.OptionalInputs = None,
     labels: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Pattern of the label volumes, such as '*seg*'.")
@@ -61,6 +69,9 @@ def train_segmentation(
     Whole subjects are assigned to train, validation and test. The network is OUT/network, for mrhdata segment. With
     --folds every subject is scored once, by a network that was trained on others.
 
+    With --synthetic the network learns from images of random contrast, shape and resolution that are drawn from label
+    maps, and needs no real image.
+
     An interrupted training resumes when you run the command again.
     """
     from dataclasses import asdict
@@ -73,25 +84,32 @@ def train_segmentation(
     from mrhdata.recipes import segmentation
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
+    if synthetic is not None:
+        from mrhdata.cli.synthetic import train_on_label_maps
+
+        excluded = {"STUDY": study, "--input": inputs, "--labels": labels, "--folds": folds}
+        plan = (synthetic, out, targets, options.set_options(epochs=epochs) | machine)
+        options.answer(train_on_label_maps(*plan, excluded, seed=seed, progress=options.bars(progress)), as_json)
+        return
     cases, names = _read_study(study, inputs, labels)
     spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
     settings = _recipe(recipe, cases, spacing, epochs, machine)
-    values = segmentation.label_map(cases)
+    label_values = segmentation.label_map(cases)
     bars = options.bars(progress)
 
     def train(training: Sequence[Subject], validation: Sequence[Subject], folder: Path) -> nn.Module:
         trained = segmentation.train(
-            settings, training, validation, labels=values, seed=seed, folder=folder, progress=bars
+            settings, training, validation, labels=label_values, seed=seed, folder=folder, progress=bars
         )
         _write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
-    about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": values}
+    about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": label_values}
     about["volumes"] = fingerprint_cases(cases)
     # Folds that one machine finished are not completed with another precision.
     kind = resolve_device(machine.get("device")).type
     about["precision"] = [resolve_precision(stage.precision, kind) for stage in (*settings.training, *settings.again)]
-    result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(values)}
+    result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(label_values)}
     if folds is not None:
         with resumable():
             scores = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=bars)
@@ -106,11 +124,15 @@ def train_segmentation(
     options.answer(result | {k: len(v) for k, v in parts.items()} | _summary(scores), as_json)
 
 
-def _read_study(study: Path, inputs: list[str] | None, labels: str | None) -> tuple[list[Subject], dict[int, str]]:
+def _read_study(
+    study: Path | None, inputs: list[str] | None, labels: str | None
+) -> tuple[list[Subject], dict[int, str]]:
     """Return the cases of a study and the names of its labels, as far as it has them."""
     from mrhdata.datasets import nnunet
     from mrhdata.datasets.subjects import find_nnunet_subjects, find_subjects
 
+    if study is None:
+        raise ParameterError("pass the folder of a study, or --synthetic with a folder of label maps")
     if nnunet.is_dataset(study):
         if inputs or labels is not None:
             raise ParameterError(f"{study / 'dataset.json'} names inputs and labels; leave out --input and --labels")

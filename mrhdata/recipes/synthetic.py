@@ -1,4 +1,4 @@
-"""Segmentation networks for images of any contrast, trained on images that are drawn from label maps alone.
+"""Segmentation networks for images of any contrast, trained only on images that are drawn from label maps.
 
 The approach is that of SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789). Two things differ. The contrast
 widens during the training, from the priors of modalities to random intensities, because a small network learns nothing

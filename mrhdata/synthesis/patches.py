@@ -57,7 +57,7 @@ class SyntheticPatches:
 
     plane = None
     context_slices = 0
-    #: There are no files whose headers could state too little.
+    #: Files of the images, of which synthetic ones have none.
     sources: Sequence[Any] = ()
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A network that is trained on label maps alone segments an image."""
+"""A network that is trained only on label maps segments an image."""
 
 from dataclasses import replace
 

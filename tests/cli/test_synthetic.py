@@ -1,0 +1,79 @@
+"""Training on a folder of label maps, and segmenting with the network."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+import mrhdata
+from mrhdata.recipes import synthetic
+from mrhdata.volume.construct import from_array
+from tests.conftest import command as run
+
+SMALL = {"config": {"widths": (4, 6), "details": 2, "head": 4}, "shape": (16, 16, 16), "patches": 8}
+
+
+@pytest.fixture
+def label_maps(tmp_path, monkeypatch):
+    """Folder of four small heads with FreeSurfer's labels; the recipe is as small."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for number in range(4):
+        labels = np.zeros((32, 32, 32), np.int16)
+        labels[4:28, 4:28, 4:28] = 24
+        labels[6:26, 6:26, 6:26] = 3
+        labels[10:22, 10 + number : 22, 10:22] = 2
+        mrhdata.write(from_array(labels, spacing=(1, 1, 1), kind="labels"), folder / f"head-{number}.nii.gz")
+    monkeypatch.setattr(synthetic, "SyntheticRecipe", functools.partial(synthetic.SyntheticRecipe, **SMALL))
+    return folder
+
+
+def train(label_maps, *words):
+    return run("train", "segmentation", "--synthetic", label_maps, "-o", label_maps.parent / "net", *words)
+
+
+@pytest.mark.parametrize(("targets", "labels"), [("tissue", list(range(8))), ("labels", [0, 2, 3, 24])])
+def test_network_of_label_maps_segments_a_head(label_maps, targets, labels, tmp_path):
+    code, out, err = train(label_maps, "--targets", targets, "--epochs", 1, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["maps"], answer["labels"]) == (4, labels)
+    image = from_array(np.random.default_rng(0).random((20, 24, 16), np.float32), spacing=(1, 2, 1))
+    mrhdata.write(image, tmp_path / "head.nii.gz")
+    code, _, err = run(
+        "segment", tmp_path / "net" / "network", tmp_path / "head.nii.gz", "-o", tmp_path / "labels.nii.gz"
+    )
+    assert code == 0, err
+    result = mrhdata.read(tmp_path / "labels.nii.gz", kind="labels")
+    assert result.shape == image.shape
+    assert set(np.unique(result.values).tolist()) <= set(labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--folds", 3], "--synthetic excludes STUDY, --input, --labels, --folds; got --folds"),
+        (["--targets", "cortex"], "--targets must be tissue or labels; got 'cortex'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(label_maps, words, sentence):
+    code, _, err = train(label_maps, *words)
+    assert code == 2
+    assert sentence in err
+    assert not (label_maps.parent / "net").exists()
+
+
+def test_unknown_labels_have_no_tissue(label_maps):
+    mrhdata.write(from_array(np.full((8, 8, 8), 999, np.int16), spacing=(1, 1, 1), kind="labels"), label_maps / "x.nii")
+    code, _, err = train(label_maps)
+    assert code == 2
+    assert "--targets tissue needs the labels of FreeSurfer; got [999]. Pass --targets labels" in err
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_folder_without_label_maps_is_refused(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("train", "segmentation", "--synthetic", tmp_path / folder, "-o", tmp_path / "net")
+    assert code == 2
+    assert str(tmp_path / folder) in err
