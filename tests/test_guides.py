@@ -20,7 +20,7 @@ GUIDES = sorted(p.stem for p in (DOCS / "guides").glob("*.md") if p.stem != "ind
 PAGES = ["concepts/patches", "concepts/volumes", "formats"]
 #: These guides take most of the time; the site runs all when it is built.
 LONG = {"cells", "cluster", "contrast", "own-method", "own-network"}
-LONG |= {"prediction", "registration", "restoration", "segmentation"}
+LONG |= {"prediction", "registration", "restoration", "segmentation", "training-set"}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -58,11 +58,17 @@ def _own(function: ast.FunctionDef) -> Iterator[ast.AST]:
 
 def definitions(*names: str) -> list[str]:
     """Places that define a class, a function or an alias of one of these names, anywhere in the package."""
+    return [place for place in _all_definitions() if place.partition(":")[2] in names]
+
+
+@cache
+def _all_definitions() -> list[str]:
+    """Return every class, function and alias of the package with its file."""
     places = []
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(parse(path)):
             defined = [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else _assigned(node)
-            places += [f"{path.relative_to(PACKAGE)}:{name}" for name in defined if name in names]
+            places += [f"{path.relative_to(PACKAGE)}:{name}" for name in defined]
     return places
 
 

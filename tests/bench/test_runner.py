@@ -189,6 +189,7 @@ def wait_until(done, seconds=200):
         time.sleep(0.1)
 
 
+@pytest.mark.full
 def test_changed_method_runs_again_and_changed_volume_is_refused(home, tmp_path):
     """A changed method file runs again; a volume that differs from the manifest raises DataError."""
     (tmp_path / "tasks").mkdir()
@@ -215,6 +216,7 @@ EDITS = [
 ]
 
 
+@pytest.mark.full
 def test_edited_task_is_refused_until_its_manifest_is_deleted(home, tmp_path):
     """Every edit is refused. After the manifest is deleted, no old score or checkpoint is reused.
 

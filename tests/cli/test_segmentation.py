@@ -178,6 +178,7 @@ def nnunet_dataset(labelled_study, tmp_path):
     return dataset
 
 
+@pytest.mark.full
 def test_folds_of_an_nnunet_data_set_print_a_table_of_dice(nnunet_dataset, tmp_path):
     """A row for each fold and one for all, equal to the scores that each fold wrote; JSON has the same numbers."""
     words = ["train", "segmentation", nnunet_dataset, "-o", tmp_path / "net", "--folds", 2, "--epochs", 1]

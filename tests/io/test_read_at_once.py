@@ -105,7 +105,9 @@ def test_volume_that_is_computed_from_a_file_needs_what_the_file_needs(tmp_path)
     assert bytes_at_once(volume.compute().data) == bytes_at_once(volume.persist().data) == 0
 
 
-@pytest.mark.parametrize("name", ["b.zarr", "b.nii.gz", "b.ome.tif"])
+@pytest.mark.parametrize(
+    "name", ["b.nii.gz", *(pytest.param(n, marks=pytest.mark.full) for n in ("b.zarr", "b.ome.tif"))]
+)
 def test_write_refuses_a_budget_below_the_smallest_part(tmp_path, name):
     """The budget that the error names is enough; by default nothing is refused."""
     values = np.random.default_rng(0).integers(0, 3000, (24, 800, 900)).astype(np.uint16)

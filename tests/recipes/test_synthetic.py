@@ -24,7 +24,7 @@ RECIPE = synthetic.SyntheticRecipe(
     synthesis=SynthesisConfig(
         modalities=("t1w",), noise=0.02, bias=0.1, gamma=0.1, slice_probability=0.0, surroundings={"drawn": 1}
     ),
-    training=replace(synthetic.SyntheticRecipe().training, epochs=8, batch_size=4, learning_rate=0.01),
+    training=replace(synthetic.SyntheticRecipe().training, epochs=6, batch_size=4, learning_rate=0.01),
 )
 
 

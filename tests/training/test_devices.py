@@ -31,7 +31,7 @@ def fit_small(patches, settings=QUICK, **options):
     return torch.cat([p.detach().flatten() for p in model.parameters()]), history
 
 
-@pytest.mark.parametrize("stop", [1, 9, 17])
+@pytest.mark.parametrize("stop", [9, *(pytest.param(stop, marks=pytest.mark.full) for stop in (1, 17))])
 def test_a_run_interrupted_within_an_epoch_resumes_with_the_same_result(patches, tmp_path, monkeypatch, stop):
     """With a checkpoint after every step, bit for bit, also before the second and in the second epoch."""
     whole, history = fit_small(patches)
