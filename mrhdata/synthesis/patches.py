@@ -106,7 +106,7 @@ class SyntheticPatches:
         part: tuple[int, int] = (0, 1),
         **options: Any,
     ) -> Iterator[tuple[Ints, list[Floats]]]:
-        """Yield the batches of an epoch, which a thread draws ahead; see :meth:`mrhdata.Patches.batches`.
+        """Yield the batches of an epoch, which a thread draws ahead; as ``Patches.batches`` does.
 
         The patches are random, so `seed` and the order of patches do not matter. Epoch 0 is always the same, which
         serves validation.
