@@ -98,10 +98,10 @@ class TrainingRun:
         x, y = self._scale(raw_x, raw_y)
         self.model.eval()
         try:
-            with torch.inference_mode(), self._autocast():
+            with self._memory_errors(1), torch.inference_mode(), self._autocast():
                 prediction = run_on_patches(self.model, x)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(1) from error
+        except ModelError:
+            raise
         except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
             raise ModelError(
                 f"the network cannot take patches of {tuple(x.shape[1:])} (channels, z, y, x): {error}. Check its "
@@ -129,7 +129,8 @@ class TrainingRun:
             self.history.rate.append(self._schedule.get_last_lr()[0] / self._factor)
         self._set_training_mode(number)
         for _, (raw_x, raw_y) in self._time_waits(self._batches(patches, number)):
-            self._step(raw_x, raw_y, patches)
+            with self._memory_errors(len(raw_x)):
+                self._step(raw_x, raw_y, patches)
             after_step()
         self.history.training.append(self._mean_loss(len(patches), number))
         self._losses, self.steps_done = [], 0
@@ -227,18 +228,20 @@ class TrainingRun:
         return total
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Tensor:
-        try:
-            with self._autocast():
-                prediction = self._network(x)
-            return loss(self.settings.loss, prediction, y)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(len(x)) from error
+        with self._autocast():
+            prediction = self._network(x)
+        return loss(self.settings.loss, prediction, y)
 
-    def _out_of_memory(self, count: int) -> ModelError:
-        return ModelError(
-            f"{self.device} has too little memory for {count} patches at once. Pass a larger accumulate= "
-            f"(now {self.settings.accumulate}), or a smaller batch_size= or shape="
-        )
+    @contextlib.contextmanager
+    def _memory_errors(self, count: int) -> Iterator[None]:
+        """Raise a lack of memory on the device as ModelError."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{self.device} has too little memory for a batch of {count} patches. Pass a larger accumulate= "
+                f"(now {self.settings.accumulate}), or a smaller batch_size= or shape="
+            ) from error
 
     def _autocast(self) -> Any:
         return autocast(self.device.type, self.settings.precision)
@@ -273,7 +276,7 @@ class TrainingRun:
         size = min(_VALIDATION_BATCH, 4 * self.settings.batch_size)
         part = (self.processes.rank, self.processes.count)
         batches = validation.batches(size, shuffle=False, part=part)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._memory_errors(min(size, len(validation))):
             prepared = to_device(self._prepare(batches, _VALIDATION_EPOCH, 0), self.device)
             for number, (_, (raw_x, raw_y)) in enumerate(prepared):
                 count = self._part_length(min(size, len(validation) - number * size))

@@ -9,7 +9,7 @@ import torch
 
 import mrhdata
 from mrhdata.errors import DataError, ModelError, ParameterError
-from mrhdata.training import TrainingConfig, loop
+from mrhdata.training import TrainingConfig, loop, run
 from mrhdata.training.run import TrainingRun
 from mrhdata.volume.construct import from_array
 
@@ -133,17 +133,26 @@ def test_unsuitable_settings_are_refused(patches, settings, message):
         fit_small(patches, dataclasses.replace(QUICK, **settings))
 
 
-def test_too_little_memory_is_one_sentence_with_the_remedy(patches, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("owner", "name", "count"),
+    [
+        pytest.param(torch.nn.Conv2d, "forward", 1, id="first look"),
+        pytest.param(torch.Tensor, "backward", 64, id="gradient"),
+        pytest.param(run, "to_target_units", 256, id="validation"),
+    ],
+)
+def test_too_little_memory_is_one_sentence_with_the_remedy(patches, monkeypatch, tmp_path, owner, name, count):
     """Nothing is written."""
 
     def exhaust(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", exhaust)
+    monkeypatch.setattr(owner, name, exhaust)
+    count = min(count, len(patches))
     with pytest.raises(
-        ModelError, match=r"^cpu has too little memory for 1 patches at once. Pass a larger accumulate="
+        ModelError, match=rf"^cpu has too little memory for a batch of {count} patches. Pass a larger accumulate="
     ):
-        fit_small(patches, checkpoint=tmp_path / "run.pt")
+        fit_small(patches, dataclasses.replace(QUICK, batch_size=64), checkpoint=tmp_path / "run.pt")
     assert list(tmp_path.iterdir()) == []
 
 
