@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 from mrhdata.errors import DataError, ParameterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 @command(
@@ -68,7 +71,7 @@ def bench(
     failures = [record for record in result.records if "error" in record]
     tables = {name: standings([r for r in result.records if r["task"] == name]) for name in result.tasks}
     best = {name: f"{t['method'].iloc[0]} {t['value'].iloc[0]:.3f}" for name, t in tables.items() if len(t)}
-    summary = {
+    summary: dict[str, Any] = {
         "report": str(out / "report.html"),
         "results": len(result.records),
         "failed": len(failures),
@@ -76,6 +79,9 @@ def bench(
         "jobs": jobs,
         "best": best,
     }
+    if as_json:
+        # All digits, so that two runs can be compared.
+        summary["estimates"] = _estimates(result.records)
     options.answer(summary, as_json)
     if failures:
         first = failures[0]
@@ -83,3 +89,13 @@ def bench(
             f"{len(failures)} of {len(result.records)} methods failed, {first['method']} on {first['task']} with "
             f"{first['error']}"
         )
+
+
+def _estimates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the estimates of each method on each task."""
+    estimates: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda record: (record["task"], record["method"])):
+        if "error" not in record:
+            shown = {name: record["estimates"][name] for name in record["shown"]}
+            estimates.setdefault(record["task"], {})[record["method"]] = shown
+    return estimates

@@ -255,6 +255,9 @@ def test_failed_method_is_reported_and_others_are_scored(home, tmp_path):
     result = CliRunner().invoke(app, [*command, "--method", "tiny failure"])
     assert isinstance(result.exception, DataError)
     assert "1 of 1 methods failed" in str(result.exception)
+    result = CliRunner().invoke(app, [*command, "--method", "tiny mean", "--json"])
+    (estimates,) = json.loads(result.stdout)["estimates"].values()
+    assert {name: sorted(values) for name, values in estimates.items()} == {"tiny mean": ["AUC", "R2", "sensitivity"]}
 
 
 @pytest.mark.parametrize(
