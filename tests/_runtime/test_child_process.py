@@ -70,6 +70,7 @@ def test_safe_read_of_a_file_that_ends_the_process_is_an_error(nifti_files, monk
         mrhdata.read(nifti_files / "slow.nii", safe=True)
 
 
+@pytest.mark.full
 def test_safe_info_answers_the_same_and_exits_with_2_after_a_crash(nifti_files, monkeypatch):
     """The sentence names the file as it was passed."""
     monkeypatch.chdir(nifti_files)

@@ -8,7 +8,7 @@ from tests.conftest import FULL
 
 #: Mutated copies of each source, more than 3000 in all in the long form.
 LONG = 130
-COPIES = LONG if FULL else 5
+COPIES = LONG if FULL else 3
 #: Sources of the short form, because each needs a process of its own.
 SHORT = ("a.nii.gz", "a.zarr", "catalogue")
 

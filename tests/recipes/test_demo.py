@@ -29,6 +29,7 @@ def quick_demo(monkeypatch):
     monkeypatch.setattr(mrhnet, "VOXELWISE", dataclasses.replace(mrhnet.VOXELWISE, epochs=1, batch_size=1024))
 
 
+@pytest.mark.full
 def test_demo_on_phantom_writes_all_outputs(quick_demo, tmp_path):
     """Raw files, stores, catalogue, model, map, table and report exist; a second run (full tests) replaces them."""
     report = demo.run(tmp_path, seed=1)
