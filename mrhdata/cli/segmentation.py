@@ -43,7 +43,7 @@ def train_segmentation(
         typer.Option(metavar="LABELS", help="Folder of label maps, from which training images are drawn; no STUDY."),
     ] = None,
     targets: Annotated[
-        str, typer.Option(help="Labels to learn from label maps: tissue (of FreeSurfer's labels), or labels, all of them.")
+        str, typer.Option(help="Labels to learn from label maps: tissue, of FreeSurfer's labels, or labels.")
     ] = "tissue",
     inputs: options.OptionalInputs = None,
     labels: Annotated[
