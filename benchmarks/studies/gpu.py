@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_loaders import BATCH, BUDGET, EDGE, LOADERS, WORKERS
+from gpu_loaders import BATCH, BUDGET, EDGE, LOADERS, WORKERS, patches_of
 from patch_fixtures import environment, once, volume
 from patches import process
 from tables import markdown, written
@@ -49,10 +49,7 @@ def _write(image, draft, path):
 
 def limit(folder, seconds):
     """Return megabytes that the engine decodes per patch, and its patches per second if no step is in the way."""
-    from mrhdata.patching.samplers import Uniform
-
-    volumes = [mrhdata.read(path) for path in sorted(folder.glob("*.zarr"))]
-    patches = mrhdata.patches([{"image": v} for v in volumes], shape=EDGE, sampler=Uniform(400), memory=BUDGET)
+    patches = patches_of(folder)
     plan = patches.plan(BATCH)
     size = float(plan.loads(plan.indices(True, 0, 0, BATCH), BATCH).size.sum())
     rate = process(sys.executable, "gpu_loaders.py", "mrhdata", folder, 0, seconds)["patches_per_second"]

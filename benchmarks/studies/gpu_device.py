@@ -31,7 +31,7 @@ def measured_on(device, folder, quick):
     """Return the device's name, the rows of training, and the row of prediction."""
     place = resolve_device(device)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else "processor, 1 thread"
-    subjects = [{"image": mrhdata.read(p), "target": mrhdata.read(p)} for p in sorted(folder.glob("*.zarr"))]
+    subjects = [{"image": mrhdata.read(p), "target": mrhdata.read(p)} for p in sorted(folder.glob("subject-*.zarr"))]
     precisions = PRECISIONS if place.type == "cuda" else PRECISIONS[:1]
     rows = [training(n, subjects, place, p, quick) for n in NETWORKS for p in precisions]
     return {"name": name, "training": rows, "prediction": prediction(folder, place, quick)}
@@ -112,7 +112,6 @@ def prediction(folder, device, quick):
         mrhdata.write(mrhdata.volume.from_array(np.asarray(values), spacing=(1, 1, 1)), stored)
     torch.manual_seed(0)
     model = mrhdata.models.create("unet3d", in_channels=1, classes=2, widths=(16, 32, 64))
-    model.spec = None
     del model.spec
     row = {"voxels": edge**3}
     windows = SlidingWindow((96, 96, 96), overlap=0.25)

@@ -26,15 +26,18 @@ WARM_UP = 8
 LEAST_STEPS = 12
 
 
-def mrhdata_(folder):
-    """Return batches of the patch engine: threads of this process, within the budget."""
+def patches_of(folder):
+    """Return the patches of the engine, within its budget."""
     import mrhdata
     from mrhdata.patching.samplers import Uniform
 
-    volumes = [mrhdata.read(path) for path in sorted(folder.glob("*.zarr"))]
-    subjects = [{"image": volume} for volume in volumes]
-    patches = mrhdata.patches(subjects, shape=EDGE, sampler=Uniform(400), memory=BUDGET)
-    loader = patches.loader(BATCH, seed=0)
+    subjects = [{"image": mrhdata.read(path)} for path in sorted(folder.glob("subject-*.zarr"))]
+    return mrhdata.patches(subjects, shape=EDGE, sampler=Uniform(400), memory=BUDGET)
+
+
+def mrhdata_(folder):
+    """Return batches of the patch engine: threads of this process."""
+    loader = patches_of(folder).loader(BATCH, seed=0)
 
     def batches():
         while True:

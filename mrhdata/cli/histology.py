@@ -141,7 +141,6 @@ def train_histology_study(
 
     An interrupted training resumes when you run the command again.
     """
-    import json
     from dataclasses import asdict, replace
 
     import pandas as pd
@@ -170,8 +169,7 @@ def train_histology_study(
         scores = {
             brain.id: virtual_histology.map_and_score(model, brain, out, progress=bars) for brain in parts["test"]
         }
-    with atomic_write(out / "network" / "history.json", overwrite=True) as draft:
-        draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
+    options.write_json(out / "network" / "history.json", asdict(history))
     with atomic_write(out / "scores.csv", overwrite=True) as draft:
         pd.DataFrame.from_dict(scores, orient="index").to_csv(draft, index_label="subject")
     values: dict[str, Any] = {"written": str(out), "subjects": len(brains)}

@@ -277,6 +277,14 @@ def answer(values: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{key:{width}}  {_format_value(value)}")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a file that appears when it is complete."""
+    from mrhdata._runtime.atomic import atomic_write
+
+    with atomic_write(path, overwrite=True) as draft:
+        draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
 def table(rows: pd.DataFrame) -> None:
     """Print a table, with its index as the first column."""
     typer.echo(rows.reset_index().to_string(index=False))

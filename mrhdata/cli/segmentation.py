@@ -101,7 +101,7 @@ def train_segmentation(
         trained = segmentation.train(
             settings, training, validation, labels=label_values, seed=seed, folder=folder, progress=bars
         )
-        _write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
+        options.write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
         return trained.model
 
     about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": label_values}
@@ -222,15 +222,6 @@ def _print_folds(scores: pd.DataFrame, summary: dict[str, Any], names: Mapping[i
     options.table(folds.rename_axis("fold").round(4))
     typer.echo("")
     options.answer(summary, as_json)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    import json
-
-    from mrhdata._runtime.atomic import atomic_write
-
-    with atomic_write(path, overwrite=True) as draft:
-        draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 @command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrhdata.cli import options
 from mrhdata.cli.app import resumable
 from mrhdata.errors import DataError, ParameterError
 
@@ -39,11 +40,9 @@ def train_on_label_maps(
     excluded : dict
         Options of a training on real images by name, none of which may be passed.
     """
-    import json
     from dataclasses import asdict, replace
 
     from mrhdata import models
-    from mrhdata._runtime.atomic import atomic_write
     from mrhdata.io.fingerprint import fingerprint
     from mrhdata.recipes import synthetic
     from mrhdata.recipes.cross_validation import claim
@@ -59,8 +58,7 @@ def train_on_label_maps(
     with resumable():
         model, history = synthetic.train(recipe, maps, anatomy=anatomy, seed=seed, folder=out, progress=progress)
     models.save(model, out / "network")
-    with atomic_write(out / "history.json") as draft:
-        draft.write_text(json.dumps(asdict(history)) + "\n", encoding="utf-8")
+    options.write_json(out / "history.json", asdict(history))
     spec: Any = model.spec
     values = {"written": str(out / "network"), "maps": len(maps), "labels": list(spec.labels)}
     return values | {"dice on synthetic images": round(history.dice[-1], 4), "seconds": round(history.seconds)}

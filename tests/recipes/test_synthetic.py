@@ -54,10 +54,10 @@ def test_labels_of_an_image_are_found(trained):
     labels = label_map(9).values
     values = np.array([0, 250, 250, 170.0])[labels] + np.random.default_rng(0).normal(0, 5, labels.shape)
     image = from_array(values.astype(np.float32), spacing=(1, 1, 1), name="any")
-    found = mrhdata.segment(trained[0], {"image": image}, progress=False).values
+    result = mrhdata.segment(trained[0], {"image": image}, progress=False).values
     truth = np.array([0, 1, 1, 2])[labels]
     for label in (1, 2):
-        overlap = 2 * ((found == label) & (truth == label)).sum() / ((found == label).sum() + (truth == label).sum())
+        overlap = 2 * ((result == label) & (truth == label)).sum() / ((result == label).sum() + (truth == label).sum())
         assert overlap > 0.7
 
 
