@@ -1,20 +1,25 @@
-"""A U-Net whose trunk works at half the resolution, for a processor.
+"""A U-Net whose trunk works at half the resolution, for images of any contrast on a processor.
 
-A strided convolution halves the grid before the trunk (space to depth, Shi et al. 2016, CVPR), and a transposed one
-doubles it after the trunk. A light head joins the result with the input. Most of the work of a U-Net is at its finest
-level, so this network is about five times as fast; its labels are still those of every voxel.
+A strided convolution halves the grid before the trunk. The trunk scores every voxel of the coarse grid; a light head
+corrects these scores on the grid of the input. Most of the work of a U-Net is at its finest level, so this network is
+several times as fast; its labels are still those of every voxel.
+
+Activations are not normalised: images of random contrast differ so much that statistics of a batch are not
+those of another, and statistics of a whole volume would make the result depend on its extent. Instead the weights are
+standardised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as f
 
-from mrhdata.models.unet import UNet
+from mrhdata.models.layers import StandardizedConv3d
 
 
 class HalfUNet(nn.Module):
@@ -31,37 +36,81 @@ class HalfUNet(nn.Module):
     details, head : int
         Number of channels that the trunk gives to each voxel, and of the head.
 
+    Attributes
+    ----------
+    coarse : bool
+        Whether the network returns the scores of the trunk, at half the resolution: for the first part of a training,
+        whose steps are twice as fast so.
+
     Examples
     --------
-    >>> HalfUNet(classes=5, widths=(4, 8, 16)).eval()(torch.zeros(1, 1, 16, 16, 24)).shape
+    >>> model = HalfUNet(classes=5, widths=(4, 8, 16)).eval()
+    >>> model(torch.zeros(1, 1, 16, 16, 24)).shape
     torch.Size([1, 5, 16, 16, 24])
+    >>> model.coarse = True
+    >>> model(torch.zeros(1, 1, 16, 16, 24)).shape
+    torch.Size([1, 5, 8, 8, 12])
     """
 
     ndim = 3
+    #: Prefixes of the parameters that coarse scores do not depend on.
+    fine_layers = ("leave", "head", "fine")
 
     def __init__(
         self,
         in_channels: int = 1,
         classes: int = 2,
-        widths: Sequence[int] = (24, 48, 80, 112),
-        details: int = 8,
-        head: int = 16,
+        widths: Sequence[int] = (16, 32, 64, 96),
+        details: int = 5,
+        head: int = 12,
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.enter = nn.Conv3d(in_channels, widths[0], 4, stride=2, padding=1, bias=False)
-        self.enter_norm = nn.BatchNorm3d(widths[0])
-        self.trunk = UNet(widths[0], 2 * widths[0], widths)
-        self.leave = nn.ConvTranspose3d(2 * widths[0], details, 2, stride=2, bias=False)
-        self.leave_norm = nn.BatchNorm3d(details)
-        self.head = nn.Conv3d(details + in_channels, head, 3, padding=1, bias=False)
-        self.head_norm = nn.BatchNorm3d(head)
-        self.answer = nn.Conv3d(head, classes, 1)
+        self.in_channels, self.coarse = in_channels, False
+        self.enter = Activated(in_channels, widths[0], kernel_size=4, stride=2)
+        self.first = Activated(widths[0], widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.MaxPool3d(2), Activated(a, b), Activated(b, b)) for a, b in pairwise(widths)
+        )
+        pairs = list(pairwise(widths))[::-1]
+        self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
+        self.join = nn.ModuleList(nn.Sequential(Activated(2 * a, a), Activated(a, a)) for a, _ in pairs)
+        self.leave = nn.ConvTranspose3d(widths[0], details, 2, stride=2)
+        self.head = Activated(details + in_channels, head)
+        self.fine = nn.Conv3d(head, classes, 1)
+        # The head begins without corrections.
+        nn.init.zeros_(self.fine.weight)
+        nn.init.zeros_(self.fine.bias)  # type: ignore[arg-type]
+        self.answer = nn.Conv3d(widths[0], classes, 1)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Any:
-        """Map (B, C, z, y, x) to (B, classes, z, y, x)."""
+        """Map (B, C, z, y, x) to (B, classes, z, y, x), or to half of the lengths if `coarse` is set."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        y = self.trunk(f.relu(self.enter_norm(self.enter(x))))
-        y = f.relu(self.leave_norm(self.leave(f.relu(y))))
-        return self.answer(f.relu(self.head_norm(self.head(torch.cat([y, x], 1)))))
+        y = self._trunk(x)
+        scores = self.answer(y)
+        if self.coarse:
+            return scores
+        details = self.head(torch.cat([self.leave(y), x], 1))
+        return self.fine(details) + f.interpolate(scores, scale_factor=2, mode="nearest")
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        y = self.first(self.enter(x))
+        skips = []
+        for level in self.down:
+            skips.append(y)
+            y = level(y)
+        for reduce, join, skip in zip(self.reduce, self.join, reversed(skips), strict=True):
+            y = join(torch.cat([skip, f.interpolate(reduce(y), scale_factor=2, mode="nearest")], 1))
+        return y
+
+
+class Activated(nn.Module):
+    """Convolution with standardised weights and a ReLU, which together keep the variance of random values."""
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = StandardizedConv3d(in_channels, channels, kernel_size, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, z, y, x) to (B, channels, ...)."""
+        return f.relu(self.conv(x))

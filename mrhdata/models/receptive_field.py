@@ -21,7 +21,7 @@ from torch import fx, nn
 from torch.nn import functional as f
 
 from mrhdata.errors import ModelError
-from mrhdata.models.layers import FASTER, PooledConv
+from mrhdata.models.layers import WHOLE, PooledConv
 
 Fractions = tuple[Fraction, ...]
 
@@ -130,10 +130,10 @@ def receptive_field_of(model: nn.Module, channels: int) -> ReceptiveField:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that does not enter the layers of `FASTER`, whose rules are defined below."""
+    """A tracer that does not enter the layers of `WHOLE`, whose rules are defined below."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FASTER) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, WHOLE) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:

@@ -1,13 +1,18 @@
 """Segmentation networks for images of any contrast, trained only on images that are drawn from label maps.
 
-The approach is that of SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789). Two things differ. The contrast
-widens during the training, from the priors of modalities to random intensities, because a small network learns nothing
-from random contrasts at first. And the network works at half the resolution, so that a processor can train it.
+The approach is that of SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789). Three things differ, so that a
+processor can train a network. Images become harder gradually: at first they have the contrasts of known modalities and
+weak artefacts, because a small network learns nothing from random contrasts at first. The network works at half the
+resolution. And for most of the training only its coarse scores are trained, in half of the time.
+
+```
+label maps --Synthesizer--> easy images --fit--> coarse scores --fit, harder images--> scores of every voxel
+```
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +73,12 @@ class SyntheticRecipe:
         Number of patches of an epoch.
     label_share : float
         Share of the patches that lie about a voxel of a label, each label as often.
-    random_share, widening : float, (float, float)
-        Share of patches of random contrast at the end, and the parts of the training at which it begins and stops to
-        grow from 0.
+    hardening : (float, float)
+        Parts of the training at which images begin and stop to become harder.
+    least_severity : float
+        Strength and frequency of artefacts at the begin.
+    coarse_share : float
+        Share of the epochs, at the begin, that train only the coarse scores.
     validation_maps, validation_patches : int
         Number of label maps that are left out of the training, and number of their patches.
     synthesis : SynthesisConfig
@@ -85,30 +93,40 @@ class SyntheticRecipe:
     shape: tuple[int, int, int] = (64, 64, 64)
     patches: int = 200
     label_share: float = 0.4
-    random_share: float = 0.6
-    widening: tuple[float, float] = (0.1, 0.5)
+    hardening: tuple[float, float] = (0.1, 0.6)
+    least_severity: float = 0.1
+    coarse_share: float = 0.7
     validation_maps: int = 2
     validation_patches: int = 24
-    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    synthesis: SynthesisConfig = field(
+        default_factory=lambda: SynthesisConfig(random_share=0.6, contrast_width=(0.2, 1.0))
+    )
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             epochs=40, batch_size=2, learning_rate=3e-3, weight_decay=1e-4, max_grad_norm=5.0,
-            loss="dice+cross-entropy", normalization="none", precision="auto", patience=1000, restore_best=False,
-            frozen_norm_share=0.3,
+            loss="dice+cross-entropy", dice_smoothing=10.0, normalization="none", precision="auto", patience=1000,
+            restore_best=False,
         )
     )  # fmt: skip
 
-    def share_of_random_contrast(self, epoch: int) -> float:
-        """Return the share of patches of random contrast in an epoch.
+    @property
+    def coarse_epochs(self) -> int:
+        """Number of epochs that train only the coarse scores."""
+        return round(self.coarse_share * self.training.epochs)
+
+    def ranges(self, epoch: int) -> SynthesisConfig:
+        """Return the ranges of the images of an epoch.
 
         Examples
         --------
         >>> recipe = SyntheticRecipe(training=TrainingConfig(epochs=10))
-        >>> [round(recipe.share_of_random_contrast(epoch), 2) for epoch in (0, 1, 3, 9)]
-        [0.0, 0.0, 0.3, 0.6]
+        >>> [round(recipe.ranges(epoch).random_share, 2) for epoch in (0, 1, 3, 9)]
+        [0.0, 0.0, 0.24, 0.6]
         """
-        first, last = (share * self.training.epochs for share in self.widening)
-        return self.random_share * float(np.clip((epoch - first) / max(last - first, 1e-9), 0, 1))
+        first, last = (share * self.training.epochs for share in self.hardening)
+        progress = float(np.clip((epoch - first) / max(last - first, 1e-9), 0, 1))
+        severity = self.least_severity + (1 - self.least_severity) * progress
+        return replace(self.synthesis.eased(severity), random_share=progress * self.synthesis.random_share)
 
 
 def train(
@@ -149,38 +167,85 @@ def train(
     DataError
         If there are too few maps, or their voxel sizes differ.
     """
-    training_maps, validation_maps = _split(maps, recipe.validation_maps, seed)
     labels = (0, *sorted(set(recipe.targets.values()) - {0}))
     spacing = _common_spacing(maps)
-
-    def patches(volumes: Sequence[xr.DataArray], number: int, share: Callable[[int], float], part: int) -> Any:
-        synthesizer = Synthesizer(volumes, recipe.synthesis, anatomy, targets=recipe.targets)
-        return SyntheticPatches(
-            synthesizer,
-            recipe.shape,
-            number,
-            seed=2 * seed + part,
-            label_share=recipe.label_share,
-            random_share=share,
-        )
-
-    model = models.create(recipe.network, seed=seed, in_channels=1, classes=len(labels), **recipe.config)
-    model.spec = replace(  # type: ignore[type-var]
+    training_maps, validation_maps = (
+        Synthesizer(volumes, recipe.synthesis, anatomy, targets=recipe.targets)
+        for volumes in _split(maps, recipe.validation_maps, seed)
+    )
+    model: Any = models.create(recipe.network, seed=seed, in_channels=1, classes=len(labels), **recipe.config)
+    model.spec = replace(
         model.spec,
         labels=labels,
         prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "percentile"})),
         inputs=IntensityScale((0.5,), (0.25,)),
     )
-    history = fit(
+    for stage in _stages(recipe, model.fine_layers):
+        history = _train_stage(model, stage, recipe, training_maps, validation_maps, seed, folder, progress)
+    return model, history
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Part of a training: that of the coarse scores, or that of all."""
+
+    name: str
+    first_epoch: int
+    label_step: int
+    training: TrainingConfig
+
+
+def _stages(recipe: SyntheticRecipe, fine_layers: Sequence[str]) -> list[_Stage]:
+    """Return the parts of a training that have an epoch."""
+    coarse, settings = recipe.coarse_epochs, recipe.training
+    frozen = tuple((layer, 0.0) for layer in fine_layers)
+    stages = []
+    if coarse:
+        training = replace(settings, epochs=coarse, layer_learning_rates=frozen)
+        stages.append(_Stage("coarse", 0, 2, training))
+    if settings.epochs > coarse:
+        stages.append(_Stage("fine", coarse, 1, replace(settings, epochs=settings.epochs - coarse)))
+    return stages
+
+
+def _train_stage(
+    model: Any,
+    stage: _Stage,
+    recipe: SyntheticRecipe,
+    training_maps: Synthesizer,
+    validation_maps: Synthesizer,
+    seed: int,
+    folder: Path | None,
+    progress: bool,
+) -> History:
+    """Train a network for the epochs of a stage."""
+    model.coarse = stage.label_step > 1
+    patches: Any = SyntheticPatches(
+        training_maps,
+        recipe.shape,
+        recipe.patches,
+        seed=2 * seed,
+        label_share=recipe.label_share,
+        schedule=lambda epoch: recipe.ranges(stage.first_epoch + epoch),
+        label_step=stage.label_step,
+    )
+    # Validation shows the hardest images, the same ones in every epoch.
+    validation: Any = SyntheticPatches(
+        validation_maps,
+        recipe.shape,
+        recipe.validation_patches,
+        seed=2 * seed + 1,
+        label_share=recipe.label_share,
+        label_step=stage.label_step,
+    )
+    return fit(
         model,
-        patches(training_maps, recipe.patches, recipe.share_of_random_contrast, 0),
-        # Validation shows as many random contrasts as the last epochs, all epochs the same images.
-        patches(validation_maps, recipe.validation_patches, lambda _: recipe.random_share, 1),
-        replace(recipe.training, seed=seed),
-        checkpoint=None if folder is None else folder / "synthetic.pt",
+        patches,
+        validation,
+        replace(stage.training, seed=seed + stage.first_epoch),
+        checkpoint=None if folder is None else folder / f"{stage.name}.pt",
         progress=progress,
     )
-    return model, history
 
 
 def _split(maps: Mapping[str, xr.DataArray], number: int, seed: int) -> tuple[list[Any], list[Any]]:

@@ -15,6 +15,11 @@ from mrhdata.synthesis.priors import PRIORS
 Range = tuple[float, float]
 #: Ways to draw the tissues around the brain.
 SURROUNDINGS = ("drawn", "merged", "removed")
+#: Fields of artefacts, which an eased config scales.
+_ARTEFACTS = (
+    *("bias", "gamma", "noise", "motion_probability", "ringing_probability", "correlated_probability"),
+    *("slice_probability", "coarse_probability", "smoothing_probability", "cluster_probability", "view_probability"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,11 @@ class SynthesisConfig:
         Probability that the field of view ends below the brain, and the distance between the two. Ours.
     view_probability, view_share : float, range
         Probability that the field of view is a slab within the patch, and its share of one axis. Ours.
-    contrast_width : float
-        Width of the contrasts: 0 draws from the prior of a modality, 1 from `means` and `spreads`. In between, each
-        intensity is moved from the one to the other by this fraction.
+    random_share : float
+        Share of samples of random contrast; the others follow the prior of a modality. Ours.
+    contrast_width : range
+        Width of random contrasts: 0 is the prior of a modality, 1 draws from `means` and `spreads`. In between, each
+        intensity is moved from the one to the other by this fraction. SynthSeg: 1.
     modalities : tuple of str
         Modalities whose priors are drawn, listed in `PRIORS`. Ours.
     means : range
@@ -116,7 +123,7 @@ class SynthesisConfig:
 
     Examples
     --------
-    >>> SynthesisConfig(contrast_width=0.2, modalities=("t1w",)).rotation_degrees
+    >>> SynthesisConfig(random_share=0.2, modalities=("t1w",)).rotation_degrees
     15.0
     """
 
@@ -133,7 +140,8 @@ class SynthesisConfig:
     neck_mm: Range = (0.0, 60.0)
     view_probability: float = 0.1
     view_share: Range = (0.4, 0.9)
-    contrast_width: float = 1.0
+    random_share: float = 1.0
+    contrast_width: Range = (1.0, 1.0)
     modalities: tuple[str, ...] = ("t1w", "t2w", "pd", "flair", "gre")
     means: Range = (25 / 255, 225 / 255)
     spreads: Range = (5 / 255, 25 / 255)
@@ -176,6 +184,8 @@ class SynthesisConfig:
         for name, value in self._items():
             if isinstance(value, tuple) and name != "modalities":
                 check_range(name, value)
+                if name.endswith("_width"):
+                    check_number(name, value[1])
             elif isinstance(value, int | float):
                 check_number(name, value)
         for modality in self.modalities or ("",):
@@ -205,6 +215,21 @@ class SynthesisConfig:
         }
         return dataclasses.replace(self, **scaled)
 
+    def eased(self, severity: float) -> SynthesisConfig:
+        """Return a config whose artefacts are a share as strong or as frequent, for the begin of a training.
+
+        Deformations, contrasts and the tissues around the brain stay.
+
+        Examples
+        --------
+        >>> SynthesisConfig().eased(0.1).slice_probability
+        0.035
+        """
+        check_number("severity_share", severity)
+        weaker: dict[str, Any] = {name: severity * getattr(self, name) for name in _ARTEFACTS}
+        weaker |= {name: tuple(severity * v for v in getattr(self, name)) for name in ("variation", "texture")}
+        return dataclasses.replace(self, **weaker)
+
     @classmethod
     def exact(cls, **changes: Any) -> SynthesisConfig:
         """Return a config that draws nothing but the prior's intensities, with the fields in `changes` set.
@@ -214,7 +239,7 @@ class SynthesisConfig:
         >>> SynthesisConfig.exact(noise=0.1).bias
         0.0
         """
-        ranges = ("partial_volume", "variation", "texture", "strip_margin_mm", "strip_smoothness_mm")
+        ranges = ("partial_volume", "variation", "texture", "strip_margin_mm", "strip_smoothness_mm", "contrast_width")
         plain = dict.fromkeys(ranges, (0.0, 0.0))
         numbers = {f.name: 0.0 for f in dataclasses.fields(cls) if isinstance(f.default, float)}
         always = {"brain_share": 1.0, "black_air_probability": 1.0, "surroundings": {"drawn": 1.0}}

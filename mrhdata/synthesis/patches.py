@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import ParameterError
+from mrhdata.synthesis.config import SynthesisConfig
 from mrhdata.synthesis.synthesizer import Synthesizer
 
 Ints = NDArray[np.int64]
@@ -38,10 +39,12 @@ class SyntheticPatches:
     label_share : float
         Share of the patches that lie about a voxel of a label, each label as often; the others lie as the synthesizer
         draws them.
-    random_share : callable, optional
-        Share of the patches of an epoch whose contrast is random, as a function of the epoch's number; the others
-        follow the prior of a modality. By default all have the contrast width of the synthesizer. A network learns
-        faster if the share grows gradually.
+    schedule : callable, optional
+        Function of an epoch's number that returns its ranges, a `SynthesisConfig`; by default those of the synthesizer.
+        A network learns faster if artefacts and random contrasts become frequent gradually.
+    label_step : int
+        Distance between the voxels whose labels are given, along each axis, from a random first one: for a network that
+        predicts on a coarser grid.
     channel : str
         Name of the image.
 
@@ -68,7 +71,8 @@ class SyntheticPatches:
         *,
         seed: int = 0,
         label_share: float = 0.5,
-        random_share: Callable[[int], float] | None = None,
+        schedule: Callable[[int], SynthesisConfig] | None = None,
+        label_step: int = 1,
         channel: str = "image",
     ) -> None:
         if number < 1:
@@ -77,7 +81,7 @@ class SyntheticPatches:
         self.shape, self.channels = (a, b, c), [channel]
         self.spacing_mm = synthesizer.maps[0].spacing_mm
         self._synthesizer, self._number, self._seed = synthesizer, number, seed
-        self._label_share, self._random_share = label_share, random_share
+        self._label_share, self._schedule, self._label_step = label_share, schedule, label_step
         self._centres = [synthesizer.centres(index, _CENTRES) for index in range(len(synthesizer.maps))]
 
     def __len__(self) -> int:
@@ -123,18 +127,21 @@ class SyntheticPatches:
 
     def _draw(self, indices: Ints, epoch: int) -> list[Floats]:
         """Return images and labels of patches of an epoch."""
-        samples = [self._sample(int(index), epoch) for index in indices]
+        synthesizer = self._synthesizer
+        if self._schedule is not None:
+            synthesizer = synthesizer.with_config(self._schedule(epoch))
+        samples = [self._sample(synthesizer, int(index), epoch) for index in indices]
         images, labels = zip(*samples, strict=True)
         arrays = [torch.stack(images), torch.stack(labels)[:, None].float()]
         return [array.cpu().numpy() for array in arrays]
 
-    def _sample(self, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(self, synthesizer: Synthesizer, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self._seed, epoch, index])
-        about_label, random_contrast, seed = rng.random(), rng.random(), int(rng.integers(2**62))
-        options = self._place(rng) if about_label < self._label_share else {}
-        if self._random_share is not None:
-            options["contrast_width"] = float(random_contrast < self._random_share(epoch))
-        return self._synthesizer.sample(seed, self.shape, **options)
+        about_label, seed = rng.random(), int(rng.integers(2**62))
+        place = self._place(rng) if about_label < self._label_share else {}
+        image, labels = synthesizer.sample(seed, self.shape, **place)
+        z, y, x = (slice(int(first), None, self._label_step) for first in rng.integers(self._label_step, size=3))
+        return image, labels[z, y, x]
 
     def _place(self, rng: np.random.Generator) -> dict[str, Any]:
         """Return a map, and the place of a patch about a voxel of one of its labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ class Synthesizer:
             Voxel size of the sample; that of the map by default. Larger voxels average the image and take the label
             of their centre.
         contrast_width : float, optional
-            Width of the contrasts in place of the config's.
+            Width of the contrast; random by default.
         map_index : int, optional
             Number of the label map; random by default.
         position : (3,) sequence of int, optional
@@ -107,7 +108,8 @@ class Synthesizer:
         image : (1, z, y, x) float32 tensor
             Values from 0 to 1.
         labels : (z, y, x) int16 tensor
-            Labels; 0 outside of the field of view. If a label does not fit into 16 bits, the tensor is int64.
+            Labels; 0 outside of the field of view, and where skull-stripping left nothing. If a label does not fit
+            into 16 bits, the tensor is int64.
 
         Examples
         --------
@@ -118,18 +120,33 @@ class Synthesizer:
         >>> bool((patch.numpy() == labels[1:5, 2:6, 3:7]).all())
         True
         """
-        width = self.config.contrast_width if contrast_width is None else contrast_width
-        check_number("contrast_width", width)
         draws = Draws(seed, self.device)
+        width = self._draw_width(draws)
+        if contrast_width is not None:
+            check_number("contrast_width", contrast_width)
+            width = contrast_width
         label_map = self._choose_map(map_index, draws)
         grids = Grids.choose(shape, spacing_mm or label_map.spacing_mm, label_map.spacing_mm)
         pose = draw_pose(label_map, grids, self.config, draws, position)
         view = draw_view(label_map, pose, self.config, draws)
         view = None if view is None else grids.at_centres(view)
         fine = self._sample_structures(label_map, pose)
-        image = self._draw_image(fine, grids, width, view, draws)
+        image, visible = self._draw_image(fine, grids, width, view, draws)
         labels = _look_up(self._values, grids.at_centres(fine))
-        return image[None], labels if view is None else labels * view
+        return image[None], labels if visible is None else labels * visible
+
+    def with_config(self, config: SynthesisConfig) -> Synthesizer:
+        """Return a synthesizer of the same maps with other ranges.
+
+        Examples
+        --------
+        >>> synthesizer = Synthesizer([np.full((8, 8, 8), 3)], spacing_mm=(1, 1, 1))
+        >>> synthesizer.with_config(SynthesisConfig(noise=0.0)).config.noise
+        0.0
+        """
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def batch(self, seeds: Sequence[int], shape: Sequence[int], **options: Any) -> tuple[Tensor, Tensor]:
         """Return images (B, 1, z, y, x) and labels (B, z, y, x): the samples of some seeds.
@@ -184,6 +201,11 @@ class Synthesizer:
             voxels[label] = np.stack(np.unravel_index(spread, values.shape), axis=1) + label_map.start
         return voxels
 
+    def _draw_width(self, draws: Draws) -> float:
+        """Draw the width of the contrast: 0 for that of a prior."""
+        random, width = draws.chance(self.config.random_share), draws.uniform(self.config.contrast_width)
+        return width if random else 0.0
+
     def _choose_map(self, index: int | None, draws: Draws) -> LabelMap:
         """Return a random map, or that of an index; the random number is drawn in both cases."""
         chosen = draws.integer(len(self.maps))
@@ -200,20 +222,24 @@ class Synthesizer:
             return _look_up(self._partners.to(structures.dtype), structures)
         return structures
 
-    def _draw_image(self, fine: Tensor, grids: Grids, width: float, view: Tensor | None, draws: Draws) -> Tensor:
-        """Return an image of structures, from its contrast to the scale of the output."""
+    def _draw_image(
+        self, fine: Tensor, grids: Grids, width: float, view: Tensor | None, draws: Draws
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return an image of structures, from its contrast to the scale of the output, and its voxels with data."""
         contrast = draw_contrast(self.anatomy, self.config, width, draws)
         way = surroundings.draw_way(self.config, draws)
         if way == "merged":
             contrast = surroundings.merge(contrast, self.anatomy, draws)
         image = self._scan(paint(_look_up(self._classes, fine), contrast, grids, self.config, draws), grids, draws)
+        visible = view
         brain = _look_up(self._in_brain, grids.at_centres(fine))
         # A patch without brain keeps its surroundings, or it would be empty.
         if way == "removed" and brain.any():
             brain = surroundings.draw_brain(brain, grids.spacing_mm, self.config, draws)
-            image = torch.where(brain, image, contrast.blank)
-        image = image if view is None else torch.where(view, image, contrast.blank)
-        return scale(image, self.config, draws)
+            visible = brain if view is None else view & brain
+        if visible is not None:
+            image = torch.where(visible, image, contrast.blank)
+        return scale(image, self.config, draws), visible
 
     def _scan(self, image: Tensor, grids: Grids, draws: Draws) -> Tensor:
         """Return an image on the grid of the output, with the artefacts of its acquisition."""

@@ -15,7 +15,7 @@ LOSSES = ("mse", "mae", "ms-ssim+mae", *OF_CLASSES)
 _SCALE_WEIGHTS, _STRUCTURE_WEIGHT = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333), 0.84
 
 
-def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
+def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor, dice_smoothing: float = 1e-5) -> Tensor:
     """Return the loss of the predictions of a batch.
 
     Parameters
@@ -28,6 +28,8 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
     target : (B, C, z, y, x) tensor
         True values, or class numbers (B, 1, z, y, x) with `IGNORE_INDEX` for ignored voxels. Larger predictions are
         cropped to its shape about the centre.
+    dice_smoothing : float
+        Voxels that are added to both terms of the Dice loss.
 
     Examples
     --------
@@ -37,7 +39,10 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
     [0.0, 10.0]
     """
     if isinstance(answer, tuple):
-        parts = [0.5**i * loss(name, level, coarser(target, level.shape[2:])) for i, level in enumerate(answer)]
+        parts = [
+            0.5**i * loss(name, level, coarser(target, level.shape[2:]), dice_smoothing)
+            for i, level in enumerate(answer)
+        ]
         return torch.stack(parts).sum() / sum(0.5**i for i in range(len(parts)))
     answer = centre(answer, target.shape[2:]).float()
     if name == "mse":
@@ -53,19 +58,20 @@ def loss(name: str, answer: Tensor | tuple[Tensor, ...], target: Tensor) -> Tens
         voxels = (classes != IGNORE_INDEX).sum().clamp(min=1)
         total = total + f.cross_entropy(answer, classes, ignore_index=IGNORE_INDEX, reduction="sum") / voxels
     if "dice" in name:
-        total = total + _dice_loss(answer, classes)
+        total = total + _dice_loss(answer, classes, dice_smoothing)
     return total
 
 
-def _dice_loss(answer: Tensor, classes: Tensor) -> Tensor:
+def _dice_loss(answer: Tensor, classes: Tensor, smoothing: float) -> Tensor:
     """Return 1 minus the mean soft Dice of the classes in the batch (Milletari et al. 2016, 3DV), with background."""
-    known = (classes != IGNORE_INDEX).unsqueeze(1)
-    truth = f.one_hot(classes.clamp(min=0), answer.shape[1]).movedim(-1, 1) * known
-    probability = answer.softmax(1) * known
-    axes = [0, *range(2, answer.ndim)]
-    common, sizes = (probability * truth).sum(axes), probability.sum(axes) + truth.sum(axes)
-    present = truth.sum(axes) > 0
-    dice = (2 * common + 1e-5) / (sizes + 1e-5)
+    known = classes != IGNORE_INDEX
+    # Voxels in rows: without a second tensor of the size of the scores, which one-hot labels would be.
+    probability = answer.movedim(1, -1)[known].softmax(1)
+    true = classes[known]
+    voxels = torch.bincount(true, minlength=answer.shape[1])
+    common = answer.new_zeros(answer.shape[1]).index_add(0, true, probability.gather(1, true[:, None])[:, 0])
+    dice = (2 * common + smoothing) / (probability.sum(0) + voxels + smoothing)
+    present = voxels > 0
     # Classes absent from the batch are left out: their Dice would only push their probability to 0.
     return 1 - dice[present].mean() if present.any() else answer.new_zeros(())
 

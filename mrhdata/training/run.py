@@ -127,7 +127,7 @@ class TrainingRun:
             # One seed per epoch, so that a resumed run draws the same noise.
             self._generator.manual_seed(hash((self.settings.seed, number)) % 2**63)
             self.history.rate.append(self._schedule.get_last_lr()[0] / self._factor)
-        self._set_training_mode(number)
+        self.model.train()
         for _, (raw_x, raw_y) in self._time_waits(self._batches(patches, number)):
             with self._memory_errors(len(raw_x)):
                 self._step(raw_x, raw_y, patches)
@@ -139,14 +139,6 @@ class TrainingRun:
         if self.history.validation[-1] <= min(self.history.validation):
             self.history.best_epoch, self.best = number, _copy(self.model)
         self._log_times(number, start, trained, self.history.waited - waited)
-
-    def _set_training_mode(self, number: int) -> None:
-        """Set layers to training; batch normalisation to its running statistics in the last epochs, if wanted."""
-        self.model.train()
-        if number >= round((1 - self.settings.frozen_norm_share) * self.settings.epochs):
-            for layer in self.model.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
 
     def _log_times(self, number: int, start: float, trained: float, waited: float) -> None:
         """Log the shares of an epoch's time: the wait for patches, steps, and validation."""
@@ -230,7 +222,7 @@ class TrainingRun:
     def _loss_of(self, x: Tensor, y: Tensor) -> Tensor:
         with self._autocast():
             prediction = self._network(x)
-        return loss(self.settings.loss, prediction, y)
+        return loss(self.settings.loss, prediction, y, self.settings.dice_smoothing)
 
     @contextlib.contextmanager
     def _memory_errors(self, count: int) -> Iterator[None]:
@@ -286,7 +278,7 @@ class TrainingRun:
                 with self._autocast():
                     prediction = run_on_patches(self.model, x)
                 prediction = centre(prediction, y.shape[2:]).float()
-                sums[0] += loss(self.settings.loss, prediction, y).item() * count
+                sums[0] += loss(self.settings.loss, prediction, y, self.settings.dice_smoothing).item() * count
                 if self.labels:
                     overlap += _overlap(prediction, y)
                 else:

@@ -31,6 +31,9 @@ class TrainingConfig:
         Weight decay, and largest norm of the gradient.
     loss : {"mse", "mae", "ms-ssim+mae", "cross-entropy", "dice", "dice+cross-entropy"}
         Loss for values, or for the classes of a label volume: see :mod:`mrhdata.training.losses`.
+    dice_smoothing : float
+        Number of voxels that are added to both terms of the Dice loss. With several voxels, a class of which a batch
+        has only a sliver counts little.
     patience : int
         Epochs without a lower validation loss after which training stops.
     noise : float
@@ -62,9 +65,6 @@ class TrainingConfig:
         Number of parts in which a batch is computed, one after the other, to need less memory. The gradient is that of
         the whole batch, except for the loss ``"dice"`` and layers with batch normalisation, which see one part at a
         time.
-    frozen_norm_share : float
-        Share of the epochs, at the end, in which batch normalisation uses its running statistics as in prediction. It
-        helps where batches are small and differ much, such as those of random contrasts.
     restore_best : bool
         Whether to keep the weights of the epoch with the lowest validation loss instead of the last epoch.
     """
@@ -91,7 +91,7 @@ class TrainingConfig:
     compile: bool = field(default=False, repr=False)
     profile: str | None = field(default=None, repr=False)
     accumulate: int = 1
-    frozen_norm_share: float = 0.0
+    dice_smoothing: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.profile is not None:
@@ -107,22 +107,16 @@ class TrainingConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0, "accumulate": 1}
+        least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0, "accumulate": 1,
+                 "dice_smoothing": 0}  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ParameterError(f"{name} must be {low} or more; got {getattr(self, name)!r}")
-        for name, high in (("learning_rate", None), ("max_grad_norm", None), ("frozen_norm_share", 1)):
-            _check_range(name, getattr(self, name), high)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ParameterError(f"{name} must be above 0; got {getattr(self, name)!r}")
         for prefix, factor in self.layer_learning_rates:
             if factor < 0:
                 raise ParameterError(
                     f"the learning rate factor of {prefix!r} must be 0 or more; got {factor}. Pass 0 to freeze it"
                 )
-
-
-def _check_range(name: str, value: float, high: float | None) -> None:
-    """Raise ParameterError unless a value is above 0, or from 0 to `high`."""
-    if high is None and not value > 0:
-        raise ParameterError(f"{name} must be above 0; got {value!r}")
-    if high is not None and not 0 <= value <= high:
-        raise ParameterError(f"{name} must be from 0 to {high}; got {value!r}")

@@ -7,6 +7,7 @@ from mrhdata.errors import ParameterError
 from mrhdata.synthesis import SynthesisConfig
 
 SHAPE = (24, 24, 24)
+RANDOM = {"random_share": 1.0, "contrast_width": (1.0, 1.0)}
 #: Option -> the other options that it needs, and two values that give different samples.
 EFFECTS = {
     "rotation_degrees": ({}, 0.0, 30.0),
@@ -22,13 +23,14 @@ EFFECTS = {
     "neck_mm": ({"neck_probability": 1.0}, (0.0, 0.0), (9.0, 9.0)),
     "view_probability": ({"view_share": (0.5, 0.5)}, 0.0, 1.0),
     "view_share": ({"view_probability": 1.0}, (0.3, 0.3), (0.9, 0.9)),
-    "contrast_width": ({}, 0.0, 1.0),
+    "random_share": ({"contrast_width": (1.0, 1.0)}, 0.0, 1.0),
+    "contrast_width": ({"random_share": 1.0}, (0.0, 0.0), (1.0, 1.0)),
     "modalities": ({}, ("t1w",), ("t2w",)),
-    "means": ({"contrast_width": 1.0}, (0.1, 0.2), (0.2, 0.9)),
-    "spreads": ({"contrast_width": 1.0, "texture": (1.0, 1.0)}, (0.0, 0.0), (0.1, 0.1)),
-    "tissue_probability": ({"contrast_width": 1.0}, 0.0, 1.0),
-    "merge_probability": ({"contrast_width": 1.0, "merge_share": (0.9, 0.9)}, 0.0, 1.0),
-    "merge_share": ({"contrast_width": 1.0, "merge_probability": 1.0}, (0.0, 0.0), (0.9, 0.9)),
+    "means": (RANDOM, (0.1, 0.2), (0.2, 0.9)),
+    "spreads": (RANDOM | {"texture": (1.0, 1.0)}, (0.0, 0.0), (0.1, 0.1)),
+    "tissue_probability": (RANDOM, 0.0, 1.0),
+    "merge_probability": (RANDOM | {"merge_share": (0.9, 0.9)}, 0.0, 1.0),
+    "merge_share": (RANDOM | {"merge_probability": 1.0}, (0.0, 0.0), (0.9, 0.9)),
     "cluster_probability": ({}, 0.0, 1.0),
     "cluster_offset": ({"cluster_probability": 1.0}, (0.0, 0.0), (2.0, 2.0)),
     "cluster_mm": ({"cluster_probability": 1.0}, (3.0, 3.0), (9.0, 9.0)),
@@ -42,7 +44,7 @@ EFFECTS = {
     "strip_margin_mm": ({"surroundings": {"removed": 1.0}}, (-2.0, -2.0), (3.0, 3.0)),
     "strip_smoothness_mm": ({"surroundings": {"removed": 1.0}}, (1.0, 1.0), (4.0, 4.0)),
     "strip_roughness_mm": ({"surroundings": {"removed": 1.0}}, 0.0, 2.0),
-    "black_air_probability": ({"contrast_width": 1.0, "brain_share": 0.0, "translation_mm": 16.0}, 0.0, 1.0),
+    "black_air_probability": (RANDOM | {"brain_share": 0.0, "translation_mm": 16.0}, 0.0, 1.0),
     "bias": ({}, 0.0, 0.5),
     "bias_node_mm": ({"bias": 0.5}, (20.0, 20.0), (90.0, 90.0)),
     "gamma": ({}, 0.0, 0.5),
@@ -71,6 +73,8 @@ GEOMETRY = {
     *("rotation_degrees", "scaling", "shearing", "translation_mm", "elastic_mm", "elastic_node_mm", "swap_sides"),
     *("brain_share", "neck_probability", "neck_mm", "view_probability", "view_share"),
 }
+#: Options that change where the image shows anything, and with it the labels.
+REMOVAL = {"surroundings", "strip_margin_mm", "strip_smoothness_mm", "strip_roughness_mm", "flip_probability"}
 
 
 def test_every_option_is_tested():
@@ -80,15 +84,15 @@ def test_every_option_is_tested():
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_an_option_has_an_effect(synthesizer_of, name):
-    """Two values give different samples; only those of the geometry change labels."""
+    """Two values give different samples; only those of the geometry and of stripping change labels."""
     needs, one, other = EFFECTS[name]
     base = NEEDED | needs
     samples = [
-        [synthesizer_of(**(base | {name: value})).sample(seed, SHAPE) for seed in range(3)] for value in (one, other)
+        [synthesizer_of(**(base | {name: value})).sample(seed, SHAPE) for seed in range(8)] for value in (one, other)
     ]
     images, labels = ([not torch.equal(a[k], b[k]) for a, b in zip(*samples, strict=True)] for k in range(2))
     assert any(labels) if name in GEOMETRY else any(images)
-    if name not in GEOMETRY and name != "flip_probability":
+    if name not in GEOMETRY | REMOVAL:
         assert not any(labels)
 
 
@@ -100,7 +104,8 @@ def test_an_option_has_an_effect(synthesizer_of, name):
         ({"means": (0.1, float("nan"))}, "means must be a range"),
         ({"noise": -0.1}, "noise must be 0 or more; got -0.1. Pass"),
         ({"noise": float("inf")}, "noise must be 0 or more; got inf"),
-        ({"contrast_width": 1.5}, "contrast_width must be from 0 to 1; got 1.5"),
+        ({"contrast_width": (0.0, 1.5)}, "contrast_width must be from 0 to 1; got 1.5"),
+        ({"random_share": 1.5}, "random_share must be from 0 to 1; got 1.5"),
         ({"merge_probability": 2}, "merge_probability must be from 0 to 1; got 2"),
         ({"modalities": ("t1",)}, "modalities must be one of .*; got 't1'"),
         ({"modalities": ()}, "modalities must be one of"),
@@ -112,6 +117,17 @@ def test_bad_options(changes, message):
     """Each message has the expected value, the actual one and the remedy."""
     with pytest.raises(ParameterError, match=message):
         SynthesisConfig(**changes)
+
+
+def test_eased_artefacts():
+    """Strengths and probabilities of artefacts are multiplied; geometry and contrasts stay."""
+    config, eased = SynthesisConfig(), SynthesisConfig().eased(0.5)
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(eased, f.name)}
+    assert eased.noise == config.noise / 2
+    assert eased.variation == (0.0, config.variation[1] / 2)
+    assert not changed & (GEOMETRY - {"view_probability"} | {"random_share", "modalities", "means", "surroundings"})
+    assert {"bias", "gamma", "slice_probability", "coarse_probability", "cluster_probability"} <= changed
+    assert config.eased(1.0) == config
 
 
 def test_scaled_lengths():

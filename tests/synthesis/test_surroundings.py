@@ -60,13 +60,19 @@ def test_patches_without_brain_keep_their_surroundings(synthesizer_of):
     assert float(image.std()) > 0
 
 
-def test_labels_do_not_depend_on_the_surroundings(synthesizer_of):
-    """Removed tissue keeps its label."""
-    patches = [
-        synthesizer_of(surroundings={way: 1.0}).sample(0, (40, 40, 40))[1] for way in ("drawn", "merged", "removed")
-    ]
-    assert torch.equal(patches[0], patches[1])
-    assert torch.equal(patches[0], patches[2])
+def test_labels_depend_only_on_what_is_removed(synthesizer_of):
+    """Tissue that is removed becomes background; other surroundings do not change labels."""
+    samples = {
+        way: synthesizer_of(surroundings={way: 1.0}).sample(0, (40, 40, 40)) for way in ("drawn", "merged", "removed")
+    }
+    drawn, removed = samples["drawn"][1], samples["removed"][1]
+    assert torch.equal(drawn, samples["merged"][1])
+    black = samples["removed"][0][0] == 0
+    assert bool((removed[black] == 0).all())
+    kept = removed != 0
+    assert bool(kept.any())
+    assert torch.equal(removed[kept], drawn[kept])
+    assert bool((drawn[~kept] != 0).any())
 
 
 def test_merged_surroundings_have_three_values():

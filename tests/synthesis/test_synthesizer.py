@@ -21,6 +21,7 @@ INTENSITY_ONLY = {
     "flip_probability": 0.0,
     "neck_probability": 0.0,
     "view_probability": 0.0,
+    "surroundings": {"drawn": 1.0},
 }
 #: Steps that are drawn seldom.
 ARTEFACTS = {
@@ -160,7 +161,7 @@ def test_targets_replace_labels(labels):
 
 def test_contrast_width_of_one_sample(synthesizer_of):
     """The width of the call replaces that of the config."""
-    image, _ = synthesizer_of(contrast_width=1.0).sample(0, SHAPE)
+    image, _ = synthesizer_of(random_share=1.0, contrast_width=(1.0, 1.0)).sample(0, SHAPE)
     assert torch.equal(image, synthesizer_of().sample(0, SHAPE, contrast_width=1.0)[0])
     assert not torch.equal(image, synthesizer_of().sample(0, SHAPE)[0])
 

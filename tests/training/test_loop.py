@@ -1,7 +1,6 @@
 """Training learns, keeps the best weights, is reproducible, and resumes."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -273,26 +272,3 @@ def test_progress_is_reported_to_a_callback(train_and_validation):
     model = mrhdata.models.create("mrhnet", in_channels=1, loop_blocks=1)
     mrhdata.fit(model, *train_and_validation, QUICK, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_batch_normalisation_keeps_its_statistics_in_the_last_epochs():
-    """They change in the first half of the epochs only, while weights change in all."""
-    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
-    volume = mrhdata.from_array(values, spacing=(1, 1, 1), name="a")
-    patches = mrhdata.patches(volume, volume, shape=4, stride=4)
-    states = []
-
-    def keep(done, total):
-        state = {name: value.clone() for name, value in model.state_dict().items()}
-        states.append(state)
-
-    model = mrhdata.models.create("unet3d", widths=(2, 4), classes=1)
-    settings = TrainingConfig(epochs=4, batch_size=4, frozen_norm_share=0.5, restore_best=False)
-    mrhdata.fit(model, patches, patches, settings, progress=keep)
-    changed = [
-        {name: not torch.equal(before[name], after[name]) for name in before}
-        for before, after in itertools.pairwise(states)
-    ]
-    means, weights = ([c[f"first.one{name}"] for c in changed] for name in ("_norm.running_mean", ".weight"))
-    assert means == [True, False, False]
-    assert weights == [True, True, True]

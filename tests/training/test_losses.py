@@ -48,6 +48,22 @@ def test_loss_is_zero_if_all_voxels_are_ignored(scores):
     assert [loss(n, prediction, torch.full_like(classes, IGNORE_INDEX)).item() for n in OF_CLASSES] == [0, 0, 0]
 
 
+def test_dice_equals_that_of_one_hot_labels(scores):
+    """By the definition, over classes in the batch; a sliver counts little if voxels are added."""
+    prediction, classes = scores
+    classes = classes.clone()
+    classes[0, 0, 0, 0, 0] = IGNORE_INDEX
+    known = (classes != IGNORE_INDEX).float()
+    truth = torch.nn.functional.one_hot(classes[:, 0].clamp(min=0).long(), prediction.shape[1]).movedim(-1, 1) * known
+    probability = prediction.softmax(1) * known
+    axes = (0, 2, 3, 4)
+    for smoothing in (1e-5, 10.0):
+        sizes = probability.sum(axes) + truth.sum(axes) + smoothing
+        dice = (2 * (probability * truth).sum(axes) + smoothing) / sizes
+        expected = 1 - dice[truth.sum(axes) > 0].mean()
+        assert loss("dice", prediction, classes, smoothing).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_cross_entropy_equals_that_of_pytorch(scores):
     """The mean over voxels."""
     prediction, classes = scores
