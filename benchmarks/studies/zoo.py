@@ -1,6 +1,7 @@
 """Bundled networks: those of the benchmark on phantoms, with cards from its records.
 
 Run: mrhdata bench benchmarks/ -o WORK, then python benchmarks/studies/zoo.py WORK [--only NAME ...]
+With --profiles, only the profiles of the training volumes are measured, without a bench.
 
 Weights of more than 5 MB are rounded to 16 bits, and the card says so.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ from mrhdata._runtime.atomic import atomic_write
 from mrhdata.bench import read_task, standings
 from mrhdata.bench.manifest import read_manifest
 from mrhdata.bench.runner import Run, read_results
+from mrhdata.bench.subjects import parts_of
 from mrhdata.models.cards import WEIGHTS, Card, digest_of
+from mrhdata.models.spec import IntensityScale
 from mrhdata.models.storage import write_settings
+from mrhdata.patching.sources import one_grid
+from mrhdata.preprocessing.pipeline import prepare
+from mrhdata.training.normalization import profile_of
+from mrhdata.volume.dtypes import full_scale
 
 HERE = Path(__file__).parents[1]
 PHANTOM = "trained on phantoms only: on real volumes, use it as a starting point for training"
@@ -42,6 +50,19 @@ def run_of(work: Path, task: str, method: str) -> tuple[dict[str, Any], list[dic
     records = [r for r in read_results(work / "results.jsonl") if r["task"] == task and not r["quick"]]
     newest = {r["method"]: r for r in records if "error" not in r}
     return newest[method], list(newest.values())
+
+
+def add_profile(name: str, work: Path) -> None:
+    """Put the profile of its training volumes into the settings of a shipped network."""
+    task = read_task(HERE / "tasks" / f"{SHIPPED[name][0]}.toml")
+    model: Any = models.load(WEIGHTS / name)
+    spec, volumes = model.spec, []
+    for subject in parts_of(task, work)["training"]:
+        prepared = {key: volume.compute() for key, volume in prepare(subject.inputs, spec.prepare).items()}
+        volumes.append(one_grid(prepared, (1, 1, 1), None, False))
+    white = full_scale(subject.first.dtype) if task.kind == "restoration" else 1.0
+    scale = IntensityScale(*(tuple(white * v for v in row) for row in (spec.inputs.offset, spec.inputs.factor)))
+    write_settings(replace(spec, profile=profile_of(volumes, scale, spec.context_slices)), WEIGHTS / name)
 
 
 def shipped(name: str, work: Path) -> Card:
@@ -88,7 +109,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", nargs="*", default=list(SHIPPED))
+    parser.add_argument("--profiles", action="store_true", help="only measure the profiles of the training volumes")
     options = parser.parse_args()
+    if options.profiles:
+        for name in options.only:
+            add_profile(name, options.work)
+        return
     WEIGHTS.mkdir(exist_ok=True)
     print(markdown([shipped(name, options.work).row() for name in options.only]))
 

@@ -143,6 +143,7 @@ def detect(
     device: options.Device = None,
     precision: options.Precision = "float32",
     skip_corrupt: options.SkipCorrupt = False,
+    force: options.Force = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -178,6 +179,7 @@ def detect(
             device=device,
             precision=precision,
             skip_corrupt=skip_corrupt,
+            force=force,
             overwrite=overwrite,
             progress=options.bars(progress),
         )

@@ -213,6 +213,7 @@ def predict(
     device: options.Device = None,
     precision: options.Precision = "float32",
     skip_corrupt: options.SkipCorrupt = False,
+    force: options.Force = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -252,6 +253,7 @@ def predict(
             device=device,
             precision=precision,
             skip_corrupt=skip_corrupt,
+            force=force,
             overwrite=overwrite,
             progress=options.bars(progress),
         )

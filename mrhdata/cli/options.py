@@ -96,6 +96,9 @@ Split = Annotated[
 Stride = Annotated[int, typer.Option(min=1, help="Voxels from one patch to the next.")]
 LoopBlocks = Annotated[int, typer.Option(min=0, help="Loop blocks of MRH-Net.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Count unreadable chunks as 0, and list them.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Accept volumes that are unlike those of the training, with a warning.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Progress = Annotated[bool | None, typer.Option(help="Show progress bars; by default if stderr is a terminal.")]

@@ -130,6 +130,7 @@ def restore(
     memory: options.Memory = "1 GB",
     device: options.Device = None,
     precision: options.Precision = "float32",
+    force: options.Force = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -143,8 +144,8 @@ def restore(
     if (stack is None) == (watch is None):
         raise ParameterError("pass either a stack to restore, or a folder to --watch")
     network = models.load(model)
-    settings = {"memory": memory, "device": device, "precision": precision, "overwrite": overwrite}
-    settings["progress"] = options.bars(progress)
+    settings: Any = {"memory": memory, "device": device, "precision": precision, "force": force}
+    settings |= {"overwrite": overwrite, "progress": options.bars(progress)}
     read_options = options.read_options(spacing=spacing, unit=unit)
     with resumable():
         if stack is not None:

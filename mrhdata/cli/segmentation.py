@@ -247,6 +247,7 @@ def segment_(
     memory: options.Memory = "4 GB",
     device: options.Device = None,
     precision: options.Precision = "float32",
+    force: options.Force = False,
     overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
@@ -264,7 +265,13 @@ def segment_(
 
     def run(volumes: Any) -> xr.DataArray:
         return segment(
-            network, volumes, memory=memory, device=device, precision=precision, progress=options.bars(progress)
+            network,
+            volumes,
+            memory=memory,
+            device=device,
+            precision=precision,
+            force=force,
+            progress=options.bars(progress),
         )
 
     corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)

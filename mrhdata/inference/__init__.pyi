@@ -1,6 +1,5 @@
 from . import (
     block_predictor,
-    box_reader,
     case_folder,
     detector,
     input_check,
@@ -25,7 +24,6 @@ __all__ = [
     "Peaks",
     "SlidingWindow",
     "block_predictor",
-    "box_reader",
     "case_folder",
     "detect",
     "detector",

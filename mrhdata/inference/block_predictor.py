@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.output import Output
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import BoxTask, Strategy
 from mrhdata.io.omezarr.write_blocks import DoubleBuffer
 from mrhdata.models.transfer import to_device, to_host
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.box import Box
 
 Floats = NDArray[np.float32]

@@ -27,12 +27,12 @@ from mrhdata._runtime.atomic import atomic_write, check_target, remove
 from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
 from mrhdata.errors import DataError, ModelError, ParameterError
-from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.output import Output
 from mrhdata.inference.peaks import Peaks, PeakTable, find_peaks
 from mrhdata.inference.predictor import predict
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.assumptions import LENGTHS, require_stated
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import SPATIAL
@@ -65,6 +65,7 @@ def detect(  # noqa: PLR0913 (options of one call)
     device: str | None = None,
     precision: str = "float32",
     skip_corrupt: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     progress: Progress = True,
 ) -> pd.DataFrame:
@@ -80,7 +81,7 @@ def detect(  # noqa: PLR0913 (options of one call)
         Folder for ``scores.zarr``, the 8-bit score volume, and ``cells.parquet``, the table. Interrupted runs resume.
     peaks : Peaks, optional
         Criteria for a cell; by default those chosen when the network was trained.
-    mask, memory, device, precision, skip_corrupt
+    mask, memory, device, precision, skip_corrupt, force
         Options of :func:`mrhdata.predict`.
     overwrite : bool
         Whether to replace an existing output.
@@ -127,7 +128,7 @@ def detect(  # noqa: PLR0913 (options of one call)
     with _temporary_if_empty(folder):
         scores = score_volume(
             model, inputs, folder / "scores.zarr", mask=mask, device=device, precision=precision,
-            skip_corrupt=skip_corrupt, **shared,
+            skip_corrupt=skip_corrupt, force=force, **shared,
         )  # fmt: skip
     return detect_cells(scores, folder / "cells.parquet", peaks, inputs, **shared)
 

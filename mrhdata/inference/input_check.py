@@ -6,23 +6,33 @@ the difference.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from mrhdata.errors import DataError
+from mrhdata.models.profile import FEATURES, box_starts
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
     from mrhdata.models.spec import ModelSpec
+    from mrhdata.patching.tiles import TensorSource
+
+log = logging.getLogger("mrhdata")
 
 #: Largest ratio of the spacing to that of training, along each axis.
 _MAX_SPACING_RATIO = 1.25
 #: Largest distance of the median from the training mean, in standard deviations, and largest ratio of the widths.
 _MAX_SHIFT, _MAX_WIDTH_RATIO = 4.0, 4.0
+#: Shares of unfamiliar boxes from which on a warning is given, and the volume is refused; most reasons in a message.
+_SUSPICIOUS, _REFUSED, _REASONS = 0.25, 0.5, 3
 #: Preparation steps whose result depends on lengths, on the orientation, and on the side of the patient.
 _IN_MM, _TURNED, _SIDED = {"upright", "location"}, {"upright"}, {"location"}
 #: Number of sampled boxes, and their edge in voxels.
@@ -76,6 +86,77 @@ def check_inputs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray], *, seed: i
         for channel, (offset, factor) in zip(channels, scales, strict=False):
             reasons += _value_reasons(name, channel, offset, factor, seed)
     return reasons
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How much of a volume resembles the volumes of a training.
+
+    Attributes
+    ----------
+    unfamiliar : float
+        Share of sampled boxes that are unlike those of the training; 1 if no box varies.
+    boxes : int
+        Number of boxes that vary.
+    reasons : tuple of str
+        Features that differ most, with their values in the nearest boxes of the training.
+    """
+
+    unfamiliar: float
+    boxes: int
+    reasons: tuple[str, ...]
+
+
+def compare_with_training(spec: ModelSpec, source: TensorSource, memory: int) -> Familiarity | None:
+    """Compare a volume with those that a network learned from; None if the network has no profile of them.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Specification of a trained network.
+    source : TensorSource
+        Channels of the volume, prepared as for the network.
+    memory : int
+        Memory for the boxes in bytes.
+    """
+    profile, scale = spec.profile, spec.inputs
+    if profile is None or scale is None or len(profile.deviation) != len(FEATURES) * len(source.channels):
+        return None
+    # A thin volume has thin boxes.
+    edges = np.minimum(profile.box, source.grid.shape).tolist()
+    boxes = BoxReader(source, memory).read_at(box_starts(source.grid.shape, edges), edges)
+    scaled = scale.of_middle(spec.context_slices).apply(boxes)
+    distances = profile.distances(scaled)
+    if not len(distances):
+        return Familiarity(1.0, 0, ("all sampled boxes are constant",))
+    reasons = [
+        f"{name} of {source.channels[channel]} is {value:.2g}, in similar boxes of the training {known:.2g}"
+        for name, channel, value, known in profile.differences(scaled)[:_REASONS]
+    ]
+    return Familiarity(float((distances > profile.limit).mean()), len(distances), tuple(reasons))
+
+
+def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: bool) -> None:
+    """Raise DataError if most of a volume is unlike those of the training; warn if a part of it is.
+
+    Parameters
+    ----------
+    spec, source, memory
+        As for :func:`compare_with_training`.
+    force : bool
+        Whether to warn in place of an error.
+    """
+    familiarity = compare_with_training(spec, source, memory)
+    if familiarity is None or familiarity.unfamiliar < _SUSPICIOUS:
+        return
+    sentence = (
+        f"{', '.join(source.channels)} must resemble the volumes that the network {spec.name} learned from; "
+        f"{100 * familiarity.unfamiliar:.0f} % of {familiarity.boxes} sampled boxes do not "
+        f"({'; '.join(familiarity.reasons)})"
+    )
+    if familiarity.unfamiliar >= _REFUSED and not force:
+        raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
+    log.warning("%s", sentence)
 
 
 def check_geometry(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> None:

@@ -29,8 +29,7 @@ from mrhdata._runtime.memory import parse_memory, remaining_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata.errors import ModelError, ParameterError
 from mrhdata.inference.block_predictor import BlockPredictor
-from mrhdata.inference.box_reader import BoxReader
-from mrhdata.inference.input_check import check_geometry
+from mrhdata.inference.input_check import check_geometry, require_familiar
 from mrhdata.inference.output import Output
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import Strategy
@@ -43,6 +42,7 @@ from mrhdata.io.omezarr import resumable
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.assumptions import geometry_attrs
 from mrhdata.volume.construct import SPATIAL, place
 
@@ -81,6 +81,7 @@ def predict(  # noqa: PLR0913 (options of one call)
     skip_corrupt: bool = False,
     name: str = "prediction",
     preprocessed: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
@@ -125,6 +126,8 @@ def predict(  # noqa: PLR0913 (options of one call)
     preprocessed : bool
         Whether the inputs have gone through the network's own steps (``spec.prepare``), as in
         :func:`mrhdata.segment`.
+    force : bool
+        Whether to predict for volumes that are unlike those of the training, with a warning in place of an error.
     overwrite : bool
         Whether to replace an existing output.
     progress : bool or callable
@@ -185,6 +188,7 @@ def predict(  # noqa: PLR0913 (options of one call)
     _check_inputs_fit(network, source, preprocessed)
     if not preprocessed:
         check_geometry(network.spec, inputs)
+        require_familiar(network.spec, source, int(_TILES * budget), force)
     region = RegionOfInterest(mask, reference, source)
     mode = mode or _published_mode(network, windows)
     strategy, used_windows = _choose_strategy(network, source, region, mode, windows, budget)

@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.input_check import check_geometry
+from mrhdata.inference.input_check import check_geometry, require_familiar
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
+from mrhdata.patching import sources
 from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
 from mrhdata.volume.assumptions import geometry_attrs
@@ -64,6 +66,7 @@ def segment(
     memory: int | str = "4 GB",
     device: str | None = None,
     precision: str = "float32",
+    force: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
     """Label a volume with a trained network, on the volume's own grid.
@@ -76,7 +79,7 @@ def segment(
         Volume of each training channel; the first gives the grid. A single volume needs no name.
     memory : int or str
         Memory budget of the prediction. A large receptive field needs a large budget, since boxes overlap by it.
-    device, precision : str, optional
+    device, precision, force
         Options of :func:`mrhdata.predict`.
     progress : bool or callable
         Whether to show a progress bar, or a function of (bytes done, total bytes).
@@ -93,6 +96,8 @@ def segment(
         If the network was not trained on labels, or was trained on other channels.
     GridError
         If the file of an input states no voxel size or unit, on which the network depends.
+    DataError
+        If most of the volume is unlike those of the training.
 
     Examples
     --------
@@ -114,6 +119,8 @@ def segment(
     reference = next(iter(channels.values()))
     check_geometry(spec, channels)
     prepared = {name: volume.compute() for name, volume in prepare(channels, spec.prepare).items()}
+    source = sources.one_grid(prepared, (1, 1, 1), None, False)
+    require_familiar(spec, source, parse_memory(memory), force)
     with tempfile.TemporaryDirectory() as folder:
         probabilities = predict(
             model,

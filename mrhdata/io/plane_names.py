@@ -35,6 +35,8 @@ _ROLES = {
     **dict.fromkeys(("c", "ch", "chan", "chn", "channel", "w", "wavelength"), "c"),
     **dict.fromkeys(("t", "tp", "time", "timepoint"), "t"),
 }
+#: Most files that a single number is taken to count channels of.
+_MOST_CHANNELS = 8
 _WORDS = {"z": "planes", "c": "channels", "t": "times"}
 #: A number. A sign belongs to it unless it follows a letter or digit, as in "brain-001".
 _NUMBER = re.compile(r"((?:(?<![A-Za-z0-9])[-+])?[0-9]+(?:\.[0-9]+)?)")
@@ -284,6 +286,11 @@ def _roles(where: Path, suffix: str, names: list[list[str]], running: list[int])
     index = 0 if len(running) == 1 else index
     if not {"c", "t"} & set(roles.values()) and index is not None:
         return {running[index]: "z"}
+    if list(roles.values()) == ["c"] and len(running) == 1 and len(names) > _MOST_CHANNELS:
+        # "ch00000.tif" to "ch00029.tif" are the planes of one channel, as cellfinder names them.
+        pattern = _pattern(names[0], {running[0]: "z"}, suffix)
+        log.warning("%s: %d numbered files are read as planes, as in the pattern %s", where, len(names), pattern)
+        return {running[0]: "z"}
     if len(roles) < len(running) or len(set(roles.values())) < len(roles):
         unique = next((i for i in running if len({name[i] for name in names}) == len(names)), None)
         letters = dict(zip(running, "ctz"[-len(running) :], strict=False))

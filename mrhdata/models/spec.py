@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mrhdata.errors import ModelError
+from mrhdata.models.profile import FEATURES, InputProfile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +26,28 @@ class IntensityScale:
 
     offset: tuple[float, ...]
     factor: tuple[float, ...]
+
+    def apply(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return values (n, C, z, y, x) as the network gets them.
+
+        Examples
+        --------
+        >>> IntensityScale((1.0,), (2.0,)).apply(np.full((1, 1, 1, 1, 1), 5.0)).item()
+        2.0
+        """
+        offset, factor = (np.asarray(v).reshape(1, -1, 1, 1, 1) for v in (self.offset, self.factor))
+        return np.asarray((values - offset) / factor)
+
+    def of_middle(self, context_slices: int) -> IntensityScale:
+        """Return the scale of the middle planes, where planes with context are channels.
+
+        Examples
+        --------
+        >>> IntensityScale((0.0, 1.0, 2.0), (1.0, 1.0, 1.0)).of_middle(1).offset
+        (1.0,)
+        """
+        middle = slice(context_slices, None, 2 * context_slices + 1)
+        return IntensityScale(self.offset[middle], self.factor[middle])
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,8 @@ class ModelSpec:
         Label value of each class, for a segmentation network.
     units : str or None
         Units of the target's values, which are those of predictions; None if they are unknown or differ.
+    profile : InputProfile or None
+        Simple features of the training inputs, as the network gets them; None for older networks.
     prepare, finish : tuple of (str, dict)
         Steps of :mod:`mrhdata.preprocessing.pipeline` before the network and on its labels, with their settings.
     """
@@ -63,6 +91,7 @@ class ModelSpec:
     target: IntensityScale | None = None
     labels: tuple[int, ...] = ()
     units: str | None = None
+    profile: InputProfile | None = field(default=None, repr=False)
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     finish: tuple[tuple[str, dict[str, Any]], ...] = ()
 
@@ -135,9 +164,16 @@ def spec_from(content: dict[str, Any]) -> ModelSpec:
         for key in ("inputs", "target"):
             if values.get(key) is not None:
                 values[key] = IntensityScale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
+        if values.get("profile") is not None:
+            values["profile"] = InputProfile(**{key: _nested(row) for key, row in values["profile"].items()})
         return ModelSpec(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the settings of a network are incomplete ({error}); save the model again") from error
+
+
+def _nested(value: Any) -> Any:
+    """Return lists, and those in them, as tuples."""
+    return tuple(map(_nested, value)) if isinstance(value, list | tuple) else value
 
 
 def _is_whole(value: Any) -> bool:
@@ -170,6 +206,22 @@ def _is_scale(value: Any) -> bool:
     return _is_mapping(value) and set(value) == {"offset", "factor"} and all(map(numbers, value.values()))
 
 
+def _is_profile(value: Any) -> bool:
+    """Return whether a value is a profile whose boxes have as many features as it has deviations."""
+    if not _is_mapping(value) or set(value) != {f.name for f in fields(InputProfile)}:
+        return False
+    row = _all(_is_number, len(value["deviation"]) if isinstance(value["deviation"], list | tuple) else -1)
+    return (
+        _all(_is_whole, 3)(value["box"])
+        and row(value["deviation"])
+        and len(value["deviation"]) % len(FEATURES) == 0
+        and min(value["deviation"], default=0) > 0
+        and _all(row)(value["boxes"])
+        and len(value["boxes"]) > 0
+        and _is_number(value["limit"])
+    )
+
+
 def _is_step(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == len(("name", "settings")) and _is_mapping(value[1])
 
@@ -185,6 +237,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "spacing_mm": ("a list of numbers", _optional(_all(_is_number))),
     "context_slices": ("a whole number", lambda value: _is_whole(value) and value >= 0),
     **{key: ("a mapping with lists offset and factor", _optional(_is_scale)) for key in ("inputs", "target")},
+    "profile": ("a mapping with box, boxes, deviation and limit", _optional(_is_profile)),
     "labels": ("a list of whole numbers", _all(_is_whole)),
     **{key: ("a list of names with settings", _all(_is_step)) for key in ("prepare", "finish")},
 }

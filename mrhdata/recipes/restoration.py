@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from mrhdata import models
+from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata.degrade import Degradation, Reduction
 from mrhdata.errors import DataError, ModelError, ParameterError
+from mrhdata.inference.input_check import require_familiar
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.strategies.sliding_window import SlidingWindow
@@ -34,6 +36,7 @@ from mrhdata.models.spec import IntensityScale, ModelSpec
 from mrhdata.patching import samplers
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
+from mrhdata.patching.sources import one_grid
 from mrhdata.registration.resampling import resample
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
@@ -278,6 +281,7 @@ def restore(
     memory: int | str = "1 GB",
     device: str | None = None,
     precision: str = "float32",
+    force: bool = False,
     overwrite: bool = False,
     progress: Progress = True,
 ) -> xr.DataArray:
@@ -291,7 +295,7 @@ def restore(
         Integers of any width, or floats from 0 to 1.
     out : path
         OME-Zarr store, or a file of any writable format. An interrupted run resumes.
-    memory, device, precision, overwrite, progress
+    memory, device, precision, force, overwrite, progress
         Options of :func:`mrhdata.predict`.
 
     Returns
@@ -323,7 +327,11 @@ def restore(
             "mode": "sliding_window",
             "windows": SlidingWindow(shape=(1, *(factor * n for n in spec.patch[1:]))),
         }
-    network.spec = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))  # type: ignore[assignment]
+    scaled = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))
+    budget = parse_memory(memory)
+    require_familiar(scaled, one_grid({name: stack}, (1, 1, 1), None, False), budget, force)
+    # The image is compared once, and as it was before it became finer.
+    network.spec = replace(scaled, profile=None)  # type: ignore[assignment]
     return predict(
         network,
         {name: image},
@@ -411,7 +419,7 @@ def fine_tune(
         progress=progress,
     )
     fitted: ModelSpec = tuned.spec  # type: ignore[assignment]
-    tuned.spec = replace(spec, target=fitted.target)  # type: ignore[assignment]
+    tuned.spec = replace(spec, target=fitted.target, profile=fitted.profile)  # type: ignore[assignment]
     return tuned
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrhdata.errors import DataError, ModelError
+from mrhdata.models.profile import BOX_EDGE, BOXES, InputProfile, box_starts
 from mrhdata.models.spec import IGNORE_INDEX, IntensityScale, ModelSpec
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.patching.positions import spread
 from mrhdata.volume.assumptions import LENGTHS
 from mrhdata.volume.construct import PLANES
 
 if TYPE_CHECKING:
     from mrhdata.patching.dataset import Patches
+    from mrhdata.patching.tiles import TensorSource
 
 #: Largest number of patches on which scales are measured, and their largest size in bytes.
 SCALE_PATCHES, SCALE_BYTES = 20_000, 400_000_000
+#: Largest number of subjects whose boxes are measured, and memory to read them.
+_PROFILE_SUBJECTS, _PROFILE_MEMORY = 20, 400_000_000
 
 
 def measured(
@@ -76,6 +81,7 @@ def measured(
     axis = PLANES[patches.plane] if patches.plane is not None else flat[0] if flat else None
     # Context slices are channels of the plane between them.
     z, y, x = (1 if i == axis and patches.context_slices else n for i, n in enumerate(patches.shape))
+    scale = kept_scale or _scale(parts[0], kind)
     return dataclasses.replace(
         spec,
         channels=tuple(patches.channels),
@@ -83,11 +89,52 @@ def measured(
         context_slices=patches.context_slices,
         axis=axis,
         spacing_mm=None if _spacing_assumed(patches) else patches.spacing_mm,
-        inputs=kept_scale or _scale(parts[0], kind),
+        inputs=scale,
+        profile=_profile(patches, parts[0], scale, change is not None),
         target=_scale(parts[1], kind) if classes is None else _scale(np.empty((0, classes)), "none"),
         labels=spec.labels if classes is None else _labels(spec, parts[1], classes),
         units=_target_units(patches) if classes is None and change is None else None,
     )
+
+
+def _profile(patches: Patches, inputs: np.ndarray, scale: IntensityScale, changed: bool) -> InputProfile | None:
+    """Return the profile of the volumes of patches, or of the patches themselves if they are changed or drawn."""
+    if not changed and patches.sources:
+        return profile_of([sources[0] for sources in patches.sources], scale, patches.context_slices)
+    chosen = inputs[spread(len(inputs), _PROFILE_SUBJECTS * BOXES)]
+    edges = tuple(slice(min(n, BOX_EDGE)) for n in chosen.shape[2:])
+    return InputProfile.measure(scale.apply(chosen[:, :, *edges]))
+
+
+def profile_of(sources: Sequence[TensorSource], scale: IntensityScale, context_slices: int = 0) -> InputProfile | None:
+    """Return the profile of volumes, from boxes that are spread over at most 20 of them.
+
+    Parameters
+    ----------
+    sources : sequence of TensorSource
+        Input channels of each subject.
+    scale : IntensityScale
+        Scale of the channels, as the network gets them.
+    context_slices : int
+        Number of planes on each side that are further channels of the scale.
+
+    Examples
+    --------
+    >>> import mrhdata
+    >>> from mrhdata.patching.sources import one_grid
+    >>> values = np.random.default_rng(0).random((32, 32, 32), dtype=np.float32)
+    >>> volume = mrhdata.volume.from_array(values, spacing=(1, 1, 1))
+    >>> source = one_grid({"t2": volume}, (1, 1, 1), None, False)
+    >>> profile_of([source], IntensityScale((0.5,), (0.3,))).box
+    (16, 16, 16)
+    """
+    chosen = [sources[int(i)] for i in spread(len(sources), _PROFILE_SUBJECTS)]
+    edges = np.minimum(np.min([source.grid.shape for source in chosen], axis=0), BOX_EDGE).tolist()
+    boxes = [
+        BoxReader(source, _PROFILE_MEMORY).read_at(box_starts(source.grid.shape, edges), edges) for source in chosen
+    ]
+    subjects = np.repeat(np.arange(len(boxes)), [len(part) for part in boxes])
+    return InputProfile.measure(scale.of_middle(context_slices).apply(np.concatenate(boxes)), subjects)
 
 
 def _spacing_assumed(patches: Patches) -> bool:

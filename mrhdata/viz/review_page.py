@@ -25,8 +25,8 @@ from mrhdata._runtime.atomic import atomic_write, check_target
 from mrhdata._runtime.memory import parse_memory
 from mrhdata.analysis.review import DECISIONS, KINDS
 from mrhdata.errors import DataError, FormatError
-from mrhdata.inference.box_reader import BoxReader
 from mrhdata.io.cell_tables import WORLD
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.patching.sources import one_grid
 from mrhdata.viz.plots import round_length
 from mrhdata.volume.box import Box

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import mrhdata
+from mrhdata.errors import DataError
 from mrhdata.inference.input_check import check_inputs
 from mrhdata.models.spec import IntensityScale, ModelSpec
+from mrhdata.training import TrainingConfig
 from mrhdata.volume.construct import from_array
 
 SPEC = ModelSpec(
@@ -60,3 +63,72 @@ def test_channels_in_another_order_are_not_compared():
     assert check_inputs(spec, {"a": a, "b": b}) == []
     assert check_inputs(spec, {"b": b, "a": a}) == []
     assert len(check_inputs(spec, {"a": b, "b": a})) == 2
+
+
+def textured(seed=0, change=lambda values: values):
+    """Return a volume of smooth blobs on noise, after a change of its values."""
+    rng = np.random.default_rng(seed)
+    blobs = ndimage.gaussian_filter(rng.normal(0, 1, (32, 64, 64)), 3) * 20
+    return from_array(change(blobs + rng.normal(0, 0.2, blobs.shape)).astype(np.float32), spacing=(1, 1, 1), name="t1w")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that learned from two textured volumes."""
+    subjects = [mrhdata.patches(textured(seed), textured(seed), shape=8, stride=8) for seed in range(2)]
+    model = mrhdata.models.create("unet3d", widths=(2, 4), classes=1)
+    mrhdata.fit(model, *subjects, TrainingConfig(epochs=1, batch_size=8), progress=False)
+    return model
+
+
+def test_a_volume_of_the_same_kind_is_predicted(trained, caplog):
+    mrhdata.predict(trained, textured(5), progress=False)
+    assert "resemble" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: 1000 * values,
+        lambda values: np.round(values / 2),
+        lambda values: np.random.default_rng(0).normal(0, 1, values.shape),
+        np.zeros_like,
+    ],
+    ids=["unit", "labels", "noise", "empty"],
+)
+def test_a_volume_of_another_kind_is_refused(trained, change, tmp_path, caplog):
+    """Nothing is written; with force there is a warning."""
+    volume, out = textured(5, change), tmp_path / "map.zarr"
+    with pytest.raises(DataError, match=r"t1w must resemble the volumes .* force=True"):
+        mrhdata.predict(trained, volume, out, progress=False)
+    assert not any(tmp_path.iterdir())
+    with caplog.at_level("WARNING", "mrhdata"):
+        mrhdata.predict(trained, volume, out, force=True, progress=False)
+    assert "t1w must resemble the volumes" in caplog.text
+
+
+def test_half_a_volume_is_a_warning(trained, caplog):
+    """A third of the boxes is noise."""
+    mixed = textured(5)
+    mixed.values[:, :, 52:] = np.random.default_rng(0).normal(0, 9, mixed.values[:, :, 52:].shape)
+    with caplog.at_level("WARNING", "mrhdata"):
+        mrhdata.predict(trained, mixed, progress=False)
+    assert "sampled boxes do not" in caplog.text
+
+
+def test_a_prepared_volume_is_compared_too():
+    """Preparation makes scales alike, not noise; the network of the phantom head refuses noise, and reads the head."""
+    network = mrhdata.models.load("phantom-tissue")
+    noise = from_array(
+        np.random.default_rng(0).normal(100, 20, (8, 96, 96)).astype(np.float32), spacing=(2, 2, 2), name="t1w"
+    )
+    with pytest.raises(DataError, match="t1w must resemble"):
+        mrhdata.segment(network, noise, progress=False)
+    assert set(np.unique(mrhdata.segment(network, noise, force=True, progress=False))) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["phantom-tissue", "phantom-nuclei"])
+def test_networks_of_phantoms_refuse_a_real_head(shared, name):
+    head = mrhdata.read(shared / "human-t1-whole" / "bet.nii.gz")
+    with pytest.raises(DataError, match="must resemble the volumes that the network"):
+        mrhdata.segment(mrhdata.models.load(name), head, progress=False)

@@ -13,7 +13,6 @@ from torch.nn import functional as f
 
 from mrhdata import models
 from mrhdata.errors import ModelError, ParameterError
-from mrhdata.inference.box_reader import BoxReader
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.dense import DenseStrategy
@@ -22,6 +21,7 @@ from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWi
 from mrhdata.models.receptive_field import receptive_field_of
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import sources
+from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.box import Box
 from mrhdata.volume.construct import from_array
 from tests.conftest import FULL

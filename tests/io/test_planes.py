@@ -38,6 +38,16 @@ def test_channels_by_letters_become_an_axis(tmp_path, caplog, template):
     assert "{c}" in caplog.text
 
 
+@pytest.mark.parametrize(("files", "dims"), [(4, {"c": 4}), (30, {"z": 30})])
+def test_many_numbers_after_ch_are_planes(tmp_path, caplog, files, dims):
+    """A few are channels; 30 are the planes of one channel. A warning shows the pattern in both cases."""
+    write_numbered(tmp_path, [f"ch{i:05}.tif" for i in range(files)])
+    volume = mrhdata.read(tmp_path, spacing=1)
+    assert volume.sizes == dims | {"y": 3, "x": 4}
+    assert indices(volume) == list(range(files))
+    assert f"ch{{{next(iter(dims))}}}.tif" in caplog.text
+
+
 def test_times_by_letters_become_an_axis(tmp_path):
     """Times, channels and planes are three axes, in this order."""
     write_numbered(tmp_path, [f"T{t}_C{c}_Z{z}.tif" for t in range(2) for c in range(2) for z in range(3)])

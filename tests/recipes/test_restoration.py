@@ -91,7 +91,7 @@ def rmse_restored_and_interpolated(model, volume, degradation, folder):
     """Return the RMSE of the restored and of the interpolated stack."""
     folder.mkdir(exist_ok=True)
     low = restoration.degrade_stack(volume, degradation, seed=1)
-    restored = restoration.restore(model, low, folder / "r.zarr", progress=False)
+    restored = restoration.restore(model, low, folder / "r.zarr", force=True, progress=False)
     interpolated = mrhdata.resample(low, restored, order=1)
     volumes = (restored, interpolated)
     return [float(np.sqrt(np.mean((v.values.astype(float) - volume.values) ** 2))) for v in volumes]

@@ -67,6 +67,13 @@ class BoxReader:
                 ahead.done_with(number)
                 yield values
 
+    def read_at(self, starts: Ints, shape: Sequence[int]) -> Floats:
+        """Return the voxels (n, C, z, y, x) of boxes of one shape from their first voxels (n, 3)."""
+        if not len(starts):
+            return np.empty((0, len(self.source.channels), *shape), np.float32)
+        boxes = [Box.of(start, (int(a) + int(n) for a, n in zip(start, shape, strict=True))) for start in starts]
+        return next(iter(self.read([boxes]))).copy()
+
     def _loads(self, batches: Sequence[Sequence[Box]]) -> Loads:
         """Plan when each tile is read; a tile that is needed again soon is kept if the budget allows."""
         source = self.source
