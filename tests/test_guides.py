@@ -136,6 +136,6 @@ def test_the_reference_lists_what_is_there():
 def test_the_site_builds_without_a_warning(tmp_path):
     """Sphinx runs as in `make docs`."""
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", str(tmp_path)]
-    done = subprocess.run(command, cwd=DOCS.parent, env=os.environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=DOCS.parent, env=os.environ, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "guides" / "contrast.html").read_text("utf-8").count("<img") >= 2
