@@ -122,7 +122,7 @@ def profile_of(sources: Sequence[TensorSource], scale: IntensityScale, context_s
     --------
     >>> import mrhdata
     >>> from mrhdata.patching.sources import one_grid
-    >>> values = np.random.default_rng(0).random((32, 32, 32), dtype=np.float32)
+    >>> values = np.random.default_rng(0).random((64, 64, 64), dtype=np.float32)
     >>> volume = mrhdata.volume.from_array(values, spacing=(1, 1, 1))
     >>> source = one_grid({"t2": volume}, (1, 1, 1), None, False)
     >>> profile_of([source], IntensityScale((0.5,), (0.3,))).box
