@@ -17,34 +17,24 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from tables import markdown, written
-from zoo import HERE, SHIPPED
+from zoo import HERE, SHIPPED, network_input, scale_of
 
 import mrhdata
 from mrhdata import models
 from mrhdata.bench import read_task
 from mrhdata.bench.subjects import parts_of
-from mrhdata.inference.input_check import compare_with_training
-from mrhdata.models.spec import IntensityScale
-from mrhdata.patching.sources import one_grid
+from mrhdata.inference.input_check import REFUSED, SUSPICIOUS, compare_with_training
 from mrhdata.preprocessing.pipeline import prepare
 from mrhdata.volume.construct import from_array
-from mrhdata.volume.dtypes import full_scale
 
-#: Shares of unfamiliar boxes from which on a volume is flagged and refused, as in prediction.
-FLAGGED, REFUSED = 0.25, 0.5
 Volumes = Mapping[str, xr.DataArray]
 
 
 def unfamiliar(name: str, volumes: Volumes) -> float:
     """Return the share of boxes that are unlike those of the training of a bundled network."""
     spec: Any = models.load(name).spec
-    prepared = {key: volume.compute() for key, volume in prepare(volumes, spec.prepare).items()}
-    if name == "phantom-em":
-        # Restoration scales integers by the range of their type.
-        white = full_scale(next(iter(prepared.values())).dtype)
-        rows = (tuple(white * v for v in row) for row in (spec.inputs.offset, spec.inputs.factor))
-        spec = replace(spec, inputs=IntensityScale(*rows))
-    familiarity = compare_with_training(spec, one_grid(prepared, (1, 1, 1), None, False), 10**9)
+    spec = replace(spec, inputs=scale_of(name, spec, volumes))
+    familiarity = compare_with_training(spec, network_input(spec, volumes), 10**9)
     if familiarity is None:
         raise SystemExit(f"{name} has no profile; run zoo.py --profiles")
     return familiarity.unfamiliar
@@ -114,17 +104,17 @@ def main() -> None:
     ]
     counts = {
         "familiar": len(known),
-        "familiar, flagged": sum(row["unfamiliar"] >= FLAGGED for row in known),
+        "familiar, flagged": sum(row["unfamiliar"] >= SUSPICIOUS for row in known),
         "wrong": len(wrong),
         "wrong, refused": sum(row["unfamiliar"] >= REFUSED for row in wrong),
-        "wrong, flagged": sum(FLAGGED <= row["unfamiliar"] < REFUSED for row in wrong),
+        "wrong, flagged": sum(SUSPICIOUS <= row["unfamiliar"] < REFUSED for row in wrong),
     }
     for row in (*known, *wrong):
         row["unfamiliar"] = round(row["unfamiliar"], 3)
     parts = [
         "# Volumes that a network was made for, and others",
         "Share of sampled boxes that are unlike those of the training. A volume is flagged from "
-        f"{FLAGGED} on and refused from {REFUSED} on. Shape is not compared, so half a brain and one that is upside "
+        f"{SUSPICIOUS} on and refused from {REFUSED} on. Shape is not compared, so half a brain and one that is upside "
         "down pass.",
         markdown([counts]),
         markdown([{**row, "answer": _answer(row["unfamiliar"])} for row in wrong]),
@@ -134,7 +124,7 @@ def main() -> None:
 
 
 def _answer(share: float) -> str:
-    return "refused" if share >= REFUSED else "flagged" if share >= FLAGGED else "**accepted**"
+    return "refused" if share >= REFUSED else "flagged" if share >= SUSPICIOUS else "**accepted**"
 
 
 if __name__ == "__main__":

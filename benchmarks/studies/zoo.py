@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 from tables import markdown
 
@@ -56,13 +58,22 @@ def add_profile(name: str, work: Path) -> None:
     """Put the profile of its training volumes into the settings of a shipped network."""
     task = read_task(HERE / "tasks" / f"{SHIPPED[name][0]}.toml")
     model: Any = models.load(WEIGHTS / name)
-    spec, volumes = model.spec, []
-    for subject in parts_of(task, work)["training"]:
-        prepared = {key: volume.compute() for key, volume in prepare(subject.inputs, spec.prepare).items()}
-        volumes.append(one_grid(prepared, (1, 1, 1), None, False))
-    white = full_scale(subject.first.dtype) if task.kind == "restoration" else 1.0
-    scale = IntensityScale(*(tuple(white * v for v in row) for row in (spec.inputs.offset, spec.inputs.factor)))
+    spec, subjects = model.spec, parts_of(task, work)["training"]
+    volumes = [network_input(spec, subject.inputs) for subject in subjects]
+    scale = scale_of(name, spec, subjects[0].inputs)
     write_settings(replace(spec, profile=profile_of(volumes, scale, spec.context_slices)), WEIGHTS / name)
+
+
+def network_input(spec: Any, inputs: Mapping[str, xr.DataArray]) -> Any:
+    """The channels of a subject as a network gets them."""
+    prepared = {key: volume.compute() for key, volume in prepare(inputs, spec.prepare).items()}
+    return one_grid(prepared, (1, 1, 1), None, False)
+
+
+def scale_of(name: str, spec: Any, inputs: Mapping[str, xr.DataArray]) -> IntensityScale:
+    """The scale of a network's inputs; restoration scales integers by the range of their type."""
+    first = next(iter(inputs.values()))
+    return spec.inputs.times(full_scale(first.dtype) if SHIPPED[name][0] == "phantom-em" else 1.0)
 
 
 def shipped(name: str, work: Path) -> Card:

@@ -96,6 +96,6 @@ def _estimates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
     estimates: dict[str, dict[str, Any]] = {}
     for record in sorted(records, key=lambda record: (record["task"], record["method"])):
         if "error" not in record:
-            shown = {name: record["estimates"][name] for name in record["shown"]}
-            estimates.setdefault(record["task"], {})[record["method"]] = shown
+            of_task = estimates.setdefault(record["task"], {})
+            of_task[record["method"]] = {name: record["estimates"][name] for name in record["shown"]}
     return estimates

@@ -32,7 +32,7 @@ _MAX_SPACING_RATIO = 1.25
 #: Largest distance of the median from the training mean, in standard deviations, and largest ratio of the widths.
 _MAX_SHIFT, _MAX_WIDTH_RATIO = 4.0, 4.0
 #: Shares of unfamiliar boxes from which on a warning is given, and the volume is refused; most reasons in a message.
-_SUSPICIOUS, _REFUSED, _REASONS = 0.25, 0.5, 3
+SUSPICIOUS, REFUSED, _REASONS = 0.25, 0.5, 3
 #: Preparation steps whose result depends on lengths, on the orientation, and on the side of the patient.
 _IN_MM, _TURNED, _SIDED = {"upright", "location"}, {"upright"}, {"location"}
 #: Number of sampled boxes, and their edge in voxels.
@@ -147,14 +147,14 @@ def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: 
         Whether to warn in place of an error.
     """
     familiarity = compare_with_training(spec, source, memory)
-    if familiarity is None or familiarity.unfamiliar < _SUSPICIOUS:
+    if familiarity is None or familiarity.unfamiliar < SUSPICIOUS:
         return
     sentence = (
         f"{', '.join(source.channels)} must resemble the volumes that the network {spec.name} learned from; "
         f"{100 * familiarity.unfamiliar:.0f} % of {familiarity.boxes} sampled boxes do not "
         f"({'; '.join(familiarity.reasons)})"
     )
-    if familiarity.unfamiliar >= _REFUSED and not force:
+    if familiarity.unfamiliar >= REFUSED and not force:
         raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
     log.warning("%s", sentence)
 

@@ -286,11 +286,9 @@ def _roles(where: Path, suffix: str, names: list[list[str]], running: list[int])
     index = 0 if len(running) == 1 else index
     if not {"c", "t"} & set(roles.values()) and index is not None:
         return {running[index]: "z"}
-    if list(roles.values()) == ["c"] and len(running) == 1 and len(names) > _MOST_CHANNELS:
+    if len(running) == 1 and list(roles.values()) == ["c"] and len(names) > _MOST_CHANNELS:
         # "ch00000.tif" to "ch00029.tif" are the planes of one channel, as cellfinder names them.
-        pattern = _pattern(names[0], {running[0]: "z"}, suffix)
-        log.warning("%s: %d numbered files are read as planes, as in the pattern %s", where, len(names), pattern)
-        return {running[0]: "z"}
+        roles = {running[0]: "z"}
     if len(roles) < len(running) or len(set(roles.values())) < len(roles):
         unique = next((i for i in running if len({name[i] for name in names}) == len(names)), None)
         letters = dict(zip(running, "ctz"[-len(running) :], strict=False))

@@ -38,6 +38,16 @@ class IntensityScale:
         offset, factor = (np.asarray(v).reshape(1, -1, 1, 1, 1) for v in (self.offset, self.factor))
         return np.asarray((values - offset) / factor)
 
+    def times(self, factor: float) -> IntensityScale:
+        """Return the scale for values that are `factor` times as large.
+
+        Examples
+        --------
+        >>> IntensityScale((0.5,), (0.25,)).times(255)
+        IntensityScale(offset=(127.5,), factor=(63.75,))
+        """
+        return IntensityScale(tuple(factor * v for v in self.offset), tuple(factor * v for v in self.factor))
+
     def of_middle(self, context_slices: int) -> IntensityScale:
         """Return the scale of the middle planes, where planes with context are channels.
 

@@ -32,7 +32,7 @@ from mrhdata.inference.input_check import require_familiar
 from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.strategies.sliding_window import SlidingWindow
-from mrhdata.models.spec import IntensityScale, ModelSpec
+from mrhdata.models.spec import ModelSpec
 from mrhdata.patching import samplers
 from mrhdata.patching.create import patches
 from mrhdata.patching.dataset import Patches
@@ -327,7 +327,7 @@ def restore(
             "mode": "sliding_window",
             "windows": SlidingWindow(shape=(1, *(factor * n for n in spec.patch[1:]))),
         }
-    scaled = replace(spec, inputs=_times(spec.inputs, white), target=_times(spec.target, white))
+    scaled = replace(spec, inputs=spec.inputs.times(white), target=spec.target.times(white))
     budget = parse_memory(memory)
     require_familiar(scaled, one_grid({name: stack}, (1, 1, 1), None, False), budget, force)
     # The image is compared once, and as it was before it became finer.
@@ -345,11 +345,6 @@ def restore(
         name="restored",
         **strategy,
     )
-
-
-def _times(scale: IntensityScale, white: float) -> IntensityScale:
-    """Return the scale for values that are `white` times larger."""
-    return IntensityScale(tuple(white * v for v in scale.offset), tuple(white * v for v in scale.factor))
 
 
 def finer(grid: Grid, factor: int) -> Grid:

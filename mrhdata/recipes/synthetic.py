@@ -151,7 +151,7 @@ def train(
     seed : int
         Random seed.
     folder : path, optional
-        Folder for a checkpoint, from which an interrupted run resumes.
+        Folder for the checkpoints of both stages, from which an interrupted run resumes.
     progress : bool
         Whether to show a progress bar.
 
@@ -160,7 +160,7 @@ def train(
     model : torch.nn.Module
         Network for :func:`mrhdata.segment`.
     history : History
-        Losses of each epoch; those of validation are measured on images of maps that were left out.
+        Losses of each epoch of both stages; those of validation are measured on images of maps that were left out.
 
     Raises
     ------
@@ -180,8 +180,12 @@ def train(
         prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "percentile"})),
         inputs=IntensityScale((0.5,), (0.25,)),
     )
+    history = History()
     for stage in _stages(recipe, model.fine_layers):
-        history = _train_stage(model, stage, recipe, training_maps, validation_maps, seed, folder, progress)
+        part = _train_stage(model, stage, recipe, training_maps, validation_maps, seed, folder, progress)
+        history = history.followed_by(part)
+    # Also after a training without the second stage.
+    model.coarse = False
     return model, history
 
 

@@ -215,7 +215,7 @@ class SynthesisConfig:
         }
         return dataclasses.replace(self, **scaled)
 
-    def eased(self, severity: float) -> SynthesisConfig:
+    def eased(self, artefact_share: float) -> SynthesisConfig:
         """Return a config whose artefacts are a share as strong or as frequent, for the begin of a training.
 
         Deformations, contrasts and the tissues around the brain stay.
@@ -225,9 +225,9 @@ class SynthesisConfig:
         >>> SynthesisConfig().eased(0.1).slice_probability
         0.035
         """
-        check_number("severity_share", severity)
-        weaker: dict[str, Any] = {name: severity * getattr(self, name) for name in _ARTEFACTS}
-        weaker |= {name: tuple(severity * v for v in getattr(self, name)) for name in ("variation", "texture")}
+        check_number("artefact_share", artefact_share)
+        weaker: dict[str, Any] = {name: artefact_share * getattr(self, name) for name in _ARTEFACTS}
+        weaker |= {name: tuple(artefact_share * v for v in getattr(self, name)) for name in ("variation", "texture")}
         return dataclasses.replace(self, **weaker)
 
     @classmethod

@@ -36,6 +36,28 @@ class History:
     dice: list[float] = field(default_factory=list)
     waited: float = 0.0
 
+    def followed_by(self, later: History) -> History:
+        """Return the history of this training and of a later one, which continued it.
+
+        Examples
+        --------
+        >>> one = History([3.0, 2.0], [2.0, 1.0], best_epoch=1, seconds=5.0)
+        >>> one.followed_by(History([1.0], [0.5], best_epoch=0, seconds=2.0))
+        3 epochs in 7.0 s
+        best: epoch 3, on the validation part loss 0.5
+        last: training loss 1, validation loss 0.5
+        """
+        return History(
+            training=self.training + later.training,
+            validation=self.validation + later.validation,
+            best_epoch=len(self.training) + later.best_epoch,
+            seconds=self.seconds + later.seconds,
+            rmse=self.rmse + later.rmse,
+            rate=self.rate + later.rate,
+            dice=self.dice + later.dice,
+            waited=self.waited + later.waited,
+        )
+
     def __repr__(self) -> str:
         if not self.validation:
             return "no epoch yet"
