@@ -2,6 +2,7 @@
 
 Run: mrhdata bench benchmarks/ -o WORK, then python benchmarks/studies/zoo.py WORK [--only NAME ...]
 With --profiles, only the profiles of the training volumes are measured, without a bench.
+With --published FOLDER, the MATLAB files of the published MRH-Nets are converted, without a bench.
 
 Weights of more than 5 MB are rounded to 16 bits, and the card says so.
 """
@@ -45,6 +46,11 @@ SHIPPED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "phantom-cells": ("phantom-cells", "cell detector", ("voxels of 2 um; cells of 8 to 16 um",)),
 }
 MOST_BYTES = 5_000_000
+#: Name: MATLAB file of the authors.
+PUBLISHED = {
+    "mrhnet-af-5": "net_5layerV3Res_HRJG_allMRIs_Fluo.mat",
+    "mrhnet-af-10": "net_10layerV3Res_HRJG_allMRIs_Fluo.mat",
+}
 
 
 def run_of(work: Path, task: str, method: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -115,13 +121,48 @@ def shipped(name: str, work: Path) -> Card:
     return card
 
 
+def publish(name: str, folder: Path) -> Card:
+    """Convert a published MRH-Net, and write its card."""
+    model: Any = models.load_matlab(folder / PUBLISHED[name])
+    target = WEIGHTS / name
+    models.save(model, target)
+    blocks = model.spec.config["loop_blocks"]
+    card = Card(
+        name=name,
+        title=f"Autofluorescence of ex vivo mouse brains, the published MRH-AF of {blocks + 1} blocks",
+        task="histology",
+        network=model.spec.name,
+        inputs=tuple(model.spec.channels),
+        spacing_mm=tuple(model.spec.spacing_mm),
+        data="6 ex vivo mouse brains at 7 T, and the autofluorescence of the Allen reference brain",
+        split={"training": ["6 mice of the authors"], "validation": ["1000 of their patches"], "test": []},
+        score={},
+        baseline={},
+        limits=(
+            "needs the 67 images of the authors' protocol, in their order; that of the MT pair is uncertain",
+            "the authors did not publish what inputs were divided by: pass maximum=, the highest value of the scan",
+            "no test data are public, so there is no score; values are fractions of the highest one of the training",
+        ),
+        parameters=sum(p.numel() for p in model.parameters()),
+        megabytes=(target / "model.safetensors").stat().st_size / 1e6,
+        sha256=digest_of(target),
+        source="Liang et al. 2022, eLife 11:e72331; (c) 2021 liangzifei, MIT licence",
+    )
+    card.write(target)
+    return card
+
+
 def main() -> None:
     """All networks, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
+    parser.add_argument("work", type=Path, nargs="?", default=Path("bench"))
     parser.add_argument("--only", nargs="*", default=list(SHIPPED))
     parser.add_argument("--profiles", action="store_true", help="only measure the profiles of the training volumes")
+    parser.add_argument("--published", type=Path, help="folder of the MATLAB files of the published MRH-Nets")
     options = parser.parse_args()
+    if options.published:
+        print(markdown([publish(name, options.published).row() for name in PUBLISHED]))
+        return
     if options.profiles:
         for name in options.only:
             add_profile(name, options.work)

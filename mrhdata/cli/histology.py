@@ -206,6 +206,9 @@ def predict(
         float | None, typer.Option(help="Lowest value of the mask that is written instead of values.")
     ] = None,
     grids: options.Grids = "same",
+    maximum: Annotated[
+        float | None, typer.Option(help="Highest value of the scan, for the published MRH-Nets (mrhnet-af-10).")
+    ] = None,
     orientation: options.Orientation = None,
     unit: options.Unit = None,
     spacing: options.Spacing = None,
@@ -231,7 +234,7 @@ def predict(
 
     if argmax and threshold is not None:
         raise ParameterError("--argmax and --threshold exclude each other; pass one of them")
-    network = models.load(model)
+    network = models.load(model, maximum=maximum)
     region = options.mask_or_stored(mask)
     corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
     shape = None if window is None else options.whole_numbers("--window", window)
@@ -263,7 +266,7 @@ def predict(
         if cases:
             files = {case: options.case_channels(network.spec, case, paths) for case, paths in cases.items()}
             settings = [options.network_digest(model), options.mask_identity(region), mode, windows, written_as]
-            settings += [grids, skip_corrupt, corrections, options.precision_on(precision, device)]
+            settings += [grids, maximum, skip_corrupt, corrections, options.precision_on(precision, device)]
             outputs = process_cases(
                 files, out, lambda _, channels, target: run(channels, target), settings=settings, overwrite=overwrite
             )

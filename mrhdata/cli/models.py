@@ -21,7 +21,7 @@ def models_list(
 ) -> None:
     """List the shipped networks with their scores.
 
-    Commands take their names instead of a model folder. All are small and were trained on phantoms: use them to try a
+    Commands take their names instead of a model folder. Those named phantom were trained on phantoms: use them to try a
     command and to start a training from.
     """
     import json

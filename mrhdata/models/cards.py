@@ -22,8 +22,8 @@ from mrhdata.errors import ModelError
 WEIGHTS = Path(__file__).with_name("weights")
 #: Bytes of a JSON file of a model folder.
 _MAX_JSON_BYTES = 1_000_000
-#: Fields of a card that must be text.
-_TEXTS = ("name", "title", "task", "network", "sha256")
+#: Most channels that a row of a table names.
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Card:
         Subjects for ``training``, ``validation`` and ``test``.
     score, baseline : mapping
         ``name``, ``value``, ``low`` and ``high`` (95 % interval) of the network and of the best baseline on the test
-        subjects; the baseline also has its ``method``.
+        subjects; the baseline also has its ``method``. Empty if no test data are public.
     limits : tuple of str
         Situations in which the network is unreliable.
     parameters : int
@@ -59,6 +59,8 @@ class Card:
         SHA-256 of the weights file.
     licence : str
         Licence of the weights.
+    source : str
+        Who trained the network, for those of others.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Card:
     megabytes: float
     sha256: str
     licence: str = "MIT"
+    source: str = ""
 
     def write(self, folder: Path) -> None:
         """Write ``card.json`` to a model folder."""
@@ -83,15 +86,15 @@ class Card:
 
     def row(self) -> dict[str, str]:
         """Return the row of this network in a table."""
-        score = self.score
+        score, baseline, more = self.score, self.baseline, len(self.inputs) - _SHOWN
         return {
             "name": self.name,
             "task": self.task,
-            "inputs": ", ".join(self.inputs),
+            "inputs": ", ".join(self.inputs[:_SHOWN]) + (f" and {more} more" if more > 0 else ""),
             "spacing, mm": " x ".join(f"{s:.4g}" for s in self.spacing_mm),
             "MB": f"{self.megabytes:.1f}",
-            "score": f"{score['name']} {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]",
-            "best baseline": f"{self.baseline['value']:.3f} ({self.baseline['method']})",
+            "score": "{name} {value:.3f} [{low:.3f}, {high:.3f}]".format(**score) if score else "-",
+            "best baseline": "{value:.3f} ({method})".format(**baseline) if baseline else "-",
         }
 
 
@@ -114,7 +117,7 @@ class Cards(tuple[Card, ...]):
 
 
 def list(task: str | None = None) -> Cards:
-    """Return the cards of the shipped networks, which are trained on phantoms.
+    """Return the cards of the shipped networks.
 
     Parameters
     ----------

@@ -53,6 +53,10 @@ class _WithScales(nn.Module):
         return to_target_units(self.model(scaled(raw, self._spec.inputs)), self._spec.target)
 
 
+#: Documentation of a network without a test score.
+_NOT_VALIDATED = "# Validation\nNone is recorded with this network."
+
+
 @dataclass(frozen=True)
 class _Sizes:
     """Input lengths that a network accepts along each axis.
@@ -244,17 +248,25 @@ def _documentation(spec: ModelSpec, title: str, card: Card | None) -> str:
     if spec.prepare:
         paragraphs.append(f"Volumes were prepared first: {', '.join(name for name, _ in spec.prepare)}.")
     if card is not None:
-        score = card.score
+        source = f" {card.source}." if card.source else ""
         paragraphs += [
-            f"Trained on {card.data}.",
-            f"# Validation\n{score['name']} {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on test "
-            f"subjects {card.split['test']}; the best baseline, {card.baseline['method']}, "
-            f"{card.baseline['value']:.3f}.",
+            f"Trained on {card.data}.{source}",
+            _validation(card),
             "# Limits\n" + "\n".join(f"- {limit}" for limit in card.limits),
         ]
     else:
-        paragraphs.append("# Validation\nNone is recorded with this network.")
+        paragraphs.append(_NOT_VALIDATED)
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _validation(card: Card) -> str:
+    score, baseline = card.score, card.baseline
+    if not score:
+        return _NOT_VALIDATED
+    return (
+        f"# Validation\n{score['name']} {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on test "
+        f"subjects {card.split['test']}; the best baseline, {baseline['method']}, {baseline['value']:.3f}."
+    )
 
 
 def _description(network: _Network, work: Path, shapes: _Shapes, title: str, author: str, licence: str) -> Any:

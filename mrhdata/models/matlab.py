@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
 from mrhdata.models.registry import create
-from mrhdata.models.spec import IntensityScale, ModelSpec
+from mrhdata.models.spec import IntensityScale, ModelSpec, with_maximum
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,18 +98,19 @@ def load_matlab(
     Traceback (most recent call last):
     mrhdata.errors.ModelError: net.mat does not exist; check the path
     """
-    for name, value in (("maximum", maximum), ("target_maximum", target_maximum)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ModelError(f"{name} must be a positive number; got {value}. Pass the highest value of the scan")
+    if not (math.isfinite(target_maximum) and target_maximum > 0):
+        raise ModelError(f"target_maximum must be a positive number; got {target_maximum}. Pass that of the histology")
     layers, connections = _read_network(Path(path))
-    return _build_network(Path(path), layers, connections, maximum, target_maximum)
+    model = _build_network(Path(path), layers, connections, target_maximum)
+    if maximum is not None:
+        model.spec = with_maximum(model.spec, maximum)  # type: ignore[arg-type, assignment]
+    return model
 
 
 def _build_network(
     path: Path,
     layers: Mapping[str, Mapping[str, Any]],
     connections: set[tuple[str, str]],
-    maximum: float | None,
     target_maximum: float,
 ) -> nn.Module:
     blocks = sum(re.fullmatch(r"add_loop\d+", name) is not None for name in layers)
@@ -132,7 +133,6 @@ def _build_network(
         patch=(3, 1, 3),
         axis=1,
         spacing_mm=(_SPACING,) * 3,
-        inputs=None if maximum is None else IntensityScale((0.0,) * channels, (float(maximum),) * channels),
         target=IntensityScale((0.0,), (float(target_maximum),)),
     )
     return model.eval()

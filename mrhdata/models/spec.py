@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,6 +106,38 @@ class ModelSpec:
     finish: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
+def with_maximum(spec: ModelSpec, maximum: float) -> ModelSpec:
+    """Return the specification of a network whose inputs are divided by one number.
+
+    The published MRH-Nets get values divided by the highest one of a scan, which their files do not state.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Specification without a scale of the inputs.
+    maximum : float
+        Highest value of all channels of the scan; the same one for all scans that are compared.
+
+    Raises
+    ------
+    ModelError
+        If the network has a scale already, or the number is not positive.
+
+    Examples
+    --------
+    >>> with_maximum(ModelSpec("mrhnet", channels=("t2",)), 200.0).inputs
+    IntensityScale(offset=(0.0,), factor=(200.0,))
+    """
+    if not (math.isfinite(maximum) and maximum > 0):
+        raise ModelError(f"maximum must be a positive number; got {maximum}. Pass the highest value of the scan")
+    if spec.inputs is not None:
+        raise ModelError(
+            f"maximum must be left out for {spec.name} of {spec.channels}, whose input scale is known; got {maximum}"
+        )
+    count = len(spec.channels)
+    return replace(spec, inputs=IntensityScale((0.0,) * count, (float(maximum),) * count))
+
+
 def predict_raw(model: nn.Module, x: Tensor) -> Tensor:
     """Run a trained network on raw patches (B, C, z, y, x) and return values in the units of the target.
 
@@ -115,7 +147,7 @@ def predict_raw(model: nn.Module, x: Tensor) -> Tensor:
     if spec.inputs is None or spec.target is None:
         raise ModelError(
             f"{spec.name} has no intensity scales: train it with mrhdata.fit, load a trained one, or pass maximum= "
-            "to mrhdata.models.load_matlab"
+            "(--maximum) with the highest value of the scan to mrhdata.models.load"
         )
     return to_target_units(run_on_patches(model, scaled(x, spec.inputs)), spec.target)
 

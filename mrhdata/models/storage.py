@@ -16,7 +16,7 @@ from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, ModelError
 from mrhdata.models.cards import check_weights, digest_of, folder_of, read_json
 from mrhdata.models.registry import create
-from mrhdata.models.spec import ModelSpec, spec_from
+from mrhdata.models.spec import ModelSpec, spec_from, with_maximum
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,15 +87,34 @@ def read_settings(folder: Path) -> ModelSpec:
     return spec_from(content)
 
 
-def load(folder: str | os.PathLike[str]) -> nn.Module:
+def load(folder: str | os.PathLike[str], *, maximum: float | None = None) -> nn.Module:
     """Read a network from a folder, or by the name of a shipped network (:func:`mrhdata.models.list`).
 
     The shapes of the weights are compared with those of the network before memory is allocated for either.
 
+    Parameters
+    ----------
+    folder : path or str
+        Model folder, or name of a shipped network.
+    maximum : float, optional
+        Highest value of all channels of the scan, for the published MRH-Nets, whose files do not state what their
+        inputs were divided by.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        Network in evaluation mode.
+
     Raises
     ------
     ModelError
-        If a file is missing or damaged, or if the weights fit neither the network nor their checksum.
+        If a file is missing or damaged, if the weights fit neither the network nor their checksum, or if `maximum` is
+        given for a network whose input scale is known.
+
+    Examples
+    --------
+    >>> load("mrhnet-af-5", maximum=30_000).spec.inputs.factor[0]
+    30000.0
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -119,7 +138,7 @@ def load(folder: str | os.PathLike[str]) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(_unfit(path, spec)) from error
-    model.spec = spec  # type: ignore[assignment]
+    model.spec = spec if maximum is None else with_maximum(spec, maximum)  # type: ignore[assignment]
     return model.eval()
 
 

@@ -98,6 +98,28 @@ def test_published_networks_agree_with_an_independent_reader(shared, name, block
     assert model.spec.config == {"in_channels": 67, "loop_blocks": blocks}
 
 
+@pytest.mark.parametrize(("name", "blocks", "count"), PUBLISHED)
+def test_shipped_networks_answer_as_the_published_files(shared, name, blocks, count):
+    """Also the channels of the protocol are the same."""
+    published = mrhdata.models.load_matlab(shared / "mrhnet" / name, maximum=100)
+    shipped = mrhdata.models.load(f"mrhnet-af-{blocks + 1}", maximum=100)
+    assert sum(p.numel() for p in shipped.parameters()) == count
+    assert shipped.spec == published.spec
+    assert shipped.spec.channels == CHANNELS
+    patches = torch.from_numpy(np.random.default_rng(0).random((16, 67, 3, 3)).astype(np.float32))
+    with torch.inference_mode():
+        assert torch.equal(shipped(patches), published(patches))
+
+
+def test_maximum_is_only_for_networks_without_a_scale(tmp_path):
+    network = mrhdata.models.load("mrhnet-af-5", maximum=2)
+    assert set(network.spec.inputs.factor) == {2.0}
+    with pytest.raises(ModelError, match=r"^maximum must be left out for mrhnet .*; got 3$"):
+        mrhdata.models.load("phantom-nf", maximum=3)
+    with pytest.raises(ModelError, match=r"maximum must be a positive number; got nan"):
+        mrhdata.models.load("mrhnet-af-5", maximum=float("nan"))
+
+
 def test_published_protocol_has_67_channels():
     """Two shells of 2 b0 and 30 directions, then T2 and the MT pair, have unique names."""
     assert len(set(CHANNELS)) == 67
@@ -226,7 +248,7 @@ def test_prediction_needs_a_maximum(small_network, tmp_path):
     """The published files lack the intensity scale, so the user must pass it as a positive number."""
     model = mrhdata.models.load_matlab(small_network[0])
     volume = mrhdata.volume.from_array(np.ones((3, 3, 1, 3)), spacing=(1, 1, 1)).assign_coords(c=["c1", "c2", "c3"])
-    with pytest.raises(ModelError, match=r"(give|pass) maximum= to mrhdata"):
+    with pytest.raises(ModelError, match=r"pass maximum= \(--maximum\) with the highest value of the scan"):
         mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="no intensity scales"):
         mrhdata.models.spec.predict_raw(model, torch.zeros(1, 3, 3, 1, 3))
