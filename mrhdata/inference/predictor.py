@@ -292,7 +292,7 @@ def _check_inputs_fit(network: InferenceModel, source: TensorSource, preprocesse
     if hasattr(network.model, "spec") and (spec.inputs is None or spec.target is None):
         raise ModelError(
             f"{spec.name} was not trained or has no intensity scales. Use mrhdata.fit, load a trained network, or, "
-            "for a published MRH-Net, pass maximum= (--maximum) with the highest value of the scan to mrhdata.models.load"
+            "for a published MRH-Net, pass maximum= (--maximum), the highest value of the scan, to mrhdata.models.load"
         )
     offsets = [f"{k:+d}" if k else "" for k in range(-spec.context_slices, spec.context_slices + 1)]
     channels = tuple(channel + offset for channel in source.channels for offset in offsets)

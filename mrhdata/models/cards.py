@@ -60,7 +60,7 @@ class Card:
     licence : str
         Licence of the weights.
     source : str
-        Who trained the network, for those of others.
+        Authors and licence of the network, if others trained it.
     """
 
     name: str

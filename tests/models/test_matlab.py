@@ -248,7 +248,7 @@ def test_prediction_needs_a_maximum(small_network, tmp_path):
     """The published files lack the intensity scale, so the user must pass it as a positive number."""
     model = mrhdata.models.load_matlab(small_network[0])
     volume = mrhdata.volume.from_array(np.ones((3, 3, 1, 3)), spacing=(1, 1, 1)).assign_coords(c=["c1", "c2", "c3"])
-    with pytest.raises(ModelError, match=r"pass maximum= \(--maximum\) with the highest value of the scan"):
+    with pytest.raises(ModelError, match=r"pass maximum= \(--maximum\), the highest value of the scan"):
         mrhdata.predict(model, volume, tmp_path / "p.zarr", progress=False)
     with pytest.raises(ModelError, match="no intensity scales"):
         mrhdata.models.spec.predict_raw(model, torch.zeros(1, 3, 3, 1, 3))
