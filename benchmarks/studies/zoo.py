@@ -141,7 +141,8 @@ def publish(name: str, folder: Path) -> Card:
         limits=(
             "needs the 67 images of the authors' protocol, in their order; that of the MT pair is uncertain",
             "the authors did not publish what inputs were divided by: pass maximum=, the highest value of the scan",
-            "without a score, since the test data are not public; values are fractions of the highest one of the training",
+            "without a score, since the test data are not public",
+            "values are fractions of the highest one of the training",
         ),
         parameters=sum(p.numel() for p in model.parameters()),
         megabytes=(target / "model.safetensors").stat().st_size / 1e6,
