@@ -3,11 +3,10 @@
 ```
 case --prepare.steps--> the network's grid and values --patches--> training
                                      |
-labels on the input's grid <--finish-- argmax <--resample-- probabilities (prediction)
+labels on the input's grid <--finish-- most probable label <-- probabilities (prediction)
 ```
 
-Probabilities, not labels, are resampled to the input's grid, so a boundary lies where two probabilities are equal. The
-folder of a trained network lists all steps, so segmentation needs only the input.
+The folder of a trained network lists all steps, so segmentation needs only the input.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -26,15 +25,13 @@ from mrhdata._runtime.progress import Progress
 from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.input_check import check_geometry, require_familiar
-from mrhdata.inference.output import Output
-from mrhdata.inference.predictor import predict
+from mrhdata.inference.labelling import most_probable
+from mrhdata.inference.probabilities import probabilities_of
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.patching import sources
 from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
-from mrhdata.volume.assumptions import geometry_attrs
-from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,24 +115,31 @@ def segment(
     channels = _select_channels(inputs, spec)
     reference = next(iter(channels.values()))
     check_geometry(spec, channels)
-    prepared = {name: volume.compute() for name, volume in prepare(channels, spec.prepare).items()}
+    prepared = _prepare(channels, spec)
     source = sources.one_grid(prepared, (1, 1, 1), None, False)
-    require_familiar(spec, source, parse_memory(memory), force)
+    budget = parse_memory(memory)
+    require_familiar(spec, source, budget, force)
     with tempfile.TemporaryDirectory() as folder:
-        probabilities = predict(
+        probabilities = probabilities_of(
             model,
             {name: volume.rename(name) for name, volume in prepared.items()},
-            Path(folder) / "probabilities.zarr",
-            mode="dense",
-            output=Output(activation="softmax"),
-            memory=memory,
+            Path(folder),
+            memory=budget,
             device=device,
             precision=precision,
-            preprocessed=True,
             progress=progress,
         )
-        labels = _most_probable(probabilities, reference, spec.labels)
+        labels = most_probable(probabilities, reference, spec.labels)
     return finish(labels, spec.finish).rename("labels")
+
+
+def _prepare(channels: Mapping[str, xr.DataArray], spec: ModelSpec) -> dict[str, xr.DataArray]:
+    """Return the inputs of a network in memory."""
+    volumes = {name: volume.compute() for name, volume in prepare(channels, ()).items()}
+    for step in spec.prepare:
+        # Each step is computed once, although the next one may read its result several times.
+        volumes = {name: volume.compute() for name, volume in prepare(volumes, [step]).items()}
+    return volumes
 
 
 def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:
@@ -148,27 +152,6 @@ def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: Mo
             "of training"
         )
     return {name: inputs[name] for name in spec.channels if name in inputs}
-
-
-def _most_probable(probabilities: xr.DataArray, like: xr.DataArray, labels: Sequence[int]) -> xr.DataArray:
-    """Return the most probable label at each voxel of a volume; the first label outside the predicted extent."""
-    values = np.asarray(labels)
-    template = like.isel({d: 0 for d in like.dims if d not in SPATIAL}, drop=True)
-    dtype = np.dtype(np.min_scalar_type(int(values.max())) if values.min() >= 0 else np.int16)
-    highest: Any = None
-    for number in range(len(labels)):
-        # Outside the extent the first label has probability 1.
-        channel = probabilities.isel(c=number, drop=True)
-        probability = resample(channel, template, fill=float(number == 0), antialias=False).data
-        if highest is None:
-            highest, winner = probability, (probability * 0).astype(dtype) + dtype.type(values[0])
-            continue
-        winner = np.where(probability > highest, dtype.type(values[number]), winner)
-        highest = np.maximum(probability, highest)
-    volume = template.copy(data=np.asarray(winner).astype(dtype))
-    geometry = {k: template.attrs[k] for k in ("affine", "space")} | geometry_attrs(template)
-    volume.attrs = {**geometry, "kind": "labels", "units": "1"}
-    return volume
 
 
 def score_labels(case: Subject, predicted: xr.DataArray, labels: Sequence[int]) -> pd.DataFrame:

@@ -38,6 +38,8 @@ class HalfUNet(nn.Module):
 
     Attributes
     ----------
+    multiple, trunk_channels : int
+        Number of which all axis lengths are multiples, and number of channels of the trunk's answer.
     coarse : bool
         Whether the network returns the scores of the trunk, at half the resolution: for the first part of a training,
         whose steps are twice as fast so.
@@ -53,6 +55,8 @@ class HalfUNet(nn.Module):
     """
 
     ndim = 3
+    #: Voxels of the input from one voxel of the trunk to the next, and those about a voxel that correct its scores.
+    trunk_stride, correction_reach = 2, 1
     #: Prefixes of the parameters that coarse scores do not depend on.
     fine_layers = ("leave", "head", "fine")
 
@@ -66,6 +70,7 @@ class HalfUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.coarse = in_channels, False
+        self.multiple, self.trunk_channels = 2 ** len(widths), widths[0]
         self.enter = Activated(in_channels, widths[0], kernel_size=4, stride=2)
         self.first = Activated(widths[0], widths[0])
         self.down = nn.ModuleList(
@@ -85,16 +90,17 @@ class HalfUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Map (B, C, z, y, x) to (B, classes, z, y, x), or to half of the lengths if `coarse` is set."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        y = self._trunk(x)
-        scores = self.answer(y)
-        if self.coarse:
-            return scores
-        details = self.head(torch.cat([self.leave(y), x], 1))
-        return self.fine(details) + f.interpolate(scores, scale_factor=2, mode="nearest")
+        y = self.trunk(x)
+        return self.answer(y) if self.coarse else self.scores(y, x)
 
-    def _trunk(self, x: Tensor) -> Tensor:
-        y = self.first(self.enter(x))
+    def scores(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the scores (B, classes, z, y, x) of every voxel from the answer of the trunk and the image."""
+        details = self.head(torch.cat([self.leave(y), x], 1))
+        return self.fine(details) + f.interpolate(self.answer(y), scale_factor=2, mode="nearest")
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Return the features (B, widths[0], z / 2, y / 2, x / 2) of an image."""
+        y = self.first(self.enter(x.contiguous(memory_format=torch.channels_last_3d)))
         skips = []
         for level in self.down:
             skips.append(y)
