@@ -12,9 +12,8 @@ prepared volume --trunk--> features --scores of a box--> probabilities
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,9 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mrhdata._runtime.progress import Progress
-from mrhdata.inference.output import Output
-from mrhdata.inference.predictor import predict
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.dense import DenseStrategy
 from mrhdata.inference.strategies.network import InferenceModel
@@ -39,8 +35,6 @@ from mrhdata.volume.grid import Grid
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mrhdata.models.spec import ModelSpec
 
 Floats = NDArray[np.float32]
 
@@ -78,20 +72,26 @@ class ComputedProbabilities:
     features : (C, z, y, x) array
         Answer of the trunk.
     image : (channels, z, y, x) array
-        Input of the network, which may extend beyond the grid.
+        Scaled input of the network, which extends beyond the grid.
+    start : (z, y, x)
+        First voxel of the grid in the image.
     grid : Grid
         Grid of the volume.
     """
 
-    def __init__(self, network: InferenceModel, features: Floats, image: Floats, grid: Grid) -> None:
-        self.grid, self._network, self._features, self._image = grid, network, features, image
+    def __init__(
+        self, network: InferenceModel, features: Floats, image: Floats, start: Sequence[int], grid: Grid
+    ) -> None:
+        self.grid, self._network, self._start = grid, network, start
+        self._features, self._image = features, image
 
     def read(self, box: Box) -> Tensor:
         """Return the probabilities (labels, z, y, x) of a box within the grid."""
         model: Any = self._network.model
         stride, reach, shape = model.trunk_stride, model.correction_reach, self._image.shape[1:]
-        low = [max(0, a - reach) // stride * stride for a in box.start]
-        high = [min(n, -(-(b + reach) // stride) * stride) for b, n in zip(box.stop, shape, strict=True)]
+        wanted = box.shift(self._start)
+        low = [max(0, a - reach) // stride * stride for a in wanted.start]
+        high = [min(n, -(-(b + reach) // stride) * stride) for b, n in zip(wanted.stop, shape, strict=True)]
         around = Box.of(low, high)
         coarse = Box.of((a // stride for a in low), (b // stride for b in high))
         device = self._network.device
@@ -100,61 +100,84 @@ class ComputedProbabilities:
             for v, b in ((self._features, coarse), (self._image, around))
         )
         with torch.inference_mode(), autocast(device.type, self._network.precision):
-            scores = model.scores(features, image)[0].float()[:, *box.within(around.start)]
+            scores = model.scores(features, image)[0].float()[:, *wanted.within(around.start)]
             return scores.softmax(0).cpu()
 
 
-def probabilities_of(
-    model: nn.Module,
-    volumes: Mapping[str, xr.DataArray],
-    folder: Path,
-    *,
-    memory: int,
-    device: str | None,
-    precision: str,
-    progress: Progress,
-) -> Probabilities:
-    """Return the probabilities of the labels of prepared volumes, equal to those of one pass over the whole volume.
+class TrunkModel:
+    """A network with a trunk, which runs once over a whole volume.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Network that was trained on labels.
+        Network with a trunk that was trained on labels.
     volumes : mapping of volumes
         Prepared channels in memory, on one grid.
-    folder : path
-        Folder for probabilities that are stored.
-    memory, device, precision, progress
+    memory, device, precision
         Options of :func:`mrhdata.predict`.
+
+    Attributes
+    ----------
+    network : InferenceModel
+        The whole network.
+    values : (channels, z, y, x) array
+        Prepared channels between zeros: lengths are multiples that the network needs, and thin volumes lie in the
+        middle of a training patch, because the network knows only larger images.
+    start : (z, y, x)
+        First voxel of the channels in `values`.
     """
-    options: dict[str, Any] = {"memory": memory, "device": device, "precision": precision, "progress": progress}
-    if getattr(model, "trunk_stride", None) is None:
-        output, store = Output(activation="softmax"), folder / "probabilities.zarr"
-        return StoredProbabilities(
-            predict(model, volumes, store, mode="dense", output=output, preprocessed=True, **options)
-        )
-    spec: ModelSpec = model.spec  # type: ignore[assignment]
-    padded = {name: _padded(volume, int(model.multiple)) for name, volume in volumes.items()}  # type: ignore[arg-type]
-    features = _features(InferenceModel(_Trunk(model), device, precision), padded, memory)
-    assert spec.inputs is not None
-    image = spec.inputs.apply(np.stack([v.values for v in padded.values()])[None])[0].astype(np.float32)
-    network = InferenceModel(model, device, precision)
-    return ComputedProbabilities(network, features, image, next(iter(volumes.values())).mrh.grid)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        volumes: Mapping[str, xr.DataArray],
+        *,
+        memory: int,
+        device: str | None,
+        precision: str,
+    ) -> None:
+        self.network = InferenceModel(model, device, precision)
+        self._trunk, self._memory = InferenceModel(_Trunk(model), device, precision), memory
+        self._names, self._grid = list(volumes), next(iter(volumes.values())).mrh.grid
+        spec, multiple = self.network.spec, int(model.multiple)  # type: ignore[arg-type]
+        least = spec.patch or (1, 1, 1)
+        self.start: list[int] = [max(0, n - m) // 2 for n, m in zip(least, self._grid.shape, strict=True)]
+        ends = [
+            (a, max(0, n - m - a) + -max(n, m) % multiple)
+            for a, n, m in zip(self.start, least, self._grid.shape, strict=True)
+        ]
+        self.values = np.pad(np.stack([v.values.astype(np.float32) for v in volumes.values()]), [(0, 0), *ends])
 
-def _features(trunk: InferenceModel, volumes: Mapping[str, xr.DataArray], memory: int) -> Floats:
-    """Return the answer (C, z, y, x) of a trunk, in as few pieces as the memory allows."""
-    source = sources.one_grid(volumes, (1, 1, 1), None, False)
-    region = RegionOfInterest(None, next(iter(volumes.values())), source)
-    field, tensors = receptive_field_of(trunk.model, len(volumes)), int(_TENSORS * memory)
-    strategy = DenseStrategy(trunk, field, source.grid.shape, len(volumes), region, tensors)
-    whole = Box((0, 0, 0), strategy.shape)
-    features = np.empty((strategy.channels, *strategy.shape), np.float32)
-    tasks = list(strategy.tasks(whole, None))
-    reads = BoxReader(source, memory).read([task.boxes for task in tasks])
-    for task, values in zip(tasks, reads, strict=True):
-        strategy.add((whole, features), task, trunk(values).numpy(), _copy)
-    return features
+    def volumes(self, values: Floats) -> dict[str, xr.DataArray]:
+        """Return `values` or a change of them as volumes on the grid of the prepared channels."""
+        box = Box((0, 0, 0), self._grid.shape).shift(self.start).slices
+        channels = zip(self._names, values, strict=True)
+        return {name: from_array(v[box], affine=self._grid.affine, name=name) for name, v in channels}
+
+    def features(self, values: Floats) -> Floats:
+        """Return the answer (C, z, y, x) of the trunk to `values` or a change of them, in few pieces."""
+        channels = {
+            n: from_array(v, spacing=self._grid.spacing, name=n) for n, v in zip(self._names, values, strict=True)
+        }
+        source = sources.one_grid(channels, (1, 1, 1), None, False)
+        region = RegionOfInterest(None, next(iter(channels.values())), source)
+        field = receptive_field_of(self._trunk.model, len(channels))
+        tensors = int(_TENSORS * self._memory)
+        strategy = DenseStrategy(self._trunk, field, source.grid.shape, len(channels), region, tensors)
+        whole = Box((0, 0, 0), strategy.shape)
+        features = np.empty((strategy.channels, *strategy.shape), np.float32)
+        tasks = list(strategy.tasks(whole, None))
+        reads = BoxReader(source, self._memory).read([task.boxes for task in tasks])
+        for task, boxes in zip(tasks, reads, strict=True):
+            strategy.add((whole, features), task, self._trunk(boxes).numpy(), _copy)
+        return features
+
+    def probabilities(self, values: Floats, features: Floats) -> ComputedProbabilities:
+        """Return the probabilities of every voxel from the answer of the trunk to `values`."""
+        scale = self.network.spec.inputs
+        assert scale is not None
+        image = scale.apply(values[None])[0].astype(np.float32)
+        return ComputedProbabilities(self.network, features, image, self.start, self._grid)
 
 
 def _copy(box: Box, values: Floats, out: NDArray[Any]) -> None:
@@ -170,14 +193,8 @@ class _Trunk(nn.Module):
         super().__init__()
         self.model, count = model, model.trunk_channels
         target = IntensityScale((0.0,) * count, (1.0,) * count)
-        self.spec = replace(model.spec, labels=(), target=target, units=None)
+        self.spec = replace(model.spec, labels=(), label_names=(), target=target, units=None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of an image."""
         return self.model.trunk(x)
-
-
-def _padded(volume: xr.DataArray, multiple: int) -> xr.DataArray:
-    """Return a volume whose lengths are multiples, with 0 at its far ends."""
-    ends = [(0, -n % multiple) for n in volume.shape]
-    return from_array(np.pad(volume.values, ends), affine=volume.mrh.grid.affine, name=str(volume.name))

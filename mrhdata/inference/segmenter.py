@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -24,9 +24,13 @@ from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
+from mrhdata.inference.contrast import best_view
 from mrhdata.inference.input_check import check_geometry, require_familiar
 from mrhdata.inference.labelling import most_probable
-from mrhdata.inference.probabilities import probabilities_of
+from mrhdata.inference.output import Output
+from mrhdata.inference.predictor import predict
+from mrhdata.inference.probabilities import StoredProbabilities, TrunkModel
+from mrhdata.inference.quality import require_quality
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.patching import sources
@@ -85,7 +89,8 @@ def segment(
     -------
     labels : (z, y, x) label volume
         Labels in memory, with the values of training. Voxels outside the extent that the network works on are
-        background, the first of the labels.
+        background, the first of the labels. If the network has a quality model, ``attrs["quality"]`` has the predicted
+        Dice of all labels and of each, and the contrast in which the network saw the volume.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def segment(
     GridError
         If the file of an input states no voxel size or unit, on which the network depends.
     DataError
-        If most of the volume is unlike those of the training.
+        If most of the volume is unlike those of the training, or the predicted Dice is low.
 
     Examples
     --------
@@ -115,21 +120,12 @@ def segment(
     channels = _select_channels(inputs, spec)
     reference = next(iter(channels.values()))
     check_geometry(spec, channels)
-    prepared = _prepare(channels, spec)
-    source = sources.one_grid(prepared, (1, 1, 1), None, False)
-    budget = parse_memory(memory)
-    require_familiar(spec, source, budget, force)
-    with tempfile.TemporaryDirectory() as folder:
-        probabilities = probabilities_of(
-            model,
-            {name: volume.rename(name) for name, volume in prepared.items()},
-            Path(folder),
-            memory=budget,
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
-        labels = most_probable(probabilities, reference, spec.labels)
+    prepared = {name: volume.rename(name) for name, volume in _prepare(channels, spec).items()}
+    options: dict[str, Any] = {"memory": parse_memory(memory), "device": device, "precision": precision}
+    if getattr(model, "trunk_stride", None) is None:
+        labels = _label_by_prediction(model, prepared, reference, force, progress, options)
+    else:
+        labels = _label_by_trunk(model, prepared, reference, force, options)
     return finish(labels, spec.finish).rename("labels")
 
 
@@ -140,6 +136,55 @@ def _prepare(channels: Mapping[str, xr.DataArray], spec: ModelSpec) -> dict[str,
         # Each step is computed once, although the next one may read its result several times.
         volumes = {name: volume.compute() for name, volume in prepare(volumes, [step]).items()}
     return volumes
+
+
+def _label_by_prediction(
+    model: nn.Module,
+    prepared: Mapping[str, xr.DataArray],
+    like: xr.DataArray,
+    force: bool,
+    progress: Progress,
+    options: Mapping[str, Any],
+) -> xr.DataArray:
+    """Return labels from probabilities that are predicted and stored."""
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
+    _require_familiar(spec, prepared, options["memory"], force)
+    with tempfile.TemporaryDirectory() as folder:
+        probabilities = predict(
+            model,
+            prepared,
+            Path(folder) / "probabilities.zarr",
+            mode="dense",
+            output=Output(activation="softmax"),
+            preprocessed=True,
+            progress=progress,
+            **options,
+        )
+        return most_probable(StoredProbabilities(probabilities), like, spec.labels)
+
+
+def _label_by_trunk(
+    model: nn.Module,
+    prepared: Mapping[str, xr.DataArray],
+    like: xr.DataArray,
+    force: bool,
+    options: Mapping[str, Any],
+) -> xr.DataArray:
+    """Return labels from probabilities that are computed as they are read, with their predicted Dice."""
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
+    trunk = TrunkModel(model, prepared, **options)
+    view = best_view(trunk)
+    _require_familiar(spec, trunk.volumes(view.values), options["memory"], force)
+    if view.quality is not None:
+        require_quality(view.quality, spec.name, spec.names, force)
+    labels = most_probable(trunk.probabilities(view.values, view.features), like, spec.labels)
+    if view.quality is not None:
+        labels.attrs["quality"] = view.quality.as_json(spec.names) | {"contrast": view.contrast}
+    return labels
+
+
+def _require_familiar(spec: ModelSpec, volumes: Mapping[str, xr.DataArray], memory: int, force: bool) -> None:
+    require_familiar(spec, sources.one_grid(volumes, (1, 1, 1), None, False), memory, force)
 
 
 def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mrhdata.errors import ModelError
 from mrhdata.models.profile import FEATURES, InputProfile
+from mrhdata.models.quality import TERMS, QualityModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,6 +83,12 @@ class ModelSpec:
         Intensity scales, fixed at training; prediction never estimates its own.
     labels : tuple of int
         Label value of each class, for a segmentation network.
+    label_names : tuple of str
+        Name of each class; empty if they are unknown.
+    contrasts : tuple of str
+        Ways to show a volume to the network (:mod:`mrhdata.inference.contrast`), of which the best is taken.
+    quality : QualityModel or None
+        Prediction of the Dice of its labels.
     units : str or None
         Units of the target's values, which are those of predictions; None if they are unknown or differ.
     profile : InputProfile or None
@@ -100,10 +107,30 @@ class ModelSpec:
     inputs: IntensityScale | None = None
     target: IntensityScale | None = None
     labels: tuple[int, ...] = ()
+    label_names: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()
+    quality: QualityModel | None = None
     units: str | None = None
     profile: InputProfile | None = field(default=None, repr=False)
     prepare: tuple[tuple[str, dict[str, Any]], ...] = ()
     finish: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.label_names) not in (0, len(self.labels)):
+            raise ModelError(
+                f"label_names must be as many as the {len(self.labels)} labels; got {len(self.label_names)}. Name each"
+            )
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of the labels without the background, as far as they are known.
+
+        Examples
+        --------
+        >>> ModelSpec("unet", labels=(0, 7), label_names=("background", "putamen")).names
+        {7: 'putamen'}
+        """
+        return dict(zip(self.labels[1:], self.label_names[1:], strict=False))
 
 
 def with_maximum(spec: ModelSpec, maximum: float) -> ModelSpec:
@@ -203,11 +230,9 @@ def spec_from(content: dict[str, Any]) -> ModelSpec:
     try:
         for key in ("prepare", "finish"):
             values[key] = tuple((str(name), dict(settings)) for name, settings in values.get(key, ()))
-        for key in ("inputs", "target"):
+        for key, kind in _RECORDS.items():
             if values.get(key) is not None:
-                values[key] = IntensityScale(tuple(values[key]["offset"]), tuple(values[key]["factor"]))
-        if values.get("profile") is not None:
-            values["profile"] = InputProfile(**{key: _nested(row) for key, row in values["profile"].items()})
+                values[key] = kind(**{name: _nested(row) for name, row in values[key].items()})
         return ModelSpec(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the settings of a network are incomplete ({error}); save the model again") from error
@@ -264,16 +289,31 @@ def _is_profile(value: Any) -> bool:
     )
 
 
+def _is_quality(value: Any) -> bool:
+    return (
+        _is_mapping(value)
+        and set(value) == {f.name for f in fields(QualityModel)}
+        and _all(_all(_is_number, TERMS))(value["weights"])
+        and _is_number(value["error"])
+    )
+
+
 def _is_step(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == len(("name", "settings")) and _is_mapping(value[1])
 
 
+#: Field of `ModelSpec` -> class of its value.
+_RECORDS: dict[str, Callable[..., Any]] = {
+    "inputs": IntensityScale,
+    "target": IntensityScale,
+    "profile": InputProfile,
+    "quality": QualityModel,
+}
 #: Field of `ModelSpec` in ``config.json`` -> words for its value, and the check of it.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("text", lambda value: isinstance(value, str)),
     "config": ("a mapping", _is_mapping),
     "units": ("text", _optional(lambda value: isinstance(value, str))),
-    "channels": ("a list of names", _all(lambda value: isinstance(value, str))),
     "patch": ("three whole numbers", _optional(_all(_is_whole, 3))),
     "axis": ("0, 1 or 2", _optional(lambda value: _is_whole(value) and value in (0, 1, 2))),
     "spacing_mm": ("a list of numbers", _optional(_all(_is_number))),
@@ -281,5 +321,10 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **{key: ("a mapping with lists offset and factor", _optional(_is_scale)) for key in ("inputs", "target")},
     "profile": ("a mapping with box, boxes, deviation and limit", _optional(_is_profile)),
     "labels": ("a list of whole numbers", _all(_is_whole)),
+    **{
+        key: ("a list of names", _all(lambda value: isinstance(value, str)))
+        for key in ("channels", "label_names", "contrasts")
+    },
+    "quality": ("a mapping with weights and error", _optional(_is_quality)),
     **{key: ("a list of names with settings", _all(_is_step)) for key in ("prepare", "finish")},
 }

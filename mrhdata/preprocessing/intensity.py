@@ -29,9 +29,10 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
     Parameters
     ----------
     volume : image volume
-    how : {"minmax", "percentile", "zscore"}
+    how : {"minmax", "percentile", "clipped", "zscore"}
         Target range: 0 to 1 between the extremes; 0 to 1 between the 0.5th and the 99.5th percentile of non-zero
-        voxels; or zero mean and unit standard deviation of non-zero voxels.
+        voxels, also with other values clipped to that range; or zero mean and unit standard deviation of non-zero
+        voxels.
 
     Raises
     ------
@@ -44,14 +45,16 @@ def normalise(volume: xr.DataArray, how: str = "minmax") -> xr.DataArray:
     >>> normalise(from_array(np.array([[[2, 4, 6]]]), spacing=(1, 1, 1))).values.ravel().tolist()
     [0.0, 0.5, 1.0]
     """
-    if how not in ("minmax", "percentile", "zscore"):
-        raise DataError(f"how must be minmax, percentile or zscore; got {how!r}")
+    if how not in ("minmax", "percentile", "clipped", "zscore"):
+        raise DataError(f"how must be minmax, percentile, clipped or zscore; got {how!r}")
     low, high = _extremes(volume) if how == "minmax" else _nonzero_range(volume, how)
     if not np.isfinite([low, high]).all():
         raise DataError(f"{volume.name} has values that are not finite; set NaN and infinities to 0")
     if not high > low:
         raise DataError(f"{volume.name} cannot be normalised: its values range from {low} to {high}; is it empty?")
     scaled = (volume.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    if how == "clipped":
+        scaled = scaled.clip(0, 1)
     return scaled.assign_attrs({**volume.attrs, "units": "1"})
 
 
@@ -66,7 +69,7 @@ def _nonzero_range(volume: xr.DataArray, how: str) -> tuple[float, float]:
     values = values[values != 0]
     if not values.size:
         return 0.0, 0.0
-    if how == "percentile":
+    if how != "zscore":
         low, high = np.percentile(values, [0.5, 99.5])
         return float(low), float(high)
     return float(values.mean()), float(values.mean() + values.std())

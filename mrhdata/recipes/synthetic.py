@@ -22,6 +22,7 @@ import numpy as np
 from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.models.spec import IntensityScale
+from mrhdata.recipes.synthetic_quality import calibrate
 from mrhdata.synthesis.config import SynthesisConfig
 from mrhdata.synthesis.patches import SyntheticPatches
 from mrhdata.synthesis.structures import FREESURFER, Anatomy
@@ -55,6 +56,40 @@ _FREESURFER_TISSUES = {
     7: (16, 28, 60),
 }
 TISSUE_TARGETS = {label: tissue for tissue, labels in _FREESURFER_TISSUES.items() for label in labels}
+#: Names of the structures, by their label, and the FreeSurfer labels of each, left and right.
+STRUCTURES = {
+    1: "cerebrospinal fluid",
+    2: "cerebral cortex",
+    3: "cerebral white matter",
+    4: "cerebellar cortex",
+    5: "cerebellar white matter",
+    6: "brain stem",
+    7: "ventral diencephalon",
+    8: "thalamus",
+    9: "caudate",
+    10: "putamen",
+    11: "pallidum",
+    12: "accumbens",
+    13: "hippocampus",
+    14: "amygdala",
+}
+_FREESURFER_STRUCTURES = {
+    1: (4, 5, 14, 15, 24, 43, 44, 72, 136, 137, 163, 164),
+    2: (3, 42),
+    3: (2, 25, 41, 57),
+    4: (8, 47),
+    5: (7, 46),
+    6: (16,),
+    7: (28, 60),
+    8: (10, 49),
+    9: (11, 50),
+    10: (12, 51),
+    11: (13, 52),
+    12: (26, 58),
+    13: (17, 53),
+    14: (18, 54),
+}
+STRUCTURE_TARGETS = {label: part for part, labels in _FREESURFER_STRUCTURES.items() for label in labels}
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,12 @@ class SyntheticRecipe:
     ----------
     targets : mapping of int to int
         Label of the output for each label of the maps; the others are background.
+    names : mapping of int to str
+        Names of the labels of the output, as far as they are known.
+    contrasts : tuple of str
+        Contrasts in which the network is shown a volume: see :mod:`mrhdata.inference.contrast`.
+    quality_volumes : int
+        Number of synthetic volumes from which the quality model is measured; 0 for none.
     network, config
         Name and settings of the network, without its number of classes.
     shape : (z, y, x)
@@ -88,6 +129,9 @@ class SyntheticRecipe:
     """
 
     targets: Mapping[int, int] = field(default_factory=lambda: dict(TISSUE_TARGETS))
+    names: Mapping[int, str] = field(default_factory=lambda: dict(TISSUES))
+    contrasts: tuple[str, ...] = ()
+    quality_volumes: int = 70
     network: str = "half_unet3d"
     config: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (64, 64, 64)
@@ -138,7 +182,7 @@ def train(
     folder: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, History]:
-    """Train a network on images drawn from label maps.
+    """Train a network on images drawn from label maps, and measure its quality model.
 
     Parameters
     ----------
@@ -177,7 +221,9 @@ def train(
     model.spec = replace(
         model.spec,
         labels=labels,
-        prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "percentile"})),
+        label_names=("background", *(recipe.names.get(label, str(label)) for label in labels[1:])),
+        contrasts=recipe.contrasts,
+        prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "clipped"})),
         inputs=IntensityScale((0.5,), (0.25,)),
     )
     history = History()
@@ -186,6 +232,9 @@ def train(
         history = history.followed_by(part)
     # Also after a training without the second stage.
     model.coarse = False
+    if recipe.quality_volumes:
+        quality = calibrate(model, validation_maps, number=recipe.quality_volumes, seed=seed, progress=progress)
+        model.spec = replace(model.spec, quality=quality)
     return model, history
 
 

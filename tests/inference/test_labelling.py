@@ -8,7 +8,7 @@ import torch
 
 from mrhdata import models
 from mrhdata.inference.labelling import most_probable
-from mrhdata.inference.probabilities import StoredProbabilities, probabilities_of
+from mrhdata.inference.probabilities import StoredProbabilities, TrunkModel
 from mrhdata.inference.segmenter import segment
 from mrhdata.models.spec import IntensityScale
 from mrhdata.registration.resampling import resample
@@ -27,7 +27,9 @@ def half_unet(widths=(4, 8)):
         model.fine.weight.normal_(generator=generator)
     scale = IntensityScale((0.5,), (0.25,))
     target = IntensityScale((0.0,) * len(LABELS), (1.0,) * len(LABELS))
-    model.spec = replace(model.spec, channels=("image",), inputs=scale, target=target, labels=LABELS)
+    model.spec = replace(
+        model.spec, channels=("image",), inputs=scale, target=target, labels=LABELS, patch=(48, 48, 48)
+    )
     return model.eval()
 
 
@@ -38,22 +40,28 @@ def image(shape, seed=0):
 
 def one_pass(model, volume):
     """Return the probabilities (C, z, y, x) of the whole volume, which is padded with 0 as the network needs."""
-    padded = np.pad(volume.values, [(0, -n % model.multiple) for n in volume.shape])
+    starts = [max(0, m - n) // 2 for n, m in zip(volume.shape, model.spec.patch, strict=True)]
+    sizes = [
+        max(-(-n // model.multiple) * model.multiple, m) for n, m in zip(volume.shape, model.spec.patch, strict=True)
+    ]
+    padded = np.zeros(sizes, np.float32)
+    inside = tuple(slice(a, a + n) for a, n in zip(starts, volume.shape, strict=True))
+    padded[inside] = volume.values
     with torch.inference_mode():
         scores = model((torch.from_numpy(padded) - 0.5)[None, None] / 0.25)[0]
-    return scores[:, *(slice(0, n) for n in volume.shape)].softmax(0).numpy()
+    return scores[:, *inside].softmax(0).numpy()
 
 
-def computed(model, volume, folder, memory):
-    options = {"memory": memory, "device": "cpu", "precision": "float32", "progress": False}
-    return probabilities_of(model, {"image": volume}, folder, **options)
+def computed(model, volume, memory):
+    trunk = TrunkModel(model, {"image": volume}, memory=memory, device="cpu", precision="float32")
+    return trunk.probabilities(trunk.values, trunk.features(trunk.values))
 
 
 @pytest.mark.parametrize("memory", [100_000, 100_000_000])
-def test_probabilities_of_a_trunk_equal_one_pass(tmp_path, memory):
-    """Also where the trunk runs in pieces, for odd lengths, and for boxes at borders and within."""
+def test_probabilities_of_a_trunk_equal_one_pass(memory):
+    """Also where the trunk runs in pieces, for odd and short lengths, and for boxes at borders and within."""
     model, volume = half_unet(), image((37, 50, 61))
-    expected, probabilities = one_pass(model, volume), computed(model, volume, tmp_path, memory)
+    expected, probabilities = one_pass(model, volume), computed(model, volume, memory)
     assert probabilities.grid.same_as(volume.mrh.grid)
     for box in (Box((0, 0, 0), volume.shape), Box((3, 10, 5), (4, 17, 40)), Box((30, 41, 60), volume.shape)):
         np.testing.assert_allclose(probabilities.read(box), expected[:, *box.slices], atol=2e-5)

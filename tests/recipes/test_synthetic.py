@@ -22,6 +22,7 @@ RECIPE = synthetic.SyntheticRecipe(
     coarse_share=0.2,
     validation_maps=1,
     validation_patches=4,
+    quality_volumes=0,
     synthesis=SynthesisConfig(
         random_share=0.0,
         modalities=("t1w",),
@@ -56,7 +57,9 @@ def trained(tmp_path_factory):
     """Network after a short training, and the folder of its checkpoint."""
     folder = tmp_path_factory.mktemp("synthetic")
     maps = {str(seed): label_map(seed) for seed in range(4)}
-    model, _ = synthetic.train(RECIPE, maps, anatomy=ANATOMY, folder=folder, progress=False)
+    model, _ = synthetic.train(
+        replace(RECIPE, quality_volumes=24, names={1: "ball"}), maps, anatomy=ANATOMY, folder=folder, progress=False
+    )
     return model, folder
 
 
@@ -72,10 +75,27 @@ def test_labels_of_an_image_are_found(trained):
         assert overlap > 0.7
 
 
+def test_predicted_dice_is_high_for_an_easy_image_and_low_for_noise(trained):
+    labels = label_map(9).values
+    noise = np.random.default_rng(0).normal(0, 5, labels.shape)
+    easy = from_array((np.array([0, 250, 250, 170.0])[labels] + noise).astype(np.float32), spacing=(1, 1, 1))
+    good = mrhdata.segment(trained[0], easy, progress=False).attrs["quality"]
+    assert set(good) == {"predicted_dice", "error", "labels", "contrast"}
+    assert good["predicted_dice"] > 0.6
+    assert set(good["labels"]) == {"ball", "2"}
+    pure_noise = easy.copy(data=np.abs(noise).astype(np.float32))
+    with pytest.raises(DataError, match=r"(must be of a kind that half_unet3d knows|must resemble the volumes)"):
+        mrhdata.segment(trained[0], pure_noise, progress=False)
+    assert mrhdata.segment(trained[0], pure_noise, force=True, progress=False).shape == labels.shape
+
+
 def test_network_is_saved_and_loaded_with_its_steps(trained, tmp_path):
     models.save(trained[0], tmp_path / "network")
     spec = models.load(tmp_path / "network").spec
+    assert spec.quality == trained[0].spec.quality
     assert spec.labels == (0, 1, 2)
+    assert spec.names == {1: "ball", 2: "2"}
+    assert len(spec.quality.weights) == 2
     assert [name for name, _ in spec.prepare] == ["upright", "normalise"]
     assert {path.name for path in trained[1].iterdir()} == {"coarse.pt", "fine.pt"}
 
