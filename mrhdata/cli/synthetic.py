@@ -33,8 +33,8 @@ def train_on_label_maps(
         Folder of the label maps, with their names in ``labels.tsv`` if they are not those of FreeSurfer.
     out : path
         Folder of the network and its checkpoint.
-    targets : {"tissue", "labels"}
-        Labels that the network learns: tissues of FreeSurfer's labels, or those of the maps.
+    targets : {"tissue", "structures", "labels"}
+        Labels that the network learns: tissues or structures of FreeSurfer's labels, or those of the maps.
     changes : dict
         Settings of the training that replace those of the recipe.
     excluded : dict
@@ -50,8 +50,8 @@ def train_on_label_maps(
     if passed := [name for name, value in excluded.items() if value]:
         raise ParameterError(f"--synthetic excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out")
     maps = _read_maps(folder)
-    anatomy, mapping = _labels_to_learn(folder, maps, targets)
-    recipe = synthetic.SyntheticRecipe(targets=mapping)
+    anatomy, mapping, names = _labels_to_learn(folder, maps, targets)
+    recipe = synthetic.SyntheticRecipe(targets=mapping, names=names)
     recipe = replace(recipe, training=replace(recipe.training, **changes))
     about = {"recipe": repr(recipe), "seed": seed}
     claim(out / "plan.json", about | {"volumes": {name: fingerprint(volume) for name, volume in maps.items()}})
@@ -76,8 +76,10 @@ def _read_maps(folder: Path) -> dict[str, xr.DataArray]:
     return {path.name.partition(".")[0]: formats.read(path, kind="labels") for path in files}
 
 
-def _labels_to_learn(folder: Path, maps: dict[str, xr.DataArray], targets: str) -> tuple[Anatomy, dict[int, int]]:
-    """Return the structures of the maps, and the label of the network for each of their labels."""
+def _labels_to_learn(
+    folder: Path, maps: dict[str, xr.DataArray], targets: str
+) -> tuple[Anatomy, dict[int, int], dict[int, str]]:
+    """Return the structures of the maps, the label of the network for each of their labels, and its names."""
     import numpy as np
 
     from mrhdata.recipes import synthetic
@@ -85,14 +87,21 @@ def _labels_to_learn(folder: Path, maps: dict[str, xr.DataArray], targets: str) 
 
     present = sorted({int(label) for volume in maps.values() for label in np.unique(volume.values)} - {0})
     unknown = sorted(set(present) - set(FREESURFER.labels.tolist()))
-    if targets == "tissue":
+    known = {
+        "tissue": (synthetic.TISSUE_TARGETS, synthetic.TISSUES),
+        "structures": (synthetic.STRUCTURE_TARGETS, synthetic.STRUCTURES),
+    }
+    if targets in known:
         if unknown:
             raise DataError(
-                f"--targets tissue needs the labels of FreeSurfer; got {unknown[:9]}. Pass --targets labels"
+                f"--targets {targets} needs the labels of FreeSurfer; got {unknown[:9]}. Pass --targets labels"
             )
-        return FREESURFER, dict(synthetic.TISSUE_TARGETS)
+        mapping, names = known[targets]
+        return FREESURFER, dict(mapping), dict(names)
     if targets != "labels":
-        raise ParameterError(f"--targets must be tissue or labels; got {targets!r}")
+        raise ParameterError(f"--targets must be tissue, structures or labels; got {targets!r}")
     table = folder / "labels.tsv"
     default = Anatomy.of_labels(present) if unknown else FREESURFER
-    return Anatomy.read(table) if table.is_file() else default, {label: label for label in present}
+    anatomy = Anatomy.read(table) if table.is_file() else default
+    named = {structure.label: structure.name for structure in anatomy.structures}
+    return anatomy, {label: label for label in present}, {label: named.get(label, str(label)) for label in present}

@@ -87,6 +87,7 @@ def published(network: str = "fcn3d", epochs: int = 24, core: tuple[int, int, in
         rounds=1 if first else 0,
         again=(replace(_TRAINING, epochs=again, patience=again, learning_rate=_TRAINING.learning_rate / 2),),
         scale=(127.0, 128.0),
+        names=LABELS,
     )
 
 
@@ -103,7 +104,7 @@ def unet(epochs: int = 32, each: int = 8) -> Recipe:
     )
     config = {"widths": (16, 32, 64, 128), "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2))}
     crops = Crops((16, 80, 80), each=each, labelled=0.7)
-    return Recipe("unet3d", _steps(), crops, (training,), config, finish=_LARGEST)
+    return Recipe("unet3d", _steps(), crops, (training,), config, finish=_LARGEST, names=LABELS)
 
 
 def single(recipe: Recipe, cases: Sequence[Subject], label: int) -> tuple[Recipe, list[Subject]]:

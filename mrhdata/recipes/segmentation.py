@@ -186,6 +186,8 @@ class Recipe:
         Stages of the further rounds.
     scale : (float, float) or None
         Fixed offset and factor of the inputs; None measures them.
+    names : mapping of int to str
+        Names of labels, as far as they are known.
     """
 
     network: str
@@ -199,6 +201,7 @@ class Recipe:
     rounds: int = 0
     again: tuple[TrainingConfig, ...] = ()
     scale: tuple[float, float] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -302,8 +305,9 @@ def _create_network(recipe: Recipe, subjects: Sequence[Subject], values: tuple[i
     if recipe.scale is not None:
         count = int(getattr(model, "in_channels", channels))
         scale = IntensityScale((recipe.scale[0],) * count, (recipe.scale[1],) * count)
+    names = ("background", *(recipe.names.get(v, str(v)) for v in values[1:])) if recipe.names else ()
     model.spec = replace(  # type: ignore[type-var]
-        model.spec, labels=values, prepare=recipe.prepare, finish=recipe.finish, inputs=scale
+        model.spec, labels=values, label_names=names, prepare=recipe.prepare, finish=recipe.finish, inputs=scale
     )
     return model
 

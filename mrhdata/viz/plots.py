@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -183,7 +183,9 @@ def montage(
     labelled = np.flatnonzero((volumes["prediction"] != 0).any([d for d in SPATIAL if d != fixed]).values)
     labelled = labelled if len(labelled) else np.arange(volumes["prediction"].sizes[fixed])
     indices = labelled[np.unique(np.linspace(0, len(labelled) - 1, min(count, len(labelled))).astype(int))]
-    values = np.unique(np.concatenate([np.unique(v) for name, v in volumes.items() if name != "input"]))
+    present = np.concatenate([np.unique(v) for name, v in volumes.items() if name != "input"])
+    # Named labels keep their colours in pictures that lack some of them.
+    values = np.unique(np.concatenate([present, np.array([*(names or {})], present.dtype)]))
     values = values[values != 0]
     for name in list(volumes)[1:]:
         # Labels get colours by rank, so that colours repeat only if there are more labels than colours.
@@ -205,6 +207,18 @@ def montage(
     _add_legend(figure, values, names or {})
     with atomic_write(path, overwrite=True) as draft:
         figure.savefig(draft, dpi=150)
+
+
+def label_colours(labels: Iterable[int]) -> dict[int, str]:
+    """Return the colours of labels, as hexadecimal RGB, which montages give them.
+
+    Examples
+    --------
+    >>> label_colours([3, 1])
+    {1: '#1f77b4', 3: '#ff7f0e'}
+    """
+    values = sorted(set(labels) - {0})
+    return {value: to_hex(_COLOURS[rank % len(_COLOURS)]) for rank, value in enumerate(values)}
 
 
 def _ranks(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
