@@ -1,4 +1,4 @@
-"""The command that segments volumes, and what it writes besides the labels."""
+"""The command that segments volumes, and the files that it writes for a volume or a study."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def segment_(
 
     Labels lie on the volume's own grid, in any format that can be written: NIfTI, MINC2, NRRD, OME-Zarr. With several
     channels the first one sets the grid. Names and colours of the labels, if the network has names, are in a table
-    beside them (.tsv, as in BIDS).
+    next to them (.tsv, as in BIDS).
 
     Networks from label maps also predict the Dice of each label, and refuse volumes that they cannot label; for a
     folder of cases quality.csv lists the predictions, the lowest first.

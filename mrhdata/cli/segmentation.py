@@ -43,7 +43,7 @@ def train_segmentation(
     ] = None,
     targets: Annotated[
         str,
-        typer.Option(help="What to learn from label maps: tissue or structures, both of FreeSurfer, or labels."),
+        typer.Option(help="Labels to learn from label maps: tissue or structures, both of FreeSurfer, or labels."),
     ] = "tissue",
     inputs: options.OptionalInputs = None,
     labels: Annotated[
