@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 _AIR = 0.08
 #: Brightness of the highest value after a fold; the fold itself has 1.
 _FOLDED = 0.4
-#: Predicted mean Dice of a volume as it is from which on no other contrast is tried.
+#: Mean predicted Dice of all labels of a volume as it is from which on no other contrast is tried.
 _GOOD = 0.75
 
 
@@ -104,10 +104,12 @@ def best_view(trunk: TrunkModel) -> View:
         features = trunk.features(values)
         if spec.quality is None:
             return View(contrast, values, features, None)
-        quality = quality_of(trunk.network, features, trunk.features(np.ascontiguousarray(values[..., ::-1])))
+        mirrored = trunk.features(np.ascontiguousarray(values[..., ::-1]))
+        quality = quality_of(trunk.network, features, mirrored, trunk.spacing_mm)
         if best is None or best.quality is None or _total(quality) > _total(best.quality):
             best = View(contrast, values, features, quality)
-        if contrast == SAME and quality.mean >= _GOOD:
+        # A volume without some of the labels is shown in all contrasts.
+        if contrast == SAME and _total(quality) >= _GOOD * (len(spec.labels) - 1):
             break
     assert best is not None
     return best

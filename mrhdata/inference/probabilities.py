@@ -148,6 +148,11 @@ class TrunkModel:
         ]
         self.values = np.pad(np.stack([v.values.astype(np.float32) for v in volumes.values()]), [(0, 0), *ends])
 
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size along z, y and x."""
+        return tuple(self._grid.spacing.tolist())
+
     def volumes(self, values: Floats) -> dict[str, xr.DataArray]:
         """Return `values` or a change of them as volumes on the grid of the prepared channels."""
         box = Box((0, 0, 0), self._grid.shape).shift(self.start).slices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ Floats = NDArray[np.float32]
 
 #: Planes of the features that are scored at once, and labels that a message names.
 _PLANES, _WORST = 16, 3
+#: Share of the labelled voxels on each side that do not count for an extent.
+_OUTSIDE = 0.005
+#: Factors on the extents of the label maps within which those of a volume are not conspicuous.
+_SMALL, _LARGE = 0.8, 1.3
 #: Predicted mean Dice below which a segmentation is doubtful, and below which it is refused.
 DOUBTFUL, REFUSED = 0.6, 0.4
 
@@ -34,6 +38,8 @@ class LabelFeatures:
     ----------
     voxels : array of float
         Number of voxels, of the grid of the input.
+    extents : (3,) array of float
+        Extents of all labels together along z, y and x, in voxels; outliers do not count.
     certainty : array of float
         Dice of the labels with the probabilities of the same pass, a soft overlap.
     symmetry : array of float
@@ -41,6 +47,7 @@ class LabelFeatures:
     """
 
     voxels: NDArray[np.float64]
+    extents: NDArray[np.float64]
     certainty: NDArray[np.float64]
     symmetry: NDArray[np.float64]
 
@@ -55,10 +62,31 @@ class SegmentationQuality:
         Predicted Dice of each label that has voxels.
     error : float
         Mean absolute error of predicted means, measured on synthetic images.
+    extents_mm : (float, float, float)
+        Extents of all labels together along z, y and x.
+    expected_mm : tuple of (float, float)
+        Smallest and largest extents in the label maps.
     """
 
     dice: Mapping[int, float]
     error: float
+    extents_mm: tuple[float, ...]
+    expected_mm: tuple[tuple[float, float], ...]
+
+    @property
+    def unusual(self) -> list[str]:
+        """Sentences on extents that no label map has: of a part of a brain, or of another species.
+
+        Examples
+        --------
+        >>> SegmentationQuality({}, 0.04, (140.0, 170.0, 66.0), ((130, 150), (160, 180), (120, 150))).unusual
+        ['66 mm along x (120 to 150 mm)']
+        """
+        return [
+            f"{length:.0f} mm along {axis} ({low:.0f} to {high:.0f} mm)"
+            for axis, length, (low, high) in zip("zyx", self.extents_mm, self.expected_mm, strict=True)
+            if not _SMALL * low <= length <= _LARGE * high
+        ]
 
     @property
     def mean(self) -> float:
@@ -70,25 +98,31 @@ class SegmentationQuality:
 
         Examples
         --------
-        >>> SegmentationQuality({1: 0.9, 2: 0.7}, 0.04).as_json({1: "cortex"})
-        {'predicted_dice': 0.8, 'error': 0.04, 'labels': {'cortex': 0.9, '2': 0.7}}
+        >>> quality = SegmentationQuality({1: 0.9, 2: 0.7}, 0.04, (140.0, 170.0, 130.0), ((130, 180),) * 3)
+        >>> quality.as_json({1: "cortex"})
+        {'predicted_dice': 0.8, 'error': 0.04, 'labels': {'cortex': 0.9, '2': 0.7}, 'unusual_extents': []}
         """
         labels = {names.get(label, str(label)): round(dice, 3) for label, dice in self.dice.items()}
-        return {"predicted_dice": round(self.mean, 3), "error": self.error, "labels": labels}
+        summary = {"predicted_dice": round(self.mean, 3), "error": self.error, "labels": labels}
+        return summary | {"unusual_extents": self.unusual}
 
 
-def quality_of(network: InferenceModel, features: Floats, mirrored: Floats) -> SegmentationQuality:
+def quality_of(
+    network: InferenceModel, features: Floats, mirrored: Floats, spacing_mm: Sequence[float]
+) -> SegmentationQuality:
     """Predict the Dice of the labels of a volume by the quality model of a network; arguments as `label_features`."""
     model, labels = network.spec.quality, network.spec.labels[1:]
     assert model is not None
     measured = label_features(network, features, mirrored)
     dice = model.predict(measured.certainty, measured.symmetry)
     present = zip(labels, dice.tolist(), (measured.voxels > 0).tolist(), strict=True)
-    return SegmentationQuality({label: value for label, value, has_voxels in present if has_voxels}, model.error)
+    values = {label: value for label, value, has_voxels in present if has_voxels}
+    extents = tuple((measured.extents * np.asarray(spacing_mm)).tolist())
+    return SegmentationQuality(values, model.error, extents, model.extents_mm)
 
 
 def require_quality(quality: SegmentationQuality, network: str, names: Mapping[int, str], force: bool) -> None:
-    """Raise DataError if a segmentation is predicted to be wrong; warn if it is doubtful.
+    """Raise DataError if labels are predicted to be wrong, or have another size along all axes; warn if doubtful.
 
     Parameters
     ----------
@@ -101,7 +135,14 @@ def require_quality(quality: SegmentationQuality, network: str, names: Mapping[i
     force : bool
         Whether to warn in place of an error.
     """
-    if quality.mean >= DOUBTFUL:
+    unusual = quality.unusual
+    if unusual:
+        log.warning(
+            "the labels extend over %s, in brackets those of %s: it is a part of a brain, or another brain",
+            ", ".join(unusual),
+            network,
+        )
+    if quality.mean >= DOUBTFUL and len(unusual) < len(quality.expected_mm):
         return
     worst = sorted(quality.dice.items(), key=lambda row: row[1])[:_WORST]
     listed = ", ".join(f"{names.get(label, str(label))} {dice:.2f}" for label, dice in worst) or "no label was found"
@@ -109,7 +150,7 @@ def require_quality(quality: SegmentationQuality, network: str, names: Mapping[i
         f"the volume must be of a kind that {network} knows; the predicted Dice of its labels is {quality.mean:.2f} "
         f"(lowest: {listed})"
     )
-    if quality.mean < REFUSED and not force:
+    if (quality.mean < REFUSED or len(unusual) == len(quality.expected_mm)) and not force:
         raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
     log.warning("%s. Look at the labels", sentence)
 
@@ -126,11 +167,14 @@ def label_features(network: InferenceModel, features: Floats, mirrored: Floats) 
     """
     model: Any = network.model
     totals: Any = 0
+    masses: list[Any] = [[], 0, 0]
     for low in range(0, features.shape[1], _PLANES):
         planes = slice(low, low + _PLANES)
         probabilities, others = (_probabilities(network, v[:, planes]) for v in (features, mirrored[..., ::-1]))
         count = len(probabilities)
-        labels, other_labels = probabilities.argmax(0).flatten(), others.argmax(0).flatten()
+        volume = probabilities.argmax(0)
+        masses = [masses[0] + (volume > 0).sum((1, 2)).tolist(), *_added(masses[1:], volume > 0)]
+        labels, other_labels = volume.flatten(), others.argmax(0).flatten()
         rows = [
             torch.bincount(labels, minlength=count),
             torch.bincount(other_labels, minlength=count),
@@ -142,7 +186,29 @@ def label_features(network: InferenceModel, features: Floats, mirrored: Floats) 
     own, other, both, expected, within = totals[:, 1:]
     certainty = np.divide(2 * within, own + expected, out=np.zeros_like(own), where=own > 0)
     symmetry = np.divide(2 * both, own + other, out=np.zeros_like(own), where=own > 0)
-    return LabelFeatures(own * model.trunk_stride**3, certainty, symmetry)
+    step = model.trunk_stride
+    extents = step * np.array([extent(np.asarray(mass, dtype=np.float64)) for mass in masses])
+    return LabelFeatures(own * step**3, extents, certainty, symmetry)
+
+
+def _added(masses: Sequence[Any], inside: Tensor) -> list[Any]:
+    """Return the labelled voxels of each plane along y and x, with those of further planes."""
+    return [mass + inside.sum(axes).numpy() for mass, axes in zip(masses, ((0, 2), (0, 1)), strict=True)]
+
+
+def extent(masses: NDArray[np.float64]) -> float:
+    """Return the length that holds 99 % of masses along a line, in steps of the line.
+
+    Examples
+    --------
+    >>> extent(np.array([0.0, 1, 1, 1, 0]))
+    3.0
+    """
+    if not masses.sum() > 0:
+        return 0.0
+    share = np.concatenate([[0.0], np.cumsum(masses) / masses.sum()])
+    low, high = np.searchsorted(share, _OUTSIDE, side="right") - 1, np.searchsorted(share, 1 - _OUTSIDE)
+    return float(high - low)
 
 
 def coarse_labels(network: InferenceModel, features: Floats) -> NDArray[np.int64]:

@@ -29,28 +29,33 @@ class QualityModel:
     ----------
     weights : tuple of tuple of float
         Weights of the `TERMS` for each label without the background.
+    extents_mm : tuple of (float, float)
+        Smallest and largest extent of all labels together along z, y and x in the label maps.
     error : float
         Mean absolute error of the mean Dice in a cross-validation over the volumes of the fit. The predicted mean is
         that of the labels that have voxels, the true one that of the labels of the ground truth.
     """
 
     weights: tuple[tuple[float, ...], ...]
+    extents_mm: tuple[tuple[float, float], ...]
     error: float
 
     @classmethod
-    def fit(cls, certainty: ArrayLike, symmetry: ArrayLike, dice: ArrayLike) -> QualityModel:
+    def fit(cls, certainty: ArrayLike, symmetry: ArrayLike, dice: ArrayLike, extents_mm: ArrayLike) -> QualityModel:
         """Return the model for volumes whose true Dice is known.
 
         Parameters
         ----------
         certainty, symmetry, dice : (volumes, labels) array
             Features of the labels of each volume, and their Dice; NaN where a volume does not have a label.
+        extents_mm : (maps, 3) array
+            Extents of all labels together in each label map.
 
         Examples
         --------
         >>> rng = np.random.default_rng(0)
         >>> symmetry = rng.random((40, 2))
-        >>> model = QualityModel.fit(np.full((40, 2), 0.5), symmetry, 0.9 * symmetry)
+        >>> model = QualityModel.fit(np.full((40, 2), 0.5), symmetry, 0.9 * symmetry, [[140, 170, 130]])
         >>> model.predict([0.5, 0.5], [0.8, 0.4]).round(2).tolist()
         [0.72, 0.36]
         """
@@ -67,7 +72,9 @@ class QualityModel:
                 predicted = _predicted(terms, weights)[present].mean() if present.any() else 0.0
                 errors.append(abs(predicted - np.nanmean(values)))
         weights_of_all = tuple(tuple(float(f"{w:.4g}") for w in row) for row in _fitted(features, truth))
-        return cls(weights_of_all, float(f"{np.mean(errors):.3g}"))
+        sizes = np.asarray(extents_mm, dtype=np.float64)
+        ranges = tuple((float(low), float(high)) for low, high in zip(sizes.min(0), sizes.max(0), strict=True))
+        return cls(weights_of_all, ranges, float(f"{np.mean(errors):.3g}"))
 
     def predict(self, certainty: ArrayLike, symmetry: ArrayLike) -> Floats:
         """Return the predicted Dice (labels,) from the features (labels,) of a volume; 0 for a label without voxels."""

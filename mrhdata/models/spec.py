@@ -294,6 +294,7 @@ def _is_quality(value: Any) -> bool:
         _is_mapping(value)
         and set(value) == {f.name for f in fields(QualityModel)}
         and _all(_all(_is_number, TERMS))(value["weights"])
+        and _all(_all(_is_number, 2), 3)(value["extents_mm"])
         and _is_number(value["error"])
     )
 
@@ -325,6 +326,6 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         key: ("a list of names", _all(lambda value: isinstance(value, str)))
         for key in ("channels", "label_names", "contrasts")
     },
-    "quality": ("a mapping with weights and error", _optional(_is_quality)),
+    "quality": ("a mapping with weights, extents_mm and error", _optional(_is_quality)),
     **{key: ("a list of names with settings", _all(_is_step)) for key in ("prepare", "finish")},
 }

@@ -233,7 +233,8 @@ def train(
     # Also after a training without the second stage.
     model.coarse = False
     if recipe.quality_volumes:
-        quality = calibrate(model, validation_maps, number=recipe.quality_volumes, seed=seed, progress=progress)
+        number, others = recipe.quality_volumes, [training_maps]
+        quality = calibrate(model, validation_maps, others=others, number=number, seed=seed, progress=progress)
         model.spec = replace(model.spec, quality=quality)
     return model, history
 

@@ -7,7 +7,7 @@ label maps --Synthesizer, easy to hopeless--> whole heads --network--> features 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mrhdata.inference.probabilities import TrunkModel
-from mrhdata.inference.quality import LabelFeatures, coarse_labels, label_features
+from mrhdata.inference.quality import LabelFeatures, coarse_labels, extent, label_features
 from mrhdata.models.quality import QualityModel
 from mrhdata.synthesis.config import SynthesisConfig
+from mrhdata.synthesis.label_map import LabelMap
 from mrhdata.synthesis.priors import PRIORS
 from mrhdata.synthesis.synthesizer import Synthesizer
 from mrhdata.volume.construct import from_array
@@ -31,7 +32,13 @@ _MARGIN, _MEMORY, _LEAST = 8, 2_000_000_000, 20
 
 
 def calibrate(
-    model: nn.Module, synthesizer: Synthesizer, *, number: int = 70, seed: int = 0, progress: bool = True
+    model: nn.Module,
+    synthesizer: Synthesizer,
+    *,
+    others: Sequence[Synthesizer] = (),
+    number: int = 70,
+    seed: int = 0,
+    progress: bool = True,
 ) -> QualityModel:
     """Return the quality model of a network with a trunk, measured on synthetic volumes.
 
@@ -41,6 +48,8 @@ def calibrate(
         Trained network, with a trunk.
     synthesizer : Synthesizer
         Source of images, best of label maps that the network did not learn from; its ranges are those of the training.
+    others : sequence of Synthesizer
+        Sources of further label maps whose extents count.
     number : int
         Number of volumes.
     seed : int
@@ -52,7 +61,9 @@ def calibrate(
     for index in tqdm(range(number), "calibrating", disable=not progress):
         measured, dice = _measure(model, synthesizer, [seed, index])
         rows.append((measured.certainty, measured.symmetry, dice))
-    return QualityModel.fit(*(np.stack(column) for column in zip(*rows, strict=True)))
+    extents = [extent for source in (synthesizer, *others) for extent in _extents_mm(source)]
+    certainty, symmetry, dice = (np.stack(column) for column in zip(*rows, strict=True))
+    return QualityModel.fit(certainty, symmetry, dice, np.stack(extents))
 
 
 def hard_ranges(ranges: SynthesisConfig) -> list[SynthesisConfig]:
@@ -75,19 +86,34 @@ def hard_ranges(ranges: SynthesisConfig) -> list[SynthesisConfig]:
     ]
 
 
+def _extents_mm(synthesizer: Synthesizer) -> Iterator[NDArray[np.float64]]:
+    """Yield the extents (3,) of all labels together in each label map, along z, y and x."""
+    exact = synthesizer.with_config(SynthesisConfig.exact())
+    for index, label_map in enumerate(synthesizer.maps):
+        position, shape = _brain_box(label_map, 1)
+        _, labels = exact.sample(0, shape, map_index=index, position=position)
+        inside = labels.cpu().numpy() != 0
+        voxels = [extent(inside.sum(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        yield np.array(voxels) * np.array(label_map.spacing_mm)
+
+
+def _brain_box(label_map: LabelMap, multiple: int) -> tuple[list[int], list[int]]:
+    """Return the first voxel and the lengths of a box about the brain."""
+    centres = label_map.centres.cpu().numpy() + np.array(label_map.start)
+    low, high = centres.min(0) - _MARGIN, centres.max(0) + 1 + _MARGIN
+    return low.tolist(), (-(-(high - low) // multiple) * multiple).tolist()
+
+
 def _measure(model: Any, synthesizer: Synthesizer, seed: Sequence[int]) -> tuple[LabelFeatures, NDArray[np.float64]]:
     """Return the features of the labels of a random volume, and their true Dice."""
     rng = np.random.default_rng(seed)
     ways = hard_ranges(synthesizer.config)
     ranges, index = ways[rng.integers(len(ways))], int(rng.integers(len(synthesizer.maps)))
-    label_map = synthesizer.maps[index]
-    centres = label_map.centres.cpu().numpy() + np.array(label_map.start)
-    low, high = centres.min(0) - _MARGIN, centres.max(0) + 1 + _MARGIN
-    shape = (-(-(high - low) // model.multiple) * model.multiple).tolist()
+    position, shape = _brain_box(synthesizer.maps[index], model.multiple)
     image, labels = synthesizer.with_config(ranges).sample(
-        int(rng.integers(2**62)), shape, map_index=index, position=low.tolist()
+        int(rng.integers(2**62)), shape, map_index=index, position=position
     )
-    volume = from_array(image[0].cpu().numpy(), spacing=label_map.spacing_mm, name="image")
+    volume = from_array(image[0].cpu().numpy(), spacing=synthesizer.maps[index].spacing_mm, name="image")
     trunk = TrunkModel(model, {"image": volume}, memory=_MEMORY, device=None, precision="float32")
     features = trunk.features(trunk.values)
     measured = label_features(trunk.network, features, trunk.features(np.ascontiguousarray(trunk.values[..., ::-1])))

@@ -80,7 +80,7 @@ def test_predicted_dice_is_high_for_an_easy_image_and_low_for_noise(trained):
     noise = np.random.default_rng(0).normal(0, 5, labels.shape)
     easy = from_array((np.array([0, 250, 250, 170.0])[labels] + noise).astype(np.float32), spacing=(1, 1, 1))
     good = mrhdata.segment(trained[0], easy, progress=False).attrs["quality"]
-    assert set(good) == {"predicted_dice", "error", "labels", "contrast"}
+    assert set(good) == {"predicted_dice", "error", "labels", "unusual_extents", "contrast"}
     assert good["predicted_dice"] > 0.6
     assert set(good["labels"]) == {"ball", "2"}
     pure_noise = easy.copy(data=np.abs(noise).astype(np.float32))
