@@ -261,7 +261,7 @@ def predict(
             progress=options.bars(progress),
         )
 
-    cases = options.case_files(inputs)
+    cases = options.case_files(inputs, network.spec)
     with resumable():
         if cases:
             files = {case: options.case_channels(network.spec, case, paths) for case, paths in cases.items()}

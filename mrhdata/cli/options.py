@@ -86,8 +86,8 @@ Cases = Annotated[
     list[str],
     argument(
         "INPUTS",
-        "Volumes as FILE or CHANNEL=FILE, in the order of training; or a folder of cases, whose channels end in _0000, "
-        "_0001.",
+        "Volumes as FILE or CHANNEL=FILE, in the order of training; a folder of cases, whose channels end in _0000, "
+        "_0001; or, of a network with one channel, several files or a BIDS data set.",
     ),
 ]
 Split = Annotated[
@@ -238,18 +238,33 @@ def channels(words: Sequence[str]) -> dict[str, str]:
     return by_channel
 
 
-def case_files(inputs: Sequence[str]) -> dict[str, list[Path]]:
-    """Return the files of each case if the inputs are one folder of several volumes, else an empty dict."""
+def case_files(inputs: Sequence[str], spec: Any) -> dict[str, list[Path]]:
+    """Return the files of each case of a folder, or of several files for one channel; an empty dict for one volume."""
+    from mrhdata.datasets import bids
     from mrhdata.datasets.nnunet import cases_in
 
-    folder = Path(inputs[0])
-    return cases_in(folder) if len(inputs) == 1 and folder.is_dir() else {}
+    folder, single = Path(inputs[0]), len(_input_names(spec)) == 1
+    if len(inputs) == 1:
+        if not folder.is_dir():
+            return {}
+        images = bids.find_images(folder) if single else {}
+        return {name: [path] for name, path in images.items()} or cases_in(folder)
+    if not single or any("=" in text for text in inputs):
+        return {}
+    files = {bids.stem(Path(text)): [Path(text)] for text in inputs}
+    if len(files) < len(inputs):
+        raise ParameterError(f"files must differ in their names; got {', '.join(inputs)}. Segment them one by one")
+    return files
+
+
+def _input_names(spec: Any) -> Sequence[str]:
+    """Return the names of the inputs; a network of several slices has a channel for each slice of an input."""
+    return spec.channels[spec.context_slices :: 2 * spec.context_slices + 1]
 
 
 def case_channels(spec: Any, case: str, files: Sequence[Path]) -> dict[str, str]:
     """Return the files of a case by the channels of a network, in the order of their suffix."""
-    # A network of several slices has a channel for each slice of an input.
-    names = spec.channels[spec.context_slices :: 2 * spec.context_slices + 1]
+    names = _input_names(spec)
     if len(files) > len(names):
         raise ModelError(f"case {case} has {len(files)} files; the network takes the channels {names}")
     return dict(zip(names, map(str, files), strict=False))

@@ -75,7 +75,7 @@ def segment_(
 
     corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
     extras = _Extras(montage, ground_truth, region_stats, spec)
-    cases = options.case_files(inputs)
+    cases = options.case_files(inputs, network.spec)
     if cases:
         files = {case: options.case_channels(spec, case, paths) for case, paths in cases.items()}
         digest = options.network_digest(model)
@@ -239,7 +239,7 @@ def _segment_cases(
         "labels": [int(v) for v in extras.spec.labels],
     }
     if extras.spec.names:
-        _write_names(extras.spec.names, out / "labels.tsv")
+        _write_names(extras.spec.names, out / "dseg.tsv")
     if (out / _QUALITY).exists():
         values["quality"] = str(out / _QUALITY)
     if extras.truth is not None:

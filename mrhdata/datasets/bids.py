@@ -67,3 +67,29 @@ def stem(path: Path) -> str:
     lower = path.name.lower()
     ending = next((e for e in FORMATS if lower.endswith(e)), "")
     return path.name[: len(path.name) - len(ending)]
+
+
+def find_images(root: Path) -> dict[str, Path]:
+    """Return the images of a BIDS data set by the names that labels of them have in a derivative.
+
+    Parameters
+    ----------
+    root : path
+        Folder of a data set. A folder without folders such as ``sub-01`` has no images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> (root / "sub-01" / "anat").mkdir(parents=True)
+    >>> (root / "sub-01" / "anat" / "sub-01_acq-gre_T1w.nii.gz").touch()
+    >>> [(name, path.name) for name, path in find_images(root).items()]
+    [('sub-01_acq-gre_desc-T1w_dseg', 'sub-01_acq-gre_T1w.nii.gz')]
+    """
+    images = {}
+    for path in sorted(root.glob("sub-*/**/*")):
+        suffix = parse(path.name).get("suffix", "")
+        is_image = suffix in SUFFIXES and SUFFIXES[suffix][1] is None and suffix != "probseg"
+        if is_image and path.name.lower().endswith(tuple(FORMATS)):
+            images[f"{stem(path).removesuffix(suffix)}desc-{suffix}_dseg"] = path
+    return images

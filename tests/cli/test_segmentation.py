@@ -205,3 +205,75 @@ def test_patterns_are_needed_unless_a_data_set_has_them(labelled_study, nnunet_d
     code, _, err = run("train", "segmentation", nnunet_dataset, "-o", tmp_path / "net", "--labels", "seg")
     assert (code, "leave out --input and --labels" in err) == (2, True), err
     assert not (tmp_path / "net").exists()
+
+
+@pytest.fixture
+def named_network(segmenter, tmp_path):
+    """The network, whose label 7 has a name."""
+    model = mrhdata.models.load(segmenter / "net")
+    model.spec = replace(model.spec, label_names=("background", "cuboid"))
+    mrhdata.models.save(model, tmp_path / "named")
+    return tmp_path / "named"
+
+
+def test_names_and_colours_are_written_next_to_labels(segmenter, named_network, tmp_path):
+    """As a table of BIDS; an existing table is not replaced without being asked."""
+    words = ["segment", named_network, segmenter / "sub-1_T1w.nii", "-o", tmp_path / "own.labels.nii.gz"]
+    code, out, err = run(*words, "--region-stats", tmp_path / "r.csv", "--montage", tmp_path / "m.png", "--json")
+    assert code == 0, err
+    assert json.loads(out)["names"] == str(tmp_path / "own.labels.tsv")
+    table = pd.read_csv(tmp_path / "own.labels.tsv", sep="\t")
+    assert table.to_dict("records") == [
+        {"index": 0, "name": "background", "color": "#000000"},
+        {"index": 7, "name": "cuboid", "color": "#1f77b4"},
+    ]
+    assert pd.read_csv(tmp_path / "r.csv").name.tolist() == ["cuboid"]
+    (tmp_path / "own.labels.nii.gz").unlink()
+    code, _, err = run(*words)
+    assert (code, "own.labels.tsv exists" in err) == (2, True), err
+    assert not (tmp_path / "own.labels.nii.gz").exists()
+
+
+def test_segment_takes_several_files_and_a_bids_data_set(segmenter, named_network, tmp_path):
+    files = [segmenter / f"sub-{subject}_T1w.nii" for subject in range(2)]
+    code, _, err = run("segment", named_network, *files, "-o", tmp_path / "several")
+    assert code == 0, err
+    names = {path.name for path in (tmp_path / "several").iterdir()}
+    assert names == {"cases.json", "dseg.tsv", "sub-0_T1w.nii", "sub-1_T1w.nii"}
+    anat = tmp_path / "bids" / "sub-1" / "anat"
+    anat.mkdir(parents=True)
+    mrhdata.write(mrhdata.read(files[1]), anat / "sub-1_T1w.nii.gz")
+    mrhdata.write(mrhdata.read(segmenter / "sub-1_seg.nii", kind="labels"), anat / "sub-1_dseg.nii.gz")
+    code, _, err = run("segment", named_network, tmp_path / "bids", "-o", tmp_path / "derived")
+    assert code == 0, err
+    labels = mrhdata.read(tmp_path / "derived" / "sub-1_desc-T1w_dseg.nii.gz", kind="labels")
+    np.testing.assert_array_equal(labels, mrhdata.read(tmp_path / "several" / "sub-1_T1w.nii", kind="labels"))
+    code, _, err = run("segment", named_network, files[0], files[0], "-o", tmp_path / "same")
+    assert (code, "files must differ in their names" in err) == (2, True), err
+
+
+def test_predicted_dice_is_printed_and_listed_lowest_first(segmenter, named_network, tmp_path, monkeypatch):
+    """A network with a quality model attaches its predictions to the labels."""
+    from mrhdata.inference import segmenter as module
+
+    values = iter([0.9, 0.7, 0.8])
+
+    def segmented(*arguments, **options):
+        labels = plain(*arguments, **options)
+        dice = next(values)
+        report = {"predicted_dice": dice, "error": 0.04, "labels": {"cuboid": dice}, "unusual_extents": []}
+        return labels.assign_attrs(quality=report | {"contrast": "inverted"})
+
+    plain = module.segment
+    monkeypatch.setattr(module, "segment", segmented)
+    files = [segmenter / f"sub-{subject}_T1w.nii" for subject in range(2)]
+    code, out, err = run("segment", named_network, files[0], "-o", tmp_path / "l.nii.gz")
+    assert code == 0, err
+    assert "0.90, within 0.04 on average; lowest: cuboid 0.90" in out
+    assert "shown inverted" in out
+    code, out, err = run("segment", named_network, *files, "-o", tmp_path / "several", "--json")
+    assert code == 0, err
+    table = pd.read_csv(json.loads(out)["quality"])
+    assert table.case.tolist() == ["sub-0_T1w", "sub-1_T1w"]
+    assert table.predicted_dice.tolist() == [0.7, 0.8]
+    assert table.cuboid.tolist() == [0.7, 0.8]
