@@ -48,7 +48,7 @@ class Card:
         Subjects for ``training``, ``validation`` and ``test``.
     score, baseline : mapping
         ``name``, ``value``, ``low`` and ``high`` (95 % interval) of the network and of the best baseline on the test
-        subjects; the baseline also has its ``method``. Empty if no test data are public.
+        subjects; the baseline also has its ``method``. Empty if they were not measured.
     limits : tuple of str
         Situations in which the network is unreliable.
     parameters : int

@@ -263,9 +263,10 @@ def _validation(card: Card) -> str:
     score, baseline = card.score, card.baseline
     if not score:
         return _NOT_VALIDATED
+    best = f"; the best baseline, {baseline['method']}, {baseline['value']:.3f}" if baseline else ""
     return (
         f"# Validation\n{score['name']} {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] on test "
-        f"subjects {card.split['test']}; the best baseline, {baseline['method']}, {baseline['value']:.3f}."
+        f"subjects {card.split['test']}{best}."
     )
 
 

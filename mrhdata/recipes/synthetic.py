@@ -12,7 +12,7 @@ label maps --Synthesizer--> easy images --fit--> coarse scores --fit, harder ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,8 +309,19 @@ def _split(maps: Mapping[str, xr.DataArray], number: int, seed: int) -> tuple[li
             f"label maps must be more than the {number} of validation; got {len(maps)}. Pass more, or set "
             "validation_maps"
         )
-    chosen = set(np.random.default_rng(seed).permutation(sorted(maps))[:number].tolist())
-    return [v for name, v in maps.items() if name not in chosen], [maps[name] for name in sorted(chosen)]
+    chosen = validation_names(maps, number, seed)
+    return [v for name, v in maps.items() if name not in chosen], [maps[name] for name in chosen]
+
+
+def validation_names(names: Iterable[str], number: int, seed: int = 0) -> list[str]:
+    """Return the names of the label maps that a training leaves out for validation.
+
+    Examples
+    --------
+    >>> validation_names(["a", "b", "c"], 1)
+    ['c']
+    """
+    return sorted(np.random.default_rng(seed).permutation(sorted(names))[:number].tolist())
 
 
 def _common_spacing(maps: Mapping[str, xr.DataArray]) -> tuple[float, float, float]:
