@@ -185,7 +185,8 @@ def detect(
         )
     if points is not None:
         write_points(cells, points, next(iter(volumes.values())))
-    options.answer({"written": str(out), "cells": len(cells), "threshold": round(peaks.threshold, 4)}, as_json)
+    values = {"written": str(out), "cells": len(cells), "threshold": round(peaks.threshold, 4)}
+    options.answer(values | options.unfamiliar(cells.attrs), as_json)
 
 
 @command(

@@ -273,6 +273,7 @@ def predict(
             options.answer({"written": str(out), "cases": len(outputs)}, as_json)
             return
         prediction = run(options.channels(inputs), out)
-    values = {"written": str(out), "shape": dict(prediction.sizes), "dtype": str(prediction.dtype)}
+    values: dict[str, Any] = {"written": str(out), "shape": dict(prediction.sizes), "dtype": str(prediction.dtype)}
+    values |= options.unfamiliar(prediction.attrs)
     skipped = prediction.attrs.get("provenance", {}).get("skipped", [])
     options.answer(values | ({"skipped": skipped} if skipped else {}), as_json)

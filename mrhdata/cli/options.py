@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -283,6 +283,13 @@ def network_digest(model: Path) -> str:
     from mrhdata.models import cards
 
     return cards.digest_of(cards.folder_of(str(model)))
+
+
+def unfamiliar(attributes: Mapping[Any, Any]) -> dict[str, float]:
+    """Return the share of a volume that is unlike those of the training, for the answer of a command."""
+    from mrhdata.inference.input_check import UNFAMILIAR
+
+    return {UNFAMILIAR: attributes[UNFAMILIAR]} if UNFAMILIAR in attributes else {}
 
 
 def answer(values: dict[str, Any], as_json: bool) -> None:

@@ -168,6 +168,7 @@ def _restore(network: nn.Module, stack: str, out: Path, read_options: Any, setti
         "shape": dict(restored.sizes),
         "dtype": str(restored.dtype),
         "Mpixel/s": round(megapixels_per_second, 2),
+        **options.unfamiliar(restored.attrs),
     }
 
 

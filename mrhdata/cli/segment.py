@@ -191,6 +191,7 @@ def _segment_volume(
     if extras.spec.names:
         _write_names(extras.spec.names, _names_path(out))
         values["names"] = str(_names_path(out))
+    values |= options.unfamiliar(labels.attrs)
     values |= labels.attrs.get("quality", {}) if as_json else _quality_words(labels.attrs.get("quality"))
     if truth is not None:
         scores = score_labels(Subject("1", {}, truth), labels, extras.spec.labels)

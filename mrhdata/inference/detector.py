@@ -27,6 +27,7 @@ from mrhdata._runtime.atomic import atomic_write, check_target, remove
 from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel, progress_bar
 from mrhdata.errors import DataError, ModelError, ParameterError
+from mrhdata.inference.input_check import UNFAMILIAR
 from mrhdata.inference.output import Output
 from mrhdata.inference.peaks import Peaks, PeakTable, find_peaks
 from mrhdata.inference.predictor import predict
@@ -130,7 +131,9 @@ def detect(  # noqa: PLR0913 (options of one call)
             model, inputs, folder / "scores.zarr", mask=mask, device=device, precision=precision,
             skip_corrupt=skip_corrupt, force=force, **shared,
         )  # fmt: skip
-    return detect_cells(scores, folder / "cells.parquet", peaks, inputs, **shared)
+    cells = detect_cells(scores, folder / "cells.parquet", peaks, inputs, **shared)
+    cells.attrs |= {key: scores.attrs[key] for key in (UNFAMILIAR,) if key in scores.attrs}
+    return cells
 
 
 def score_volume(

@@ -33,6 +33,8 @@ _MAX_SPACING_RATIO = 1.25
 _MAX_SHIFT, _MAX_WIDTH_RATIO = 4.0, 4.0
 #: Shares of unfamiliar boxes from which on a warning is given, and the volume is refused; most reasons in a message.
 SUSPICIOUS, REFUSED, _REASONS = 0.25, 0.5, 3
+#: Name of the attribute of a result with the share of unfamiliar boxes.
+UNFAMILIAR = "unfamiliar"
 #: Preparation steps whose result depends on lengths, on the orientation, and on the side of the patient.
 _IN_MM, _TURNED, _SIDED = {"upright", "location"}, {"upright"}, {"location"}
 #: Number of sampled boxes, and their edge in voxels.
@@ -136,7 +138,7 @@ def compare_with_training(spec: ModelSpec, source: TensorSource, memory: int) ->
     return Familiarity(float((distances > profile.limit).mean()), len(distances), tuple(reasons))
 
 
-def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: bool) -> None:
+def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: bool) -> dict[str, float]:
     """Raise DataError if most of a volume is unlike those of the training; warn if a part of it is.
 
     Parameters
@@ -145,10 +147,19 @@ def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: 
         As for :func:`compare_with_training`.
     force : bool
         Whether to warn in place of an error.
+
+    Returns
+    -------
+    attributes : dict
+        Attribute `UNFAMILIAR` of a result: the share of sampled boxes that are unlike those of the training; empty if
+        the network has no profile.
     """
     familiarity = compare_with_training(spec, source, memory)
-    if familiarity is None or familiarity.unfamiliar < SUSPICIOUS:
-        return
+    if familiarity is None:
+        return {}
+    attributes = {UNFAMILIAR: round(familiarity.unfamiliar, 3)}
+    if familiarity.unfamiliar < SUSPICIOUS:
+        return attributes
     sentence = (
         f"{', '.join(source.channels)} must resemble the volumes that the network {spec.name} learned from; "
         f"{100 * familiarity.unfamiliar:.0f} % of {familiarity.boxes} sampled boxes do not "
@@ -157,6 +168,7 @@ def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: 
     if familiarity.unfamiliar >= REFUSED and not force:
         raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
     log.warning("%s", sentence)
+    return attributes
 
 
 def check_geometry(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> None:

@@ -137,7 +137,8 @@ def predict(  # noqa: PLR0913 (options of one call)
     -------
     volume : xarray.DataArray
         Result on the grid of the first input, or on a finer or coarser one if the network changes the resolution;
-        lazily read from `out`, or in memory without `out`.
+        lazily read from `out`, or in memory without `out`. ``attrs["unfamiliar"]`` is the share of sampled boxes that
+        are unlike those of the training, if the network has a profile of them.
 
     Raises
     ------
@@ -186,9 +187,10 @@ def predict(  # noqa: PLR0913 (options of one call)
     if output.argmax and not output.labels:
         output = replace(output, labels=network.spec.labels)
     _check_inputs_fit(network, source, preprocessed)
+    attributes: dict[str, float] = {}
     if not preprocessed:
         check_geometry(network.spec, inputs)
-        require_familiar(network.spec, source, int(_TILES * budget), force)
+        attributes = require_familiar(network.spec, source, int(_TILES * budget), force)
     region = RegionOfInterest(mask, reference, source)
     mode = mode or _published_mode(network, windows)
     strategy, used_windows = _choose_strategy(network, source, region, mode, windows, budget)
@@ -224,14 +226,14 @@ def predict(  # noqa: PLR0913 (options of one call)
         progress=progress,
     )
     if out is not None:
-        return write(Path(out), overwrite=overwrite)
+        return write(Path(out), overwrite=overwrite).assign_attrs(attributes)
     if template.nbytes > budget:
         raise ParameterError(
             f"memory must be at least {template.nbytes / 1e6:.0f} MB to return the prediction without out; got "
             f"{memory!r}. Pass a larger memory=, or out= to write a store"
         )
     with tempfile.TemporaryDirectory() as folder:
-        return write(Path(folder, "prediction.zarr"), overwrite=False).load()
+        return write(Path(folder, "prediction.zarr"), overwrite=False).load().assign_attrs(attributes)
 
 
 def _write_prediction(  # noqa: PLR0913 (everything that a run needs)

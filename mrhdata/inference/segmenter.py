@@ -148,7 +148,7 @@ def _label_by_prediction(
 ) -> xr.DataArray:
     """Return labels from probabilities that are predicted and stored."""
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    _require_familiar(spec, prepared, options["memory"], force)
+    attributes = _require_familiar(spec, prepared, options["memory"], force)
     with tempfile.TemporaryDirectory() as folder:
         probabilities = predict(
             model,
@@ -160,7 +160,7 @@ def _label_by_prediction(
             progress=progress,
             **options,
         )
-        return most_probable(StoredProbabilities(probabilities), like, spec.labels)
+        return most_probable(StoredProbabilities(probabilities), like, spec.labels).assign_attrs(attributes)
 
 
 def _label_by_trunk(
@@ -174,17 +174,20 @@ def _label_by_trunk(
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     trunk = TrunkModel(model, prepared, **options)
     view = best_view(trunk)
-    _require_familiar(spec, trunk.volumes(view.values), options["memory"], force)
+    attributes = _require_familiar(spec, trunk.volumes(view.values), options["memory"], force)
     if view.quality is not None:
         require_quality(view.quality, spec.name, spec.names, force)
     labels = most_probable(trunk.probabilities(view.values, view.features), like, spec.labels)
+    labels.attrs |= attributes
     if view.quality is not None:
         labels.attrs["quality"] = view.quality.as_json(spec.names) | {"contrast": view.contrast}
     return labels
 
 
-def _require_familiar(spec: ModelSpec, volumes: Mapping[str, xr.DataArray], memory: int, force: bool) -> None:
-    require_familiar(spec, sources.one_grid(volumes, (1, 1, 1), None, False), memory, force)
+def _require_familiar(
+    spec: ModelSpec, volumes: Mapping[str, xr.DataArray], memory: int, force: bool
+) -> dict[str, float]:
+    return require_familiar(spec, sources.one_grid(volumes, (1, 1, 1), None, False), memory, force)
 
 
 def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:

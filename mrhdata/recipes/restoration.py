@@ -329,10 +329,10 @@ def restore(
         }
     scaled = replace(spec, inputs=spec.inputs.times(white), target=spec.target.times(white))
     budget = parse_memory(memory)
-    require_familiar(scaled, one_grid({name: stack}, (1, 1, 1), None, False), budget, force)
+    attributes = require_familiar(scaled, one_grid({name: stack}, (1, 1, 1), None, False), budget, force)
     # The image is compared once, and as it was before it became finer.
     network.spec = replace(scaled, profile=None)  # type: ignore[assignment]
-    return predict(
+    restored = predict(
         network,
         {name: image},
         out,
@@ -345,6 +345,7 @@ def restore(
         name="restored",
         **strategy,
     )
+    return restored.assign_attrs(attributes)
 
 
 def finer(grid: Grid, factor: int) -> Grid:

@@ -82,8 +82,9 @@ def trained():
 
 
 def test_a_volume_of_the_same_kind_is_predicted(trained, caplog):
-    mrhdata.predict(trained, textured(5), progress=False)
+    predicted = mrhdata.predict(trained, textured(5), progress=False)
     assert "resemble" not in caplog.text
+    assert predicted.attrs["unfamiliar"] < 0.25
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_a_volume_of_another_kind_is_refused(trained, change, tmp_path, caplog):
         mrhdata.predict(trained, volume, out, progress=False)
     assert not any(tmp_path.iterdir())
     with caplog.at_level("WARNING", "mrhdata"):
-        mrhdata.predict(trained, volume, out, force=True, progress=False)
+        predicted = mrhdata.predict(trained, volume, out, force=True, progress=False)
+    assert predicted.attrs["unfamiliar"] >= 0.5
     assert "t1w must resemble the volumes" in caplog.text
 
 
@@ -124,7 +126,9 @@ def test_a_prepared_volume_is_compared_too():
     )
     with pytest.raises(DataError, match="t1w must resemble"):
         mrhdata.segment(network, noise, progress=False)
-    assert set(np.unique(mrhdata.segment(network, noise, force=True, progress=False))) <= {0, 1, 2, 3}
+    labels = mrhdata.segment(network, noise, force=True, progress=False)
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
+    assert labels.attrs["unfamiliar"] >= 0.5
 
 
 @pytest.mark.parametrize("name", ["phantom-tissue", "phantom-nuclei"])

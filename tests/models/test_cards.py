@@ -130,6 +130,7 @@ def test_scans_are_restored_out_of_the_box(tmp_path):
     interpolated = resample(scan.astype(np.float32), good)
     error, baseline = (float(np.mean((v.values.astype(float) - good.values) ** 2)) for v in (restored, interpolated))
     assert error < 0.8 * baseline
+    assert restored.attrs["unfamiliar"] < 0.25
 
 
 @pytest.mark.full
@@ -138,5 +139,6 @@ def test_cells_are_found_out_of_the_box(tmp_path):
     brain = phantom.cleared((96, 128, 128), seed=999)
     network = models.load("phantom-cells")
     detected = mrhdata.detect(network, {"signal": brain.volume}, tmp_path / "detected", progress=False)
+    assert detected.attrs["unfamiliar"] < 0.25
     true_cells = brain.cells[["X", "Y", "Z"]]
     assert detection(true_cells, detected[["X", "Y", "Z"]], radius_mm=0.012).f1 > 0.85
