@@ -36,6 +36,7 @@ RECIPE = replace(
     targets=synthetic.STRUCTURE_TARGETS,
     names=synthetic.STRUCTURES,
     contrasts=tuple(CONTRASTS),
+    finish=synthetic.STRUCTURE_FINISH,
     coarse_share=0.8,
     hardening=(0.2, 0.6),
     synthesis=replace(

@@ -51,7 +51,8 @@ def train_on_label_maps(
         raise ParameterError(f"--synthetic excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out")
     maps = _read_maps(folder)
     anatomy, mapping, names = _labels_to_learn(folder, maps, targets)
-    recipe = synthetic.SyntheticRecipe(targets=mapping, names=names)
+    steps = {"tissue": synthetic.TISSUE_FINISH, "structures": synthetic.STRUCTURE_FINISH}
+    recipe = synthetic.SyntheticRecipe(targets=mapping, names=names, finish=steps.get(targets, ()))
     recipe = replace(recipe, training=replace(recipe.training, **changes))
     about = {"recipe": repr(recipe), "seed": seed}
     claim(out / "plan.json", about | {"volumes": {name: fingerprint(volume) for name, volume in maps.items()}})

@@ -126,7 +126,9 @@ def segment(
         labels = _label_by_prediction(model, prepared, reference, force, progress, options)
     else:
         labels = _label_by_trunk(model, prepared, reference, force, options)
-    return finish(labels, spec.finish).rename("labels")
+    attributes = labels.attrs
+    image = reference.isel({d: 0 for d in reference.dims if d not in labels.dims})
+    return finish(labels, spec.finish, image).assign_attrs(attributes).rename("labels")
 
 
 def _prepare(channels: Mapping[str, xr.DataArray], spec: ModelSpec) -> dict[str, xr.DataArray]:

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from mrhdata.errors import DataError, ModelError
 from mrhdata.preprocessing import intensity, regrid
+from mrhdata.preprocessing.refinement import refine
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ PREPARE: dict[str, Callable[..., Group]] = {
     "extent": _extent,
     "location": _location,
 }
-FINISH: dict[str, Callable[..., xr.DataArray]] = {"largest": _largest}
+FINISH: dict[str, Callable[..., xr.DataArray]] = {"largest": _largest, "refine": refine}
+#: Steps of `FINISH` that also take the image.
+_WITH_IMAGE = ("refine",)
 
 
 def prepare(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
@@ -111,10 +114,11 @@ def prepare(group: Mapping[str, xr.DataArray], steps: Steps) -> Group:
     return volumes
 
 
-def finish(labels: xr.DataArray, steps: Steps) -> xr.DataArray:
-    """Apply steps of `FINISH` to labels."""
+def finish(labels: xr.DataArray, steps: Steps, image: xr.DataArray) -> xr.DataArray:
+    """Apply steps of `FINISH` to the labels of an image on the same grid."""
     for name, settings in steps:
-        labels = _run_step(FINISH, name, settings, labels)
+        extra = {"image": image} if name in _WITH_IMAGE else {}
+        labels = _run_step(FINISH, name, {**settings, **extra}, labels)
     return labels
 
 

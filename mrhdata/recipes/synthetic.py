@@ -22,6 +22,7 @@ import numpy as np
 from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.models.spec import IntensityScale
+from mrhdata.preprocessing.pipeline import Steps
 from mrhdata.recipes.synthetic_quality import calibrate
 from mrhdata.synthesis.config import SynthesisConfig
 from mrhdata.synthesis.patches import SyntheticPatches
@@ -55,6 +56,8 @@ _FREESURFER_TISSUES = {
     6: (7, 46),
     7: (16, 28, 60),
 }
+#: Steps that refine the borders between tissues of the cerebrum, and of the cerebellum.
+TISSUE_FINISH: Steps = (("refine", {"groups": [[1, 2, 3], [5, 6]]}),)
 TISSUE_TARGETS = {label: tissue for tissue, labels in _FREESURFER_TISSUES.items() for label in labels}
 #: Names of the structures, by their label, and the FreeSurfer labels of each, left and right.
 STRUCTURES = {
@@ -89,6 +92,7 @@ _FREESURFER_STRUCTURES = {
     13: (17, 53),
     14: (18, 54),
 }
+STRUCTURE_FINISH: Steps = (("refine", {"groups": [[1, 2, 3], [4, 5]]}),)
 STRUCTURE_TARGETS = {label: part for part, labels in _FREESURFER_STRUCTURES.items() for label in labels}
 
 
@@ -104,6 +108,8 @@ class SyntheticRecipe:
         Names of the labels of the output, as far as they are known.
     contrasts : tuple of str
         Contrasts in which the network is shown a volume: see :mod:`mrhdata.inference.contrast`.
+    finish : steps
+        Steps on the labels, see :mod:`mrhdata.preprocessing.pipeline`.
     quality_volumes : int
         Number of synthetic volumes from which the quality model is measured; 0 for none.
     network, config
@@ -131,6 +137,7 @@ class SyntheticRecipe:
     targets: Mapping[int, int] = field(default_factory=lambda: dict(TISSUE_TARGETS))
     names: Mapping[int, str] = field(default_factory=lambda: dict(TISSUES))
     contrasts: tuple[str, ...] = ()
+    finish: Steps = ()
     quality_volumes: int = 70
     network: str = "half_unet3d"
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -223,6 +230,7 @@ def train(
         labels=labels,
         label_names=("background", *(recipe.names.get(label, str(label)) for label in labels[1:])),
         contrasts=recipe.contrasts,
+        finish=tuple((name, dict(settings)) for name, settings in recipe.finish),
         prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "clipped"})),
         inputs=IntensityScale((0.5,), (0.25,)),
     )

@@ -119,7 +119,8 @@ def test_largest_step_keeps_one_component_of_each_label(connectivity):
     values[0, 1, 2] = 3  # shares a corner with the voxels above
     values[0, 3, 5] = 3
     values[0, 3, :2] = 9
-    labels = finish(volume(values, kind="labels"), [("largest", {"connectivity": connectivity})])
+    labels = volume(values, kind="labels")
+    labels = finish(labels, [("largest", {"connectivity": connectivity})], labels)
     assert int((labels == 3).sum()) == (2 if connectivity == 1 else 3)
     assert int((labels == 9).sum()) == 2
 
