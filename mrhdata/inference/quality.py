@@ -121,15 +121,13 @@ def quality_of(
     return SegmentationQuality(values, model.error, extents, model.extents_mm)
 
 
-def require_quality(quality: SegmentationQuality, network: str, names: Mapping[int, str], force: bool) -> None:
+def require_quality(quality: SegmentationQuality, names: Mapping[int, str], force: bool) -> None:
     """Raise DataError if labels are predicted to be wrong, or have another size along all axes; warn if doubtful.
 
     Parameters
     ----------
     quality : SegmentationQuality
         Predicted Dice.
-    network : str
-        Name of the network.
     names : mapping of int to str
         Names of the labels.
     force : bool
@@ -138,16 +136,15 @@ def require_quality(quality: SegmentationQuality, network: str, names: Mapping[i
     unusual = quality.unusual
     if unusual:
         log.warning(
-            "the labels extend over %s, in brackets those of %s: it is a part of a brain, or another brain",
+            "the labels extend over %s, in brackets those of the training: a part of a brain, or another brain",
             ", ".join(unusual),
-            network,
         )
     if quality.mean >= DOUBTFUL and len(unusual) < len(quality.expected_mm):
         return
     worst = sorted(quality.dice.items(), key=lambda row: row[1])[:_WORST]
     listed = ", ".join(f"{names.get(label, str(label))} {dice:.2f}" for label, dice in worst) or "no label was found"
     sentence = (
-        f"the volume must be of a kind that {network} knows; the predicted Dice of its labels is {quality.mean:.2f} "
+        f"the volume must be of a kind that the network knows; the predicted Dice of its labels is {quality.mean:.2f} "
         f"(lowest: {listed})"
     )
     if (quality.mean < REFUSED or len(unusual) == len(quality.expected_mm)) and not force:

@@ -178,7 +178,7 @@ def _label_by_trunk(
     view = best_view(trunk)
     attributes = _require_familiar(spec, trunk.volumes(view.values), options["memory"], force)
     if view.quality is not None:
-        require_quality(view.quality, spec.name, spec.names, force)
+        require_quality(view.quality, spec.names, force)
     labels = most_probable(trunk.probabilities(view.values, view.features), like, spec.labels)
     labels.attrs |= attributes
     if view.quality is not None:

@@ -59,7 +59,7 @@ def calibrate(
     """
     rows = []
     for index in tqdm(range(number), "calibrating", disable=not progress):
-        measured, dice = _measure(model, synthesizer, [seed, index])
+        measured, dice = measure(model, synthesizer, [seed, index])
         rows.append((measured.certainty, measured.symmetry, dice))
     extents = [extent for source in (synthesizer, *others) for extent in _extents_mm(source)]
     certainty, symmetry, dice = (np.stack(column) for column in zip(*rows, strict=True))
@@ -104,7 +104,7 @@ def _brain_box(label_map: LabelMap, multiple: int) -> tuple[list[int], list[int]
     return low.tolist(), (-(-(high - low) // multiple) * multiple).tolist()
 
 
-def _measure(model: Any, synthesizer: Synthesizer, seed: Sequence[int]) -> tuple[LabelFeatures, NDArray[np.float64]]:
+def measure(model: Any, synthesizer: Synthesizer, seed: Sequence[int]) -> tuple[LabelFeatures, NDArray[np.float64]]:
     """Return the features of the labels of a random volume, and their true Dice."""
     rng = np.random.default_rng(seed)
     ways = hard_ranges(synthesizer.config)

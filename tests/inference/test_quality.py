@@ -168,21 +168,23 @@ def quality(dice, extents=(140, 170, 130)):
 def test_low_predictions_are_refused_and_doubtful_ones_warned_of(caplog):
     names = {5: "putamen"}
     with caplog.at_level(logging.WARNING):
-        require_quality(quality(0.9), "net", names, force=False)
+        require_quality(quality(0.9), names, force=False)
     assert not caplog.records
-    require_quality(quality(0.5), "net", names, force=False)
+    require_quality(quality(0.5), names, force=False)
     assert "the predicted Dice of its labels is 0.50 (lowest: putamen 0.50). Look at the labels" in caplog.text
-    with pytest.raises(DataError, match=r"of a kind that net knows; .* is 0\.20 .*pass force=True \(--force\)$"):
-        require_quality(quality(0.2), "net", names, force=False)
-    require_quality(quality(0.2), "net", names, force=True)
+    with pytest.raises(
+        DataError, match=r"of a kind that the network knows; .* is 0\.20 .*pass force=True \(--force\)$"
+    ):
+        require_quality(quality(0.2), names, force=False)
+    require_quality(quality(0.2), names, force=True)
     assert "is 0.20" in caplog.text
 
 
 def test_parts_of_a_brain_are_warned_of_and_other_sizes_refused(caplog):
-    require_quality(quality(0.9, (140, 170, 65)), "net", {}, force=False)
+    require_quality(quality(0.9, (140, 170, 65)), {}, force=False)
     assert "65 mm along x (110 to 140 mm)" in caplog.text
-    with pytest.raises(DataError, match="must be of a kind that net knows"):
-        require_quality(quality(0.9, (8, 15, 11)), "net", {}, force=False)
+    with pytest.raises(DataError, match="must be of a kind that the network knows"):
+        require_quality(quality(0.9, (8, 15, 11)), {}, force=False)
 
 
 def test_model_predicts_dice_from_certainty_and_symmetry():

@@ -84,7 +84,7 @@ def test_predicted_dice_is_high_for_an_easy_image_and_low_for_noise(trained):
     assert good["predicted_dice"] > 0.6
     assert set(good["labels"]) == {"ball", "2"}
     pure_noise = easy.copy(data=np.abs(noise).astype(np.float32))
-    with pytest.raises(DataError, match=r"(must be of a kind that half_unet3d knows|must resemble the volumes)"):
+    with pytest.raises(DataError, match=r"(must be of a kind that the network knows|must resemble the volumes)"):
         mrhdata.segment(trained[0], pure_noise, progress=False)
     assert mrhdata.segment(trained[0], pure_noise, force=True, progress=False).shape == labels.shape
 
