@@ -161,7 +161,7 @@ def main() -> None:
     }
     parts = [
         "# Predicted Dice, and volumes that a network refuses",
-        f"Network {options.network}; threads {torch.get_num_threads()}.",
+        f"Network {Path(options.network).name}; threads {torch.get_num_threads()}.",
         markdown([summary]),
         "## Wrong volumes",
         markdown(rows["wrong"]),

@@ -230,7 +230,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("mrhdata").setLevel(logging.ERROR)
     ours = Scorer(models.load(options.network))
-    methods: dict[str, Callable[[Case], dict[str, Any]]] = {options.network: ours}
+    own_name = Path(options.network).name
+    methods: dict[str, Callable[[Case], dict[str, Any]]] = {own_name: ours}
     if not options.without_peer:
         methods["brainchop"] = peer(options.data)
     head = whole_head(options.data)
@@ -255,7 +256,7 @@ def main() -> None:
     }
     text = f"""# Real heads
 
-Network {options.network}; threads {torch.get_num_threads()}. Dice. The network saw no real image.
+Network {own_name}; threads {torch.get_num_threads()}. Dice. The network saw no real image.
 
 {shown(plain)}
 
