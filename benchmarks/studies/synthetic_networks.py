@@ -95,6 +95,7 @@ def ship(labels: Path, folder: Path, training: str, hours: float) -> Card:
             limits=(
                 f"a whole T1w head: grey matter {head['grey']:.2f}, white matter {head['white']:.2f} against FAST",
                 "knows T1w-like images; others are inverted or folded, which costs Dice",
+                "thin slabs with the skull are labelled badly, as the score says; whole heads are not",
                 "adults without lesions; left and right have one label",
             ),
             parameters=sum(p.numel() for p in model.parameters()),
