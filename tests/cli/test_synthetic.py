@@ -11,7 +11,12 @@ from mrhdata.recipes import synthetic
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as run
 
-SMALL = {"config": {"widths": (4, 6), "details": 2, "head": 4}, "shape": (16, 16, 16), "patches": 8}
+SMALL = {
+    "config": {"widths": (4, 6), "details": 2, "head": 4},
+    "shape": (16, 16, 16),
+    "patches": 8,
+    "quality_volumes": 20,
+}
 
 
 @pytest.fixture
@@ -41,9 +46,12 @@ def test_network_of_label_maps_segments_a_head(label_maps, targets, labels, tmp_
     assert (answer["maps"], answer["labels"]) == (4, labels)
     image = from_array(np.random.default_rng(0).random((20, 24, 16), np.float32), spacing=(1, 2, 1))
     mrhdata.write(image, tmp_path / "head.nii.gz")
-    code, _, err = run(
-        "segment", tmp_path / "net" / "network", tmp_path / "head.nii.gz", "-o", tmp_path / "labels.nii.gz"
-    )
+    words = ["segment", tmp_path / "net" / "network", tmp_path / "head.nii.gz", "-o", tmp_path / "labels.nii.gz"]
+    # After one epoch the network predicts that its labels are wrong.
+    code, _, err = run(*words)
+    assert (code, "pass force=True (--force)" in err) == (2, True), err
+    assert not (tmp_path / "labels.nii.gz").exists()
+    code, _, err = run(*words, "--force")
     assert code == 0, err
     result = mrhdata.read(tmp_path / "labels.nii.gz", kind="labels")
     assert result.shape == image.shape
@@ -54,7 +62,7 @@ def test_network_of_label_maps_segments_a_head(label_maps, targets, labels, tmp_
     ("words", "sentence"),
     [
         (["--folds", 3], "--synthetic excludes STUDY, --input, --labels, --folds; got --folds"),
-        (["--targets", "cortex"], "--targets must be tissue or labels; got 'cortex'"),
+        (["--targets", "cortex"], "--targets must be tissue, structures or labels; got 'cortex'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(label_maps, words, sentence):
