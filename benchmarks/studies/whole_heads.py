@@ -96,8 +96,8 @@ def main() -> None:
             environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
             answer = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
             row = json.loads(answer.splitlines()[-1])
-            shown = {k: f"{v:.1f}" if isinstance(v, float) else str(v) for k, v in row.items()}
-            rows.append({"head": name, "network": Path(network).name, **shown})
+            texts = {k: f"{v:.1f}" if isinstance(v, float) else str(v) for k, v in row.items()}
+            rows.append({"head": name, "network": Path(network).name, **texts})
     text = f"""# Whole heads
 
 Threads {options.threads}; budget of mrhdata {MEMORY}. Peak memory of the process, with Python and PyTorch. mrhdata also

@@ -156,10 +156,9 @@ def _write_names(names: Mapping[int, str], path: Path) -> None:
 
 def _names_path(out: Path) -> Path:
     """Return the path of the table that names the labels of a file."""
-    from mrhdata.io import formats
+    from mrhdata.datasets import bids
 
-    ending = max((e for e in formats.FORMATS if out.name.lower().endswith(e)), key=len, default=out.suffix)
-    return out.with_name(out.name[: len(out.name) - len(ending)] + ".tsv")
+    return out.with_name(f"{bids.stem(out)}.tsv")
 
 
 def _segment_volume(

@@ -139,6 +139,7 @@ class TrunkModel:
         self.network = InferenceModel(model, device, precision)
         self._trunk, self._memory = InferenceModel(_Trunk(model), device, precision), memory
         self._names, self._grid = list(volumes), next(iter(volumes.values())).mrh.grid
+        self._field = receptive_field_of(self._trunk.model, len(volumes))
         spec, multiple = self.network.spec, int(model.multiple)  # type: ignore[arg-type]
         least = spec.patch or (1, 1, 1)
         self.start: list[int] = [max(0, n - m) // 2 for n, m in zip(least, self._grid.shape, strict=True)]
@@ -166,9 +167,8 @@ class TrunkModel:
         }
         source = sources.one_grid(channels, (1, 1, 1), None, False)
         region = RegionOfInterest(None, next(iter(channels.values())), source)
-        field = receptive_field_of(self._trunk.model, len(channels))
         tensors = int(_TENSORS * self._memory)
-        strategy = DenseStrategy(self._trunk, field, source.grid.shape, len(channels), region, tensors)
+        strategy = DenseStrategy(self._trunk, self._field, source.grid.shape, len(channels), region, tensors)
         whole = Box((0, 0, 0), strategy.shape)
         features = np.empty((strategy.channels, *strategy.shape), np.float32)
         tasks = list(strategy.tasks(whole, None))
