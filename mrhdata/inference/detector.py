@@ -330,8 +330,7 @@ def _boxes(source: TensorSource, images: Sequence[_Image], memory: int) -> Itera
         # Cubes have the smallest margins. Of equal edges the last grows first, since it is contiguous on disk.
         longer = min((a for a in range(3) if lengths[a] < shape[a]), key=lambda a: (lengths[a], -a))
         lengths[longer] = min(2 * lengths[longer], shape[longer])
-    for low in itertools.product(*(range(0, n, s) for n, s in zip(shape, lengths, strict=True))):
-        yield Box.of(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
+    yield from Box.tiles(shape, lengths)
 
 
 def _part_table(table: PeakTable, box: Box, grid: Grid, images: Sequence[_Image]) -> pd.DataFrame:

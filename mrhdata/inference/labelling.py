@@ -5,8 +5,7 @@ Probabilities, not labels, are interpolated, so a boundary lies where two probab
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def most_probable(probabilities: Probabilities, like: xr.DataArray, labels: Sequ
     to_source = Transform().between(grid, probabilities.grid)
     out = np.full(grid.shape, values[0], dtype)
     same = grid.same_as(probabilities.grid)
-    for box in boxes_of(grid.shape):
+    for box in Box.tiles(grid.shape, _BLOCK):
         if same:
             out[box.slices] = values[probabilities.read(box).argmax(0).numpy()]
             continue
@@ -63,19 +62,6 @@ def most_probable(probabilities: Probabilities, like: xr.DataArray, labels: Sequ
     geometry = {k: template.attrs[k] for k in ("affine", "space")} | geometry_attrs(template)
     volume.attrs = {**geometry, "kind": "labels", "units": "1"}
     return volume
-
-
-def boxes_of(shape: Sequence[int], lengths: Sequence[int] = _BLOCK) -> Iterator[Box]:
-    """Yield the boxes of a regular tiling.
-
-    Examples
-    --------
-    >>> [box.shape for box in boxes_of((40, 128, 10))]
-    [(32, 128, 10), (8, 128, 10)]
-    """
-    ranges = [range(0, n, length) for n, length in zip(shape, lengths, strict=True)]
-    for start in itertools.product(*ranges):
-        yield Box.of(start, (min(a + n, m) for a, n, m in zip(start, lengths, shape, strict=True)))
 
 
 def _indices(box: Box) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,18 @@ class Box:
     def of(cls, start: Iterable[int], stop: Iterable[int]) -> Box:
         """Return a box from any whole numbers, such as those of NumPy arrays."""
         return cls(tuple(map(int, start)), tuple(map(int, stop)))
+
+    @classmethod
+    def tiles(cls, shape: Sequence[int], lengths: Sequence[int]) -> Iterator[Box]:
+        """Yield the boxes of a regular tiling of an array, of which the last along an axis may be shorter.
+
+        Examples
+        --------
+        >>> [box.shape for box in Box.tiles((40, 10), (32, 16))]
+        [(32, 10), (8, 10)]
+        """
+        for low in itertools.product(*(range(0, n, s) for n, s in zip(shape, lengths, strict=True))):
+            yield cls.of(low, [min(a + s, n) for a, s, n in zip(low, lengths, shape, strict=True)])
 
     @classmethod
     def from_slices(cls, slices: Iterable[slice]) -> Box:
