@@ -116,6 +116,8 @@ class SyntheticRecipe:
         Name and settings of the network, without its number of classes.
     shape : (z, y, x)
         Size of a patch, in voxels of the label maps.
+    other_shapes : mapping of (z, y, x) to float
+        Further sizes of patches, with the share of the batches that have each.
     patches : int
         Number of patches of an epoch.
     label_share : float
@@ -142,6 +144,7 @@ class SyntheticRecipe:
     network: str = "half_unet3d"
     config: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (64, 64, 64)
+    other_shapes: Mapping[tuple[int, int, int], float] = field(default_factory=dict)
     patches: int = 200
     label_share: float = 0.4
     hardening: tuple[float, float] = (0.1, 0.6)
@@ -290,6 +293,7 @@ def _train_stage(
         label_share=recipe.label_share,
         schedule=lambda epoch: recipe.ranges(stage.first_epoch + epoch),
         label_step=stage.label_step,
+        other_shapes=recipe.other_shapes,
     )
     # Validation shows the hardest images, the same ones in every epoch.
     validation: Any = SyntheticPatches(
@@ -299,6 +303,7 @@ def _train_stage(
         seed=2 * seed + 1,
         label_share=recipe.label_share,
         label_step=stage.label_step,
+        other_shapes=recipe.other_shapes,
     )
     return fit(
         model,

@@ -55,6 +55,8 @@ class SynthesisConfig:
         Probability that the field of view ends below the brain, and the distance between the two. Ours.
     view_probability, view_share : float, range
         Probability that the field of view is a slab within the patch, and its share of one axis. Ours.
+    partial_edge_probability : float
+        Probability that a slab ends within voxels, as one does that was resampled. Ours.
     random_share : float
         Share of samples of random contrast; the others follow the prior of a modality. Ours.
     contrast_width : range
@@ -140,6 +142,7 @@ class SynthesisConfig:
     neck_mm: Range = (0.0, 60.0)
     view_probability: float = 0.1
     view_share: Range = (0.4, 0.9)
+    partial_edge_probability: float = 0.5
     random_share: float = 1.0
     contrast_width: Range = (1.0, 1.0)
     modalities: tuple[str, ...] = ("t1w", "t2w", "pd", "flair", "gre")

@@ -159,9 +159,10 @@ def _draw_displacement(grids: Grids, sizes: Tensor, config: SynthesisConfig, dra
 
 
 def draw_view(label_map: LabelMap, pose: Pose, config: SynthesisConfig, draws: Draws) -> Tensor | None:
-    """Return which voxels lie in the field of view (z, y, x), or None if all do.
+    """Return the share of each voxel that lies in the field of view (z, y, x), or None if all do.
 
-    The field of view may end below the brain, or be a slab within the patch.
+    The field of view may end below the brain, or be a slab within the patch: along its shortest axis, or along any if
+    all are as long. A slab that was resampled ends within a voxel.
 
     Examples
     --------
@@ -170,24 +171,28 @@ def draw_view(label_map: LabelMap, pose: Pose, config: SynthesisConfig, draws: D
     >>> label_map = LabelMap.make(np.ones((9, 9, 9), np.uint8), Anatomy.of_labels([1]), (1, 1, 1))
     >>> pose = Pose((4, 4, 4), torch.eye(3), torch.tensor([4.0, 4.0, 4.0]))
     >>> config = SynthesisConfig.exact(view_probability=1.0, view_share=(0.5, 0.5))
-    >>> draw_view(label_map, pose, config, Draws(0)).float().mean().item()
+    >>> draw_view(label_map, pose, config, Draws(0)).mean().item()
     0.5
     """
     view = None
     bottom = label_map.brain_bottom - draws.uniform(config.neck_mm) / label_map.spacing_mm[0]
     # A patch in the neck keeps its view, or it would be empty.
     if draws.chance(config.neck_probability) and pose.centre[0] >= bottom:
-        view = pose.positions(0) >= bottom
+        view = (pose.positions(0) >= bottom).float()
     if draws.chance(config.view_probability):
-        axis = draws.integer(3)
+        shortest = [axis for axis in range(3) if pose.shape[axis] == min(pose.shape)]
+        axis = shortest[draws.integer(len(shortest))]
         slab = _draw_slab(pose.shape[axis], config, draws).reshape([-1 if k == axis else 1 for k in range(3)])
-        view = slab if view is None else view & slab
+        view = slab if view is None else view * slab
     return None if view is None else view.expand(pose.shape).to(label_map.indices.device)
 
 
 def _draw_slab(size: int, config: SynthesisConfig, draws: Draws) -> Tensor:
-    """Return which planes of an axis lie in a random interval (size,)."""
+    """Return the share of each plane of an axis that lies in a random interval (size,)."""
     count = max(1, round(size * draws.uniform(config.view_share)))
     start = draws.integer(size - count + 1)
     at = torch.arange(size)
-    return (at >= start) & (at < start + count)
+    slab = ((at >= start) & (at < start + count)).float()
+    if draws.chance(config.partial_edge_probability):
+        slab[[start, start + count - 1]] = draws.uniforms((0.0, 1.0), 2)
+    return slab

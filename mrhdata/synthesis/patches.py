@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ class SyntheticPatches:
     label_step : int
         Distance between the voxels whose labels are given, along each axis, from a random first one: for a network that
         predicts on a coarser grid.
+    other_shapes : mapping of (z, y, x) to float
+        Further sizes of patches, with the share of the batches that have each. A thin and wide patch shows a network
+        more of a slab than a cube of as many voxels. All patches of a batch have the size that is drawn for its first.
     channel : str
         Name of the image.
 
@@ -73,12 +77,18 @@ class SyntheticPatches:
         label_share: float = 0.5,
         schedule: Callable[[int], SynthesisConfig] | None = None,
         label_step: int = 1,
+        other_shapes: Mapping[tuple[int, int, int], float] | None = None,
         channel: str = "image",
     ) -> None:
         if number < 1:
             raise ParameterError(f"number must be 1 or more; got {number}. Pass the number of patches of an epoch.")
+        shares = dict(other_shapes or {})
+        if min(shares.values(), default=0.0) < 0 or sum(shares.values()) > 1:
+            raise ParameterError(f"other_shapes must have shares of at most 1 in all; got {shares}. Lower them.")
         a, b, c = (int(n) for n in shape)
         self.shape, self.channels = (a, b, c), [channel]
+        self._shapes = [self.shape, *shares]
+        self._shares = [max(0.0, 1 - sum(shares.values())), *shares.values()]
         self.spacing_mm = synthesizer.maps[0].spacing_mm
         self._synthesizer, self._number, self._seed = synthesizer, number, seed
         self._label_share, self._schedule, self._label_step = label_share, schedule, label_step
@@ -94,11 +104,11 @@ class SyntheticPatches:
 
     def batch_bytes(self, batch_size: int) -> int:
         """Return the bytes of a batch of images and labels."""
-        return 2 * 4 * batch_size * int(np.prod(self.shape))
+        return 2 * 4 * batch_size * max(math.prod(shape) for shape in self._shapes)
 
     def gather(self, indices: Sequence[int] | Ints) -> list[Floats]:
         """Return images and labels (n, 1, z, y, x) of the first epoch."""
-        return self._draw(np.asarray(indices), 0)
+        return self._draw(np.asarray(indices), 0, self._shape_of(int(indices[0]), 0))
 
     def batches(
         self,
@@ -123,27 +133,34 @@ class SyntheticPatches:
         for first in range(start * batch_size, self._number, batch_size):
             whole = np.arange(first, min(first + batch_size, self._number))
             indices = whole[part[0] :: part[1]] if len(whole) > part[0] else whole[:1]
-            yield indices, self._draw(indices, epoch)
+            yield indices, self._draw(indices, epoch, self._shape_of(first, epoch))
 
-    def _draw(self, indices: Ints, epoch: int) -> list[Floats]:
+    def _shape_of(self, index: int, epoch: int) -> tuple[int, int, int]:
+        """Return the size of the patches of a batch from its first patch."""
+        rng = np.random.default_rng([self._seed, epoch, index, 1])
+        return self._shapes[rng.choice(len(self._shapes), p=self._shares)]
+
+    def _draw(self, indices: Ints, epoch: int, shape: tuple[int, int, int]) -> list[Floats]:
         """Return images and labels of patches of an epoch."""
         synthesizer = self._synthesizer
         if self._schedule is not None:
             synthesizer = synthesizer.with_config(self._schedule(epoch))
-        samples = [self._sample(synthesizer, int(index), epoch) for index in indices]
+        samples = [self._sample(synthesizer, int(index), epoch, shape) for index in indices]
         images, labels = zip(*samples, strict=True)
         arrays = [torch.stack(images), torch.stack(labels)[:, None].float()]
         return [array.cpu().numpy() for array in arrays]
 
-    def _sample(self, synthesizer: Synthesizer, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample(
+        self, synthesizer: Synthesizer, index: int, epoch: int, shape: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self._seed, epoch, index])
         about_label, seed = rng.random(), int(rng.integers(2**62))
-        place = self._place(rng) if about_label < self._label_share else {}
-        image, labels = synthesizer.sample(seed, self.shape, **place)
+        place = self._place(rng, shape) if about_label < self._label_share else {}
+        image, labels = synthesizer.sample(seed, shape, **place)
         z, y, x = (slice(int(first), None, self._label_step) for first in rng.integers(self._label_step, size=3))
         return image, labels[z, y, x]
 
-    def _place(self, rng: np.random.Generator) -> dict[str, Any]:
+    def _place(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, Any]:
         """Return a map, and the place of a patch about a voxel of one of its labels."""
         number = int(rng.integers(len(self._centres)))
         voxels: Mapping[int, Ints] = self._centres[number]
@@ -152,5 +169,6 @@ class SyntheticPatches:
         chosen = voxels[int(rng.choice(list(voxels)))]
         centre = chosen[rng.integers(len(chosen))]
         # Half a patch of jitter: the label need not lie in the middle.
-        jitter = rng.integers(-(np.array(self.shape) // 4), np.array(self.shape) // 4 + 1)
-        return {"map_index": number, "position": (centre + jitter - np.array(self.shape) // 2).tolist()}
+        size = np.array(shape)
+        jitter = rng.integers(-(size // 4), size // 4 + 1)
+        return {"map_index": number, "position": (centre + jitter - size // 2).tolist()}

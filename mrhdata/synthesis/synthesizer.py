@@ -22,6 +22,9 @@ from mrhdata.synthesis.label_map import LabelMap
 from mrhdata.synthesis.resolution import acquire
 from mrhdata.synthesis.structures import FREESURFER, Anatomy
 
+#: Share of a voxel that must lie in the field of view for its label to be asked for.
+_LEAST_SHARE = 0.5
+
 
 class Synthesizer:
     """Images of random contrast, shape and quality with exact labels, drawn from label maps.
@@ -231,14 +234,16 @@ class Synthesizer:
         if way == "merged":
             contrast = surroundings.merge(contrast, self.anatomy, draws)
         image = self._scan(paint(_look_up(self._classes, fine), contrast, grids, self.config, draws), grids, draws)
-        visible = view
+        visible = None
+        if view is not None:
+            image = torch.lerp(torch.full_like(image, contrast.blank), image, view)
+            visible = view >= _LEAST_SHARE
         brain = _look_up(self._in_brain, grids.at_centres(fine))
         # A patch without brain keeps its surroundings, or it would be empty.
         if way == "removed" and brain.any():
             brain = surroundings.draw_brain(brain, grids.spacing_mm, self.config, draws)
-            visible = brain if view is None else view & brain
-        if visible is not None:
-            image = torch.where(visible, image, contrast.blank)
+            image = torch.where(brain, image, contrast.blank)
+            visible = brain if visible is None else visible & brain
         return scale(image, self.config, draws), visible
 
     def _scan(self, image: Tensor, grids: Grids, draws: Draws) -> Tensor:

@@ -23,6 +23,7 @@ EFFECTS = {
     "neck_mm": ({"neck_probability": 1.0}, (0.0, 0.0), (9.0, 9.0)),
     "view_probability": ({"view_share": (0.5, 0.5)}, 0.0, 1.0),
     "view_share": ({"view_probability": 1.0}, (0.3, 0.3), (0.9, 0.9)),
+    "partial_edge_probability": ({"view_probability": 1.0, "view_share": (0.5, 0.5)}, 0.0, 1.0),
     "random_share": ({"contrast_width": (1.0, 1.0)}, 0.0, 1.0),
     "contrast_width": ({"random_share": 1.0}, (0.0, 0.0), (1.0, 1.0)),
     "modalities": ({}, ("t1w",), ("t2w",)),
@@ -71,7 +72,7 @@ NEEDED = {
 }
 GEOMETRY = {
     *("rotation_degrees", "scaling", "shearing", "translation_mm", "elastic_mm", "elastic_node_mm", "swap_sides"),
-    *("brain_share", "neck_probability", "neck_mm", "view_probability", "view_share"),
+    *("brain_share", "neck_probability", "neck_mm", "view_probability", "view_share", "partial_edge_probability"),
 }
 #: Options that change where the image shows anything, and with it the labels.
 REMOVAL = {"surroundings", "strip_margin_mm", "strip_smoothness_mm", "strip_roughness_mm", "flip_probability"}

@@ -122,6 +122,25 @@ def test_a_slab_of_the_field_of_view(label_map):
         assert edges[0] <= 2
 
 
+def test_a_slab_of_a_thin_patch_lies_along_its_shortest_axis(label_map):
+    config = SynthesisConfig.exact(view_probability=1.0, view_share=(0.5, 0.5))
+    pose = draw_pose(label_map, grids((20, 8, 20)), config, Draws(0))
+    for seed in range(5):
+        planes = draw_view(label_map, pose, config, Draws(seed))[3, :, 5]
+        assert planes.sum() == 4
+
+
+def test_a_slab_that_was_resampled_ends_within_a_voxel(label_map):
+    """Only the first and the last plane are partial."""
+    config = SynthesisConfig.exact(view_probability=1.0, view_share=(0.5, 0.5), partial_edge_probability=1.0)
+    pose = draw_pose(label_map, grids((20, 8, 20)), config, Draws(0))
+    planes = draw_view(label_map, pose, config, Draws(0))[3, :, 5]
+    inside = planes.nonzero().flatten().tolist()
+    assert len(inside) == 4
+    assert planes[inside[1:-1]].tolist() == [1, 1]
+    assert ((planes[[inside[0], inside[-1]]] > 0) & (planes[[inside[0], inside[-1]]] < 1)).all()
+
+
 def test_mirror_images_reverse_x(label_map):
     """The matrix of a mirrored pose has a negative determinant."""
     config = SynthesisConfig.exact(flip_probability=1.0, rotation_degrees=15.0)

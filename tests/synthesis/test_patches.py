@@ -94,6 +94,22 @@ def test_coarse_labels_are_those_of_some_voxels(synthesizer):
     assert len(starts) > 1
 
 
+def test_batches_of_several_sizes(synthesizer):
+    """Each size has its share of the batches, all patches of a batch have one, and processes agree on it."""
+    shares = {(4, 12, 12): 0.3, (12, 4, 12): 0.2}
+    patches = SyntheticPatches(synthesizer, SHAPE, 400, other_shapes=shares)
+    parts = [batches(patches, part=(rank, 2)) for rank in range(2)]
+    sizes = [[images.shape[2:] for _, (images, _) in part] for part in parts]
+    assert sizes[0] == sizes[1]
+    counts = {size: sizes[0].count(size) for size in set(sizes[0])}
+    assert set(counts) == {SHAPE, *shares}
+    for size, share in {SHAPE: 0.5, **shares}.items():
+        assert counts[size] / 100 == pytest.approx(share, abs=0.15)
+    assert patches.batch_bytes(2) == 2 * 2 * 4 * 576
+    with pytest.raises(ParameterError, match=r"other_shapes must have shares of at most 1 in all; got .*0.9"):
+        SyntheticPatches(synthesizer, SHAPE, 4, other_shapes={(4, 12, 12): 0.9, (12, 4, 12): 0.2})
+
+
 def test_a_training_on_synthetic_patches_resumes(synthesizer, tmp_path):
     """A run that was interrupted ends with the same weights."""
     patches, validation = (SyntheticPatches(synthesizer, SHAPE, 8, seed=seed) for seed in (0, 1))

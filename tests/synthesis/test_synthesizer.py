@@ -62,6 +62,24 @@ def test_samples_are_finite_and_in_range(synthesizer):
         assert 0 <= float(image.min()) <= float(image.max()) <= 1
 
 
+def test_images_fade_and_labels_end_where_the_field_of_view_does():
+    """A plane of which a share lies in view has that share of its intensity, and labels from a half on."""
+    config = SynthesisConfig.exact(
+        view_probability=1.0, view_share=(0.5, 0.5), partial_edge_probability=1.0, modalities=("t1w",)
+    )
+    synthesizer = Synthesizer([np.full((40, 40, 40), 3, np.uint8)], config, FREESURFER, spacing_mm=(1, 1, 1))
+    labelled = []
+    for seed in range(20):
+        image, labels = synthesizer.sample(seed, (8, 20, 20))
+        planes = image[0, :, 10, 10]
+        assert torch.equal(planes == 1, planes == planes.max())
+        partial = (planes > 0) & (planes < 1)
+        assert int(partial.sum()) == 2
+        assert torch.equal(labels[:, 10, 10] == 3, planes >= 0.5)
+        labelled += (labels[:, 10, 10] == 3)[partial].tolist()
+    assert 0 < sum(labelled) < len(labelled)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 32, 32), (2, 3, 80)])
 def test_shapes(synthesizer, shape):
     """Planes, single voxels and patches larger than the map."""
