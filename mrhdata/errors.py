@@ -1,5 +1,9 @@
 """The exceptions that users can catch. All derive from :class:`MrhdataError`."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class MrhdataError(Exception):
     """Something the user can put right; its message says how."""
@@ -19,6 +23,15 @@ class GridError(MrhdataError, ValueError):
 
 class DataError(MrhdataError, ValueError):
     """Values that cannot be used: not finite, an empty mask, too few rows."""
+
+
+class UnfamiliarError(DataError):
+    """A volume is not of the kind that a network was made for.
+
+    ``quality`` has the predicted Dice as the JSON of a segmentation has it, or is None.
+    """
+
+    quality: dict[str, Any] | None = None
 
 
 class CatalogError(MrhdataError, ValueError):

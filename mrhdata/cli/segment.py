@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, UnfamiliarError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_Reader: TypeAlias = "Callable[[Mapping[str, str]], dict[str, xr.DataArray]]"
 
 #: File of the predicted Dice in a folder of cases, and number of the lowest ones that are printed.
 _QUALITY, _LOWEST = "quality.csv", 3
@@ -36,6 +39,10 @@ def segment_(
     region_stats: Annotated[
         Path | None, typer.Option(help="CSV of the first volume's values in each label; a folder for cases.")
     ] = None,
+    label_spacing: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="Voxel size of the labels in mm, such as 1; by default the volume's own."),
+    ] = None,
     orientation: options.Orientation = None,
     unit: options.Unit = None,
     spacing: options.Spacing = None,
@@ -50,8 +57,8 @@ def segment_(
     """Segment volumes with a trained network.
 
     Labels lie on the volume's own grid, in any format that can be written: NIfTI, MINC2, NRRD, OME-Zarr. With several
-    channels the first one sets the grid. Names and colours of the labels, if the network has names, are in a table
-    next to them (.tsv, as in BIDS).
+    channels the first one sets the grid. For thick slices --label-spacing 1 gives labels of 1 mm between them. Names
+    and colours of the labels, if the network has names, are in a table next to them (.tsv, as in BIDS).
 
     Networks from label maps also predict the Dice of each label, and refuse volumes that they cannot label; for a
     folder of cases quality.csv lists the predictions, the lowest first.
@@ -73,7 +80,11 @@ def segment_(
             progress=options.bars(progress),
         )
 
-    corrections = options.read_options(orientation=orientation, unit=unit, spacing=spacing)
+    read = functools.partial(
+        _read,
+        corrections=options.read_options(orientation=orientation, unit=unit, spacing=spacing),
+        spacing_mm=None if label_spacing is None else options.spacing_of("--label-spacing", label_spacing),
+    )
     extras = _Extras(montage, ground_truth, region_stats, spec)
     cases = options.case_files(inputs, network.spec)
     if cases:
@@ -84,13 +95,24 @@ def segment_(
             files,
             out,
             extras,
-            corrections,
-            settings=[digest, str(montage), str(region_stats), corrections, options.precision_on(precision, device)],
+            read,
+            settings=[digest, str(montage), str(region_stats), read.keywords, options.precision_on(precision, device)],
             overwrite=overwrite,
             as_json=as_json,
         )
     else:
-        _segment_volume(run, inputs, out, extras, corrections, overwrite, as_json)
+        _segment_volume(run, inputs, out, extras, read, overwrite, as_json)
+
+
+def _read(files: Mapping[str, str], corrections: Any, spacing_mm: Any) -> dict[str, xr.DataArray]:
+    """Read the channels of a case, in the voxel size of the labels."""
+    from mrhdata.io import formats
+    from mrhdata.registration.resampling import resample
+
+    volumes = {name: formats.read(file, **corrections).rename(name) for name, file in files.items()}
+    if spacing_mm is None:
+        return volumes
+    return {name: resample(volume, spacing_mm=spacing_mm).compute() for name, volume in volumes.items()}
 
 
 class _Extras:
@@ -166,7 +188,7 @@ def _segment_volume(
     inputs: list[str],
     out: Path,
     extras: _Extras,
-    corrections: Any,
+    read: _Reader,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -179,7 +201,7 @@ def _segment_volume(
     formats.writer_of(out)
     if extras.spec.names:
         check_target(_names_path(out), overwrite)
-    volumes = {name: formats.read(file, **corrections) for name, file in options.channels(inputs).items()}
+    volumes = read(options.channels(inputs))
     truth = extras.read_truth(volumes)
     first = next(iter(volumes.values()))
     # One volume without a name is the only channel, whatever its file is called.
@@ -204,7 +226,7 @@ def _segment_cases(
     cases: Mapping[str, Mapping[str, str]],
     out: Path,
     extras: _Extras,
-    corrections: Any,
+    read: _Reader,
     *,
     settings: Any,
     overwrite: bool,
@@ -213,17 +235,14 @@ def _segment_cases(
     from mrhdata.inference.case_folder import process_cases
     from mrhdata.io import formats
 
-    def read(files: Mapping[str, str]) -> dict[str, xr.DataArray]:
-        return {name: formats.read(file, **corrections).rename(name) for name, file in files.items()}
-
     def process(case: str, files: Mapping[str, str], target: Path) -> None:
         volumes, own = read(files), own_extras[case]
         truth = own.read_truth(volumes)
-        labels = run(volumes)
+        labels = _label_case(run, volumes, case, out / _QUALITY)
         formats.write(labels, target, overwrite=overwrite)
         own.write(next(iter(volumes.values())), truth, labels)
-        if "quality" in labels.attrs:
-            _add_quality(out / _QUALITY, case, labels.attrs["quality"])
+        if extras.spec.names:
+            _write_names(extras.spec.names, out / "dseg.tsv")
 
     own_extras = {case: extras.of_case(case) for case in cases}
     for case, files in cases.items():
@@ -238,13 +257,24 @@ def _segment_cases(
         "cases": len(outputs),
         "labels": [int(v) for v in extras.spec.labels],
     }
-    if extras.spec.names:
-        _write_names(extras.spec.names, out / "dseg.tsv")
     if (out / _QUALITY).exists():
         values["quality"] = str(out / _QUALITY)
     if extras.truth is not None:
         values["dice"] = _score_cases(outputs, own_extras, out / "scores.csv")
     options.answer(values, as_json)
+
+
+def _label_case(run: Callable[[Any], xr.DataArray], volumes: Any, case: str, table: Path) -> xr.DataArray:
+    """Return the labels of a case. Its predicted Dice is added to a table, also if the case is refused."""
+    try:
+        labels = run(volumes)
+    except UnfamiliarError as error:
+        if error.quality is not None:
+            _add_quality(table, case, error.quality, refused=True)
+        raise
+    if "quality" in labels.attrs:
+        _add_quality(table, case, labels.attrs["quality"], refused=False)
+    return labels
 
 
 def _quality_words(quality: Mapping[str, Any] | None) -> dict[str, str]:
@@ -259,13 +289,14 @@ def _quality_words(quality: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
-def _add_quality(path: Path, case: str, quality: Mapping[str, Any]) -> None:
+def _add_quality(path: Path, case: str, quality: Mapping[str, Any], *, refused: bool) -> None:
     """Add a case to the table of predicted Dice, which begins with the lowest."""
     import pandas as pd
 
     from mrhdata._runtime.atomic import atomic_write
 
-    row = {"case": case, "predicted_dice": quality["predicted_dice"], "contrast": quality["contrast"]}
+    row = {"case": case, "predicted_dice": quality["predicted_dice"], "refused": refused}
+    row["contrast"] = quality.get("contrast", "")
     table = pd.DataFrame([row | quality["labels"]])
     if path.exists():
         known = pd.read_csv(path, dtype={"case": str})

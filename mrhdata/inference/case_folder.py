@@ -14,6 +14,8 @@ from mrhdata.io.fingerprint import digest, file_state
 
 #: File in the folder: fingerprint of each case that is finished.
 _RECORD = "cases.json"
+#: Number of cases with an error that a message names.
+_NAMED = 5
 
 
 def process_cases(
@@ -24,7 +26,7 @@ def process_cases(
     settings: Any,
     overwrite: bool = False,
 ) -> dict[str, Path]:
-    """Process cases that are not finished yet.
+    """Process cases that are not finished yet; a case with an error does not keep the others from being processed.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ def process_cases(
         If an output exists that this run did not write.
     DataError
         If `folder` is the folder of the inputs, so that an output would replace an input.
+    MrhdataError
+        If cases had an error, behind the last case. It is of the type of the first one, and names them.
 
     Examples
     --------
@@ -76,15 +80,31 @@ def process_cases(
     for case in waiting:
         _check_target(targets[case], cases[case], overwrite)
     out.mkdir(parents=True, exist_ok=True)
+    errors: dict[str, MrhdataError] = {}
     for case in waiting:
         try:
             process(case, cases[case], targets[case])
         except MrhdataError as error:
-            raise type(error)(f"case {case}: {error}") from error
+            errors[case] = error
+            continue
         record[case] = digests[case]
         with atomic_write(out / _RECORD) as draft:
             draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if errors:
+        first = next(iter(errors.values()))
+        raise type(first)(_sentence(errors, len(cases))) from first
     return targets
+
+
+def _sentence(errors: Mapping[str, MrhdataError], count: int) -> str:
+    """Return the errors of cases, and how many of all cases they are."""
+    named = [f"case {case}: {error}" for case, error in errors.items()]
+    if len(named) == count == 1:
+        return named[0]
+    more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
+    return f"{len(named)} of {count} cases have an error, and the others are written. " + "; ".join(
+        named[:_NAMED] + more
+    )
 
 
 def _check_target(target: Path, files: Mapping[str, str], overwrite: bool) -> None:

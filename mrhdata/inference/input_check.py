@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata.errors import DataError
+from mrhdata.errors import UnfamiliarError
 from mrhdata.models.profile import FEATURES, box_starts
 from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
@@ -139,7 +139,7 @@ def compare_with_training(spec: ModelSpec, source: TensorSource, memory: int) ->
 
 
 def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: bool) -> dict[str, float]:
-    """Raise DataError if most of a volume is unlike those of the training; warn if a part of it is.
+    """Raise UnfamiliarError if most of a volume is unlike those of the training; warn if a part of it is.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: 
         f"({'; '.join(familiarity.reasons)})"
     )
     if familiarity.unfamiliar >= REFUSED and not force:
-        raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
+        raise UnfamiliarError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
     log.warning("%s", sentence)
     return attributes
 

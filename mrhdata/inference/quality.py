@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mrhdata.errors import DataError
+from mrhdata.errors import UnfamiliarError
 from mrhdata.inference.strategies.network import InferenceModel
 from mrhdata.models.precision import autocast
 
@@ -122,7 +122,7 @@ def quality_of(
 
 
 def require_quality(quality: SegmentationQuality, names: Mapping[int, str], force: bool) -> None:
-    """Raise DataError if labels are predicted to be wrong, or have another size along all axes; warn if doubtful.
+    """Raise UnfamiliarError if labels are predicted to be wrong, or have another size along all axes; warn if doubtful.
 
     Parameters
     ----------
@@ -148,7 +148,9 @@ def require_quality(quality: SegmentationQuality, names: Mapping[int, str], forc
         f"(lowest: {listed})"
     )
     if (quality.mean < REFUSED or len(unusual) == len(quality.expected_mm)) and not force:
-        raise DataError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
+        error = UnfamiliarError(f"{sentence}. Take a network for such volumes, or pass force=True (--force)")
+        error.quality = quality.as_json(names)
+        raise error
     log.warning("%s. Look at the labels", sentence)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import mrhdata
 from mrhdata.datasets.subjects import find_subjects
+from mrhdata.errors import UnfamiliarError
 from mrhdata.recipes import segmentation, tissue2d
 from mrhdata.volume.construct import from_array
 from tests.conftest import command as run
@@ -277,3 +278,43 @@ def test_predicted_dice_is_printed_and_listed_lowest_first(segmenter, named_netw
     assert table.case.tolist() == ["sub-0_T1w", "sub-1_T1w"]
     assert table.predicted_dice.tolist() == [0.7, 0.8]
     assert table.cuboid.tolist() == [0.7, 0.8]
+
+
+def test_refused_cases_are_listed_and_the_others_are_labelled(segmenter, named_network, tmp_path, monkeypatch):
+    from mrhdata.inference import segmenter as module
+
+    def segmented(model, volumes, **options):
+        if float(volumes["t1w"].values.max()) > 0:
+            return plain(model, volumes, **options)
+        error = UnfamiliarError("the volume must be of a kind that the network knows. Take another")
+        error.quality = {"predicted_dice": 0.1, "labels": {"cuboid": 0.1}}
+        raise error
+
+    plain = module.segment
+    monkeypatch.setattr(module, "segment", segmented)
+    image = mrhdata.read(segmenter / "sub-0_T1w.nii")
+    mrhdata.write(image.copy(data=np.zeros_like(image.values)), tmp_path / "empty.nii")
+    files = [tmp_path / "empty.nii", segmenter / "sub-0_T1w.nii"]
+    code, _, err = run("segment", named_network, *files, "-o", tmp_path / "out")
+    assert (code, "1 of 2 cases have an error" in err, "case empty: the volume must be" in err) == (2, True, True), err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"cases.json", "dseg.tsv", "quality.csv", "sub-0_T1w.nii"}
+    table = pd.read_csv(tmp_path / "out" / "quality.csv")
+    assert table[["case", "predicted_dice", "refused"]].to_dict("records") == [
+        {"case": "empty", "predicted_dice": 0.1, "refused": True}
+    ]
+
+
+def test_labels_of_another_voxel_size(segmenter, tmp_path):
+    """Labels are those of the resampled volume."""
+    image, network = segmenter / "sub-1_T1w.nii", segmenter / "net"
+    words = ["-o", tmp_path / "fine.nii.gz", "--region-stats", tmp_path / "r.csv", "--montage", tmp_path / "m.png"]
+    code, _, err = run("segment", network, image, "--label-spacing", "1,0.5,0.5", *words)
+    assert code == 0, err
+    volume = mrhdata.resample(mrhdata.read(image), spacing_mm=(1, 0.5, 0.5))
+    labels = mrhdata.read(tmp_path / "fine.nii.gz", kind="labels")
+    assert labels.mrh.grid.same_as(volume.mrh.grid)
+    expected = mrhdata.segment(mrhdata.models.load(network), volume, progress=False)
+    np.testing.assert_array_equal(labels, expected)
+    code, _, err = run("segment", network, image, "--label-spacing", "0", "-o", tmp_path / "none.nii.gz")
+    assert (code, "spacing_mm must be one positive number" in err) == (2, True), err

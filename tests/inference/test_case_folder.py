@@ -54,10 +54,24 @@ def test_outputs_of_other_settings_are_refused_before_anything_is_processed(run,
     assert not (tmp_path / "out" / "a.mnc").exists()
 
 
-def test_interrupted_run_resumes_behind_the_last_finished_case(run):
-    with pytest.raises(GridError, match="case b: grids differ"):
-        run(fail="b")
-    assert run() == ["b"]
+def test_a_case_with_an_error_does_not_keep_the_others_from_being_processed(run):
+    """A second run processes only that one."""
+    with pytest.raises(GridError, match=r"^1 of 2 cases have an error, and the others are written. case a: grids diff"):
+        run(fail="a")
+    assert run() == ["a"]
+
+
+def test_a_message_names_five_cases_with_an_error(tmp_path):
+    def process(case, files, target):
+        raise DataError("no brain")
+
+    files = {str(n): {"t1w": str(tmp_path / f"{n}.nii")} for n in range(7)}
+    for channels in files.values():
+        open(channels["t1w"], "w").close()
+    with pytest.raises(DataError, match=r"^7 of 7 cases .* case 4: no brain; and 2 more$"):
+        process_cases(files, tmp_path / "out", process, settings="net")
+    with pytest.raises(DataError, match=r"^case 0: no brain$"):
+        process_cases({"0": files["0"]}, tmp_path / "out", process, settings="net")
 
 
 def test_inputs_are_never_outputs(cases, tmp_path):
