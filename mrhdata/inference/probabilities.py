@@ -122,7 +122,7 @@ class TrunkModel:
         The whole network.
     values : (channels, z, y, x) array
         Prepared channels between zeros: lengths are multiples that the network needs, and thin volumes lie in the
-        middle of a training patch, because the network knows only larger images.
+        middle of the smallest training patch, because the network knows only larger images.
     start : (z, y, x)
         First voxel of the channels in `values`.
     """
@@ -141,7 +141,7 @@ class TrunkModel:
         self._names, self._grid = list(volumes), next(iter(volumes.values())).mrh.grid
         self._field = receptive_field_of(self._trunk.model, len(volumes))
         spec, multiple = self.network.spec, int(model.multiple)  # type: ignore[arg-type]
-        least = spec.patch or (1, 1, 1)
+        least = spec.smallest or spec.patch or (1, 1, 1)
         self.start: list[int] = [max(0, n - m) // 2 for n, m in zip(least, self._grid.shape, strict=True)]
         ends = [
             (a, max(0, n - m - a) + -max(n, m) % multiple)

@@ -73,6 +73,8 @@ class ModelSpec:
         Names of the input channels in order.
     patch : tuple of int or None
         Shape of the training patches, z, y, x.
+    smallest : tuple of int or None
+        Smallest length of the training patches along each axis, if they had several shapes.
     axis : int or None
         Axis (0 z, 1 y, 2 x) perpendicular to the planes of a 2D network.
     spacing_mm : tuple of float or None
@@ -101,6 +103,7 @@ class ModelSpec:
     config: dict[str, Any] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     patch: tuple[int, int, int] | None = None
+    smallest: tuple[int, int, int] | None = None
     axis: int | None = None
     spacing_mm: tuple[float, ...] | None = None
     context_slices: int = 0
@@ -315,7 +318,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("text", lambda value: isinstance(value, str)),
     "config": ("a mapping", _is_mapping),
     "units": ("text", _optional(lambda value: isinstance(value, str))),
-    "patch": ("three whole numbers", _optional(_all(_is_whole, 3))),
+    **{key: ("three whole numbers", _optional(_all(_is_whole, 3))) for key in ("patch", "smallest")},
     "axis": ("0, 1 or 2", _optional(lambda value: _is_whole(value) and value in (0, 1, 2))),
     "spacing_mm": ("a list of numbers", _optional(_all(_is_number))),
     "context_slices": ("a whole number", lambda value: _is_whole(value) and value >= 0),

@@ -164,6 +164,18 @@ class SyntheticRecipe:
     )  # fmt: skip
 
     @property
+    def smallest(self) -> tuple[int, int, int]:
+        """Smallest length of the patches along each axis.
+
+        Examples
+        --------
+        >>> SyntheticRecipe(other_shapes={(32, 96, 96): 0.3, (96, 32, 96): 0.1}).smallest
+        (32, 32, 64)
+        """
+        z, y, x = (min(lengths) for lengths in zip(self.shape, *self.other_shapes, strict=True))
+        return (z, y, x)
+
+    @property
     def coarse_epochs(self) -> int:
         """Number of epochs that train only the coarse scores."""
         return round(self.coarse_share * self.training.epochs)
@@ -233,6 +245,7 @@ def train(
         labels=labels,
         label_names=("background", *(recipe.names.get(label, str(label)) for label in labels[1:])),
         contrasts=recipe.contrasts,
+        smallest=recipe.smallest,
         finish=tuple((name, dict(settings)) for name, settings in recipe.finish),
         prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "clipped"})),
         inputs=IntensityScale((0.5,), (0.25,)),

@@ -20,6 +20,7 @@ RECIPE = synthetic.SyntheticRecipe(
     shape=(16, 16, 16),
     patches=48,
     coarse_share=0.2,
+    hardening=(2.0, 3.0),  # never, in so short a training
     validation_maps=1,
     validation_patches=4,
     quality_volumes=0,
@@ -33,6 +34,7 @@ RECIPE = synthetic.SyntheticRecipe(
         coarse_probability=0.0,
         smoothing_probability=0.0,
         cluster_probability=0.0,
+        view_probability=0.0,
         partial_volume=(0.0, 0.5),
         surroundings={"drawn": 1},
     ),
@@ -70,9 +72,12 @@ def test_labels_of_an_image_are_found(trained):
     image = from_array(values.astype(np.float32), spacing=(1, 1, 1), name="any")
     result = mrhdata.segment(trained[0], {"image": image}, progress=False).values
     truth = np.array([0, 1, 1, 2])[labels]
-    for label in (1, 2):
-        overlap = 2 * ((result == label) & (truth == label)).sum() / ((result == label).sum() + (truth == label).sum())
-        assert overlap > 0.7
+    overlaps = [
+        2 * ((result == label) & (truth == label)).sum() / ((result == label).sum() + (truth == label).sum())
+        for label in (1, 2)
+    ]
+    assert np.mean(overlaps) > 0.75
+    assert min(overlaps) > 0.6
 
 
 def test_predicted_dice_is_high_for_an_easy_image_and_low_for_noise(trained):
