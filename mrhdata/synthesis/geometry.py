@@ -161,8 +161,8 @@ def _draw_displacement(grids: Grids, sizes: Tensor, config: SynthesisConfig, dra
 def draw_view(label_map: LabelMap, pose: Pose, config: SynthesisConfig, draws: Draws) -> Tensor | None:
     """Return the share of each voxel that lies in the field of view (z, y, x), or None if all do.
 
-    The field of view may end below the brain, or be a slab within the patch: along its shortest axis, or along any if
-    all are as long. A slab that was resampled ends within a voxel.
+    The field of view may end below the brain, or be a slab within the patch: along an axis that is at most half as
+    long as another one, or else along any. A slab that was resampled ends within a voxel.
 
     Examples
     --------
@@ -180,8 +180,8 @@ def draw_view(label_map: LabelMap, pose: Pose, config: SynthesisConfig, draws: D
     if draws.chance(config.neck_probability) and pose.centre[0] >= bottom:
         view = (pose.positions(0) >= bottom).float()
     if draws.chance(config.view_probability):
-        shortest = [axis for axis in range(3) if pose.shape[axis] == min(pose.shape)]
-        axis = shortest[draws.integer(len(shortest))]
+        thin = [axis for axis in range(3) if 2 * pose.shape[axis] <= max(pose.shape)] or list(range(3))
+        axis = thin[draws.integer(len(thin))]
         slab = _draw_slab(pose.shape[axis], config, draws).reshape([-1 if k == axis else 1 for k in range(3)])
         view = slab if view is None else view * slab
     return None if view is None else view.expand(pose.shape).to(label_map.indices.device)

@@ -122,7 +122,7 @@ def test_a_slab_of_the_field_of_view(label_map):
         assert edges[0] <= 2
 
 
-def test_a_slab_of_a_thin_patch_lies_along_its_shortest_axis(label_map):
+def test_a_slab_of_a_thin_patch_lies_along_its_short_axis(label_map):
     config = SynthesisConfig.exact(view_probability=1.0, view_share=(0.5, 0.5))
     pose = draw_pose(label_map, grids((20, 8, 20)), config, Draws(0))
     for seed in range(5):
