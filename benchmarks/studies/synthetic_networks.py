@@ -26,6 +26,7 @@ from mrhdata._runtime.atomic import atomic_write
 from mrhdata.inference.contrast import CONTRASTS
 from mrhdata.models.cards import WEIGHTS, Card, digest_of
 from mrhdata.recipes import synthetic
+from mrhdata.recipes.synthetic_labels import STRUCTURES
 
 RESULTS = Path(__file__).parents[1] / "results"
 BASE = synthetic.SyntheticRecipe()
@@ -33,10 +34,10 @@ BASE = synthetic.SyntheticRecipe()
 #: shown to the network in the way that it knows.
 RECIPE = replace(
     BASE,
-    targets=synthetic.STRUCTURE_TARGETS,
-    names=synthetic.STRUCTURES,
+    targets=STRUCTURES.targets,
+    names=STRUCTURES.names,
     contrasts=tuple(CONTRASTS),
-    finish=synthetic.STRUCTURE_FINISH,
+    finish=STRUCTURES.finish,
     coarse_share=0.8,
     hardening=(0.2, 0.6),
     synthesis=replace(

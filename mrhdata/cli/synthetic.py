@@ -12,6 +12,7 @@ from mrhdata.errors import DataError, ParameterError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mrhdata.recipes.synthetic_labels import LabelScheme
     from mrhdata.synthesis.structures import Anatomy
 
 
@@ -50,9 +51,8 @@ def train_on_label_maps(
     if passed := [name for name, value in excluded.items() if value]:
         raise ParameterError(f"--synthetic excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out")
     maps = _read_maps(folder)
-    anatomy, mapping, names = _labels_to_learn(folder, maps, targets)
-    steps = {"tissue": synthetic.TISSUE_FINISH, "structures": synthetic.STRUCTURE_FINISH}
-    recipe = synthetic.SyntheticRecipe(targets=mapping, names=names, finish=steps.get(targets, ()))
+    anatomy, scheme = _labels_to_learn(folder, maps, targets)
+    recipe = synthetic.SyntheticRecipe(targets=scheme.targets, names=scheme.names, finish=scheme.finish)
     recipe = replace(recipe, training=replace(recipe.training, **changes))
     about = {"recipe": repr(recipe), "seed": seed}
     claim(out / "plan.json", about | {"volumes": {name: fingerprint(volume) for name, volume in maps.items()}})
@@ -77,32 +77,26 @@ def _read_maps(folder: Path) -> dict[str, xr.DataArray]:
     return {path.name.partition(".")[0]: formats.read(path, kind="labels") for path in files}
 
 
-def _labels_to_learn(
-    folder: Path, maps: dict[str, xr.DataArray], targets: str
-) -> tuple[Anatomy, dict[int, int], dict[int, str]]:
-    """Return the structures of the maps, the label of the network for each of their labels, and its names."""
+def _labels_to_learn(folder: Path, maps: dict[str, xr.DataArray], targets: str) -> tuple[Anatomy, LabelScheme]:
+    """Return the structures of the maps, and the labels of the network."""
     import numpy as np
 
-    from mrhdata.recipes import synthetic
+    from mrhdata.recipes.synthetic_labels import SCHEMES, LabelScheme
     from mrhdata.synthesis.structures import FREESURFER, Anatomy
 
     present = sorted({int(label) for volume in maps.values() for label in np.unique(volume.values)} - {0})
     unknown = sorted(set(present) - set(FREESURFER.labels.tolist()))
-    known = {
-        "tissue": (synthetic.TISSUE_TARGETS, synthetic.TISSUES),
-        "structures": (synthetic.STRUCTURE_TARGETS, synthetic.STRUCTURES),
-    }
-    if targets in known:
+    if targets in SCHEMES:
         if unknown:
             raise DataError(
                 f"--targets {targets} needs the labels of FreeSurfer; got {unknown[:9]}. Pass --targets labels"
             )
-        mapping, names = known[targets]
-        return FREESURFER, dict(mapping), dict(names)
+        return FREESURFER, SCHEMES[targets]
     if targets != "labels":
         raise ParameterError(f"--targets must be tissue, structures or labels; got {targets!r}")
     table = folder / "labels.tsv"
     default = Anatomy.of_labels(present) if unknown else FREESURFER
     anatomy = Anatomy.read(table) if table.is_file() else default
     named = {structure.label: structure.name for structure in anatomy.structures}
-    return anatomy, {label: label for label in present}, {label: named.get(label, str(label)) for label in present}
+    names = {label: named.get(label, str(label)) for label in present}
+    return anatomy, LabelScheme(names, {label: (label,) for label in present})

@@ -23,6 +23,7 @@ from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.models.spec import IntensityScale
 from mrhdata.preprocessing.pipeline import Steps
+from mrhdata.recipes.synthetic_labels import TISSUES
 from mrhdata.recipes.synthetic_quality import calibrate
 from mrhdata.synthesis.config import SynthesisConfig
 from mrhdata.synthesis.patches import SyntheticPatches
@@ -35,65 +36,6 @@ from mrhdata.training.settings import TrainingConfig
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
-
-#: Names of the tissues, by their label.
-TISSUES = {
-    1: "cerebrospinal fluid",
-    2: "cortical grey matter",
-    3: "cerebral white matter",
-    4: "deep grey matter",
-    5: "cerebellar cortex",
-    6: "cerebellar white matter",
-    7: "brain stem",
-}
-#: Label of the tissue of each FreeSurfer label. Hippocampus and amygdala belong to the cortical grey matter.
-_FREESURFER_TISSUES = {
-    1: (4, 5, 14, 15, 24, 43, 44, 72, 136, 137, 163, 164),
-    2: (3, 17, 18, 42, 53, 54),
-    3: (2, 25, 41, 57),
-    4: (10, 11, 12, 13, 26, 49, 50, 51, 52, 58),
-    5: (8, 47),
-    6: (7, 46),
-    7: (16, 28, 60),
-}
-#: Steps that refine the borders between tissues of the cerebrum, and of the cerebellum.
-TISSUE_FINISH: Steps = (("refine", {"groups": [[1, 2, 3], [5, 6]]}),)
-TISSUE_TARGETS = {label: tissue for tissue, labels in _FREESURFER_TISSUES.items() for label in labels}
-#: Names of the structures, by their label, and the FreeSurfer labels of each, left and right.
-STRUCTURES = {
-    1: "cerebrospinal fluid",
-    2: "cerebral cortex",
-    3: "cerebral white matter",
-    4: "cerebellar cortex",
-    5: "cerebellar white matter",
-    6: "brain stem",
-    7: "ventral diencephalon",
-    8: "thalamus",
-    9: "caudate",
-    10: "putamen",
-    11: "pallidum",
-    12: "accumbens",
-    13: "hippocampus",
-    14: "amygdala",
-}
-_FREESURFER_STRUCTURES = {
-    1: (4, 5, 14, 15, 24, 43, 44, 72, 136, 137, 163, 164),
-    2: (3, 42),
-    3: (2, 25, 41, 57),
-    4: (8, 47),
-    5: (7, 46),
-    6: (16,),
-    7: (28, 60),
-    8: (10, 49),
-    9: (11, 50),
-    10: (12, 51),
-    11: (13, 52),
-    12: (26, 58),
-    13: (17, 53),
-    14: (18, 54),
-}
-STRUCTURE_FINISH: Steps = (("refine", {"groups": [[1, 2, 3], [4, 5]]}),)
-STRUCTURE_TARGETS = {label: part for part, labels in _FREESURFER_STRUCTURES.items() for label in labels}
 
 
 @dataclass(frozen=True)
@@ -136,8 +78,8 @@ class SyntheticRecipe:
         Settings of the training.
     """
 
-    targets: Mapping[int, int] = field(default_factory=lambda: dict(TISSUE_TARGETS))
-    names: Mapping[int, str] = field(default_factory=lambda: dict(TISSUES))
+    targets: Mapping[int, int] = field(default_factory=lambda: TISSUES.targets)
+    names: Mapping[int, str] = field(default_factory=lambda: TISSUES.names)
     contrasts: tuple[str, ...] = ()
     finish: Steps = ()
     quality_volumes: int = 70
