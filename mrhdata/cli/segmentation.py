@@ -11,6 +11,7 @@ import typer
 from mrhdata.cli import options
 from mrhdata.cli.app import command, resumable
 from mrhdata.cli.machine import Machine, machine_options
+from mrhdata.cli.synthetic import LabelMapPlan, train_on_label_maps
 from mrhdata.errors import DataError, ModelError, ParameterError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     "mrhdata train segmentation study/ --input 'qsm=*Chimap*' --labels '*dseg*' -o dgm/ --recipe dgm --folds 4",
     "mrhdata train segmentation Dataset001_BrainTumour/ -o tumour/ --folds 5",
     "mrhdata train segmentation --synthetic label-maps/ -o any-contrast/",
+    "mrhdata train segmentation study/ --input 't1w=*T1w*' --labels '*seg*' --synthetic label-maps/ -o mixed/",
 )
 @machine_options
 def train_segmentation(
@@ -39,7 +41,14 @@ def train_segmentation(
     ] = None,
     synthetic: Annotated[
         Path | None,
-        typer.Option(metavar="LABELS", help="Folder of label maps, from which training images are drawn; no STUDY."),
+        typer.Option(
+            metavar="LABELS",
+            help="Folder of label maps, from which training images are drawn; mixed with STUDY if passed.",
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Network with which a training with --synthetic begins."),
     ] = None,
     targets: Annotated[
         str,
@@ -70,47 +79,29 @@ def train_segmentation(
     --folds every subject is scored once, by a network that was trained on others.
 
     With --synthetic the network learns from images of random contrast, shape and resolution that are drawn from label
-    maps, and needs no real image.
+    maps, and needs no real image. With STUDY half of the batches show its images, whose labels are those of --targets.
 
     An interrupted training resumes when you run the command again.
     """
-    from dataclasses import asdict, replace
-
     from mrhdata import models
     from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
-    from mrhdata.models.device import resolve_device
-    from mrhdata.models.precision import resolve_precision
-    from mrhdata.recipes import segmentation
     from mrhdata.recipes.cross_validation import claim, cross_validate
 
-    if synthetic is not None:
-        from mrhdata.cli.synthetic import train_on_label_maps
-
-        excluded = {"STUDY": study, "--input": inputs, "--labels": labels, "--folds": folds}
-        plan = (synthetic, out, targets, options.set_options(epochs=epochs) | machine)
-        options.answer(train_on_label_maps(*plan, excluded, seed=seed, progress=options.bars(progress)), as_json)
+    maps = _label_map_plan(synthetic, targets, start, spacing_mm, epochs, machine)
+    bars = options.bars(progress)
+    if maps is not None and study is None:
+        excluded = {"--input": inputs, "--labels": labels, "--folds": folds}
+        options.answer(train_on_label_maps(maps, out, excluded, seed=seed, progress=bars), as_json)
         return
     cases, names = _read_study(study, inputs, labels)
-    spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
-    settings = _recipe(recipe, cases, spacing, epochs, machine)
-    settings = replace(settings, names=names or settings.names)
-    label_values = segmentation.label_map(cases)
-    bars = options.bars(progress)
+    plan = maps or _RecipePlan(recipe, cases, names, spacing_mm, epochs, machine)
+    about: dict[str, Any] = plan.about() | {"volumes": fingerprint_cases(cases)}
 
     def train(training: Sequence[Subject], validation: Sequence[Subject], folder: Path) -> nn.Module:
-        trained = segmentation.train(
-            settings, training, validation, labels=label_values, seed=seed, folder=folder, progress=bars
-        )
-        options.write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
-        return trained.model
+        return plan.train(training, validation, folder, seed, bars)
 
-    about: dict[str, Any] = {"recipe": recipe, "epochs": epochs, "spacing_mm": spacing, "labels": label_values}
-    about["volumes"] = fingerprint_cases(cases)
-    # Folds that one machine finished are not completed with another precision.
-    kind = resolve_device(machine.get("device")).type
-    about["precision"] = [resolve_precision(stage.precision, kind) for stage in (*settings.training, *settings.again)]
-    result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(label_values)}
+    result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(plan.labels)}
     if folds is not None:
         with resumable():
             scores = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=bars)
@@ -123,6 +114,74 @@ def train_segmentation(
     models.save(model, out / "network")
     scores = _test(model, parts["test"], out)
     options.answer(result | {k: len(v) for k, v in parts.items()} | _summary(scores), as_json)
+
+
+class _RecipePlan:
+    """A training on the images of a study by a recipe."""
+
+    def __init__(
+        self,
+        name: str,
+        cases: Sequence[Subject],
+        names: Mapping[int, str],
+        spacing_mm: str | None,
+        epochs: int | None,
+        machine: dict[str, Any],
+    ) -> None:
+        from dataclasses import replace
+
+        from mrhdata.recipes import segmentation
+
+        spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)
+        recipe = _recipe(name, cases, spacing, epochs, machine)
+        self.recipe = replace(recipe, names=names or recipe.names)
+        self.labels = segmentation.label_map(cases)
+        self._settings = {"recipe": name, "epochs": epochs, "spacing_mm": spacing, "labels": self.labels}
+        self._device = machine.get("device")
+
+    def about(self) -> dict[str, Any]:
+        """Return what a run is known by."""
+        from mrhdata.models.device import resolve_device
+        from mrhdata.models.precision import resolve_precision
+
+        # Folds that one machine finished are not completed with another precision.
+        kind = resolve_device(self._device).type
+        stages = (*self.recipe.training, *self.recipe.again)
+        return self._settings | {"precision": [resolve_precision(stage.precision, kind) for stage in stages]}
+
+    def train(
+        self, subjects: Sequence[Subject], validation: Sequence[Subject], folder: Path, seed: int, progress: Any
+    ) -> nn.Module:
+        """Train a network; write ``history.json``."""
+        from dataclasses import asdict
+
+        from mrhdata.recipes import segmentation
+
+        trained = segmentation.train(
+            self.recipe, subjects, validation, labels=self.labels, seed=seed, folder=folder, progress=progress
+        )
+        options.write_json(folder / "history.json", [[asdict(h) for h in histories] for histories in trained.histories])
+        return trained.model
+
+
+def _label_map_plan(
+    synthetic: Path | None,
+    targets: str,
+    start: Path | None,
+    spacing_mm: str | None,
+    epochs: int | None,
+    machine: dict[str, Any],
+) -> LabelMapPlan | None:
+    """Return the plan of a training on label maps, or None without --synthetic."""
+    if synthetic is None:
+        if start is not None:
+            raise ParameterError(f"--start needs --synthetic; got --start {start} alone. Pass a folder of label maps")
+        return None
+    if spacing_mm is not None:
+        raise ParameterError(
+            f"--spacing-mm must be left out with --synthetic, whose maps set it; got {spacing_mm}. Resample the maps"
+        )
+    return LabelMapPlan(synthetic, targets, start, options.set_options(epochs=epochs) | machine)
 
 
 def _read_study(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,58 +13,107 @@ from mrhdata.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import nn
 
+    from mrhdata.datasets.subjects import Subject
     from mrhdata.recipes.synthetic_labels import LabelScheme
     from mrhdata.synthesis.structures import Anatomy
 
 
 def train_on_label_maps(
-    folder: Path,
-    out: Path,
-    targets: str,
-    changes: dict[str, Any],
-    excluded: dict[str, Any],
-    *,
-    seed: int,
-    progress: bool,
+    plan: LabelMapPlan, out: Path, excluded: dict[str, Any], *, seed: int, progress: Any
 ) -> dict[str, Any]:
-    """Train a network on label maps and write it to ``out/network``; return what the command prints.
+    """Train a network on label maps alone and write it to ``out/network``; return what the command prints.
+
+    Parameters
+    ----------
+    plan : LabelMapPlan
+        Label maps and settings.
+    out : path
+        Folder of the network and its checkpoint.
+    excluded : dict
+        Options of a training on real images by name, none of which may be passed.
+    seed, progress
+        Options of the command.
+    """
+    from mrhdata import models
+    from mrhdata.recipes.cross_validation import claim
+
+    if passed := [name for name, value in excluded.items() if value]:
+        raise ParameterError(
+            f"--synthetic without STUDY excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out"
+        )
+    claim(out / "plan.json", plan.about() | {"seed": seed})
+    with resumable():
+        model = plan.train((), (), out, seed, progress)
+    models.save(model, out / "network")
+    spec: Any = model.spec
+    history = json.loads((out / "history.json").read_text(encoding="utf-8"))
+    values = {"written": str(out / "network"), "maps": len(plan.maps), "labels": list(spec.labels)}
+    return values | {"dice on synthetic images": round(history["dice"][-1], 4), "seconds": round(history["seconds"])}
+
+
+class LabelMapPlan:
+    """Label maps, the labels to learn from them, and the settings of the training.
 
     Parameters
     ----------
     folder : path
         Folder of the label maps, with their names in ``labels.tsv`` if they are not those of FreeSurfer.
-    out : path
-        Folder of the network and its checkpoint.
     targets : {"tissue", "structures", "labels"}
         Labels that the network learns: tissues or structures of FreeSurfer's labels, or those of the maps.
+    start : path or None
+        Network with which the training begins: its folder, or the name of a shipped one.
     changes : dict
         Settings of the training that replace those of the recipe.
-    excluded : dict
-        Options of a training on real images by name, none of which may be passed.
     """
-    from dataclasses import asdict, replace
 
-    from mrhdata import models
-    from mrhdata.io.fingerprint import fingerprint
-    from mrhdata.recipes import synthetic
-    from mrhdata.recipes.cross_validation import claim
+    def __init__(self, folder: Path, targets: str, start: Path | None, changes: dict[str, Any]) -> None:
+        from dataclasses import replace
 
-    if passed := [name for name, value in excluded.items() if value]:
-        raise ParameterError(f"--synthetic excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out")
-    maps = _read_maps(folder)
-    anatomy, scheme = _labels_to_learn(folder, maps, targets)
-    recipe = synthetic.SyntheticRecipe(targets=scheme.targets, names=scheme.names, finish=scheme.finish)
-    recipe = replace(recipe, training=replace(recipe.training, **changes))
-    about = {"recipe": repr(recipe), "seed": seed}
-    claim(out / "plan.json", about | {"volumes": {name: fingerprint(volume) for name, volume in maps.items()}})
-    with resumable():
-        model, history = synthetic.train(recipe, maps, anatomy=anatomy, seed=seed, folder=out, progress=progress)
-    models.save(model, out / "network")
-    options.write_json(out / "history.json", asdict(history))
-    spec: Any = model.spec
-    values = {"written": str(out / "network"), "maps": len(maps), "labels": list(spec.labels)}
-    return values | {"dice on synthetic images": round(history.dice[-1], 4), "seconds": round(history.seconds)}
+        from mrhdata import models
+        from mrhdata.recipes import synthetic
+
+        self.maps = _read_maps(folder)
+        self.anatomy, scheme = _labels_to_learn(folder, self.maps, targets)
+        recipe = synthetic.SyntheticRecipe(targets=scheme.targets, names=scheme.names, finish=scheme.finish)
+        self.recipe = replace(recipe, training=replace(recipe.training, **changes))
+        self.start = None if start is None else models.load(start)
+        self._start_digest = None if start is None else options.network_digest(start)
+
+    def about(self) -> dict[str, Any]:
+        """Return what a run is known by."""
+        from mrhdata.io.fingerprint import fingerprint
+
+        maps = {name: fingerprint(volume) for name, volume in self.maps.items()}
+        return {"recipe": repr(self.recipe), "start": self._start_digest, "maps": maps}
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels of the network, the background first."""
+        return (0, *sorted({*self.recipe.targets.values()} - {0}))
+
+    def train(
+        self, subjects: Sequence[Subject], validation: Sequence[Subject], folder: Path, seed: int, progress: Any
+    ) -> nn.Module:
+        """Train a network on the label maps, and on real images if there are some; write ``history.json``."""
+        from dataclasses import asdict
+
+        from mrhdata.recipes import synthetic
+
+        model, history = synthetic.train(
+            self.recipe,
+            self.maps,
+            subjects=subjects,
+            validation=validation,
+            start=self.start,
+            anatomy=self.anatomy,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )
+        options.write_json(folder / "history.json", asdict(history))
+        return model
 
 
 def _read_maps(folder: Path) -> dict[str, xr.DataArray]:

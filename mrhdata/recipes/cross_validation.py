@@ -149,7 +149,8 @@ def tested(model: nn.Module, subject: Subject, folder: Path) -> pd.DataFrame:
     """Segment a held-out subject, write labels (in the format of its first volume) and a montage, and score them."""
     from mrhdata.viz import plots
 
-    labels = segment(model, subject.inputs, progress=False)
+    # Every subject is scored, also one whose labels are predicted to be wrong.
+    labels = segment(model, subject.inputs, force=True, progress=False)
     (folder / "labels").mkdir(parents=True, exist_ok=True)
     file = folder / "labels" / f"sub-{subject.id}{subject.ending}"
     formats.write(labels, file, overwrite=True)

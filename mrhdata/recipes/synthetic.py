@@ -23,9 +23,11 @@ from mrhdata import models
 from mrhdata.errors import DataError
 from mrhdata.models.spec import IntensityScale
 from mrhdata.preprocessing.pipeline import Steps
+from mrhdata.recipes.real_patches import channel_of, copy_weights, real_patches
 from mrhdata.recipes.synthetic_labels import TISSUES
 from mrhdata.recipes.synthetic_quality import calibrate
 from mrhdata.synthesis.config import SynthesisConfig
+from mrhdata.synthesis.mixed_patches import MixedPatches
 from mrhdata.synthesis.patches import SyntheticPatches
 from mrhdata.synthesis.structures import FREESURFER, Anatomy
 from mrhdata.synthesis.synthesizer import Synthesizer
@@ -36,6 +38,9 @@ from mrhdata.training.settings import TrainingConfig
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
+
+    from mrhdata.datasets.subjects import Subject
+    from mrhdata.patching.dataset import Patches
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,10 @@ class SyntheticRecipe:
         Share of the epochs, at the begin, that train only the coarse scores.
     validation_maps, validation_patches : int
         Number of label maps that are left out of the training, and number of their patches.
+    real_share : float
+        Share of the batches that show real images, if there are some.
+    real_patches : int
+        Number of places in each real image.
     synthesis : SynthesisConfig
         Ranges of the images.
     training : TrainingConfig
@@ -94,6 +103,8 @@ class SyntheticRecipe:
     coarse_share: float = 0.7
     validation_maps: int = 2
     validation_patches: int = 24
+    real_share: float = 0.5
+    real_patches: int = 40
     synthesis: SynthesisConfig = field(
         default_factory=lambda: SynthesisConfig(random_share=0.6, contrast_width=(0.2, 1.0))
     )
@@ -141,6 +152,9 @@ def train(
     recipe: SyntheticRecipe,
     maps: Mapping[str, xr.DataArray],
     *,
+    subjects: Sequence[Subject] = (),
+    validation: Sequence[Subject] = (),
+    start: nn.Module | None = None,
     anatomy: Anatomy = FREESURFER,
     seed: int = 0,
     folder: Path | None = None,
@@ -148,12 +162,19 @@ def train(
 ) -> tuple[nn.Module, History]:
     """Train a network on images drawn from label maps, and measure its quality model.
 
+    Real images with labels can be mixed with them, batch by batch.
+
     Parameters
     ----------
     recipe : SyntheticRecipe
         Settings of the training.
     maps : mapping of str to label volume
         Label maps of whole heads, by name.
+    subjects, validation : sequence of Subject
+        Real images with the labels of `recipe.targets`, for training and for validation.
+    start : torch.nn.Module, optional
+        Network of the same kind with which the training begins. Layers of another shape, such as those of the classes
+        if there are others, begin at random.
     anatomy : Anatomy
         Structures of the labels.
     seed : int
@@ -168,15 +189,18 @@ def train(
     model : torch.nn.Module
         Network for :func:`mrhdata.segment`.
     history : History
-        Losses of each epoch of both stages; those of validation are measured on images of maps that were left out.
+        Losses of each epoch of both stages; those of validation are measured on real images if there are some, else on
+        images of maps that were left out.
 
     Raises
     ------
     DataError
-        If there are too few maps, or their voxel sizes differ.
+        If there are too few maps, their voxel sizes differ, or real images have other labels or several channels.
+    ModelError
+        If the network of `start` is of another kind.
     """
     labels = (0, *sorted(set(recipe.targets.values()) - {0}))
-    spacing = _common_spacing(maps)
+    spacing, channel = _common_spacing(maps), channel_of([*subjects, *validation])
     training_maps, validation_maps = (
         Synthesizer(volumes, recipe.synthesis, anatomy, targets=recipe.targets)
         for volumes in _split(maps, recipe.validation_maps, seed)
@@ -192,10 +216,13 @@ def train(
         prepare=(("upright", {"spacing_mm": list(spacing)}), ("normalise", {"how": "clipped"})),
         inputs=IntensityScale((0.5,), (0.25,)),
     )
+    if start is not None:
+        copy_weights(start, model)
+    real, real_validation = (real_patches(part, recipe, model.spec, seed) for part in (subjects, validation))
+    sources = _Sources(channel, training_maps, validation_maps, real, real_validation)
     history = History()
     for stage in _stages(recipe, model.fine_layers):
-        part = _train_stage(model, stage, recipe, training_maps, validation_maps, seed, folder, progress)
-        history = history.followed_by(part)
+        history = history.followed_by(_train_stage(model, stage, recipe, sources, seed, folder, progress))
     # Also after a training without the second stage.
     model.coarse = False
     if recipe.quality_volumes:
@@ -228,38 +255,43 @@ def _stages(recipe: SyntheticRecipe, fine_layers: Sequence[str]) -> list[_Stage]
     return stages
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """Name of the image; label maps, and patches of real images or None, for training and for validation."""
+
+    channel: str
+    maps: Synthesizer
+    validation_maps: Synthesizer
+    real: Patches | None
+    real_validation: Patches | None
+
+
 def _train_stage(
     model: Any,
     stage: _Stage,
     recipe: SyntheticRecipe,
-    training_maps: Synthesizer,
-    validation_maps: Synthesizer,
+    sources: _Sources,
     seed: int,
     folder: Path | None,
     progress: bool,
 ) -> History:
     """Train a network for the epochs of a stage."""
     model.coarse = stage.label_step > 1
-    patches: Any = SyntheticPatches(
-        training_maps,
-        recipe.shape,
-        recipe.patches,
-        seed=2 * seed,
-        label_share=recipe.label_share,
-        schedule=lambda epoch: recipe.ranges(stage.first_epoch + epoch),
-        label_step=stage.label_step,
-        other_shapes=recipe.other_shapes,
-    )
-    # Validation shows the hardest images, the same ones in every epoch.
-    validation: Any = SyntheticPatches(
-        validation_maps,
-        recipe.shape,
-        recipe.validation_patches,
-        seed=2 * seed + 1,
-        label_share=recipe.label_share,
-        label_step=stage.label_step,
-        other_shapes=recipe.other_shapes,
-    )
+    options: dict[str, Any] = {
+        "channel": sources.channel,
+        "label_share": recipe.label_share,
+        "label_step": stage.label_step,
+        "other_shapes": recipe.other_shapes,
+    }
+    training = options | {
+        "seed": 2 * seed,
+        "schedule": lambda epoch: recipe.ranges(stage.first_epoch + epoch),
+    }
+    patches = _mix(sources.maps, recipe, recipe.patches, sources.real, recipe.real_share, training)
+    # Validation shows real images, or else the hardest synthetic ones; the same ones in every epoch.
+    options["seed"] = 2 * seed + 1
+    number = recipe.validation_patches
+    validation = _mix(sources.validation_maps, recipe, number, sources.real_validation, 1.0, options)
     return fit(
         model,
         patches,
@@ -268,6 +300,20 @@ def _train_stage(
         checkpoint=None if folder is None else folder / f"{stage.name}.pt",
         progress=progress,
     )
+
+
+def _mix(
+    maps: Synthesizer,
+    recipe: SyntheticRecipe,
+    number: int,
+    real: Patches | None,
+    real_share: float,
+    options: Mapping[str, Any],
+) -> Any:
+    """Return synthetic patches, mixed with real ones if there are some."""
+    if real is None:
+        return SyntheticPatches(maps, recipe.shape, number, **options)
+    return MixedPatches(maps, recipe.shape, number, real=real, real_share=real_share, **options)
 
 
 def _split(maps: Mapping[str, xr.DataArray], number: int, seed: int) -> tuple[list[Any], list[Any]]:

@@ -8,6 +8,7 @@ from . import (
     grids,
     intensity,
     label_map,
+    mixed_patches,
     patches,
     priors,
     resolution,
@@ -17,6 +18,7 @@ from . import (
 )
 from .config import SynthesisConfig
 from .label_map import LabelMap
+from .mixed_patches import MixedPatches
 from .patches import SyntheticPatches
 from .priors import PRIORS
 from .structures import FREESURFER, Anatomy, Structure
@@ -27,6 +29,7 @@ __all__ = [
     "PRIORS",
     "Anatomy",
     "LabelMap",
+    "MixedPatches",
     "Structure",
     "SynthesisConfig",
     "Synthesizer",
@@ -40,6 +43,7 @@ __all__ = [
     "grids",
     "intensity",
     "label_map",
+    "mixed_patches",
     "patches",
     "priors",
     "resolution",

@@ -90,8 +90,9 @@ class SyntheticPatches:
         self._shapes = [self.shape, *shares]
         self._shares = [max(0.0, 1 - sum(shares.values())), *shares.values()]
         self.spacing_mm = synthesizer.maps[0].spacing_mm
-        self._synthesizer, self._number, self._seed = synthesizer, number, seed
-        self._label_share, self._schedule, self._label_step = label_share, schedule, label_step
+        self.seed, self.label_step = seed, label_step
+        self._synthesizer, self._number = synthesizer, number
+        self._label_share, self._schedule = label_share, schedule
         self._centres = [synthesizer.centres(index, _CENTRES) for index in range(len(synthesizer.maps))]
 
     def __len__(self) -> int:
@@ -108,7 +109,7 @@ class SyntheticPatches:
 
     def gather(self, indices: Sequence[int] | Ints) -> list[Floats]:
         """Return images and labels (n, 1, z, y, x) of the first epoch."""
-        return self._draw(np.asarray(indices), 0, self._shape_of(int(indices[0]), 0))
+        return self.draw(np.asarray(indices), 0, int(indices[0]))
 
     def batches(
         self,
@@ -133,15 +134,12 @@ class SyntheticPatches:
         for first in range(start * batch_size, self._number, batch_size):
             whole = np.arange(first, min(first + batch_size, self._number))
             indices = whole[part[0] :: part[1]] if len(whole) > part[0] else whole[:1]
-            yield indices, self._draw(indices, epoch, self._shape_of(first, epoch))
+            yield indices, self.draw(indices, epoch, first)
 
-    def _shape_of(self, index: int, epoch: int) -> tuple[int, int, int]:
-        """Return the size of the patches of a batch from its first patch."""
-        rng = np.random.default_rng([self._seed, epoch, index, 1])
-        return self._shapes[rng.choice(len(self._shapes), p=self._shares)]
-
-    def _draw(self, indices: Ints, epoch: int, shape: tuple[int, int, int]) -> list[Floats]:
-        """Return images and labels of patches of an epoch."""
+    def draw(self, indices: Ints, epoch: int, first: int) -> list[Floats]:
+        """Return images and labels of some patches of an epoch, in the size that is drawn for the first of a batch."""
+        rng = np.random.default_rng([self.seed, epoch, first, 1])
+        shape = self._shapes[rng.choice(len(self._shapes), p=self._shares)]
         synthesizer = self._synthesizer
         if self._schedule is not None:
             synthesizer = synthesizer.with_config(self._schedule(epoch))
@@ -153,11 +151,11 @@ class SyntheticPatches:
     def _sample(
         self, synthesizer: Synthesizer, index: int, epoch: int, shape: tuple[int, int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = np.random.default_rng([self._seed, epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         about_label, seed = rng.random(), int(rng.integers(2**62))
         place = self._place(rng, shape) if about_label < self._label_share else {}
         image, labels = synthesizer.sample(seed, shape, **place)
-        z, y, x = (slice(int(first), None, self._label_step) for first in rng.integers(self._label_step, size=3))
+        z, y, x = (slice(int(first), None, self.label_step) for first in rng.integers(self.label_step, size=3))
         return image, labels[z, y, x]
 
     def _place(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, Any]:

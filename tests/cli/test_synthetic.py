@@ -61,7 +61,7 @@ def test_network_of_label_maps_segments_a_head(label_maps, targets, labels, tmp_
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--folds", 3], "--synthetic excludes STUDY, --input, --labels, --folds; got --folds"),
+        (["--folds", 3], "--synthetic without STUDY excludes --input, --labels, --folds; got --folds"),
         (["--targets", "cortex"], "--targets must be tissue, structures or labels; got 'cortex'"),
     ],
 )
@@ -85,3 +85,32 @@ def test_a_folder_without_label_maps_is_refused(tmp_path, folder):
     code, _, err = run("train", "segmentation", "--synthetic", tmp_path / folder, "-o", tmp_path / "net")
     assert code == 2
     assert str(tmp_path / folder) in err
+
+
+def test_label_maps_are_mixed_with_a_study(label_maps, tmp_path):
+    """Held-out subjects are scored; the first network is that of another training."""
+    assert train(label_maps, "--epochs", 1)[0] == 0
+    study = tmp_path / "study"
+    study.mkdir()
+    for number in range(3):
+        labels = np.zeros((20, 24, 24), np.uint8)
+        labels[2:18, 4:20, 4 + number : 20] = 2
+        labels[6:14, 8:16, 8:16] = 3
+        mrhdata.write(from_array(labels, spacing=(1, 1, 1), kind="labels"), study / f"sub-{number}_seg.nii")
+        image = from_array(labels * np.float32(40) + number, spacing=(1, 1, 1))
+        mrhdata.write(image, study / f"sub-{number}_T1w.nii")
+    words = ["train", "segmentation", study, "--input", "t1w=*T1w*", "--labels", "*seg*", "--synthetic", label_maps]
+    words += ["--start", label_maps.parent / "net" / "network", "--epochs", 1, "--split", "0.34,0.33,0.33", "--json"]
+    code, out, err = run(*words, "-o", tmp_path / "mixed")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["subjects"], answer["test"], answer["labels"]) == (3, 1, list(range(8)))
+    assert (tmp_path / "mixed" / "scores.csv").exists()
+    assert mrhdata.models.load(tmp_path / "mixed" / "network").spec.channels == ("t1w",)
+    code, _, err = run(*words, "-o", tmp_path / "other", "--spacing-mm", "2")
+    assert (code, "--spacing-mm must be left out with --synthetic" in err) == (2, True), err
+
+
+def test_a_start_needs_label_maps(tmp_path):
+    code, _, err = run("train", "segmentation", tmp_path, "--start", "synth-tissue", "-o", tmp_path / "net")
+    assert (code, "--start needs --synthetic; got --start synth-tissue alone" in err) == (2, True), err

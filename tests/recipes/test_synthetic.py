@@ -8,7 +8,8 @@ import torch
 
 import mrhdata
 from mrhdata import models
-from mrhdata.errors import DataError
+from mrhdata.datasets.subjects import Subject
+from mrhdata.errors import DataError, ModelError
 from mrhdata.recipes import synthetic
 from mrhdata.synthesis import Anatomy, Structure, SynthesisConfig
 from mrhdata.volume.construct import from_array
@@ -113,6 +114,65 @@ def test_a_training_of_coarse_scores_alone_leaves_a_whole_network():
         model, history = synthetic.train(replace(recipe, coarse_share=share), maps, anatomy=ANATOMY, progress=False)
         assert len(history.training) == len(history.validation) == epochs
         assert model(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+
+
+def real_subject(seed, depth=24, name="t1w", factor=1):
+    """Return a real image of a contrast that no prior has."""
+    labels = label_map(seed).isel(z=slice((24 - depth) // 2, (24 + depth) // 2))
+    labels = labels.copy(data=np.array([0, 1, 1, 2], np.uint8)[labels.values] * factor)
+    image = labels.copy(data=np.array([0, 5, 90], np.float32)[np.minimum(labels.values, 2)]).assign_attrs(kind="image")
+    return Subject(str(seed), {name: image.rename(name)}, labels)
+
+
+def test_real_images_are_mixed_with_synthetic_ones():
+    """Thin ones too; the network has the name of their channel, and begins with the weights of another one."""
+    recipe = replace(RECIPE, patches=8, training=replace(RECIPE.training, epochs=1, learning_rate=1e-9))
+    maps = {str(seed): label_map(seed) for seed in range(2)}
+    start = models.create("half_unet3d", seed=5, classes=9, **RECIPE.config)
+    model, history = synthetic.train(
+        recipe,
+        maps,
+        subjects=[real_subject(3, depth=8)],
+        validation=[real_subject(4)],
+        start=start,
+        anatomy=ANATOMY,
+        progress=False,
+    )
+    assert len(history.dice) == 1
+    assert model.spec.channels == ("t1w",)
+    assert model.spec.smallest == RECIPE.shape
+    assert torch.allclose(model.enter.conv.weight, start.enter.conv.weight, atol=1e-6)
+    assert model.answer.weight.shape[0] == 3
+
+
+def test_validation_is_on_real_images():
+    """Other real images give other scores."""
+    recipe = replace(RECIPE, patches=4, training=replace(RECIPE.training, epochs=1, learning_rate=1e-9))
+    maps = {str(seed): label_map(seed) for seed in range(2)}
+    losses = [
+        synthetic.train(recipe, maps, validation=validation, anatomy=ANATOMY, progress=False)[1].validation
+        for validation in ([], [real_subject(4)], [real_subject(4)])
+    ]
+    assert losses[1] == losses[2] != losses[0]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "sentence"),
+    [
+        ([real_subject(3), real_subject(4, name="t2w")], r"real images must have one channel.*; got \['t1w', 't2w'\]"),
+        ([real_subject(3, factor=3)], r"3 must have the labels \(0, 1, 2\); got also \[3, 6\]. Renumber its labels"),
+    ],
+)
+def test_unfit_real_images_are_refused(subjects, sentence):
+    maps = {str(seed): label_map(seed) for seed in range(2)}
+    with pytest.raises(DataError, match=sentence):
+        synthetic.train(RECIPE, maps, subjects=subjects, anatomy=ANATOMY, progress=False)
+
+
+def test_a_network_of_another_kind_is_no_start():
+    maps = {str(seed): label_map(seed) for seed in range(2)}
+    with pytest.raises(ModelError, match="start must be a network of the kind that is trained"):
+        synthetic.train(RECIPE, maps, start=models.create("tissue2d"), anatomy=ANATOMY, progress=False)
 
 
 def test_images_become_harder():

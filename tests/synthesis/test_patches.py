@@ -9,6 +9,7 @@ import pytest
 import mrhdata
 from mrhdata.errors import ParameterError
 from mrhdata.synthesis import Anatomy, SynthesisConfig, Synthesizer, SyntheticPatches
+from mrhdata.synthesis.mixed_patches import MixedPatches
 from mrhdata.training import TrainingConfig
 
 SHAPE = (8, 8, 8)
@@ -108,6 +109,31 @@ def test_batches_of_several_sizes(synthesizer):
     assert patches.batch_bytes(2) == 2 * 2 * 4 * 576
     with pytest.raises(ParameterError, match=r"other_shapes must have shares of at most 1 in all; got .*0.9"):
         SyntheticPatches(synthesizer, SHAPE, 4, other_shapes={(4, 12, 12): 0.9, (12, 4, 12): 0.2})
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_batches_of_real_images(synthesizer, step):
+    """They have their share, the labels of their voxels, and are the same for a seed."""
+    image = mrhdata.from_array(np.random.default_rng(0).random((16, 16, 16)) + 5, spacing=(1, 1, 1))
+    labels = image.copy(data=(image.values * 100).round().astype(np.int16)).assign_attrs(kind="labels")
+    real = mrhdata.patches(image.astype(np.float32), target=labels, shape=8)
+    patches, again = (
+        MixedPatches(synthesizer, SHAPE, 200, real=real, real_share=0.3, label_step=step) for _ in range(2)
+    )
+    drawn = [arrays for _, arrays in batches(patches)]
+    for (images, labels), (other, _) in zip(drawn, (arrays for _, arrays in batches(again)), strict=True):
+        np.testing.assert_array_equal(images, other)
+        assert images.shape == (4, 1, *SHAPE)
+        assert labels.shape[2:] == tuple(n // step for n in SHAPE)
+    of_real = [(images, labels) for images, labels in drawn if images.min() > 1]
+    assert len(of_real) / len(drawn) == pytest.approx(0.3, abs=0.15)
+    for images, labels in of_real:
+        rounded = (images * 100).round()
+        starts = itertools.product(range(step), repeat=3)
+        assert any(np.array_equal(rounded[:, :, z::step, y::step, x::step].round(), labels) for z, y, x in starts)
+    assert len({images.tobytes() for images, _ in of_real}) > 1
+    with pytest.raises(ParameterError, match=r"real_share must be from 0 to 1; got 1\.5"):
+        MixedPatches(synthesizer, SHAPE, 4, real=real, real_share=1.5)
 
 
 def test_a_training_on_synthetic_patches_resumes(synthesizer, tmp_path):
