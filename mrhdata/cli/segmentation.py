@@ -175,7 +175,7 @@ def _label_map_plan(
     """Return the plan of a training on label maps, or None without --synthetic."""
     if synthetic is None:
         if start is not None:
-            raise ParameterError(f"--start needs --synthetic; got --start {start} alone. Pass a folder of label maps")
+            raise ParameterError(f"--start needs --synthetic; got only --start {start}. Pass a folder of label maps")
         return None
     if spacing_mm is not None:
         raise ParameterError(

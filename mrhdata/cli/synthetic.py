@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def train_on_label_maps(
     plan: LabelMapPlan, out: Path, excluded: dict[str, Any], *, seed: int, progress: Any
 ) -> dict[str, Any]:
-    """Train a network on label maps alone and write it to ``out/network``; return what the command prints.
+    """Train a network on label maps only and write it to ``out/network``; return what the command prints.
 
     Parameters
     ----------

@@ -113,4 +113,4 @@ def test_label_maps_are_mixed_with_a_study(label_maps, tmp_path):
 
 def test_a_start_needs_label_maps(tmp_path):
     code, _, err = run("train", "segmentation", tmp_path, "--start", "synth-tissue", "-o", tmp_path / "net")
-    assert (code, "--start needs --synthetic; got --start synth-tissue alone" in err) == (2, True), err
+    assert (code, "--start needs --synthetic; got only --start synth-tissue" in err) == (2, True), err
