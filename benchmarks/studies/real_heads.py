@@ -128,7 +128,7 @@ class Scorer:
     def __call__(self, case: Case) -> dict[str, Any]:
         """The Dice of each tissue, the time, and the prediction."""
         start = time.perf_counter()
-        labels = segment(self.network, case.image, force=True, progress=False)
+        labels = self.segment(case.image)
         seconds = time.perf_counter() - start
         masks = tissues(labels.values, case.truth)
         scores = {name: dice(masks[name], truth) for name, truth in case.truth.items()}
@@ -139,6 +139,10 @@ class Scorer:
             self.pairs.append((predicted, row["mean"]))
             row |= {"predicted": predicted, "contrast": quality["contrast"]}
         return row
+
+    def segment(self, image: xr.DataArray) -> xr.DataArray:
+        """The labels of a volume, in the numbers of structures."""
+        return segment(self.network, image, force=True, progress=False)
 
     def _predicted(self, labels: Mapping[str, float], tissues: Iterable[str]) -> float:
         """The mean predicted Dice of some tissues: that of their largest label, or the mean of all deep structures."""
