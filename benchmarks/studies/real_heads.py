@@ -217,7 +217,7 @@ def trust_rows(network: Any, cases: Iterator[Case]) -> list[dict[str, Any]]:
     return [{"trust": name, "mean": float(np.mean(values))} for name, values in scores.items()]
 
 
-def shown(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[dict[str, Any]]) -> str:
     """A table of rows, numbers with three digits."""
     return markdown([{k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows])
 
@@ -262,27 +262,27 @@ def main() -> None:
 
 Network {own_name}; threads {torch.get_num_threads()}. Dice. The network saw no real image.
 
-{shown(plain)}
+{table_of(plain)}
 
 ## {len(slab_rows)} slabs, skull in (mean)
 
-{shown([mean])}
+{table_of([mean])}
 
 Trust of the refinement, on the slabs {TUNING.start} to {TUNING.stop - 1}, which are not scored:
 
-{shown(trust)}
+{table_of(trust)}
 
 ## Ten remaps of {options.remapped} slabs
 
-{shown(by_remap)}
+{table_of(by_remap)}
 
 ## Whole head at other resolutions
 
-{shown(by_spacing)}
+{table_of(by_spacing)}
 
 ## Predicted Dice against the true one, over all volumes above
 
-{shown([quality])}
+{table_of([quality])}
 """
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {

@@ -28,12 +28,12 @@ _FOLDED = 0.4
 _GOOD = 0.75
 
 
-def shown(values: Floats, contrast: str) -> Floats:
+def change_contrast(values: Floats, contrast: str) -> Floats:
     """Return the values of a prepared volume, from 0 to 1, in a way of `CONTRASTS`.
 
     Examples
     --------
-    >>> shown(np.array([0.0, 0.2, 0.9], np.float32), "inverted").round(2).tolist()
+    >>> change_contrast(np.array([0.0, 0.2, 0.9], np.float32), "inverted").round(2).tolist()
     [0.0, 0.88, 0.18]
     """
     if contrast not in CONTRASTS:
@@ -100,7 +100,7 @@ def best_view(trunk: TrunkModel) -> View:
     spec = trunk.network.spec
     best: View | None = None
     for contrast in spec.contrasts or (SAME,):
-        values = shown(trunk.values, contrast)
+        values = change_contrast(trunk.values, contrast)
         features = trunk.features(values)
         if spec.quality is None:
             return View(contrast, values, features, None)

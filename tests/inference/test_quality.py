@@ -9,7 +9,7 @@ import torch
 
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.contrast import CONTRASTS, SAME, best_view, shown
+from mrhdata.inference.contrast import CONTRASTS, SAME, best_view, change_contrast
 from mrhdata.inference.probabilities import TrunkModel
 from mrhdata.inference.quality import (
     SegmentationQuality,
@@ -152,13 +152,13 @@ def test_the_contrast_with_the_highest_prediction_is_chosen(traced):
 def test_contrasts_keep_air_and_the_range():
     values = np.linspace(0, 1, 1001, dtype=np.float32)
     for name in CONTRASTS:
-        changed = shown(values, name)
+        changed = change_contrast(values, name)
         assert changed.dtype == np.float32
         assert (changed[values <= 0.08] == values[values <= 0.08]).all()
         assert changed.min() >= 0
         assert changed.max() <= 1 + 1e-6
     with pytest.raises(ModelError, match="a contrast must be one of as it is, inverted"):
-        shown(values, "upside down")
+        change_contrast(values, "upside down")
 
 
 def quality(dice, extents=(140, 170, 130)):
