@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
     folder = options.data / "mouse-mri-histology"
     table, drawn = structures(folder), label_map(folder)
     settings = recipe(table, options.epochs)

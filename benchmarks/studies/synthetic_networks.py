@@ -1,6 +1,6 @@
 """Networks that learned from label maps only: their training, and the shipped ones with their cards.
 
-Run: python benchmarks/studies/synthetic_networks.py train LABELS WORK [--epochs 92]
+Run: python benchmarks/studies/synthetic_networks.py train LABELS WORK [--epochs 136]
      python benchmarks/studies/synthetic_networks.py ship LABELS WORK/network --hours 2.5 [--training TEXT]
      (after benchmarks/studies/real_heads.py, whose scores of the slabs the card has)
 
@@ -38,17 +38,18 @@ RECIPE = replace(
     names=STRUCTURES.names,
     contrasts=tuple(CONTRASTS),
     finish=STRUCTURES.finish,
-    coarse_share=0.8,
+    other_shapes={(32, 96, 96): 0.3, (96, 32, 96): 0.1, (96, 96, 32): 0.1},
+    coarse_share=0.74,
     hardening=(0.2, 0.6),
     synthesis=replace(
         BASE.synthesis,
         modalities=("t1w",),
         random_share=0.5,
         contrast_width=(0.05, 0.4),
-        view_probability=0.3,
-        view_share=(0.2, 0.9),
+        view_probability=0.5,
+        view_share=(0.15, 0.95),
     ),
-    training=replace(BASE.training, epochs=92, learning_rate=2.5e-3),
+    training=replace(BASE.training, epochs=136, learning_rate=2.5e-3),
 )
 NAME = "synth-tissue"
 

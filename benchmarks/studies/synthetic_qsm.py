@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
     maps = {f"{s:02d}": label_map(s, options.work / "maps") for s in (*TRAINING, *VALIDATION)}
     place = options.work / "network"
     if not place.exists():

@@ -277,6 +277,8 @@ def _train_stage(
 ) -> History:
     """Train a network for the epochs of a stage."""
     model.coarse = stage.label_step > 1
+    # Without the scale of the target, `fit` keeps the scale of the inputs, on which the weights depend.
+    model.spec = replace(model.spec, target=None)
     options: dict[str, Any] = {
         "channel": sources.channel,
         "label_share": recipe.label_share,

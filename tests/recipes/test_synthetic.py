@@ -20,7 +20,7 @@ RECIPE = synthetic.SyntheticRecipe(
     config={"widths": (6, 12), "details": 4, "head": 8},
     shape=(16, 16, 16),
     patches=48,
-    coarse_share=0.2,
+    coarse_share=0.5,
     hardening=(2.0, 3.0),  # never, in so short a training
     validation_maps=1,
     validation_patches=4,
@@ -39,7 +39,7 @@ RECIPE = synthetic.SyntheticRecipe(
         partial_volume=(0.0, 0.5),
         surroundings={"drawn": 1},
     ),
-    training=replace(synthetic.SyntheticRecipe().training, epochs=12, batch_size=4, learning_rate=0.003),
+    training=replace(synthetic.SyntheticRecipe().training, epochs=16, batch_size=4, learning_rate=0.003),
 )
 
 
@@ -70,7 +70,7 @@ def test_labels_of_an_image_are_found(trained):
     """The network has seen no image but synthetic ones; the values have another range."""
     labels = label_map(9).values
     values = np.array([0, 250, 250, 170.0])[labels] + np.random.default_rng(0).normal(0, 5, labels.shape)
-    image = from_array(values.astype(np.float32), spacing=(1, 1, 1), name="any")
+    image = from_array(np.abs(values).astype(np.float32), spacing=(1, 1, 1), name="any")
     result = mrhdata.segment(trained[0], {"image": image}, progress=False).values
     truth = np.array([0, 1, 1, 2])[labels]
     overlaps = [
@@ -84,7 +84,8 @@ def test_labels_of_an_image_are_found(trained):
 def test_predicted_dice_is_high_for_an_easy_image_and_low_for_noise(trained):
     labels = label_map(9).values
     noise = np.random.default_rng(0).normal(0, 5, labels.shape)
-    easy = from_array((np.array([0, 250, 250, 170.0])[labels] + noise).astype(np.float32), spacing=(1, 1, 1))
+    values = np.array([0, 250, 250, 170.0])[labels] + noise
+    easy = from_array(np.abs(values).astype(np.float32), spacing=(1, 1, 1))
     good = mrhdata.segment(trained[0], easy, progress=False).attrs["quality"]
     assert set(good) == {"predicted_dice", "error", "labels", "unusual_extents", "contrast"}
     assert good["predicted_dice"] > 0.6
@@ -100,6 +101,8 @@ def test_network_is_saved_and_loaded_with_its_steps(trained, tmp_path):
     spec = models.load(tmp_path / "network").spec
     assert spec.quality == trained[0].spec.quality
     assert spec.labels == (0, 1, 2)
+    # Both stages have the same scale.
+    assert spec.inputs == models.IntensityScale((0.5,), (0.25,))
     assert spec.names == {1: "ball", 2: "2"}
     assert len(spec.quality.weights) == 2
     assert [name for name, _ in spec.prepare] == ["upright", "normalise"]
