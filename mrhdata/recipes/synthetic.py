@@ -171,7 +171,7 @@ def train(
     maps : mapping of str to label volume
         Label maps of whole heads, by name.
     subjects, validation : sequence of Subject
-        Real images with the labels of `recipe.targets`, for training and for validation.
+        Real images with the labels that the network learns, for training and for validation.
     start : torch.nn.Module, optional
         Network of the same kind with which the training begins. Layers of another shape, such as those of the classes
         if there are others, begin at random.
