@@ -51,6 +51,7 @@ def recipe() -> synthetic.SyntheticRecipe:
         other_shapes={(32, 96, 96): 0.3},
         hardening=(-1.0, -0.5),
         coarse_share=0.5,
+        patches=150,
         quality_volumes=0,
         synthesis=ranges,
         training=replace(base.training, epochs=8, learning_rate=1.5e-3),

@@ -36,8 +36,8 @@ def refine(
     image: xr.DataArray,
     groups: Sequence[Sequence[int]],
     *,
-    trust: float = 0.5,
-    range_mm: float = 15.0,
+    trust: float = 1.0,
+    range_mm: float = 10.0,
     passes: int = 3,
 ) -> xr.DataArray:
     """Return labels whose borders within each group follow the intensities of an image.
