@@ -11,8 +11,8 @@ nigra and subthalamic nucleus are not among those labels, so the network does no
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from dgm_atlas import atlases
 from numpy.typing import NDArray
-from registration import LABELS, cit168, dice, timed
+from registration import dice, timed
 from tables import markdown, written
 
 import mrhdata
@@ -41,27 +42,9 @@ BOTH = ("caudate", "putamen", "pallidum")
 Mask = NDArray[np.bool_]
 
 
-def atlases(data: Path) -> dict[str, tuple[xr.DataArray, dict[str, Mask]]]:
-    """The image of each atlas, and its nuclei on the same grid."""
-    folder = data / "dgm-atlas"
-    images = {
-        "PD25": mrhdata.read(folder / "PD25-fusion-template-1mm.nii.gz"),
-        "CIT168": mrhdata.read(folder / "CIT168toMNI152-2009c_T1w_brain.nii.gz"),
-    }
-    drawn = mrhdata.read(folder / "PD25-subcortical-1mm.nii.gz", kind="labels")
-    labels = {
-        "PD25": mrhdata.resample(drawn, images["PD25"]).values,
-        "CIT168": cit168(mrhdata.read(folder / "CIT168.nii.gz"), images["CIT168"]),
-    }
-    return {name: (image, nuclei(folder / LABELS[name], labels[name])) for name, image in images.items()}
-
-
-def nuclei(names: Path, labels: NDArray[Any]) -> dict[str, Mask]:
+def nuclei(labels: NDArray[Any], names: list[str]) -> dict[str, Mask]:
     """The masks of the nuclei that an atlas has."""
-    sided = [name.strip().lower() for name in json.loads(names.read_text())["labels"]]
-    unsided = [
-        name.removeprefix("left ").removeprefix("right ").removeprefix("l ").removeprefix("r ") for name in sided
-    ]
+    unsided = [re.sub("^(left|right|l|r) ", "", name.lower()) for name in names]
     members = {nucleus: [i for i, name in enumerate(unsided) if name in parts] for nucleus, parts in PARTS.items()}
     return {nucleus: np.isin(labels, values) for nucleus, values in members.items() if values}
 
@@ -95,7 +78,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--network", default="synth-tissue")
     options = parser.parse_args()
-    model, heads = models.load(options.network), atlases(options.data)
+    model = models.load(options.network)
+    heads = {who: (image, nuclei(labels, names)) for who, (image, labels, names) in atlases(options.data).items()}
     name = Path(options.network).name
     rows = []
     for atlas, other in (("PD25", "CIT168"), ("CIT168", "PD25")):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from registration import LABELS, SHARED, cit168
 from tables import markdown, written
 
@@ -30,8 +31,8 @@ NAMES = {
 }
 
 
-def brains(data: Path) -> list[Subject]:
-    """Both, with the nuclei that they share."""
+def atlases(data: Path) -> dict[str, tuple[xr.DataArray, Any, list[str]]]:
+    """The image of each atlas, its labels on the same grid, and their names."""
     folder = data / "dgm-atlas"
     names = {k: [n.strip() for n in json.loads((folder / f).read_text())["labels"]] for k, f in LABELS.items()}
     images = {
@@ -45,16 +46,21 @@ def brains(data: Path) -> list[Subject]:
         raise SystemExit(f"{int((landed > 0).sum())} of {int((drawn > 0).sum())} voxels of PD25's labels landed")
     print(f"all {int((landed > 0).sum()):,} label voxels of PD25 land in its template")
     given = {"PD25": landed.values, "CIT168": cit168(mrhdata.read(folder / "CIT168.nii.gz"), images["CIT168"])}
+    return {who: (image, given[who], names[who]) for who, image in images.items()}
+
+
+def brains(data: Path) -> list[Subject]:
+    """Both, with the nuclei that they share."""
     cases = []
-    for who, image in images.items():
+    for who, (image, given, names) in atlases(data).items():
         labels = np.zeros(image.shape, np.uint8)
         for number, name in NAMES.items():
             nucleus, side = name.rsplit(" ", 1)
             if who == "PD25":
-                values = [names[who].index(f"{side.capitalize()} {nucleus}")]
+                values = [names.index(f"{side.capitalize()} {nucleus}")]
             else:
-                values = [names[who].index(f"{side[0].upper()} {part}") for part in SHARED[nucleus]]
-            labels[np.isin(given[who], values)] = number
+                values = [names.index(f"{side[0].upper()} {part}") for part in SHARED[nucleus]]
+            labels[np.isin(given, values)] = number
         truth = image.copy(data=labels).assign_attrs(kind="labels")
         cases.append(Subject(who, {"t1": image.rename("t1")}, truth))
     return cases

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 from real_heads import Scorer, whole_head
+from synthetic_networks import RECIPE, read_maps
 from tables import committed, markdown, written
 from tissue import CLASSES, FOLDS, SEED, VALIDATION
 
-import mrhdata
 from mrhdata import models
 from mrhdata.datasets.subjects import Subject, find_subjects
 from mrhdata.metrics.overlap import pool_over_subjects
@@ -31,21 +31,13 @@ from mrhdata.recipes import synthetic
 from mrhdata.recipes.cross_validation import cross_validate
 from mrhdata.recipes.synthetic_labels import TISSUES
 
-#: Structures of the whole head that count as grey and white matter, of the scorer's labels.
+#: For each tissue, a structure that the scorer of whole heads counts as the same matter.
 STRUCTURES = {1: 1, 2: 2, 3: 3, 4: 8, 5: 4, 6: 5, 7: 6}
 
 
 def recipe() -> synthetic.SyntheticRecipe:
     """A short training, because it begins with a network that has learned from label maps."""
     base = synthetic.SyntheticRecipe()
-    ranges = replace(
-        base.synthesis,
-        modalities=("t1w",),
-        random_share=0.5,
-        contrast_width=(0.05, 0.4),
-        view_probability=0.5,
-        view_share=(0.15, 0.95),
-    )
     return replace(
         base,
         other_shapes={(32, 96, 96): 0.3},
@@ -53,7 +45,7 @@ def recipe() -> synthetic.SyntheticRecipe:
         coarse_share=0.5,
         patches=150,
         quality_volumes=0,
-        synthesis=ranges,
+        synthesis=RECIPE.synthesis,
         training=replace(base.training, epochs=8, learning_rate=1.5e-3),
     )
 
@@ -84,8 +76,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    files = sorted((options.data / "label-maps").glob("*.nii.gz"))
-    maps = {path.name.partition(".")[0]: mrhdata.read(path, kind="labels") for path in files}
+    maps = read_maps(options.data / "label-maps")
     cases = find_subjects(options.data / "human-t1-tissue", {"t1w": "*T1w*"}, "*tissue*")
     settings, start = recipe(), models.load(options.start)
 

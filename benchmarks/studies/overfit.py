@@ -34,7 +34,7 @@ LENGTH, STEPS = 96, 10
 
 
 def cube(path: Path) -> tuple[xr.DataArray, xr.DataArray]:
-    """An image and its labels, about the brain stem, beside the midline."""
+    """An image and its labels, of a hemisphere about the brain stem."""
     config = SynthesisConfig.exact(modalities=("t1w",), spreads=(0.02, 0.02))
     volume = mrhdata.read(path, kind="labels")
     synthesizer = Synthesizer([volume], config, FREESURFER, targets=STRUCTURES.targets)

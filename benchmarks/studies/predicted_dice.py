@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import spearmanr
-from synthetic_networks import RECIPE
+from synthetic_networks import RECIPE, read_maps
 from tables import markdown, written
 
 import mrhdata
@@ -39,7 +39,7 @@ SEED = 7
 
 def synthetic_pairs(model: Any, labels: Path, number: int) -> list[tuple[float, float]]:
     """Predicted and true mean Dice of synthetic volumes."""
-    maps = {path.name.partition(".")[0]: mrhdata.read(path, kind="labels") for path in sorted(labels.glob("*.nii.gz"))}
+    maps = read_maps(labels)
     validation = synthetic.validation_names(maps, RECIPE.validation_maps)
     others = [name for name in maps if name not in validation][: len(validation)]
     parts = [

@@ -125,6 +125,15 @@ def cit168(volume, fixed):
     return mrhdata.resample(labels.assign_attrs(kind="labels"), fixed).values
 
 
+def smooth_displacement(noise, grid, most_mm, middle=(0.0, 0.0, 0.0)):
+    """A displacement of at most some mm from noise (3, z, y, x) about a place, a little wider than a grid."""
+    field = np.stack([gaussian_filter(part, 1.2) for part in noise])
+    nodes = np.eye(4)
+    nodes[:3, :3] = grid.affine[:3, :3] * 1.2 * np.array(grid.shape) / field.shape[1:]
+    nodes[:3, 3] = middle - nodes[:3, :3] @ ((np.array(field.shape[1:]) - 1) / 2)
+    return Displacement(field * most_mm / np.abs(field).max(), nodes)
+
+
 def known_deformation():
     """A digital mouse brain after an affine and a smooth deformation of up to half a millimetre."""
     brain = mrhdata.phantom.mouse_brain(spacing_mm=0.2)
@@ -132,12 +141,8 @@ def known_deformation():
     rng = np.random.default_rng(1)
     field = np.zeros((3, 14, 16, 14), np.float32)
     field[:, 2:-2, 2:-2, 2:-2] = rng.normal(size=(3, 10, 12, 10))
-    field = np.stack([gaussian_filter(f, 1.2) for f in field])
-    nodes = np.eye(4)
-    nodes[:3, :3] = grid.affine[:3, :3] * 1.2 * np.array(grid.shape) / field.shape[1:]
-    nodes[:3, 3] = -nodes[:3, :3] @ ((np.array(field.shape[1:]) - 1) / 2)
     turn = np.array([[1.03, -0.17, -0.07, 0.4], [0.17, 0.94, -0.12, -0.3], [0.1, 0.12, 1.0, 0.5], [0, 0, 0, 1]])
-    truth = Transform([Displacement(field * 0.5 / np.abs(field).max(), nodes), Affine(turn)])
+    truth = Transform([smooth_displacement(field, grid, 0.5), Affine(turn)])
     points = grid.world(np.argwhere(brain["mask"].values > 0))
     rows = {}
     for contrast in ("t2w", "af"):

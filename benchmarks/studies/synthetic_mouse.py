@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from registration import dice
-from scipy.ndimage import gaussian_filter
+from registration import dice, smooth_displacement
+from scipy.spatial.transform import Rotation
 from tables import markdown, written
 
 import mrhdata
@@ -34,7 +34,7 @@ from mrhdata import models
 from mrhdata.inference.segmenter import segment
 from mrhdata.preprocessing.regrid import crop_or_pad
 from mrhdata.recipes.synthetic import SyntheticRecipe, train
-from mrhdata.registration.transforms import Affine, Displacement, Transform
+from mrhdata.registration.transforms import Affine, Transform
 from mrhdata.synthesis.structures import Anatomy, Structure
 
 #: Regions by their number in the ontology of the Allen atlas.
@@ -120,22 +120,14 @@ def recipe(table: pd.DataFrame, epochs: int) -> SyntheticRecipe:
 def deformation(seed: int, like: xr.DataArray) -> Transform:
     """A random turn, change of size, shift and smooth displacement about the middle of a volume."""
     rng, grid = np.random.default_rng([11, seed]), like.mrh.grid
-    angles = np.radians(rng.uniform(-TURN, TURN, 3))
+    x, y, z = rng.uniform(-TURN, TURN, 3)
     matrix = np.diag(rng.uniform(1 - SIZE, 1 + SIZE, 3))
-    for axis, angle in enumerate(angles):
-        a, b = (k for k in range(3) if k != axis)
-        rotation = np.eye(3)
-        rotation[a, a] = rotation[b, b] = np.cos(angle)
-        rotation[a, b], rotation[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ rotation
+    matrix = matrix @ Rotation.from_euler("XYZ", [x, -y, z], degrees=True).as_matrix()
     middle = grid.world((np.array(grid.shape) - 1) / 2)
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = matrix, middle - matrix @ middle + rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
-    field = np.stack([gaussian_filter(f, 1.2) for f in rng.normal(size=(3, 14, 16, 14)).astype(np.float32)])
-    nodes = np.eye(4)
-    nodes[:3, :3] = grid.affine[:3, :3] * 1.2 * np.array(grid.shape) / field.shape[1:]
-    nodes[:3, 3] = middle - nodes[:3, :3] @ ((np.array(field.shape[1:]) - 1) / 2)
-    return Transform([Displacement(field * DISPLACEMENT_MM / np.abs(field).max(), nodes), Affine(affine)])
+    noise = rng.normal(size=(3, 14, 16, 14)).astype(np.float32)
+    return Transform([smooth_displacement(noise, grid, DISPLACEMENT_MM, middle), Affine(affine)])
 
 
 def images(data: Path) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from tables import markdown
 
 import mrhdata
@@ -54,10 +55,14 @@ RECIPE = replace(
 NAME = "synth-tissue"
 
 
+def read_maps(labels: Path) -> dict[str, xr.DataArray]:
+    """The label maps of a folder by name."""
+    return {path.name.partition(".")[0]: mrhdata.read(path, kind="labels") for path in sorted(labels.glob("*.nii.gz"))}
+
+
 def train(labels: Path, work: Path, epochs: int) -> None:
     """Train the network, with checkpoints in WORK."""
-    files = sorted(labels.glob("*.nii.gz"))
-    maps = {path.name.partition(".")[0]: mrhdata.read(path, kind="labels") for path in files}
+    maps = read_maps(labels)
     recipe = replace(RECIPE, training=replace(RECIPE.training, epochs=epochs))
     model, history = synthetic.train(recipe, maps, folder=work)
     models.save(model, work / "network")
@@ -77,7 +82,7 @@ def ship(labels: Path, folder: Path, training: str, hours: float) -> Card:
     model: Any = models.load(folder)
     scores = json.loads((RESULTS / "real_heads.json").read_text())
     slabs, head = scores["slabs"], scores["plain"][0]
-    names = [path.name.partition(".")[0] for path in sorted(labels.glob("*.nii.gz"))]
+    names = list(read_maps(labels))
     validation = synthetic.validation_names(names, RECIPE.validation_maps)
     parts = {"training": [name for name in names if name not in validation], "validation": validation}
     with atomic_write(WEIGHTS / NAME) as draft:

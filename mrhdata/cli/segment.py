@@ -112,7 +112,7 @@ def _read(files: Mapping[str, str], corrections: Any, spacing_mm: Any) -> dict[s
     volumes = {name: formats.read(file, **corrections).rename(name) for name, file in files.items()}
     if spacing_mm is None:
         return volumes
-    return {name: resample(volume, spacing_mm=spacing_mm).compute() for name, volume in volumes.items()}
+    return {name: resample(volume, spacing_mm=spacing_mm) for name, volume in volumes.items()}
 
 
 class _Extras:
@@ -295,8 +295,8 @@ def _add_quality(path: Path, case: str, quality: Mapping[str, Any], *, refused: 
 
     from mrhdata._runtime.atomic import atomic_write
 
-    row = {"case": case, "predicted_dice": quality["predicted_dice"], "refused": refused}
-    row["contrast"] = quality.get("contrast", "")
+    predicted, contrast = quality["predicted_dice"], quality.get("contrast", "")
+    row = {"case": case, "predicted_dice": predicted, "refused": refused, "contrast": contrast}
     table = pd.DataFrame([row | quality["labels"]])
     if path.exists():
         known = pd.read_csv(path, dtype={"case": str})

@@ -91,7 +91,7 @@ class LabelMapPlan:
     @property
     def labels(self) -> tuple[int, ...]:
         """All labels of the network, the background first."""
-        return (0, *sorted({*self.recipe.targets.values()} - {0}))
+        return self.recipe.labels
 
     def train(
         self, subjects: Sequence[Subject], validation: Sequence[Subject], folder: Path, seed: int, progress: Any

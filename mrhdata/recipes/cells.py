@@ -45,6 +45,7 @@ from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.mining import hard_negatives
+from mrhdata.training.normalization import keep_input_scale
 from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.assumptions import LENGTHS, require_stated
 from mrhdata.volume.construct import SPATIAL, place
@@ -314,8 +315,8 @@ def train(
             scores = _score_brains(start, [*brains, *validation], work / "start")
         trained = Trained([], [])
         for number in range(1 + recipe.rounds):
-            # The weights depend on the input scales of the first round, so later rounds keep them.
-            model.spec = replace(model.spec, target=None, labels=(0, 1))  # type: ignore[type-var]
+            # Later rounds keep the input scales of the first one.
+            model.spec = replace(keep_input_scale(model.spec), labels=(0, 1))  # type: ignore[assignment, arg-type]
             training_patches, validation_patches = (
                 _draw_patches(recipe, part, scores, (seed, number)) for part in (brains, validation)
             )

@@ -21,6 +21,7 @@ from mrhdata.errors import DataError, ModelError
 from mrhdata.models.spec import ModelSpec
 from mrhdata.patching.create import patches
 from mrhdata.training.loop import fit
+from mrhdata.training.normalization import keep_input_scale
 from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import from_array
 from mrhdata.volume.groups import mask_on, stack
@@ -157,7 +158,7 @@ def transfer(model: nn.Module, seed: int = 0) -> nn.Module:
     network = models.create("mrhnet", seed=seed, **spec.config)
     new_weights = {name: value for name, value in network.state_dict().items() if name.split(".")[0] in REPLACED}
     network.load_state_dict(model.state_dict() | new_weights)
-    network.spec = replace(spec, target=None)  # type: ignore[assignment]
+    network.spec = keep_input_scale(spec)  # type: ignore[assignment]
     return network
 
 

@@ -12,11 +12,10 @@ from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
 from mrhdata.inference.segmenter import on_network_grid
 from mrhdata.preprocessing.regrid import crop_or_pad
-from mrhdata.recipes.segmentation import Crops
+from mrhdata.recipes.segmentation import Crops, labels_of
 from mrhdata.registration.resampling import resample
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import nn
 
     from mrhdata.models.spec import ModelSpec
@@ -61,7 +60,7 @@ def real_patches(subjects: Sequence[Subject], recipe: SyntheticRecipe, spec: Mod
         return None
     prepared = []
     for subject in subjects:
-        unknown = set(np.unique(np.asarray(_target(subject).data)).tolist()) - {*spec.labels}
+        unknown = set(np.unique(np.asarray(labels_of(subject).data)).tolist()) - {*spec.labels}
         if unknown:
             raise DataError(
                 f"{subject.id} must have the labels {spec.labels}; got also {sorted(unknown)}. Renumber its labels"
@@ -74,17 +73,11 @@ def real_patches(subjects: Sequence[Subject], recipe: SyntheticRecipe, spec: Mod
     return Crops(shape, each=recipe.real_patches)(prepared, training=True, seed=seed)
 
 
-def _target(subject: Subject) -> xr.DataArray:
-    if subject.target is None:
-        raise DataError(f"{subject.id} has no labels to learn from")
-    return subject.target
-
-
 def _padded(case: Subject, least: Sequence[int]) -> Subject:
     """Return a case that has at least some lengths, between zeros."""
     image = case.first.compute()
     grid = crop_or_pad(image.mrh.grid, np.maximum(image.shape, least).tolist())
-    labels = _target(case)
+    labels = labels_of(case)
     return replace(
         case,
         inputs={name: resample(image, grid, order=0).compute() for name in case.inputs},

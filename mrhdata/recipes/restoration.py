@@ -41,6 +41,7 @@ from mrhdata.registration.resampling import resample
 from mrhdata.training.augmentation import Augmentation
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
+from mrhdata.training.normalization import keep_input_scale
 from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.assumptions import geometry_attrs
 from mrhdata.volume.construct import SPATIAL, place
@@ -391,8 +392,7 @@ def fine_tune(
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     name, factor = spec.channels[len(spec.channels) // 2], int(spec.config.get("scale", 4))
     tuned = models.copy(model)
-    # The weights depend on the input scale, so it is kept; the scale of the target is measured again.
-    tuned.spec = replace(spec, target=None)  # type: ignore[assignment]
+    tuned.spec = keep_input_scale(spec)  # type: ignore[assignment]
 
     def draw_patches(volumes: Sequence[tuple[xr.DataArray, xr.DataArray]], count: int, seed: int) -> Patches:
         return patches(

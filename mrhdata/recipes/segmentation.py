@@ -23,6 +23,7 @@ from mrhdata.patching.positions import fraction_inside, strided
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
 from mrhdata.training.mining import hard_negatives
+from mrhdata.training.normalization import keep_input_scale
 from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import PLANES
 
@@ -59,7 +60,7 @@ class Slices:
         shape[axis] = 1
         positions = []
         for subject, lengths in zip(subjects, shapes, strict=True):
-            labelled = (np.asarray(_labels(subject).data) > 0).any(axis=tuple(a for a in range(3) if a != axis))
+            labelled = (np.asarray(labels_of(subject).data) > 0).any(axis=tuple(a for a in range(3) if a != axis))
             start = np.zeros((int(labelled.sum()), 3), dtype=np.int64) + (lengths - shape) // 2
             start[:, axis] = np.flatnonzero(labelled)
             positions.append(start)
@@ -94,7 +95,7 @@ class Crops:
         shape = self._fitting_shape(subjects)
         if not training:
             return _patches(subjects, shape=shape.tolist(), stride=shape.tolist())
-        volumes = [_labels(subject) for subject in subjects]
+        volumes = [labels_of(subject) for subject in subjects]
         labels = sorted({int(v) for volume in volumes for v in np.unique(volume.data)} - {0, IGNORE_INDEX})
         ratios: dict[int | str, float] = {label: self.labelled / len(labels) for label in labels}
         rest: dict[int | str, float] = {"rest": 1 - self.labelled}
@@ -136,7 +137,7 @@ class Cores:
         core, margin = np.array(self.core), np.array(self.margin)
         positions = []
         for number, subject in enumerate(subjects):
-            labels = np.asarray(_labels(subject).data)
+            labels = np.asarray(labels_of(subject).data)
             values = np.pad(labels, [(0, n) for n in self.core], constant_values=IGNORE_INDEX)
             first = np.argwhere(values != IGNORE_INDEX).min(axis=0)
             extent = np.array(values.shape) - core - first
@@ -152,10 +153,11 @@ class Cores:
 
 
 def _patches(subjects: Sequence[Subject], **settings: Any) -> Patches:
-    return patches([dict(s.inputs) for s in subjects], [{"labels": _labels(s)} for s in subjects], **settings)
+    return patches([dict(s.inputs) for s in subjects], [{"labels": labels_of(s)} for s in subjects], **settings)
 
 
-def _labels(subject: Subject) -> Any:
+def labels_of(subject: Subject) -> Any:
+    """Return the labels of a subject; raise DataError if it has none."""
     if subject.target is None:
         raise DataError(f"{subject.id} has no labels to learn from")
     return subject.target
@@ -276,8 +278,8 @@ def train(
         histories = []
         for stage, settings in enumerate(recipe.again if number else recipe.training):
             path = None if folder is None else folder / f"round-{number + 1}-{stage + 1}.pt"
-            # The weights depend on the input scales of the first stage, so later stages keep them.
-            model.spec = replace(model.spec, target=None)  # type: ignore[type-var]
+            # Later stages keep the input scales of the first one.
+            model.spec = keep_input_scale(model.spec)  # type: ignore[assignment, arg-type]
             stage_settings = replace(settings, seed=seed)
             histories.append(
                 fit(model, training_patches, validation_patches, stage_settings, checkpoint=path, progress=progress)
@@ -292,7 +294,7 @@ def train(
 
 def label_map(cases: Sequence[Subject]) -> tuple[int, ...]:
     """Return all labels of a data set in order, background 0 first, also those that some subjects lack."""
-    labels = {int(v) for subject in cases for v in np.unique(np.asarray(_labels(subject).data))}
+    labels = {int(v) for subject in cases for v in np.unique(np.asarray(labels_of(subject).data))}
     return (0, *sorted(labels - {0, IGNORE_INDEX}))
 
 
@@ -314,14 +316,14 @@ def _create_network(recipe: Recipe, subjects: Sequence[Subject], values: tuple[i
 
 def _in_memory(subject: Subject) -> Subject:
     inputs = {name: volume.compute() for name, volume in subject.inputs.items()}
-    return replace(subject, inputs=inputs, target=_labels(subject).compute())
+    return replace(subject, inputs=inputs, target=labels_of(subject).compute())
 
 
 def _with_training_labels(recipe: Recipe, subject: Subject, prediction: Any) -> Subject:
     """Return a subject whose labels are ignored outside tiles with labels or false positives."""
     if recipe.tile is None:
         return subject
-    labels = hard_negatives(_labels(subject), prediction, tile=recipe.tile, stride=recipe.stride)
+    labels = hard_negatives(labels_of(subject), prediction, tile=recipe.tile, stride=recipe.stride)
     return replace(subject, target=labels)
 
 

@@ -33,6 +33,7 @@ from mrhdata.synthesis.structures import FREESURFER, Anatomy
 from mrhdata.synthesis.synthesizer import Synthesizer
 from mrhdata.training.history import History
 from mrhdata.training.loop import fit
+from mrhdata.training.normalization import keep_input_scale
 from mrhdata.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
@@ -117,6 +118,17 @@ class SyntheticRecipe:
     )  # fmt: skip
 
     @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the network, the background first.
+
+        Examples
+        --------
+        >>> SyntheticRecipe(targets={3: 2, 42: 2, 2: 1}).labels
+        (0, 1, 2)
+        """
+        return (0, *sorted(set(self.targets.values()) - {0}))
+
+    @property
     def smallest(self) -> tuple[int, int, int]:
         """Smallest length of the patches along each axis.
 
@@ -199,7 +211,7 @@ def train(
     ModelError
         If the network of `start` is of another kind.
     """
-    labels = (0, *sorted(set(recipe.targets.values()) - {0}))
+    labels = recipe.labels
     spacing, channel = _common_spacing(maps), channel_of([*subjects, *validation])
     training_maps, validation_maps = (
         Synthesizer(volumes, recipe.synthesis, anatomy, targets=recipe.targets)
@@ -277,23 +289,18 @@ def _train_stage(
 ) -> History:
     """Train a network for the epochs of a stage."""
     model.coarse = stage.label_step > 1
-    # Without the scale of the target, `fit` keeps the scale of the inputs, on which the weights depend.
-    model.spec = replace(model.spec, target=None)
+    model.spec = keep_input_scale(model.spec)
     options: dict[str, Any] = {
         "channel": sources.channel,
         "label_share": recipe.label_share,
         "label_step": stage.label_step,
         "other_shapes": recipe.other_shapes,
     }
-    training = options | {
-        "seed": 2 * seed,
-        "schedule": lambda epoch: recipe.ranges(stage.first_epoch + epoch),
-    }
-    patches = _mix(sources.maps, recipe, recipe.patches, sources.real, recipe.real_share, training)
+    first = options | {"seed": 2 * seed, "schedule": lambda epoch: recipe.ranges(stage.first_epoch + epoch)}
+    patches = _mix(sources.maps, recipe, recipe.patches, sources.real, recipe.real_share, first)
     # Validation shows real images, or else the hardest synthetic ones; the same ones in every epoch.
-    options["seed"] = 2 * seed + 1
-    number = recipe.validation_patches
-    validation = _mix(sources.validation_maps, recipe, number, sources.real_validation, 1.0, options)
+    second, number = options | {"seed": 2 * seed + 1}, recipe.validation_patches
+    validation = _mix(sources.validation_maps, recipe, number, sources.real_validation, 1.0, second)
     return fit(
         model,
         patches,

@@ -55,5 +55,4 @@ class MixedPatches(SyntheticPatches):
             return super().draw(indices, epoch, first)
         rng = np.random.default_rng([self.seed, epoch, *indices.tolist(), 3])
         images, labels = self._real.gather(rng.integers(len(self._real), size=len(indices)))
-        z, y, x = (slice(int(start), None, self.label_step) for start in rng.integers(self.label_step, size=3))
-        return [images, np.ascontiguousarray(labels[:, :, z, y, x])]
+        return [images, np.ascontiguousarray(labels[:, :, *self.draw_label_voxels(rng)])]

@@ -155,8 +155,11 @@ class SyntheticPatches:
         about_label, seed = rng.random(), int(rng.integers(2**62))
         place = self._place(rng, shape) if about_label < self._label_share else {}
         image, labels = synthesizer.sample(seed, shape, **place)
-        z, y, x = (slice(int(first), None, self.label_step) for first in rng.integers(self.label_step, size=3))
-        return image, labels[z, y, x]
+        return image, labels[self.draw_label_voxels(rng)]
+
+    def draw_label_voxels(self, rng: np.random.Generator) -> tuple[slice, ...]:
+        """Return the voxels (z, y, x) whose labels are given, from a random first one."""
+        return tuple(slice(int(first), None, self.label_step) for first in rng.integers(self.label_step, size=3))
 
     def _place(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> dict[str, Any]:
         """Return a map, and the place of a patch about a voxel of one of its labels."""

@@ -34,8 +34,7 @@ def measured(
     Parameters
     ----------
     spec : ModelSpec
-        Specification of the network. Input scales without target scales are kept, since the weights were trained with
-        them.
+        Specification of the network. Input scales without target scales are kept (:func:`keep_input_scale`).
     patches : Patches
         Patches with a target.
     kind : {"channel", "maximum", "none"}
@@ -95,6 +94,21 @@ def measured(
         labels=spec.labels if classes is None else _labels(spec, parts[1], classes),
         units=_target_units(patches) if classes is None and change is None else None,
     )
+
+
+def keep_input_scale(spec: ModelSpec) -> ModelSpec:
+    """Return the specification of a network whose input scale :func:`mrhdata.fit` keeps.
+
+    The weights of a trained network depend on it. The scale of the target is measured again.
+
+    Examples
+    --------
+    >>> one = IntensityScale((0.5,), (0.25,))
+    >>> kept = keep_input_scale(ModelSpec("unet3d", inputs=one, target=one))
+    >>> kept.inputs == one, kept.target
+    (True, None)
+    """
+    return dataclasses.replace(spec, target=None)
 
 
 def _profile(patches: Patches, inputs: np.ndarray, scale: IntensityScale, changed: bool) -> InputProfile | None:
