@@ -188,15 +188,24 @@ def means_by_remap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def spacing_rows(network: torch.nn.Module, head: Case, plain: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The scores of a head at other resolutions, on the grid of its ground truth."""
+    """The scores of a head at other resolutions, on the grid of its ground truth.
+
+    Its labels have the voxels of the image, or 1 mm as by ``mrhdata segment --label-spacing 1``.
+    """
     rows = []
     for spacing in SPACINGS:
         image = resample(head.image.astype(np.float32), spacing_mm=spacing).compute()
-        labels = resample(segment(network, image, force=True, progress=False), head.image, order=0)
-        masks = tissues(labels.values, head.truth)
-        scores = {name: dice(masks[name], truth) for name, truth in head.truth.items()}
-        lost = {f"lost {name}": plain[name] - scores[name] for name in scores}
-        rows.append({"spacing": " x ".join(f"{s:g}" for s in spacing), **scores, **lost})
+        answers = {"of the image": segment(network, image, force=True, progress=False)}
+        if max(spacing) > 1:
+            fine = resample(image, spacing_mm=1.0).compute()
+            answers["1 mm"] = segment(network, fine, force=True, progress=False)
+        for voxels, labels in answers.items():
+            masks = tissues(resample(labels, head.image, order=0).values, head.truth)
+            scores = {name: dice(masks[name], truth) for name, truth in head.truth.items()}
+            lost = {f"lost {name}": plain[name] - scores[name] for name in scores}
+            rows.append(
+                {"spacing": " x ".join(f"{s:g}" for s in spacing), "voxels of the labels": voxels, **scores, **lost}
+            )
     return rows
 
 

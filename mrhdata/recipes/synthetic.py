@@ -192,7 +192,7 @@ def train(
     seed : int
         Random seed.
     folder : path, optional
-        Folder for the checkpoints of both stages, from which an interrupted run resumes.
+        Folder for the checkpoints of both stages, from which an interrupted run resumes; it is created.
     progress : bool
         Whether to show a progress bar.
 
@@ -211,6 +211,8 @@ def train(
     ModelError
         If the network of `start` is of another kind.
     """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     labels = recipe.labels
     spacing, channel = _common_spacing(maps), channel_of([*subjects, *validation])
     training_maps, validation_maps = (

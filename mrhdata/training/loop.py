@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from mrhdata._runtime.atomic import atomic_write
+from mrhdata._runtime.atomic import atomic_write, check_target
 from mrhdata._runtime.progress import Progress
 from mrhdata.errors import ModelError
 from mrhdata.models.device import resolve_device
@@ -91,6 +91,8 @@ def fit(
         ``settings.layer_learning_rates``, the device has too little memory, or another process of the training ended.
     ParameterError
         If the device does not exist.
+    FormatError
+        If the folder of the checkpoint or of the profile does not exist.
 
     Notes
     -----
@@ -128,6 +130,9 @@ def _fit(
     progress: Progress,
 ) -> History:
     """Train a network in place, in this process or together with others."""
+    for file in (path, settings.profile):
+        if file is not None:
+            check_target(Path(file), overwrite=True)
     device = resolve_device(settings.device)
     settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, device.type))
     if getattr(model, "spec", None) is None:

@@ -58,7 +58,7 @@ def label_map(seed, spacing=1.0):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Network after a short training, and the folder of its checkpoint."""
-    folder = tmp_path_factory.mktemp("synthetic")
+    folder = tmp_path_factory.mktemp("synthetic") / "run"
     maps = {str(seed): label_map(seed) for seed in range(4)}
     model, _ = synthetic.train(
         replace(RECIPE, quality_volumes=24, names={1: "ball"}), maps, anatomy=ANATOMY, folder=folder, progress=False

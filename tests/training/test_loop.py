@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mrhdata
-from mrhdata.errors import DataError, ModelError, ParameterError
+from mrhdata.errors import DataError, FormatError, ModelError, ParameterError
 from mrhdata.models.spec import ModelSpec
 from mrhdata.training.settings import TrainingConfig
 from mrhdata.volume.construct import from_array
@@ -97,6 +97,16 @@ def test_interrupted_run_resumes_with_the_same_result(train_and_validation, tmp_
     (tmp_path / "run.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="not a checkpoint"):
         fit_small(train_and_validation, checkpoint=tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "profile"])
+def test_folder_of_a_file_is_checked_before_the_first_step(file, train_and_validation, tmp_path, monkeypatch):
+    """Else the first epoch of a long training is lost."""
+    monkeypatch.setattr(mrhdata.training.run.TrainingRun, "epoch", lambda *_: pytest.fail("trained"))
+    path = tmp_path / "missing" / "file"
+    settings = dataclasses.replace(QUICK, profile=path) if file == "profile" else QUICK
+    with pytest.raises(FormatError, match=r"missing does not exist; create it first"):
+        fit_small(train_and_validation, settings, checkpoint=path if file == "checkpoint" else None)
 
 
 def test_checkpoint_of_another_precision_is_refused(train_and_validation, tmp_path, monkeypatch):
