@@ -265,12 +265,16 @@ def resample(
     from mrhdata._runtime.atomic import check_target
     from mrhdata.io import formats
     from mrhdata.registration import itk, resampling
+    from mrhdata.volume.kinds import warning_of_labels
 
     check_target(out, overwrite)
     source, target = (
         formats.read(volume, **options.read_options(kind=kind)),
         None if like is None else formats.read(like),
     )
+    if order:
+        for sentence in warning_of_labels(source):
+            options.warn(f"{volume}: {sentence}")
     spaces = {} if target is None else {"source": target.mrh.space, "target": source.mrh.space}
     loaded = None if transform is None else itk.read(transform, **spaces)
     spacing = None if spacing_mm is None else options.spacing_of("--spacing-mm", spacing_mm)

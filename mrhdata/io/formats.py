@@ -124,7 +124,7 @@ def read(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpack[
         Attributes that replace those of the file. ``kind="labels"`` and ``"mask"`` convert scaled values
         to integers, and raise DataError if they are not whole. By default, whole numbers are labels or a
         mask if the file's name ends in ``seg``, ``dseg``, ``label``, ``annotation`` or ``mask``, such as
-        ``sub-01_seg.nii.gz`` or ``annotation_25.nrrd``.
+        ``sub-01_seg.nii.gz`` or ``annotation_25.nrrd``, also if they are stored as floating-point numbers.
     dataset : str, optional
         Name of an array of an HDF5 or MATLAB file, a series of a DICOM folder, or an image of a Zarr store.
     series : int or str, optional
@@ -227,12 +227,17 @@ def _select_time(volume: xr.DataArray, path: str | os.PathLike[str], time: int) 
 def _kind_by_name(path: str | os.PathLike[str], volume: xr.DataArray) -> str | None:
     """Guess the kind of whole numbers from the last word of the file's name, such as ``sub-01_seg.nii.gz``.
 
-    Numbers such as a resolution do not count. Zarr stores carry their kind in the metadata.
+    Numbers such as a resolution do not count. Zarr stores carry their kind in the metadata. Of values stored as
+    floating-point numbers, as many programs store labels, a few planes are looked at.
     """
+    from mrhdata.volume.kinds import are_whole, some_planes
+
     words = re.split(r"[^A-Za-z0-9]+", Path(str(path)).name.partition(".")[0])
     last = next((word.lower() for word in reversed(words) if word[:1].isalpha()), "")
-    whole = volume.dtype.kind in "iub" and not str(path).rstrip("/").lower().endswith(".zarr")
-    return _KIND_OF_WORD.get(last) if whole else None
+    kind = _KIND_OF_WORD.get(last)
+    if kind is None or str(path).rstrip("/").lower().endswith(".zarr"):
+        return None
+    return kind if volume.dtype.kind in "iub" or are_whole(some_planes(volume)) else None
 
 
 def _read(path: str | os.PathLike[str], options: dict[str, Any]) -> xr.DataArray:

@@ -15,6 +15,7 @@ from mrhdata.io.formats import Options
 from mrhdata.volume.assumptions import assumed, sentences
 from mrhdata.volume.construct import SPATIAL
 from mrhdata.volume.grid import length
+from mrhdata.volume.kinds import warning_of_labels
 from mrhdata.volume.times import times_of
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _check_values(volume: xr.DataArray, values: np.ndarray) -> tuple[float, floa
     inside = constant[np.argmin(constant) : len(constant) - np.argmin(constant[::-1])]
     if inside.any():
         warnings.append(f"{int(inside.sum())} planes between others hold one value only")
-    return low, high, [*warnings, *_check_susceptibility(volume, planes)]
+    return low, high, [*warnings, *warning_of_labels(volume, values), *_check_susceptibility(volume, planes)]
 
 
 def _check_susceptibility(volume: xr.DataArray, values: np.ndarray) -> list[str]:

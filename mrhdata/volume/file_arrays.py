@@ -13,6 +13,7 @@ import numpy as np
 
 from mrhdata.errors import DataError, FormatError, ParameterError
 from mrhdata.volume.box import Box
+from mrhdata.volume.kinds import TOLERANCE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -266,7 +267,7 @@ def as_integers(volume: xr.DataArray, path: Path | str) -> xr.DataArray:
 def _whole_numbers(block: np.ndarray, path: Path | str) -> np.ndarray:
     whole = np.rint(block)
     # NaN fails this comparison too.
-    if not (np.abs(block - whole) < 1e-3).all():
+    if not (np.abs(block - whole) < TOLERANCE).all():
         deviation = np.nanmax(np.abs(block - whole))
         raise DataError(
             f"labels of {path} must be whole numbers; got values that deviate by up to {deviation:.3g}. "

@@ -283,6 +283,11 @@ def test_kind_of_whole_numbers_follows_the_file_name(tmp_path, name, kind):
     assert mrhdata.read(tmp_path / name, kind="image").attrs["kind"] == "image"
     mrhdata.write(from_array(values / 7, spacing=(1, 1, 1)), tmp_path / name, overwrite=True)
     assert mrhdata.read(tmp_path / name).attrs["kind"] == "image"
+    # Many programs store labels as floating-point numbers.
+    if not name.endswith(".mha"):
+        mrhdata.write(from_array(values.astype(np.float32), spacing=(1, 1, 1)), tmp_path / name, overwrite=True)
+        assert mrhdata.read(tmp_path / name).attrs["kind"] == kind
+        assert mrhdata.read(tmp_path / name).dtype.kind == ("f" if kind == "image" else "iu"[kind == "mask"])
 
 
 def test_unsupported_content_raises_on_writing(tmp_path):
