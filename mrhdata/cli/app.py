@@ -30,7 +30,7 @@ class _Group(TyperGroup):
 
 class _Main(_Group):
     panels = {  # noqa: RUF012  (a mapping that nobody changes)
-        "Volumes": ("info", "convert", "view", "diff", "verify"),
+        "Volumes": ("info", "convert", "crop", "view", "diff", "verify"),
         "Data sets": ("catalog", "fetch"),
         "Registration": ("register", "resample"),
         "Training": ("train", "models"),

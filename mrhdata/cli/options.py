@@ -135,6 +135,22 @@ def numbers(option: str, text: str) -> list[float]:
     return values
 
 
+def range_of(option: str, text: str) -> tuple[float, float]:
+    """Parse a lowest and a highest number with a comma.
+
+    Examples
+    --------
+    >>> range_of("--X", "-10,2.5")
+    (-10.0, 2.5)
+    """
+    values = _floats(text)
+    if len(values) != 2 or values[0] > values[1]:
+        raise ParameterError(
+            f"{option} must be two numbers with a comma, the lower one first, such as -10,10; got {text!r}"
+        )
+    return values[0], values[1]
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Parse three whole numbers with commas."""
     values = numbers(option, text)

@@ -50,6 +50,12 @@ def _with_a_line_per_image(description: dict[str, Any]) -> dict[str, Any]:
     return dict([file]) | lines | {key: value for key, value in others if key != "images"}
 
 
+def _range_option(axis: str, direction: str) -> Any:
+    """Return the option of a range along a world axis."""
+    words = f"Lowest and highest {axis} in mm ({axis} runs to {direction}), such as -10,10."
+    return typer.Option(f"--{axis}", metavar="LOW,HIGH", help=words)
+
+
 @command("mrhdata diff brain.nii.gz brain.zarr")
 def diff(
     first: Annotated[str, options.argument("FIRST", "Volume to compare.")],
@@ -236,6 +242,46 @@ def register(
     if moved is not None:
         formats.write(resampled, moved, overwrite=overwrite)
         values["moved"] = str(moved)
+    options.answer(values, as_json)
+
+
+@command(
+    "mrhdata crop t2w.nii.gz -o left.nii.gz --X -60,0",
+    "mrhdata crop t2w.zarr -o brain.zarr --around brain_mask.nii.gz --margin-mm 2",
+)
+def crop(
+    volume: Volume,
+    out: Annotated[Path, options.output("OME-Zarr or file; its ending sets the format.")],
+    x: Annotated[str | None, _range_option("X", "right")] = None,
+    y: Annotated[str | None, _range_option("Y", "anterior")] = None,
+    z: Annotated[str | None, _range_option("Z", "superior")] = None,
+    around: Annotated[str | None, typer.Option(help="Mask in the space of the volume, which the box contains.")] = None,
+    margin_mm: Annotated[float, typer.Option(help="Margin about the mask in mm.")] = 0.0,
+    kind: options.Kind = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Cut a box out of a volume, by world points or around a mask.
+
+    Voxels keep their place and their values. The corners that `mrhdata info` prints are world points.
+    """
+    from mrhdata._runtime.atomic import check_target
+    from mrhdata.errors import ParameterError
+    from mrhdata.io import formats
+    from mrhdata.volume import selection
+
+    check_target(out, overwrite)
+    ranges = {axis: options.range_of(f"--{axis}", text) for axis, text in (("X", x), ("Y", y), ("Z", z)) if text}
+    if not ranges and around is None:
+        raise ParameterError("crop needs --X, --Y, --Z or --around; got none. Pass a range in mm such as --X -10,10")
+    part = formats.read(volume, **options.read_options(kind=kind))
+    if ranges:
+        part = selection.crop(part, ranges)
+    if around is not None:
+        part = selection.crop_to(part, formats.read(around, kind="mask"), margin_mm)
+    formats.write(part, out, overwrite=overwrite)
+    corners = part.mrh.grid.corners().round(6).tolist()
+    values = {"written": str(out), "shape": dict(part.sizes), "corner_mm": {"first": corners[0], "last": corners[-1]}}
     options.answer(values, as_json)
 
 

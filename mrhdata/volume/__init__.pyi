@@ -8,8 +8,10 @@ from . import (
     geometry,
     grid,
     groups,
+    kinds,
     overrides,
     packed,
+    selection,
 )
 from .box import Box
 from .construct import describe, from_array
@@ -33,7 +35,9 @@ __all__ = [
     "grid",
     "group",
     "groups",
+    "kinds",
     "overrides",
     "packed",
+    "selection",
     "stack",
 ]

@@ -14,6 +14,7 @@ from mrhdata.errors import GridError
 from mrhdata.volume.assumptions import assumed
 from mrhdata.volume.construct import SPATIAL, _frame, with_frame
 from mrhdata.volume.grid import Floats, Grid, check_affine, length
+from mrhdata.volume.selection import crop, nearest
 
 #: Relative difference that steps along an axis may have, for coordinates that passed through text.
 _STEP_TOLERANCE = 1e-6
@@ -118,6 +119,21 @@ class Geometry:
             )
         volume = self._volume.assign_coords({d: other.coords[d] for d in SPATIAL if d in self._volume.dims})
         return with_frame(volume, other.mrh.affine, self.space)
+
+    def sel(self, **point: float) -> xr.DataArray:
+        """Return the voxel, line or plane nearest to world coordinates X, Y, Z in mm.
+
+        See :func:`mrhdata.volume.selection.nearest`. The coordinates ``z``, ``y``, ``x`` of a volume are distances
+        along its axes, which xarray's own ``sel`` selects by.
+        """
+        return nearest(self._volume, point)
+
+    def crop(self, **ranges: tuple[float, float]) -> xr.DataArray:
+        """Return the box of voxels within ranges of world coordinates in mm, such as ``X=(-10, 10)``.
+
+        See :func:`mrhdata.volume.selection.crop`.
+        """
+        return crop(self._volume, ranges)
 
     def resample(self, like: xr.DataArray | Any, **options: Any) -> xr.DataArray:
         """Return the volume on the grid of another one: :func:`mrhdata.resample`."""
