@@ -92,5 +92,5 @@ def test_every_make_target_and_command_exists():
         assert f"\n{target}:" in makefile
     known = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
     commands = re.findall(r"(?:^(?:    )?(?:\.venv/bin/)?|`)mrhdata (\w[\w-]*)", text, flags=re.MULTILINE)
-    assert len(commands) == 11
+    assert len(commands) == 12
     assert set(commands) <= known

@@ -6,6 +6,7 @@ from . import (
     review,
     robustness,
     rows,
+    scores,
     voxel_table,
 )
 from .contrasts import Fit, sensitivity
@@ -21,6 +22,7 @@ __all__ = [
     "review",
     "robustness",
     "rows",
+    "scores",
     "sensitivity",
     "voxel_table",
 ]

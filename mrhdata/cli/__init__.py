@@ -19,6 +19,7 @@ from mrhdata.cli import (  # noqa: F401  (importing registers the commands)
     histology,
     models,
     restoration,
+    scores,
     segment,
     segmentation,
     volumes,

@@ -35,7 +35,7 @@ class _Main(_Group):
         "Registration": ("register", "resample"),
         "Training": ("train", "models"),
         "Prediction": ("predict", "segment", "restore", "detect"),
-        "Analysis": ("sensitivity", "report", "count", "review", "review-apply"),
+        "Analysis": ("score", "sensitivity", "report", "count", "review", "review-apply"),
         "Demonstration and benchmark": ("demo", "bench"),
     }
 
@@ -54,6 +54,10 @@ class _Models(_Group):
     panels = {"Commands": ("list", "export")}  # noqa: RUF012
 
 
+class _Score(_Group):
+    panels = {"Commands": ("labels", "images", "cells")}  # noqa: RUF012
+
+
 app = typer.Typer(
     cls=_Main,
     help="Read brain volumes, train networks, predict whole-brain maps, score them.",
@@ -66,6 +70,7 @@ app = typer.Typer(
 GROUPS = {
     "catalog": typer.Typer(cls=_Catalog, help="Build, list and check catalogues of volumes.", no_args_is_help=True),
     "train": typer.Typer(cls=_Train, help="Train a network for one of five tasks.", no_args_is_help=True),
+    "score": typer.Typer(cls=_Score, help="Score labels, maps or cells against the truth.", no_args_is_help=True),
     "models": typer.Typer(cls=_Models, help="List the shipped networks, export trained ones.", no_args_is_help=True),
 }
 for _name, _group in GROUPS.items():

@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from mrhdata.datasets.subjects import Subject
 
 Marks = Annotated[Path | None, typer.Option(help="Marked cells as XML, CSV or Parquet.")]
-CellCounter = Annotated[
-    str | None,
-    typer.Option(
-        help="Program that wrote XML: fiji counts planes from 1, cellfinder from 0. Needed if a file shows neither."
-    ),
-]
-RadiusUm = Annotated[
-    float | None, typer.Option(help="Maximum distance of a detection and its mark in um; 6 voxels by default.")
-]
 
 
 @command("mrhdata train detection brain-1.zarr=marks-1.xml brain-2.zarr=marks-2.xml -o neurons/")
@@ -44,8 +35,8 @@ def train_detection(
         bool, typer.Option("--incomplete", help="Allow for cells without a mark, which are not background then.")
     ] = False,
     recipe: Annotated[str, typer.Option(help="Recipe: corrected, or published (2020).")] = "corrected",
-    cell_counter: CellCounter = None,
-    radius_um: RadiusUm = None,
+    cell_counter: options.CellCounter = None,
+    radius_um: options.RadiusUm = None,
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Number of further rounds, with the errors of the one before.")
     ] = None,
@@ -210,7 +201,7 @@ def count_(
     like: Annotated[
         str | None, typer.Option(help="Volume in which the cells were detected, if the table has voxels only.")
     ] = None,
-    cell_counter: CellCounter = None,
+    cell_counter: options.CellCounter = None,
     transform: Annotated[
         str | None, typer.Option(help="Transform of mrhdata register BRAIN REGIONS; its inverse moves the cells.")
     ] = None,
@@ -258,12 +249,12 @@ def review(
     volume: Annotated[Path, options.argument("VOLUME", "Volume in which they were detected.")],
     out: Annotated[Path, options.output("HTML page on which a person decides.")],
     marks: Marks = None,
-    cell_counter: CellCounter = None,
+    cell_counter: options.CellCounter = None,
     count: Annotated[int, typer.Option(min=1, help="Maximum number of places.")] = 60,
     random: Annotated[
         bool, typer.Option("--random", help="Draw false positives at random, not those of the highest scores.")
     ] = False,
-    radius_um: RadiusUm = None,
+    radius_um: options.RadiusUm = None,
     width_um: Annotated[float, typer.Option(help="Width of a picture in um.")] = 80,
     png: Annotated[Path | None, typer.Option(help="PNG of the same pictures.")] = None,
     seed: options.Seed = 0,
@@ -306,11 +297,11 @@ def review_apply(
     volume: Annotated[Path, options.argument("VOLUME", "Volume of the page.")],
     out: Annotated[Path, options.output("Marks for the next round, as CSV, Parquet or XML.")],
     marks: Marks = None,
-    cell_counter: CellCounter = None,
+    cell_counter: options.CellCounter = None,
     cells: Annotated[
         Path | None, typer.Option(help="Detected cells, to count the false positives that remain.")
     ] = None,
-    radius_um: RadiusUm = None,
+    radius_um: options.RadiusUm = None,
     spacing: options.Spacing = None,
     unit: options.Unit = None,
     overwrite: options.Overwrite = False,

@@ -64,6 +64,15 @@ Mask = Annotated[str | None, typer.Option(help="Mask of the voxels to use.")]
 MaskOrStored = Annotated[
     str | None, typer.Option(help="Mask of the voxels to use, on any grid; 'stored' leaves out empty chunks.")
 ]
+CellCounter = Annotated[
+    str | None,
+    typer.Option(
+        help="Program that wrote XML: fiji counts planes from 1, cellfinder from 0. Needed if a file shows neither."
+    ),
+]
+RadiusUm = Annotated[
+    float | None, typer.Option(help="Maximum distance of a detection and its mark in um; 6 voxels by default.")
+]
 Grids = Annotated[
     str,
     typer.Option(help="Grids of the inputs: same refuses different ones, resample carries all to that of the first."),

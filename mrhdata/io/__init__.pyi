@@ -8,6 +8,7 @@ from . import (
     hdf5,
     inspection,
     itk,
+    label_names,
     matlab_patches,
     minc,
     nifti,
@@ -22,6 +23,7 @@ from .comparison import difference
 from .conversion import convert
 from .formats import read, write
 from .inspection import inspect
+from .label_names import read_label_names
 from .reader import Reader
 from .verification import verify
 
@@ -39,11 +41,13 @@ __all__ = [
     "inspect",
     "inspection",
     "itk",
+    "label_names",
     "matlab_patches",
     "minc",
     "nifti",
     "omezarr",
     "read",
+    "read_label_names",
     "read_points",
     "reader",
     "tiff",

@@ -109,7 +109,7 @@ def test_help_lists_commands_under_headings_without_cutting_lines(monkeypatch):
         "Demonstration and benchmark",
     ]  # fmt: skip
     groups = {(): MAIN, **GROUPS}
-    assert len(groups) == 4
+    assert len(groups) == 5
     for words, group in groups.items():
         page = typed(*words, "--help")[1]
         assert max(map(len, page.splitlines())) <= 80
