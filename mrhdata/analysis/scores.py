@@ -93,10 +93,10 @@ def _cases(path: Path) -> dict[str, Path] | None:
 
 
 def names_beside(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Return the names of labels in the table next to a label file; an empty dict if there is none.
+    """Return the names of labels that the table next to a label file has.
 
     The table has the name of the file with the ending ``.tsv``, as ``mrhdata segment`` and BIDS write it, or is
-    ``dseg.tsv`` of its folder.
+    ``dseg.tsv`` of its folder. Without a table the names are empty.
 
     Examples
     --------

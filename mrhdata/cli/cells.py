@@ -80,7 +80,7 @@ def train_detection(
     if epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=epochs, patience=epochs))
     settings = replace(settings, **options.set_options(rounds=rounds, patches_per_brain=patches_per_brain))
-    radius_mm = 6 * voxel_mm if radius_um is None else radius_um * 1e-3
+    radius_mm = options.match_radius_mm(radius_um, voxel_mm)
     about = {"brains": brains, "validation_brains": validation_brains, "recipe": repr(settings), "seed": seed}
     claim(out / "plan.json", about | {"volumes": fingerprint_cases(marked)})
     parts = marked[:-validation_brains], marked[-validation_brains:]
@@ -357,7 +357,7 @@ def _read_volume(
     from mrhdata.io import formats
 
     image = formats.read(str(volume), **options.read_options(spacing=spacing, unit=unit))
-    return image, 6 * float(min(image.mrh.spacing)) if radius_um is None else radius_um * 1e-3
+    return image, options.match_radius_mm(radius_um, float(min(image.mrh.spacing)))
 
 
 def _read_cells(path: Path, image: xr.DataArray, cell_counter: str | None) -> pd.DataFrame:

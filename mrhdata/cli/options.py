@@ -160,6 +160,17 @@ def range_of(option: str, text: str) -> tuple[float, float]:
     return values[0], values[1]
 
 
+def match_radius_mm(radius_um: float | None, voxel_mm: float) -> float:
+    """Return the maximum distance of a detection and its mark in mm: 6 voxels by default.
+
+    Examples
+    --------
+    >>> match_radius_mm(None, 0.5), match_radius_mm(10, 0.5)
+    (3.0, 0.01)
+    """
+    return 6 * voxel_mm if radius_um is None else radius_um * 1e-3
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Parse three whole numbers with commas."""
     values = numbers(option, text)

@@ -121,12 +121,9 @@ def score_cells(
 
     check_target(out, overwrite)
     like = None if volume is None else formats.read(volume, **options.read_options(spacing=spacing, unit=unit))
-
     if like is None and radius_um is None:
-        raise ParameterError(
-            "score cells needs --radius-um or --volume; got neither. Pass the distance of a match in um"
-        )
-    radius_mm = 6 * float(min(like.mrh.spacing)) if radius_um is None else radius_um * 1e-3
+        raise ParameterError("score cells needs --radius-um or --volume; got neither. Pass the distance in um")
+    radius_mm = options.match_radius_mm(radius_um, 0.0 if like is None else float(min(like.mrh.spacing)))
 
     def read(path: Path) -> pd.DataFrame:
         table = cells_of(read_points(path, like, cell_counter=cell_counter))
