@@ -285,7 +285,7 @@ def _quality_words(quality: Mapping[str, Any] | None) -> dict[str, str]:
     return {
         "predicted Dice": f"{quality['predicted_dice']:.2f}, within {quality['error']:.2f} on average; lowest: "
         + ", ".join(f"{name} {dice:.2f}" for name, dice in lowest),
-        "contrast": f"shown {quality['contrast']}",
+        "contrast": f"shown {quality['contrast']}" + (f" to {quality['network']}" if "network" in quality else ""),
     }
 
 

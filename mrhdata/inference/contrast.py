@@ -94,6 +94,18 @@ class View:
     features: Floats
     quality: SegmentationQuality | None
 
+    @property
+    def total(self) -> float:
+        """Predicted Dice, summed over the labels."""
+        return 0.0 if self.quality is None else sum(self.quality.dice.values())
+
+    def is_good(self, labels: int) -> bool:
+        """Return whether no other contrast is tried, for a network with some number of labels.
+
+        A volume without some of the labels is shown in all contrasts.
+        """
+        return self.quality is None or self.total >= _GOOD * labels
+
 
 def best_view(trunk: TrunkModel) -> View:
     """Return the volume in the contrast with the highest predicted Dice, summed over the labels."""
@@ -105,15 +117,10 @@ def best_view(trunk: TrunkModel) -> View:
         if spec.quality is None:
             return View(contrast, values, features, None)
         mirrored = trunk.features(np.ascontiguousarray(values[..., ::-1]))
-        quality = quality_of(trunk.network, features, mirrored, trunk.spacing_mm)
-        if best is None or best.quality is None or _total(quality) > _total(best.quality):
-            best = View(contrast, values, features, quality)
-        # A volume without some of the labels is shown in all contrasts.
-        if contrast == SAME and _total(quality) >= _GOOD * (len(spec.labels) - 1):
+        view = View(contrast, values, features, quality_of(trunk.network, features, mirrored, trunk.spacing_mm))
+        if best is None or view.total > best.total:
+            best = view
+        if contrast == SAME and view.is_good(len(spec.labels) - 1):
             break
     assert best is not None
     return best
-
-
-def _total(quality: SegmentationQuality) -> float:
-    return sum(quality.dice.values())

@@ -24,7 +24,7 @@ from mrhdata._runtime.memory import parse_memory
 from mrhdata._runtime.progress import Progress
 from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError, ModelError
-from mrhdata.inference.contrast import best_view
+from mrhdata.inference.contrast import View, best_view
 from mrhdata.inference.input_check import check_geometry, require_familiar
 from mrhdata.inference.labelling import most_probable
 from mrhdata.inference.output import Output
@@ -33,6 +33,7 @@ from mrhdata.inference.probabilities import StoredProbabilities, TrunkModel
 from mrhdata.inference.quality import require_quality
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
+from mrhdata.models.storage import load
 from mrhdata.patching import sources
 from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
@@ -90,7 +91,8 @@ def segment(
     labels : (z, y, x) label volume
         Labels in memory, with the values of training. Voxels outside the extent that the network works on are
         background, the first of the labels. If the network has a quality model, ``attrs["quality"]`` has the predicted
-        Dice of all labels and of each, and the contrast in which the network saw the volume.
+        Dice of all labels and of each, and the contrast in which the network saw the volume; ``network`` names the
+        alternative of the network that labelled it, if one did.
 
     Raises
     ------
@@ -173,17 +175,37 @@ def _label_by_trunk(
     options: Mapping[str, Any],
 ) -> xr.DataArray:
     """Return labels from probabilities that are computed as they are read, with their predicted Dice."""
-    spec: ModelSpec = model.spec  # type: ignore[assignment]
-    trunk = TrunkModel(model, prepared, **options)
-    view = best_view(trunk)
+    name, trunk, view = _best_network(model, prepared, options)
+    spec = trunk.network.spec
     attributes = _require_familiar(spec, trunk.volumes(view.values), options["memory"], force)
     if view.quality is not None:
         require_quality(view.quality, spec.names, force)
     labels = most_probable(trunk.probabilities(view.values, view.features), like, spec.labels)
     labels.attrs |= attributes
     if view.quality is not None:
-        labels.attrs["quality"] = view.quality.as_json(spec.names) | {"contrast": view.contrast}
+        shown = {"contrast": view.contrast, **({"network": name} if name else {})}
+        labels.attrs["quality"] = view.quality.as_json(spec.names) | shown
     return labels
+
+
+def _best_network(
+    model: nn.Module, prepared: Mapping[str, xr.DataArray], options: Mapping[str, Any]
+) -> tuple[str, TrunkModel, View]:
+    """Return the name of the alternative that predicts the highest Dice, or "" for the network itself, and its view."""
+    trunk = TrunkModel(model, prepared, **options)
+    name, view = "", best_view(trunk)
+    spec = trunk.network.spec
+    for alternative in spec.alternatives:
+        if view.is_good(len(spec.labels) - 1):
+            break
+        other = load(alternative)
+        if (other.spec.labels, other.spec.prepare) != (spec.labels, spec.prepare):  # type: ignore[union-attr]
+            raise ModelError(f"{alternative} must have the labels and preparation of {spec.name}. Save the model again")
+        other_trunk = TrunkModel(other, prepared, **options)
+        other_view = best_view(other_trunk)
+        if other_view.total > view.total:
+            name, trunk, view = alternative, other_trunk, other_view
+    return name, trunk, view
 
 
 def _require_familiar(

@@ -89,6 +89,9 @@ class ModelSpec:
         Name of each class; empty if they are unknown.
     contrasts : tuple of str
         Ways to show a volume to the network (:mod:`mrhdata.inference.contrast`), of which the best is taken.
+    alternatives : tuple of str
+        Shipped networks with the same labels and preparation for other contrasts. They label the volumes for which
+        they predict a higher Dice, if the Dice that this network predicts is not good.
     quality : QualityModel or None
         Prediction of the Dice of its labels.
     units : str or None
@@ -112,6 +115,7 @@ class ModelSpec:
     labels: tuple[int, ...] = ()
     label_names: tuple[str, ...] = ()
     contrasts: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     quality: QualityModel | None = None
     units: str | None = None
     profile: InputProfile | None = field(default=None, repr=False)
@@ -327,7 +331,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "labels": ("a list of whole numbers", _all(_is_whole)),
     **{
         key: ("a list of names", _all(lambda value: isinstance(value, str)))
-        for key in ("channels", "label_names", "contrasts")
+        for key in ("channels", "label_names", "contrasts", "alternatives")
     },
     "quality": ("a mapping with weights, extents_mm and error", _optional(_is_quality)),
     **{key: ("a list of names with settings", _all(_is_step)) for key in ("prepare", "finish")},

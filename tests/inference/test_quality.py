@@ -9,6 +9,7 @@ import torch
 
 from mrhdata import models
 from mrhdata.errors import DataError, ModelError
+from mrhdata.inference import segmenter
 from mrhdata.inference.contrast import CONTRASTS, SAME, best_view, change_contrast
 from mrhdata.inference.probabilities import TrunkModel
 from mrhdata.inference.quality import (
@@ -147,6 +148,26 @@ def test_the_contrast_with_the_highest_prediction_is_chosen(traced):
     np.testing.assert_array_equal(
         coarse_labels(trunk.network, turned.features), coarse_labels(trunk.network, plain.features)
     )
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_an_alternative_labels_volumes_that_it_knows_better(traced, monkeypatch, inverted):
+    """The network knows T1w-like images; the alternative, which knows all, is named where it labels."""
+    other = network(quality=model_of(), contrasts=tuple(CONTRASTS))
+    monkeypatch.setattr(segmenter, "load", {"all-contrasts": other}.__getitem__)
+    model = network(quality=model_of(), alternatives=("all-contrasts",))
+    labels = segmenter.segment(model, image(inverted), force=True)
+    assert labels.attrs["quality"].get("network") == ("all-contrasts" if inverted else None)
+    np.testing.assert_array_equal(labels, segmenter.segment(model, image(), force=True))
+
+
+def test_an_alternative_with_other_labels_is_refused(traced, monkeypatch):
+    """Else the numbers of labels would mean other structures in some volumes."""
+    other = network(quality=model_of(), labels=(0, 5, 8))
+    monkeypatch.setattr(segmenter, "load", lambda name: other)
+    model = network(quality=model_of(), alternatives=("other",))
+    with pytest.raises(ModelError, match="other must have the labels and preparation of bright"):
+        segmenter.segment(model, image(inverted=True), force=True)
 
 
 def test_contrasts_keep_air_and_the_range():
