@@ -77,7 +77,7 @@ def sensitivity(  # noqa: PLR0913 (settings of one analysis)
     *,
     threshold: float | str,
     positive_side: str = "below",
-    fits: Sequence[Fit] = FITS,
+    fits: Sequence[Fit] | None = None,
     predictions: Mapping[str, Any] | None = None,
     train_mask: Any = None,
     mask: xr.DataArray | None = None,
@@ -101,7 +101,8 @@ def sensitivity(  # noqa: PLR0913 (settings of one analysis)
     positive_side : {"below", "above"}
         Positive side of the threshold: autofluorescence is low in myelin, MBP is high.
     fits : sequence of Fit
-        Polynomials of the contrasts; linear and quadratic by default.
+        Polynomials of the contrasts; linear and quadratic by default. The linear one is left out by default if there
+        is one contrast, whose own scores it would repeat.
     predictions : mapping, optional
         Volumes (or columns) in the histology's units, such as virtual histology. They are scored without a fit.
     train_mask : mask volume or (n,) bool array-like, optional
@@ -158,6 +159,8 @@ def sensitivity(  # noqa: PLR0913 (settings of one analysis)
     else:
         rows = rows_of_volumes(contrasts, histology, predictions, train_mask, mask, regions, blocks, max_voxels)
     rows.check()
+    if fits is None:
+        fits = [fit for fit in FITS if fit.degree > 1 or rows.features.shape[1] > 1]
     candidates = _candidates(rows, fits)
     cutoff = _resolve_threshold(threshold, rows.truth[rows.fitting])
     sides = _Sides(cutoff, positive_side)

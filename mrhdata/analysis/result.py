@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,15 +140,95 @@ class Sensitivity:
         [['poor', 0.002]]
         """
         first = str(self.table["contrast"].iloc[0]) if reference is None else reference
+        others = [(first, other) for other in self.table["contrast"] if other != first]
+        return self._compared(others, score).drop(columns="reference")
+
+    def pairs(self, score: str = "auc") -> pd.DataFrame:
+        """Compare every pair of single contrasts and predictions; fits, which combine them, are left out.
+
+        Parameters
+        ----------
+        score : str
+            Column of the table that has an interval.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            The columns of :meth:`compare` after ``reference``, the better one of each pair; `p_adjusted` is for the
+            number of pairs.
+
+        Examples
+        --------
+        >>> from mrhdata.analysis.contrasts import sensitivity
+        >>> t = np.linspace(0, 1, 400)
+        >>> noisy = pd.DataFrame({"good": t, "poor": t + np.sin(40 * t), "worse": np.sin(40 * t)})
+        >>> s = sensitivity(noisy, t, threshold=0.5, blocks=np.arange(400) // 20)
+        >>> s.pairs()[["reference", "contrast"]].values.tolist()
+        [['good', 'poor'], ['good', 'worse'], ['poor', 'worse']]
+        """
+        names = list(self.table["contrast"][self.table["model"].isin(("single", "prediction"))])
+        ordered = sorted(names, key=lambda name: -float(self.table.set_index("contrast")[score][name]))
+        return self._compared(list(itertools.combinations(ordered, 2)), score)
+
+    def answer(self, reference: str | None = None) -> str:
+        """Return a sentence that says which contrast shows the histology best, and from which it is distinguishable.
+
+        Parameters
+        ----------
+        reference : str, optional
+            Contrast or prediction to compare with the others; the one with the highest AUC by default.
+
+        Notes
+        -----
+        Two contrasts are called distinguishable if the p value of their AUC difference, after Holm's correction for the
+        number of pairs, is below one minus the level of the intervals.
+
+        Examples
+        --------
+        >>> from mrhdata.analysis.contrasts import sensitivity
+        >>> t = np.linspace(0, 1, 400)
+        >>> noisy = pd.DataFrame({"good": t, "poor": t + np.sin(40 * t)})
+        >>> s = sensitivity(noisy, t, threshold=0.5, blocks=np.arange(400) // 20)
+        >>> s.answer().partition(":")[0]
+        'good shows the histology better than poor'
+        """
+        table = self.pairs()
+        scores = self.table.set_index("contrast")
+        if reference is None:
+            names = scores.index[scores["model"].isin(("single", "prediction"))]
+            reference = str((names if len(names) else scores.index)[0])
+        elif reference not in scores.index:
+            raise DataError(f"reference must be one of {sorted(scores.index)}; got {reference!r}")
+        if scores["model"][reference] not in ("single", "prediction"):
+            table = self.compare(reference).assign(reference=reference)
+        row = scores.loc[reference]
+        own = f"{reference} has an AUC of {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]"
+        mine = table[(table["reference"] == reference) | (table["contrast"] == reference)]
+        clauses = [self._clause(reference, pair) for pair in mine.to_dict("records")]
+        return f"{'; '.join(clauses)}. {own}." if clauses else f"{own}."
+
+    def _clause(self, reference: str, pair: Mapping[Any, Any]) -> str:
+        """Return whether a contrast is better or worse than another, or neither, with the difference of the AUC."""
+        turned = pair["reference"] != reference
+        other = pair["reference"] if turned else pair["contrast"]
+        difference, low, high = (pair[key] for key in ("difference", "low", "high"))
+        if turned:
+            difference, low, high = -difference, -high, -low
+        numbers = f"AUC difference {difference:.3f} [{low:.3f}, {high:.3f}]"
+        if pair["p_adjusted"] >= 1 - self.level:
+            return f"{reference} and {other} are not distinguishable: {numbers}"
+        word = "better" if difference > 0 else "worse"
+        return f"{reference} shows the histology {word} than {other}: {numbers}"
+
+    def _compared(self, pairs: Sequence[tuple[str, str]], score: str) -> pd.DataFrame:
+        """Return the difference of each pair, the first minus the second, with p values adjusted for their number."""
         rows = []
-        for other in self.table["contrast"]:
-            if other == first:
-                continue
-            estimate, replicates = self._paired(first, other, score)
-            limits = interval(estimate, replicates, self.level)
-            p = p_value(replicates)
-            rows.append({"contrast": other, "difference": estimate, "low": limits.low, "high": limits.high, "p": p})
-        table = pd.DataFrame(rows, columns=["contrast", "difference", "low", "high", "p"])
+        for first, second in pairs:
+            estimate, replicates = self._paired(first, second, score)
+            limits, p = interval(estimate, replicates, self.level), p_value(replicates)
+            ends = {"low": limits.low, "high": limits.high}
+            rows.append({"reference": first, "contrast": second, "difference": estimate, **ends, "p": p})
+        table = pd.DataFrame(rows, columns=["reference", "contrast", "difference", "low", "high", "p"])
         return table.assign(p_adjusted=holm_adjust(table["p"]))
 
     def _paired(self, first: str, second: str, score: str) -> tuple[float, Floats]:

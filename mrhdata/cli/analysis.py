@@ -32,6 +32,9 @@ Parts = Annotated[
     str | None, typer.Option(help="Labels that mrhdata train histology wrote: fits use part 1, scores part 3.")
 ]
 Regions = Annotated[str | None, typer.Option(help="Label volume; each region gets an AUC too.")]
+Reference = Annotated[
+    str | None, typer.Option(help="Contrast to compare with the others; by default the one with the highest AUC.")
+]
 
 
 @command(
@@ -47,17 +50,31 @@ def sensitivity(
     train_mask: TrainMask = None,
     parts: Parts = None,
     regions: Regions = None,
+    reference: Reference = None,
+    out: Annotated[Path | None, options.output("CSV of all scores with their intervals.")] = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score contrasts against histology as ground truth."""
+    """Score contrasts against histology as ground truth.
+
+    The first line says which contrast shows the histology best, or which ones are not distinguishable.
+    """
+    from mrhdata._runtime.atomic import atomic_write, check_target
     from mrhdata.io import formats
     from mrhdata.viz.report import readable
 
+    if out is not None:
+        check_target(out, overwrite)
     comparison = _Comparison(contrasts, prediction, mask, train_mask, parts, regions)
     result = comparison.score(formats.read(histology), threshold, positive)
+    answer = result.answer(reference)
+    if out is not None:
+        with atomic_write(out, overwrite=overwrite) as draft:
+            result.table.to_csv(draft, index=False)
     if as_json:
         typer.echo(result.table.to_json(orient="records"))
     else:
+        typer.echo(answer)
         scores = ("auc", "sensitivity", "r2", "rmse", "partial_correlation")
         typer.echo(readable(result, scores=scores).to_string(index=False))
         typer.echo(
@@ -85,6 +102,7 @@ def report(
     train_mask: TrainMask = None,
     parts: Parts = None,
     regions: Regions = None,
+    reference: Reference = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -116,7 +134,9 @@ def report(
     }
     volumes = truths | comparison.predictions | comparison.uncertainties | comparison.contrasts
     drawn = dict(list(volumes.items())[:6])
-    sections = [section for name, result in results.items() for section in report.sensitivity_sections(name, result)]
+    sections = []
+    for name, result in results.items():
+        sections += report.sensitivity_sections(name, result, reference)
     sections.append(report.Section("Volumes", figures=[(slices(drawn, where=comparison.mask), ", ".join(drawn))]))
     if model is not None:
         sections.append(report.training_section(model))

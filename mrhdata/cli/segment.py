@@ -297,6 +297,7 @@ def _add_quality(path: Path, case: str, quality: Mapping[str, Any], *, refused: 
 
     predicted, contrast = quality["predicted_dice"], quality.get("contrast", "")
     row = {"case": case, "predicted_dice": predicted, "refused": refused, "contrast": contrast}
+    row["network"] = quality.get("network", "")
     table = pd.DataFrame([row | quality["labels"]])
     if path.exists():
         known = pd.read_csv(path, dtype={"case": str})

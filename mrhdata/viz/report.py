@@ -179,7 +179,9 @@ def readable(
     return text
 
 
-def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | None = None) -> list[Section]:
+def sensitivity_sections(
+    name: str, result: Sensitivity, reference: str | None = None, names: Sequence[str] | None = None
+) -> list[Section]:
     """Build the sections of a report on contrasts against one histology.
 
     Parameters
@@ -188,6 +190,8 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
         Name of the histology.
     result : Sensitivity
         Scores of the contrasts.
+    reference : str, optional
+        Contrast of the answer, see :meth:`mrhdata.analysis.result.Sensitivity.answer`.
     names : sequence of str, optional
         Contrasts to plot; the best eight by default. Tables contain all.
 
@@ -215,7 +219,7 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
     cuts = pd.DataFrame({"cut": result.table["cut"].map(lambda v: f"{v:.3f}")})
     for score in ("sensitivity", "specificity"):
         cuts[f"{score} at cut"] = format_scores(result.table, f"cut_{score}")
-    text = [methods_text(name, result)]
+    text = [result.answer(reference), methods_text(name, result)]
     if result.table["in_sample"].any():
         text.append(
             "Models labelled in-sample were fitted on the same voxels that are scored, so their scores are optimistic "
@@ -223,16 +227,26 @@ def sensitivity_sections(name: str, result: Sensitivity, names: Sequence[str] | 
             "scores."
         )
     sections = [Section(f"{name}: scores", text, scores.join(cuts), figures)]
-    best = str(result.table["contrast"].iloc[0])
-    differences = result.compare(best).map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
-    paired = (
-        f"AUC of {best} minus the AUC of each other contrast, with intervals from a paired bootstrap; p_adjusted is "
+    note = (
+        "AUC of the reference minus that of the other contrast, with intervals from a paired bootstrap; p_adjusted is "
         "the p value after Holm's correction for the number of comparisons."
     )
-    sections.append(Section(f"{name}: comparisons", [paired], differences))
+    best = str(result.table["contrast"].iloc[0])
+    pairs, fitted = result.pairs(), best not in set(result.pairs()[["reference", "contrast"]].to_numpy().ravel())
+    if len(pairs):
+        sections.append(Section(f"{name}: pairs of contrasts", [note], _rounded(pairs)))
+    if fitted and len(result.table) > 1:
+        table = result.compare(best)
+        table.insert(0, "reference", best)
+        sections.append(Section(f"{name}: comparisons with {best}", [note], _rounded(table)))
     if len(result.regions):
         sections.append(_regions_section(name, result.regions, drawn))
     return sections
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose numbers have four digits."""
+    return table.map(lambda v: v if isinstance(v, str) else f"{v:.4f}")
 
 
 def _regions_section(name: str, regions: pd.DataFrame, drawn: list[str]) -> Section:

@@ -221,12 +221,12 @@ def test_in_sample_fits_are_labelled():
     """Tables, notebooks and reports label fits on the scored voxels, but not predictions or fits on other voxels."""
     rng = np.random.default_rng(0)
     truth = rng.random(400)
-    table = pd.DataFrame({"a": truth + rng.random(400)})
+    table = pd.DataFrame({"a": truth + rng.random(400), "b": rng.random(400)})
     options = {"threshold": 0.4, "blocks": row_blocks(400, 20), "predictions": {"map": truth + rng.random(400) / 2}}
     everywhere = sensitivity(table, truth, **options)
     separate = sensitivity(table, truth, **options, train_mask=np.arange(400) < 200)
     in_sample = everywhere.table.set_index("contrast").in_sample
-    assert in_sample.to_dict() == {"map": False, "a": True, "linear": True, "quadratic": True}
+    assert in_sample.to_dict() == {"map": False, "a": True, "b": True, "linear": True, "quadratic": True}
     assert set(everywhere.table.model) == {"prediction", "single", "linear", "quadratic"}
     models = set(readable(everywhere).model)
     assert models == {"prediction", "single, in-sample", "linear, in-sample", "quadratic, in-sample"}
@@ -237,12 +237,57 @@ def test_in_sample_fits_are_labelled():
     assert "training voxels," not in text
     # A prediction has no fit, but its cut comes from the scored voxels.
     prediction_only = sensitivity(pd.DataFrame(index=table.index), truth, **options, fits=[])
-    (text,) = sensitivity_sections("AF", prediction_only)[0].text
+    answer, text = sensitivity_sections("AF", prediction_only)[0].text
+    assert answer.startswith("map has an AUC of ")
     assert "Youden index on the scored voxels." in text
     assert not separate.table.in_sample.any()
     text = " ".join(sensitivity_sections("AF", separate)[0].text)
     assert "in-sample" not in text + separate._repr_html_() + str(readable(separate))
     assert "Youden index on training voxels, none of which were scored." in text
+
+
+@pytest.fixture(scope="module")
+def three():
+    """Scores of a good contrast, of its twin with other noise, and of a poor one."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.random(60), 20)
+    noises = {"good": 0.2, "twin": 0.2, "poor": 1.5}
+    table = pd.DataFrame({name: truth + rng.normal(0, noise, truth.size) for name, noise in noises.items()})
+    return sensitivity(table, truth, threshold=0.4, blocks=row_blocks(truth.size, 20))
+
+
+def test_every_pair_of_contrasts_is_compared(three):
+    """The better one first, with the values of `difference`; p values are adjusted for three pairs, not for fits."""
+    pairs = three.pairs()
+    assert {frozenset(p) for p in pairs[["reference", "contrast"]].values.tolist()} == {
+        frozenset(p) for p in (("good", "twin"), ("good", "poor"), ("twin", "poor"))
+    }
+    for row in pairs.itertuples():
+        expected = three.difference(row.reference, row.contrast)
+        assert (row.difference, row.low, row.high) == (expected.estimate, expected.low, expected.high)
+        assert row.difference >= 0
+    assert pairs.p_adjusted.tolist() == bootstrap.holm_adjust(pairs.p).tolist()
+
+
+def test_the_answer_says_which_contrasts_differ(three):
+    """Twins are not distinguishable; the sign follows the reference; a fit can be asked for too."""
+    answer = three.answer("good")
+    assert re.search(r"(good and twin|twin and good) are not distinguishable: AUC difference -?0\.0", answer)
+    assert re.search(r"good shows the histology better than poor: AUC difference 0\.\d+ \[0\.", answer)
+    assert re.search(r"poor shows the histology worse than good: AUC difference -0\.", three.answer("poor"))
+    assert "quadratic" not in answer
+    assert "quadratic shows the histology better than poor" in three.answer("quadratic")
+    with pytest.raises(DataError, match=r"reference must be one of .*'twin'.*; got 'other'"):
+        three.answer("other")
+
+
+def test_one_contrast_is_not_repeated_by_a_linear_fit():
+    """The fit has the scores of the contrast, and would count as a comparison."""
+    truth = np.linspace(0, 1, 400)
+    result = sensitivity(pd.DataFrame({"a": np.sin(9 * truth)}), truth, threshold=0.4, blocks=row_blocks(400, 20))
+    assert set(result.table.model) == {"single", "quadratic"}
+    titles = [section.title for section in sensitivity_sections("AF", result)]
+    assert titles == ["AF: scores", *[t for t in titles if t == "AF: comparisons with quadratic"]]
 
 
 def test_a_result_prints_in_a_few_lines():

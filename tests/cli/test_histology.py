@@ -18,6 +18,11 @@ def test_sensitivity_scores_contrasts_of_files(files):
     assert code == 0
     rows = {row["contrast"]: row for row in json.loads(out)}
     assert 0.8 < rows["t2"]["auc_low"] < rows["t2"]["auc"] < 1
+    code, out, _ = run(*words, "-o", files / "scores.csv")
+    assert out.splitlines()[0].startswith("t2 has an AUC of 0.")
+    assert pd.read_csv(files / "scores.csv").contrast.tolist()[0] in rows
+    code, _, err = run(*words, "--reference", "t1")
+    assert (code, "reference must be one of" in err) == (2, True)
 
 
 def test_predict_equals_the_function(trained, tmp_path):
