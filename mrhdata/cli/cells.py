@@ -48,19 +48,21 @@ def train_detection(
     unit: options.Unit = None,
     machine: Machine = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a network to detect cells from marked brains.
 
-    The network is OUT/network, for mrhdata detect. An interrupted training resumes when you run the command again.
+    The network is OUT/network, for mrhdata detect. An interrupted training resumes when you run the command again;
+    --overwrite removes another one from the folder.
     """
     from dataclasses import replace
 
     from mrhdata import models
     from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import cells
-    from mrhdata.recipes.cross_validation import claim
+    from mrhdata.recipes.run_plan import claim
 
     read_options = options.read_options(spacing=spacing, unit=unit)
     marked = [_read_brain(word, read_options, cell_counter, complete=not incomplete) for word in brains]
@@ -82,7 +84,7 @@ def train_detection(
     settings = replace(settings, **options.set_options(rounds=rounds, patches_per_brain=patches_per_brain))
     radius_mm = options.match_radius_mm(radius_um, voxel_mm)
     about = {"brains": brains, "validation_brains": validation_brains, "recipe": repr(settings), "seed": seed}
-    claim(out / "plan.json", about | {"volumes": fingerprint_cases(marked)})
+    claim(out / "plan.json", about | {"volumes": fingerprint_cases(marked)}, overwrite=overwrite)
     parts = marked[:-validation_brains], marked[-validation_brains:]
     bars = options.bars(progress)
     with resumable():

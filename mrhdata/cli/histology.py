@@ -131,6 +131,7 @@ def train_histology_study(
     epochs: options.Epochs = None,
     machine: Machine = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
@@ -139,7 +140,7 @@ def train_histology_study(
     Whole subjects are assigned to train, validation and test. The network is OUT/network, for mrhdata predict; maps of
     the test subjects are compared with their histology.
 
-    An interrupted training resumes when you run the command again.
+    An interrupted training resumes when you run the command again; --overwrite removes another one from the folder.
     """
     from dataclasses import asdict, replace
 
@@ -150,7 +151,7 @@ def train_histology_study(
     from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
     from mrhdata.recipes import mrhnet, virtual_histology
-    from mrhdata.recipes.cross_validation import claim
+    from mrhdata.recipes.run_plan import claim
 
     brains = virtual_histology.find_brains(study, options.channels(inputs), histology, mask)
     parts = split_subjects(brains, options.three_shares(split), seed)
@@ -158,7 +159,8 @@ def train_histology_study(
     subjects = {part: [brain.id for brain in members] for part, members in parts.items()}
     about = {"inputs": inputs, "histology": histology, "mask": mask, "stride": stride, "loop_blocks": loop_blocks}
     volumes = fingerprint_cases(brains)
-    claim(out / "split.json", {**about, **subjects, "settings": repr(settings), "volumes": volumes})
+    plan = {**about, **subjects, "settings": repr(settings), "volumes": volumes}
+    claim(out / "split.json", plan, overwrite=overwrite)
     bars = options.bars(progress)
     with resumable():
         model, history = virtual_histology.train(

@@ -70,6 +70,7 @@ def train_segmentation(
     epochs: options.Epochs = None,
     machine: Machine = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     progress: options.Progress = None,
     as_json: options.Json = False,
 ) -> None:
@@ -81,18 +82,19 @@ def train_segmentation(
     With --synthetic the network learns from images of random contrast, shape and resolution that are drawn from label
     maps, and needs no real image. With STUDY half of the batches show its images, whose labels are those of --targets.
 
-    An interrupted training resumes when you run the command again.
+    An interrupted training resumes when you run the command again; --overwrite removes another one from the folder.
     """
     from mrhdata import models
     from mrhdata.datasets.subjects import split_subjects
     from mrhdata.io.fingerprint import fingerprint_cases
-    from mrhdata.recipes.cross_validation import claim, cross_validate
+    from mrhdata.recipes.cross_validation import cross_validate
+    from mrhdata.recipes.run_plan import claim
 
     maps = _label_map_plan(synthetic, targets, start, spacing_mm, epochs, machine)
     bars = options.bars(progress)
     if maps is not None and study is None:
         excluded = {"--input": inputs, "--labels": labels, "--folds": folds}
-        options.answer(train_on_label_maps(maps, out, excluded, seed=seed, progress=bars), as_json)
+        options.answer(train_on_label_maps(maps, out, excluded, seed=seed, overwrite=overwrite, progress=bars), as_json)
         return
     cases, names = _read_study(study, inputs, labels)
     plan = maps or _RecipePlan(recipe, cases, names, spacing_mm, epochs, machine)
@@ -104,11 +106,14 @@ def train_segmentation(
     result: dict[str, Any] = {"written": str(out), "subjects": len(cases), "labels": list(plan.labels)}
     if folds is not None:
         with resumable():
-            scores = cross_validate(train, cases, out, k=folds, seed=seed, about=about, progress=bars)
+            scores = cross_validate(
+                train, cases, out, k=folds, seed=seed, about=about, overwrite=overwrite, progress=bars
+            )
         _print_folds(scores, result | _summary(scores), names, as_json)
         return
     parts = split_subjects(cases, options.three_shares(split), seed)
-    claim(out / "split.json", {**about, "seed": seed, **{k: [c.id for c in v] for k, v in parts.items()}})
+    subjects = {part: [case.id for case in members] for part, members in parts.items()}
+    claim(out / "split.json", {**about, "seed": seed, **subjects}, overwrite=overwrite)
     with resumable():
         model = train(parts["training"], parts["validation"], out)
     models.save(model, out / "network")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train_on_label_maps(
-    plan: LabelMapPlan, out: Path, excluded: dict[str, Any], *, seed: int, progress: Any
+    plan: LabelMapPlan, out: Path, excluded: dict[str, Any], *, seed: int, overwrite: bool, progress: Any
 ) -> dict[str, Any]:
     """Train a network on label maps only and write it to ``out/network``; return what the command prints.
 
@@ -33,17 +33,17 @@ def train_on_label_maps(
         Folder of the network and its checkpoint.
     excluded : dict
         Options of a training on real images by name, none of which may be passed.
-    seed, progress
+    seed, overwrite, progress
         Options of the command.
     """
     from mrhdata import models
-    from mrhdata.recipes.cross_validation import claim
+    from mrhdata.recipes.run_plan import claim
 
     if passed := [name for name, value in excluded.items() if value]:
         raise ParameterError(
             f"--synthetic without STUDY excludes {', '.join(excluded)}; got {', '.join(passed)}. Leave them out"
         )
-    claim(out / "plan.json", plan.about() | {"seed": seed})
+    claim(out / "plan.json", plan.about() | {"seed": seed}, overwrite=overwrite)
     with resumable():
         model = plan.train((), (), out, seed, progress)
     models.save(model, out / "network")

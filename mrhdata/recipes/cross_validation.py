@@ -5,7 +5,6 @@ Finished folds are not repeated, and interrupted folds resume from their checkpo
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mrhdata.datasets.subjects import Subject
 from mrhdata.errors import DataError
 from mrhdata.inference.segmenter import score_labels, segment
 from mrhdata.io import formats
+from mrhdata.recipes.run_plan import claim
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ def folds(cases: Sequence[Any], k: int, seed: int = 0) -> list[list[Any]]:
     return [[subject for person in people[i::k] for subject in cases if subject.person == person] for i in range(k)]
 
 
-def cross_validate(
+def cross_validate(  # noqa: PLR0913 (settings of one run)
     train: Train,
     cases: Sequence[Any],
     folder: str | Path,
@@ -66,6 +66,7 @@ def cross_validate(
     seed: int = 0,
     about: dict[str, Any] | None = None,
     only: Sequence[int] | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train and test k times, each time with other subjects held out.
@@ -92,6 +93,8 @@ def cross_validate(
         Other settings of the run, such as those of a recipe; a folder with other settings raises an error.
     only : sequence of int, optional
         Folds to run now, counted from 0.
+    overwrite : bool
+        Whether to remove a folder that belongs to another run.
     progress : bool
         Whether to show a progress bar.
 
@@ -110,7 +113,8 @@ def cross_validate(
     target = Path(folder)
     parts = folds(cases, k, seed)
     names = [[subject.id for subject in part] for part in parts]
-    claim(target / "plan.json", {"folds": names, "validation": validation, "seed": seed, "about": about or {}})
+    plan = {"folds": names, "validation": validation, "seed": seed, "about": about or {}}
+    claim(target / "plan.json", plan, overwrite=overwrite)
     tables = []
     for i in tqdm(range(k) if only is None else only, desc="folds", unit="fold", disable=not progress):
         fold_folder = target / f"fold-{i + 1}"
@@ -157,24 +161,3 @@ def tested(model: nn.Module, subject: Subject, folder: Path) -> pd.DataFrame:
     plots.montage(next(iter(subject.inputs.values())), subject.target, labels, file.with_name(f"sub-{subject.id}.png"))
     spec: Any = model.spec
     return score_labels(subject, labels, spec.labels)
-
-
-def claim(path: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of a run to a file, or check that the file has the same plan.
-
-    Raises
-    ------
-    DataError
-        The file has another plan.
-    """
-    text = json.dumps(plan, indent=1, default=str)
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise DataError(
-                f"{path.parent} holds another run, with other subjects, files or settings; pass another folder, or "
-                "delete this one"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8")
