@@ -16,6 +16,7 @@ from mrhdata.cli import (  # noqa: F401  (importing registers the commands)
     cells,
     datasets,
     demo,
+    doctor,
     histology,
     models,
     restoration,

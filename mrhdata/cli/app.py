@@ -36,7 +36,7 @@ class _Main(_Group):
         "Training": ("train", "models"),
         "Prediction": ("predict", "segment", "restore", "detect"),
         "Analysis": ("score", "sensitivity", "report", "count", "review", "review-apply"),
-        "Demonstration and benchmark": ("demo", "bench"),
+        "Demonstration and benchmark": ("demo", "bench", "doctor"),
     }
 
 

@@ -71,7 +71,7 @@ def check_inputs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray], *, seed: i
     >>> check_inputs(spec, {"t2w": from_array(values, spacing=(0.2, 0.2, 0.2))})
     []
     >>> for reason in check_inputs(spec, {"t2w": from_array(values / 1000, spacing=(0.5, 0.2, 0.2))}):
-    ...     print(reason)
+    ...     print(reason.partition(" (mrhdata")[0])
     t2w has voxels of 0.5 x 0.2 x 0.2 mm, the network learned from 0.2 x 0.2 x 0.2 mm: resample it first
     t2w goes from 0.06701 to 0.1336, the network learned from 100 with a deviation of 20: another contrast or unit?
     """
@@ -82,7 +82,8 @@ def check_inputs(spec: ModelSpec, inputs: Mapping[str, xr.DataArray], *, seed: i
         if spec.spacing_mm is not None and _spacing_differs(volume, spec.spacing_mm):
             spacing, trained = (" x ".join(f"{s:.4g}" for s in v) for v in (volume.mrh.spacing, spec.spacing_mm))
             reasons.append(
-                f"{name} has voxels of {spacing} mm, the network learned from {trained} mm: resample it first"
+                f"{name} has voxels of {spacing} mm, the network learned from {trained} mm: resample it first (mrhdata "
+                f"resample --spacing-mm {','.join(f'{s:.4g}' for s in spec.spacing_mm)})"
             )
         channels = [volume.isel(c=i) for i in range(volume.sizes["c"])] if "c" in volume.dims else [volume]
         for channel, (offset, factor) in zip(channels, scales, strict=False):

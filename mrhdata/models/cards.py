@@ -9,6 +9,7 @@ weights/NAME/ config.json, model.safetensors, card.json --list--> Cards
 from __future__ import annotations
 
 import builtins
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -190,6 +191,17 @@ def folder_of(name: str) -> Path:
     path = Path(name)
     shipped = WEIGHTS / name
     return shipped if not path.exists() and path.name == name and shipped.is_dir() else path
+
+
+def similar_names(name: str) -> builtins.list[str]:
+    """Return the shipped networks whose names are like one that does not exist.
+
+    Examples
+    --------
+    >>> similar_names("phantom-tisue")
+    ['phantom-tissue']
+    """
+    return difflib.get_close_matches(name, [folder.name for folder in WEIGHTS.iterdir()], cutoff=0.85)
 
 
 def card_of(folder: Path) -> Card | None:

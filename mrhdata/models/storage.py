@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, ModelError
-from mrhdata.models.cards import check_weights, digest_of, folder_of, read_json
+from mrhdata.models.cards import check_weights, digest_of, folder_of, read_json, similar_names
 from mrhdata.models.registry import create
 from mrhdata.models.spec import ModelSpec, spec_from, with_maximum
 
@@ -126,7 +126,8 @@ def load(folder: str | os.PathLike[str], *, maximum: float | None = None) -> nn.
         state = load_file(path / "model.safetensors")
     except (FileNotFoundError, NotADirectoryError) as error:
         subfolders = [config.parent.as_posix() for config in sorted(path.glob("*/config.json"))]
-        hint = f"; did you mean {' or '.join(subfolders[:_MAX_SUGGESTIONS])}?" if subfolders else ""
+        similar = subfolders or similar_names(os.fspath(folder))
+        hint = f"; did you mean {' or '.join(similar[:_MAX_SUGGESTIONS])}?" if similar else ""
         raise ModelError(f"{path} is not a model folder: {error.filename or error} is missing{hint}") from error
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         text = " ".join(str(error).split())
