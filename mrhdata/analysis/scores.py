@@ -88,8 +88,7 @@ def _cases(path: Path) -> dict[str, Path] | None:
     several = [case for case, files in volumes.items() if len(files) > 1]
     if several:
         raise DataError(f"{path} must have one file per case; got several channels of {several[0]}. Pass one channel")
-    found = {case: files[0] for case, files in volumes.items()} or tables
-    return found or None
+    return {case: files[0] for case, files in volumes.items()} or tables or None
 
 
 def names_beside(path: str | os.PathLike[str]) -> dict[int, str]:
