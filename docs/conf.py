@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mrhdata
-from docs import running
+from docs import commands, running
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -64,8 +64,13 @@ html_theme_options = {
 
 
 def run_page(app: Sphinx, name: str, source: list[str]) -> None:
-    """Run the Python of a page, copy its figures next to it, and print the output below each block."""
+    """Run the Python of a page, copy its figures next to it, and print the output below each block.
+
+    The page of the commands is made from their help.
+    """
     page = Path(app.srcdir, f"{name}.md")
+    if name == "reference/commands":
+        source[0] += f"\n{commands.page()}"
     if "```python" not in source[0] or name.startswith("reference/"):
         return
     with tempfile.TemporaryDirectory() as folder:

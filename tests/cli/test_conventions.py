@@ -331,3 +331,18 @@ def test_no_progress_is_silent(tmp_path):
     assert typed(*words, "--no-progress")[2] == ""
     assert typed(*words[:-1], "B", "--progress")[2] != ""
     assert conversion.convert(tmp_path / "a.nii", tmp_path / "b.zarr").shape == (4, 5, 6)
+
+
+def test_the_page_of_the_commands_has_what_help_prints():
+    """Every command, its first line, and each of its arguments and options."""
+    from docs.commands import page
+
+    sections = dict(re.findall(r"^### mrhdata ([\w -]+)\n(.*?)(?=^###? |\Z)", page(), flags=re.DOTALL | re.MULTILINE))
+    listed = {" ".join((*words, name)) for words, group in {(): MAIN, **GROUPS}.items() for name in group.commands}
+    assert set(sections) == listed - {words[0] for words in GROUPS}
+    for words, section in sections.items():
+        text = typed(*words.split(), "--help")[1]
+        options = set(re.findall(r"^ {2}(?:-\w, )?(--[\w-]+)", text, flags=re.MULTILINE)) - {"--help"}
+        assert options == set(re.findall(r"`(--[\w-]+)`", section)) - set(re.findall(r"`(--no-[\w-]+)`", section)), (
+            words
+        )
