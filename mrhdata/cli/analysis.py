@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from mrhdata.analysis.result import Sensitivity
     from mrhdata.models.spec import ModelSpec
+    from mrhdata.viz.provenance import Source
 
 
 Contrasts = Annotated[list[str], options.argument("CONTRASTS", "Single contrasts on one grid, as FILE or NAME=FILE.")]
@@ -117,6 +119,7 @@ def report(
     from mrhdata.io import formats
     from mrhdata.viz import report
     from mrhdata.viz.plots import slices
+    from mrhdata.viz.provenance import provenance_section
 
     report.check_page(out)
     check_target(out, overwrite)
@@ -142,9 +145,17 @@ def report(
         sections.append(report.training_section(model))
         name, result = next(iter(results.items()))
         sections.append(report.contribution_section(comparison.contributions(model, truths[name], result)))
+    sections.append(provenance_section(comparison.sources() + _sources("histology", histology, truths)))
     report.write_page(out, "MRI contrasts against histology", sections)
     report.write_markdown(out.with_suffix(".md"), "MRI contrasts against histology", sections)
     options.answer({"written": str(out)}, as_json)
+
+
+def _sources(role: str, words: list[str], volumes: Mapping[str, xr.DataArray]) -> list[Source]:
+    """Return the volumes of a role with the files that the command line names."""
+    from mrhdata.viz.provenance import Source
+
+    return [Source(role, name, file, volumes[name]) for name, file in options.channels(words).items()]
 
 
 class _Comparison:
@@ -165,6 +176,9 @@ class _Comparison:
             {name: formats.read(file) for name, file in options.channels(files or []).items()}
             for files in (contrasts, prediction)
         )
+        files = {"mask": mask, "training mask": train_mask, "parts": parts, "regions": regions}
+        self._files = {role: file for role, file in files.items() if file is not None}
+        self._words = {"contrast": contrasts, "prediction": prediction or []}
         # The map of an ensemble has channels: mean, uncertainty, and how unusual the inputs are.
         self.uncertainties: dict[str, xr.DataArray] = {}
         for name, volume in self.predictions.items():
@@ -185,6 +199,15 @@ class _Comparison:
         """Return the voxels of a part that lie in the mask."""
         inside = part if self.mask is None else part & (self.mask.mrh.like(part) != 0)
         return inside.assign_attrs(self.train_mask.attrs)
+
+    def sources(self) -> list[Source]:
+        """Return all volumes with their roles and files."""
+        from mrhdata.io import formats
+
+        volumes = {"contrast": self.contrasts, "prediction": self.predictions}
+        listed = [source for role, words in self._words.items() for source in _sources(role, words, volumes[role])]
+        others = [_sources(role, [f"{role}={file}"], {role: formats.read(file)}) for role, file in self._files.items()]
+        return listed + [source for sources in others for source in sources]
 
     def score(self, truth: xr.DataArray, threshold: str, positive: str) -> Sensitivity:
         """Score all contrasts and predictions against one histology."""

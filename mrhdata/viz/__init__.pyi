@@ -2,6 +2,7 @@ from . import (
     contact_sheets,
     neuroglancer,
     plots,
+    provenance,
     report,
     review_page,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "neuroglancer",
     "picture",
     "plots",
+    "provenance",
     "report",
     "review_page",
     "slices",

@@ -1,6 +1,7 @@
 """Training on histology, prediction and scores, from files to files."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -126,6 +127,13 @@ def test_outputs_do_not_replace_inputs_of_a_folder(trained, tmp_path):
     assert (code, "one.nii is an input; choose another folder" in err) == (2, True), err
 
 
+def check_files(text, at):
+    """Check that a report lists its files with checksums, and the program."""
+    for role, file in (("histology | AF", at["af.zarr"]), ("contrast | t2w", at["on.zarr"]), ("parts | parts", "")):
+        assert re.search(rf"\| {re.escape(role)} \| {re.escape(str(file))}.* \| [0-9a-f]{{16}} \*? \|", text), role
+    assert f"Made by mrhdata {mrhdata.__version__} with Python" in text
+
+
 def test_from_two_files_to_a_report(tmp_path):
     """Register, train, map and report; the network is scored on planes that it was not trained on."""
     brain = mrhdata.phantom.mouse_brain(spacing_mm=0.6)
@@ -171,6 +179,7 @@ def test_from_two_files_to_a_report(tmp_path):
     assert "## Volumes\n\nFigures in the HTML page:\n\n- AF, virtual" in text
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "virtual: uncertainty" in page
+    check_files(text.partition("## Files and program")[2], at)
     assert "Partial correlation of each contrast" in page
     assert "Loss of AUC when the values of one input are shuffled" in page
     for more, sentence in [
