@@ -137,7 +137,7 @@ class Scorer:
         if quality:
             predicted = self._predicted(quality["labels"], scores)
             self.pairs.append((predicted, row["mean"]))
-            row |= {"predicted": predicted, "contrast": quality["contrast"]}
+            row |= {"predicted": predicted, "contrast": quality["contrast"], "by": quality.get("network", "")}
         return row
 
     def segment(self, image: xr.DataArray) -> xr.DataArray:
@@ -183,7 +183,8 @@ def means_by_remap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["remap"] for row in rows):
         of_name = [row for row in rows if row["remap"] == name]
         values = {key: float(np.mean([row[key] for row in of_name])) for key in ("plain", "mean", "lost")}
-        means.append({"remap": name, **values, "shown": ", ".join(sorted({r.get("contrast", "") for r in of_name}))})
+        shown = {f"{r.get('contrast', '')} {r.get('by', '')}".strip() for r in of_name}
+        means.append({"remap": name, **values, "shown": ", ".join(sorted(shown))})
     return means
 
 
@@ -245,6 +246,8 @@ def main() -> None:
     ours = Scorer(models.load(options.network))
     own_name = Path(options.network).name
     methods: dict[str, Callable[[Case], dict[str, Any]]] = {own_name: ours}
+    # Those that label the volumes that they know better; here they label all.
+    methods |= {f"{name} only": Scorer(models.load(name)) for name in ours.network.spec.alternatives}
     if not options.without_peer:
         methods["brainchop"] = peer(options.data)
     head = whole_head(options.data)
