@@ -115,7 +115,11 @@ def score_of(name: str, scores: dict[str, Any]) -> tuple[dict[str, Any], list[st
     averages = [row for case, row in rows.items() if case != "whole head"]
     values = [row[tissue] for row in averages for tissue in ("grey", "white")]
     mean = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
-    return {"name": "Dice of GM and WM of 3 averages (range)", **mean}, ["human-multicontrast, averages of 152 heads"], limit
+    return (
+        {"name": "Dice of GM and WM of 3 averages (range)", **mean},
+        ["human-multicontrast, averages of 152 heads"],
+        limit,
+    )
 
 
 def interval(values: list[float]) -> dict[str, float]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mrhdata.errors import ParameterError
+
+#: Characters of a value that messages repeat.
+_LONGEST = 80
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -19,6 +24,47 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """
     if value not in allowed:
         raise ParameterError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise `ParameterError` if a value is not a path.
+
+    Examples
+    --------
+    >>> check_path("path", "t2w.nii.gz")
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ParameterError(f"{name} must be a path or URL; got {described(value)}. Pass the name of a file or folder")
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ParameterError` if a value is not a whole number of at least `least`.
+
+    Examples
+    --------
+    >>> check_whole("batch_size", 8)
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ParameterError(f"{name} must be a whole number of {least} or more; got {described(value)}")
+
+
+def described(value: Any) -> str:
+    """Return a value in a few words: numbers and short texts as they are, others by their type and shape.
+
+    Examples
+    --------
+    >>> described("64"), described(None), described([[1.0, 2.0]])
+    ("'64'", 'None', 'a list of length 1')
+    """
+    if value is None or isinstance(value, numbers.Number | str | bytes | os.PathLike):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    if isinstance(shape := getattr(value, "shape", None), tuple):
+        return f"{kind} of shape {shape}"
+    return f"a {kind} of length {len(value)}" if isinstance(value, list | tuple | dict | set) else f"a {kind}"
 
 
 def refuse_unknown(

@@ -8,6 +8,7 @@ sign of each contrast come from training rows only.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from mrhdata._runtime.arguments import described
 from mrhdata.analysis.polynomial import polynomial
 from mrhdata.analysis.result import Sensitivity
 from mrhdata.analysis.rows import Rows, rows_of_table, rows_of_volumes
 from mrhdata.analysis.voxel_table import MOST, row_blocks, voxel_table
-from mrhdata.errors import DataError
+from mrhdata.errors import DataError, ParameterError
 from mrhdata.metrics import image, information, roc
 from mrhdata.metrics.bootstrap import (
     Bootstrap,
@@ -216,9 +218,13 @@ class _Sides:
         return np.asarray(truth < self.threshold if self.positive == "below" else truth > self.threshold)
 
 
-def _resolve_threshold(threshold: float | str, truth: Floats) -> float:
+def _resolve_threshold(threshold: Any, truth: Floats) -> float:
     """Return the threshold in the histology's units."""
     if not isinstance(threshold, str):
+        if not isinstance(threshold, numbers.Real):
+            raise ParameterError(
+                f"threshold must be a number, 'otsu' or a percentile such as '20%'; got {described(threshold)}"
+            )
         return float(threshold)
     if threshold == "otsu":
         import SimpleITK as sitk

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from mrhdata._runtime.arguments import described
 from mrhdata.analysis.voxel_table import PLACE, voxel_table
-from mrhdata.errors import DataError, GridError
+from mrhdata.errors import DataError, GridError, ParameterError
 from mrhdata.metrics.autocorrelation import autocorrelation, cubic_blocks
 from mrhdata.volume.assumptions import LENGTHS, assumed, warn_of_assumed
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.construct import SPATIAL
 
 if TYPE_CHECKING:
@@ -202,6 +204,15 @@ def rows_of_volumes(
     max_voxels: int,
 ) -> Rows:
     """Build rows from volumes on one grid."""
+    if not isinstance(contrasts, Mapping):
+        raise ParameterError(
+            f"contrasts must be a mapping of names to volumes, or a table; got {described(contrasts)}. Pass for "
+            'example {"t2w": volume}'
+        )
+    optional_volumes = {"train_mask": train_mask, "mask": mask, "regions": regions}
+    required = {**contrasts, "histology": histology, **(predictions or {})}
+    for name, volume in {**required, **{k: v for k, v in optional_volumes.items() if v is not None}}.items():
+        check_volume(name, volume)
     # The prefix keeps these columns apart from contrasts, one of which may be called truth.
     optional = {"\0truth": histology, "\0train": train_mask, "\0regions": regions}
     optional |= {f"\0{name}": p for name, p in (predictions or {}).items()}

@@ -26,6 +26,7 @@ from mrhdata.io.cell_tables import WORLD
 from mrhdata.io.label_names import read_label_names
 from mrhdata.metrics import detection, image
 from mrhdata.metrics.bootstrap import Bootstrap, draw_blocks, error_replicates, interval, wilson_interval
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.groups import on_grid_of
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def label_scores(
     """
     tables = []
     for case, truth, prediction in cases:
+        check_volume("truth", truth)
+        check_volume("prediction", prediction)
         truth = on_grid_of("truth", truth, "the prediction", prediction, remedy="or pass --grids resample")
         present = {int(v) for volume in (truth, prediction) for v in np.unique(volume.values)} - {0, -1}
         if not present:
@@ -184,6 +187,7 @@ def image_scores(
     ('a', 1.0, True)
     """
     for name, volume in (("truth", truth), ("prediction", prediction)):
+        check_volume(name, volume)
         if extra := [f"{dim} of {volume.sizes[dim]}" for dim in ("t", "c") if dim in volume.dims]:
             raise DataError(
                 f"{name} must have one time and one channel; got axes {', '.join(extra)}. Select one of each"

@@ -13,6 +13,7 @@ from intake.catalog.local import LocalCatalogEntry, YAMLFileCatalog
 from intake.source.base import DataSource, Schema
 
 from mrhdata._runtime import html
+from mrhdata._runtime.arguments import check_path
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.datasets.addresses import folder_of
 from mrhdata.datasets.documents import parse, read_text
@@ -318,6 +319,7 @@ def open_catalog(uri: str | os.PathLike[str], storage_options: dict[str, Any] | 
     >>> list(mrhdata.open_catalog(folder / "catalog.yaml"))
     ['a']
     """
+    check_path("uri", uri)
     contents = read_catalogs(uri, storage_options)
     return Catalog(os.fspath(uri), storage_options=storage_options, contents=contents)
 

@@ -31,6 +31,7 @@ from mrhdata.inference.input_check import UNFAMILIAR
 from mrhdata.inference.output import Output
 from mrhdata.inference.peaks import Peaks, PeakTable, find_peaks
 from mrhdata.inference.predictor import predict
+from mrhdata.inference.strategies.network import check_network
 from mrhdata.io import fingerprint
 from mrhdata.patching import sources
 from mrhdata.patching.box_reader import BoxReader
@@ -116,6 +117,7 @@ def detect(  # noqa: PLR0913 (options of one call)
     >>> cells[["z", "y", "x", "intensity_signal"]].round(2).values.tolist()
     [[2.0, 3.0, 4.0, 1.29]]
     """
+    check_network(model)
     folder = Path(out)
     inputs = sources.volumes_by_name(volume)
     spec: ModelSpec | None = getattr(model, "spec", None)

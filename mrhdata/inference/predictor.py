@@ -34,7 +34,7 @@ from mrhdata.inference.output import Output
 from mrhdata.inference.region import RegionOfInterest
 from mrhdata.inference.strategies.base import Strategy
 from mrhdata.inference.strategies.dense import DenseStrategy
-from mrhdata.inference.strategies.network import InferenceModel
+from mrhdata.inference.strategies.network import InferenceModel, check_network
 from mrhdata.inference.strategies.patch_centre import PatchCentreStrategy
 from mrhdata.inference.strategies.sliding_window import SlidingWindow, SlidingWindowStrategy
 from mrhdata.io import fingerprint, formats, omezarr
@@ -172,8 +172,7 @@ def predict(  # noqa: PLR0913 (options of one call)
     >>> round(float(mapped[4, 4, 4]), 4), round(float(mapped[0, 0, 0]), 4)
     (1.0, 0.2963)
     """
-    if not isinstance(model, torch.nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module; got {model!r}. Load it with mrhdata.models.load")
+    check_network(model)
     if grids not in ("same", "resample"):
         raise ParameterError(f"grids must be 'same' or 'resample'; got {grids!r}")
     budget = parse_memory(memory)

@@ -31,12 +31,14 @@ from mrhdata.inference.output import Output
 from mrhdata.inference.predictor import predict
 from mrhdata.inference.probabilities import StoredProbabilities, TrunkModel
 from mrhdata.inference.quality import require_quality
+from mrhdata.inference.strategies.network import check_network
 from mrhdata.metrics import overlap
 from mrhdata.models.spec import IGNORE_INDEX
 from mrhdata.models.storage import load
 from mrhdata.patching import sources
 from mrhdata.preprocessing.pipeline import finish, prepare
 from mrhdata.registration.resampling import resample
+from mrhdata.volume.checks import check_volume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +118,7 @@ def segment(
     >>> labels.mrh.grid.same_as(volume.mrh.grid), set(np.unique(labels)) <= {0, 7}
     (True, True)
     """
+    check_network(model)
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     if not spec.labels:
         raise ModelError(f"{spec.name} was not trained on labels. Use mrhdata.predict, or train it on a label volume")
@@ -216,8 +219,11 @@ def _require_familiar(
 
 def _select_channels(inputs: Mapping[str, xr.DataArray] | xr.DataArray, spec: ModelSpec) -> dict[str, xr.DataArray]:
     """Return the volumes in the order of training, without channels that preparation steps add."""
-    if isinstance(inputs, xr.DataArray):
+    if not isinstance(inputs, Mapping):
+        check_volume("inputs", inputs, "or a mapping of volumes")
         return {spec.channels[0]: inputs}
+    for name, volume in inputs.items():
+        check_volume(f"input {name!r}", volume)
     if len(inputs) == 1 and spec.channels[0] not in inputs:
         raise ModelError(
             f"the network was trained on {spec.channels} but is given {tuple(inputs)}. Pass a mapping with the names "

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 import xarray as xr
 
+from mrhdata._runtime.arguments import check_path
 from mrhdata._runtime.memory import LEAST_BYTES, parse_memory, remaining_memory
 from mrhdata._runtime.progress import Progress, ProgressLabel
 from mrhdata.errors import FormatError, ParameterError
@@ -100,6 +101,7 @@ def convert(
         checksum_of: Callable[[], dict[str, Any]] = dict
         label = f"volume {volume.name}"
     else:
+        check_path("source", source)
         volume = _file_order(formats.read(source, **options))
         record = {"options": {k: v for k, v in options.items() if k not in ("storage_options", "name")}}
         identity = partial(_identity, source, options, checksum)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
+from mrhdata._runtime.arguments import check_path
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata._runtime.child_process import ChildReader
 from mrhdata._runtime.memory import parse_memory, remaining_memory
@@ -163,6 +164,7 @@ def read(path: str | os.PathLike[str], *, safe: bool = False, **options: Unpack[
     from mrhdata.volume.file_arrays import as_integers, magnitude
     from mrhdata.volume.overrides import corrected
 
+    check_path("path", path)
     unknown = options.keys() - Options.__annotations__.keys()
     if unknown:
         raise TypeError(f"read() has no options {sorted(unknown)}; it has {sorted(Options.__annotations__)}")
@@ -319,9 +321,13 @@ def write(
     ParameterError
         The smallest part of the source that can be read, or of the format that can be written, exceeds `memory`.
     """
+    from mrhdata.volume.checks import check_volume
+    from mrhdata.volume.construct import DIMS
+
+    check_volume("volume", volume)
+    check_path("path", path)
     path = Path(path)
     writer = writer_of(path)
-    from mrhdata.volume.construct import DIMS
 
     budget = None if memory is None else _budget(volume, path, writer, parse_memory(memory))
     with atomic_write(path, overwrite=overwrite) as draft:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrhdata._runtime.arguments import check_path, described
 from mrhdata._runtime.atomic import atomic_write
 from mrhdata.errors import FormatError, ModelError
 from mrhdata.models.cards import check_weights, digest_of, folder_of, read_json, similar_names
@@ -51,6 +52,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if not hasattr(model, "state_dict"):
+        raise ModelError(f"model must be a network, a torch.nn.Module; got {described(model)}. Pass the network first")
     target = Path(folder)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as draft:
@@ -119,6 +122,7 @@ def load(folder: str | os.PathLike[str], *, maximum: float | None = None) -> nn.
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_path("folder", folder)
     path = folder_of(os.fspath(folder))
     try:
         spec = read_settings(path)

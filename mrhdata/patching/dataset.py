@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mrhdata._runtime.arguments import refuse_unknown
 from mrhdata.errors import DataError
 from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.splits import folds_of, parts_of, shared_with
@@ -148,6 +150,8 @@ class Patches(PatchSet):
         """
         from mrhdata.patching.loader import PatchLoader
 
+        known = inspect.signature(self.dataset).parameters
+        refuse_unknown(self.dataset, {name: value for name, value in options.items() if name not in known})
         return PatchLoader(
             self.dataset(batch_size, **options),
             prefetch=prefetch,

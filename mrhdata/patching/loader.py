@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mrhdata._runtime.arguments import check_whole
 from mrhdata._runtime.threads import run_ahead
 from mrhdata.errors import DataError, ParameterError
 from mrhdata.patching.patch_set import PatchSet
@@ -51,8 +52,7 @@ class PatchIterableDataset(IterableDataset[Any]):
         return_metadata: bool,
         as_dict: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ParameterError(f"batch_size must be 1 or more; got {batch_size}")
+        check_whole("batch_size", batch_size)
         self.patches, self.batch_size, self.drop_last = patches, batch_size, drop_last
         self.rank = rank if rank is not None else _distributed_rank()
         if not 0 <= self.rank[0] < self.rank[1]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mrhdata._runtime.arguments import described
 from mrhdata._runtime.memory import reading_threads, remaining_memory
 from mrhdata.errors import DataError, ParameterError
 from mrhdata.patching.extract import PatchExtractor, extract_nearby
@@ -147,7 +148,9 @@ class PatchSet:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tiles": {}, "_plans": {}, "_buffers": BufferPool()}
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, int | np.integer):
+            raise ParameterError(f"index must be a whole number; got {described(index)}. Pass the number of a patch")
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must be less than {len(self)} patches; got {index}")
         return self.arranged([self.tensor(array[0]) for array in self.gather(np.array([index % len(self)]))])

@@ -16,6 +16,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from mrhdata._runtime.arguments import check_whole, described
 from mrhdata.errors import DataError, GridError, NameMissingError, ParameterError
 from mrhdata.io.omezarr.chunks import ZarrReader
 from mrhdata.patching.class_index import Index, index_labels, index_weights
@@ -198,6 +199,9 @@ class Uniform:
 
     num_patches: int
 
+    def __post_init__(self) -> None:
+        check_whole("num_patches", self.num_patches)
+
     def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Draw positions at which the patch fits; with padding, positions whose centre lies in the volume."""
 
@@ -234,6 +238,9 @@ class ClassBalanced:
     labels: Any
     ratios: Mapping[int | str, float] | None = None
     allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole("num_patches", self.num_patches)
 
     def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Draw positions, and return the class of the voxel in the middle of each patch.
@@ -288,6 +295,9 @@ class Weighted:
 
     num_patches: int
     weights: Any
+
+    def __post_init__(self) -> None:
+        check_whole("num_patches", self.num_patches)
 
     def draw(self, space: SamplingSpace, subject: int, n: int, rng: np.random.Generator) -> tuple[Ints, None]:
         """Draw positions whose middle voxels are in proportion to the weights."""
@@ -398,6 +408,11 @@ def as_sampler(sampler: Any, stride: Sequence[int]) -> Sampler:
     """Return the sampler of an argument: a sampler, positions, or None for a grid."""
     if sampler is None:
         return Grid((int(stride[0]), int(stride[1]), int(stride[2])))
+    if isinstance(sampler, str | type):
+        raise ParameterError(
+            f"sampler must be a sampler or positions (n, 3); got {described(sampler)}. Pass for example "
+            "mrhdata.samplers.Uniform(1000)"
+        )
     return sampler if hasattr(sampler, "draw") else Fixed(sampler)
 
 

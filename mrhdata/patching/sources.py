@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from mrhdata.errors import GridError, ParameterError
 from mrhdata.patching.readers import ResampledReader, VolumeReader, VoxelReader
 from mrhdata.patching.tiles import TensorSource
 from mrhdata.volume.assumptions import GEOMETRY, assumed, warn_of_assumed
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.construct import PLANES, SPATIAL
 from mrhdata.volume.grid import Grid
 from mrhdata.volume.groups import group, on_grid_of, stack
@@ -137,7 +138,7 @@ class TensorNames:
         return inputs, dict(zip(self.target, tensors[count:], strict=True)) if self.target else tensors[count]
 
 
-def lengths(size: int | Sequence[int] | Mapping[str, int], plane: str | None, name: str) -> tuple[int, int, int]:
+def lengths(size: Any, plane: str | None, name: str) -> tuple[int, int, int]:
     """Return a size as voxels along z, y, x; it may be one number, three numbers, or a mapping by dimension.
 
     Examples
@@ -151,7 +152,7 @@ def lengths(size: int | Sequence[int] | Mapping[str, int], plane: str | None, na
     if isinstance(size, Mapping):
         voxels: list[Any] = [size.get(dim, 1 if axis == fixed else 0) for axis, dim in enumerate(SPATIAL)]
     else:
-        voxels = [size] * 3 if isinstance(size, int | np.integer) else list(size)
+        voxels = list(size) if isinstance(size, Iterable) and not isinstance(size, str) else [size] * 3
     if len(voxels) != 3 or not all(isinstance(n, int | np.integer) and n >= 1 for n in voxels):
         raise ParameterError(
             f"{name} must be a whole number of voxels, three of them along z, y, x, or a mapping of 'z', 'y', 'x'; "
@@ -254,7 +255,10 @@ def warn_of_assumed_grids(volumes: Mapping[str, xr.DataArray], step: str) -> Non
 def volumes_by_name(volumes: Inputs) -> dict[str, Any]:
     """Return volumes by name; a single volume without a name is called ``image``."""
     if isinstance(volumes, Mapping):
+        for name, volume in volumes.items():
+            check_volume(f"input {name!r}", volume)
         return dict(volumes)
+    check_volume("input", volumes, "or a mapping of volumes")
     return {"image" if volumes.name is None else str(volumes.name): volumes}
 
 

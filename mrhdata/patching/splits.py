@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from mrhdata._runtime.arguments import described
 from mrhdata.errors import ParameterError
 from mrhdata.patching.patch_set import PatchSet
 from mrhdata.patching.positions import Ints, shares
@@ -47,6 +49,8 @@ def parts_of(patches: PatchSet, sizes: Sequence[float], by: str, guard: int | No
     seed : int
         Random seed of the order of subjects.
     """
+    if not all(isinstance(size, numbers.Real) for size in sizes):
+        raise ParameterError(f"sizes must be a number for each part; got {described(sizes)}. Pass for example [4, 1]")
     if by == "subject":
         return _by_subject(patches, sizes, seed)
     axis = _split_axis(by)

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from mrhdata.errors import NameMissingError, ParameterError
+from mrhdata.volume.checks import check_volume
 
 #: Name of the person in a path that follows BIDS.
 _SUBJECT = re.compile(r"(?:^|[/\\])(sub-[A-Za-z0-9]+)")
@@ -64,11 +65,8 @@ def _subject(item: Any) -> SubjectVolumes:
         return SubjectVolumes(item, None, None, _by_name(item))
     inputs, target, mask = (getattr(item, role, None) for role in ("inputs", "target", "mask"))
     if not isinstance(inputs, Mapping):
-        raise ParameterError(
-            "inputs must be volumes, mappings of names to volumes, or subjects; got "
-            f"{type(item).__name__}. For a file pass mrhdata.read(path)"
-        )
-    named = {"target": target, "mask": mask, **inputs}
+        check_volume("inputs", item, "a mapping of names to volumes, or a subject")
+    named = {"target": target, "mask": mask, **dict(inputs or {})}
     return SubjectVolumes(inputs, target, mask, {name: volume for name, volume in named.items() if volume is not None})
 
 
@@ -81,6 +79,9 @@ def _with_role(subjects: Sequence[SubjectVolumes], role: str, argument: Any) -> 
     items = _per_subject(argument)
     if len(items) != len(subjects):
         raise ParameterError(f"{role} must have one item per subject; got {len(items)} for {len(subjects)} subjects")
+    for item in items:
+        if item is not None and not isinstance(item, Mapping):
+            check_volume(role, item, "or the name of an input")
     if role == "target":
         items = _one_name(items)
     return [

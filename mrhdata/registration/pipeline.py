@@ -12,6 +12,7 @@ from mrhdata.registration.demons import Deformation, deform
 from mrhdata.registration.images import LevelImage, finest, levels, picture
 from mrhdata.registration.transforms import Affine, Transform
 from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.grid import Floats
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def register(
     """
     steps = _parse_steps(kind)
     for role, volume in (("moving", moving), ("fixed", fixed)):
+        check_volume(role, volume)
         # Smoothing, levels and a rigid transform are in mm.
         require_stated(volume, role, *LENGTHS)
     if not orientations:

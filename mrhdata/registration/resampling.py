@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from mrhdata.errors import DataError, GridError
 from mrhdata.registration.transforms import Transform
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.construct import SPATIAL, place
 from mrhdata.volume.grid import Floats, Grid
 
@@ -90,6 +91,9 @@ def resample(
     (1, 1, 4)
     """
     transform = transform or Transform()
+    check_volume("volume", volume)
+    if like is not None and not isinstance(like, Grid):
+        check_volume("like", like, "or a Grid")
     grid, space = _target_grid(volume, like, spacing_mm, transform)
     if order not in (0, 1, 3):
         raise GridError(f"order must be 0 (nearest), 1 (linear) or 3 (cubic B-spline); got {order}")

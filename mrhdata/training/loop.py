@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
+from mrhdata._runtime.arguments import described
 from mrhdata._runtime.atomic import atomic_write, check_target
 from mrhdata._runtime.progress import Progress
-from mrhdata.errors import ModelError
+from mrhdata.errors import ModelError, ParameterError
 from mrhdata.models.device import resolve_device
 from mrhdata.models.precision import resolve_precision
 from mrhdata.training.checkpoints import fingerprint_patches
@@ -114,10 +115,24 @@ def fit(
     True
     """
     settings = settings or TrainingConfig()
+    _check_arguments(model, patches, validation, settings)
     path = None if checkpoint is None else Path(checkpoint).absolute()
     call = {"model": model, "patches": patches, "validation": validation, "settings": settings}
     with shared(**call, batch_transform=batch_transform, checkpoint=path, progress=False):
         return _fit(model, patches, validation, settings, batch_transform, path, progress)
+
+
+def _check_arguments(model: Any, patches: Any, validation: Any, settings: Any) -> None:
+    """Raise ParameterError if arguments are of a wrong kind, such as a mapping of settings or an array."""
+    if not isinstance(model, torch.nn.Module):
+        raise ParameterError(f"model must be a network; got {described(model)}. Make one with mrhdata.models.create")
+    for name, value in (("patches", patches), ("validation", validation)):
+        if not hasattr(value, "batches"):
+            raise ParameterError(f"{name} must be patches; got {described(value)}. Plan them with mrhdata.patches")
+    if not isinstance(settings, TrainingConfig):
+        raise ParameterError(
+            f"settings must be a TrainingConfig; got {described(settings)}. Pass mrhdata.training.TrainingConfig(...)"
+        )
 
 
 def _fit(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from dataclasses import dataclass, field
 
+from mrhdata._runtime.arguments import check_whole
 from mrhdata.errors import ParameterError
 from mrhdata.models.precision import PRECISIONS
 from mrhdata.training.augmentation import Augmentation
@@ -97,6 +99,15 @@ class TrainingConfig:
         if self.profile is not None:
             # As text, since checkpoints hold the settings.
             object.__setattr__(self, "profile", os.fspath(self.profile))
+        self._check_values()
+        for prefix, factor in self.layer_learning_rates:
+            if factor < 0:
+                raise ParameterError(
+                    f"the learning rate factor of {prefix!r} must be 0 or more; got {factor}. Pass 0 to freeze it"
+                )
+
+    def _check_values(self) -> None:
+        """Raise ParameterError if a setting has a value that it cannot have."""
         choices = {
             "optimizer": ("adamw", "sgd"),
             "schedule": ("one-cycle", "steps", "constant"),
@@ -109,14 +120,11 @@ class TrainingConfig:
                 raise ParameterError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         least = {"epochs": 1, "batch_size": 1, "patience": 0, "noise": 0, "weight_decay": 0, "seed": 0, "accumulate": 1,
                  "dice_smoothing": 0}  # fmt: skip
+        for name in ("epochs", "batch_size", "patience", "seed", "accumulate"):
+            check_whole(name, getattr(self, name), least[name])
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if not isinstance(getattr(self, name), numbers.Real) or getattr(self, name) < low:
                 raise ParameterError(f"{name} must be {low} or more; got {getattr(self, name)!r}")
         for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            if not isinstance(getattr(self, name), numbers.Real) or not getattr(self, name) > 0:
                 raise ParameterError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        for prefix, factor in self.layer_learning_rates:
-            if factor < 0:
-                raise ParameterError(
-                    f"the learning rate factor of {prefix!r} must be 0 or more; got {factor}. Pass 0 to freeze it"
-                )

@@ -99,6 +99,8 @@ def from_array(
     >>> v.dims, v.shape, v.attrs["source_axes"]
     (('z', 'y', 'x'), (2, 3, 4), ['x', 'y', 'z'])
     """
+    if not hasattr(array, "ndim"):
+        array = np.asarray(array)
     dims = tuple(dims) if dims is not None else DIMS[len(DIMS) - array.ndim :]
     if len(dims) != array.ndim or len(set(dims)) != len(dims) or not set(dims) <= set(DIMS):
         raise GridError(f"dims must name each axis of the array of shape {array.shape} once, from {DIMS}; got {dims}")

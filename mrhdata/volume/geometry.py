@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from mrhdata.errors import GridError
 from mrhdata.volume.assumptions import assumed
+from mrhdata.volume.checks import check_volume
 from mrhdata.volume.construct import SPATIAL, _frame, with_frame
 from mrhdata.volume.grid import Floats, Grid, check_affine, length
 from mrhdata.volume.selection import crop, nearest
@@ -107,6 +108,7 @@ class Geometry:
         GridError
             The two are not on one grid of one space.
         """
+        check_volume("other", other)
         mine, theirs = self.grid, other.mrh.grid
         if self.space != other.mrh.space:
             raise GridError(f"spaces differ: {self.space!r} and {other.mrh.space!r}; register one to the other first")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mrhdata._runtime.arguments import described
 from mrhdata.errors import ModelError
 from mrhdata.models.device import resolve_device
 from mrhdata.models.precision import autocast, resolve_precision
@@ -25,6 +26,12 @@ Floats = NDArray[np.float32]
 _BATCH_VOXELS, _GPU_BATCH_VOXELS = 1_200_000, 4_000_000
 #: Share of a GPU's free memory for the network's tensors; the rest is for its layers' workspace.
 _GPU_SHARE = 0.5
+
+
+def check_network(model: Any) -> None:
+    """Raise `ModelError` if a value is not a network, such as the name of one."""
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module; got {described(model)}. Load it with mrhdata.models.load")
 
 
 class InferenceModel:
