@@ -44,8 +44,10 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
     --------
     >>> check_whole("batch_size", 8)
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ParameterError(f"{name} must be a whole number of {least} or more; got {described(value)}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ParameterError(f"{name} must be a whole number; got {described(value)}. Pass one of {least} or more")
+    if value < least:
+        raise ParameterError(f"{name} must be {least} or more; got {value}")
 
 
 def described(value: Any) -> str:

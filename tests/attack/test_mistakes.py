@@ -1,4 +1,4 @@
-"""Typical mistakes in Python: each is one sentence with what was expected, what was passed, and the remedy."""
+"""Typical mistakes in Python: each is one sentence with the argument, the value and the remedy."""
 
 import re
 
@@ -13,7 +13,7 @@ from mrhdata.volume.construct import from_array
 
 
 class World:
-    """What the calls use: a volume, its array, a file, patches and networks."""
+    """Volume, array, file, patches and network of the calls."""
 
     def __init__(self, folder):
         self.tmp = folder
