@@ -15,11 +15,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from mrhdata.errors import UnfamiliarError
+from mrhdata.errors import GridError, UnfamiliarError
 from mrhdata.models.profile import FEATURES, box_starts
 from mrhdata.patching.box_reader import BoxReader
 from mrhdata.volume.assumptions import LENGTHS, require_stated, warn_of_assumed
 from mrhdata.volume.construct import SPATIAL
+from mrhdata.volume.grid import MAX_EXTENT_MM
 
 if TYPE_CHECKING:
     from mrhdata.models.spec import ModelSpec
@@ -172,8 +173,20 @@ def require_familiar(spec: ModelSpec, source: TensorSource, memory: int, force: 
     return attributes
 
 
+def _check_extent(name: str, volume: xr.DataArray) -> None:
+    """Raise GridError if a volume that is resampled to the network's voxels is longer than a specimen can be."""
+    grid = volume.mrh.grid
+    extent = float((grid.spacing * grid.shape).max())
+    if extent > MAX_EXTENT_MM:
+        spacing = " x ".join(f"{s:.4g}" for s in grid.spacing)
+        raise GridError(
+            f"{name} must be at most {MAX_EXTENT_MM / 1000:g} m long; got {extent / 1000:.3g} m, with voxels of "
+            f"{spacing} mm. Is the unit of its file um? Pass unit= (--unit)"
+        )
+
+
 def check_geometry(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> None:
-    """Raise GridError if a network depends on lengths that the file of an input does not state.
+    """Raise GridError if a network depends on lengths that the file of an input does not state, or that are impossible.
 
     A network does if it was trained on volumes of stated spacing, or if a preparation step resamples to a spacing. An
     orientation that is not stated is a warning if a step turns volumes upright or the network runs on coronal or
@@ -202,6 +215,8 @@ def check_geometry(spec: ModelSpec, inputs: Mapping[str, xr.DataArray]) -> None:
     for name, volume in inputs.items():
         # Distances from the centroid along x have the sign of the patient's side, so labels would change sides.
         require_stated(volume, name, *needed, *(["orientation"] if steps & _SIDED else []))
+        if steps & _TURNED:
+            _check_extent(name, volume)
     if steps & _TURNED or spec.axis in (1, 2):
         warn_of_assumed(inputs, f"the network {spec.name}", "orientation")
 

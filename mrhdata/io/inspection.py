@@ -14,7 +14,7 @@ from mrhdata.io import formats
 from mrhdata.io.formats import Options
 from mrhdata.volume.assumptions import assumed, sentences
 from mrhdata.volume.construct import SPATIAL
-from mrhdata.volume.grid import length
+from mrhdata.volume.grid import MAX_EXTENT_MM, length
 from mrhdata.volume.kinds import warning_of_labels
 from mrhdata.volume.times import times_of
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _SAMPLE_BYTES = 500_000_000
 #: Longest time in seconds for the sample of values of an untrusted file.
 _SECONDS = 3600.0
-#: Specimens are shorter, and voxels larger, in mm.
-_MAX_EXTENT_MM, _MIN_SPACING_MM = 3000.0, 1e-7
+#: Smallest voxel size in mm that is plausible.
+_MIN_SPACING_MM = 1e-7
 #: Susceptibility of tissue stays below this in ppm, so larger values are ppb.
 _MAX_PPM = 5.0
 
@@ -127,7 +127,7 @@ def _check_geometry(volume: xr.DataArray) -> list[str]:
     grid = volume.mrh.grid
     warnings = []
     extent = float((grid.spacing * grid.shape).max())
-    if extent > _MAX_EXTENT_MM:
+    if extent > MAX_EXTENT_MM:
         warnings.append(f"the volume is {extent / 1000:.4g} m long; are its lengths in um or nm? pass unit=")
     if grid.spacing.min() < _MIN_SPACING_MM:
         warnings.append(f"voxels are {grid.spacing.min():.3g} mm; is the unit of the file right? pass unit=")

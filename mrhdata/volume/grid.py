@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 #: Two grids are the same if no corner differs by more than this fraction of a voxel.
 SAME_GRID_VOXELS = 1e-3
+#: Length in mm that no specimen has, so that a longer volume has another unit.
+MAX_EXTENT_MM = 3000.0
 
 
 def check_affine(affine: ArrayLike) -> Floats:

@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage
 
 import mrhdata
-from mrhdata.errors import DataError
-from mrhdata.inference.input_check import check_inputs
+from mrhdata.errors import DataError, GridError
+from mrhdata.inference.input_check import check_geometry, check_inputs
 from mrhdata.models.spec import IntensityScale, ModelSpec
 from mrhdata.training import TrainingConfig
 from mrhdata.volume.construct import from_array
@@ -136,3 +136,14 @@ def test_networks_of_phantoms_refuse_a_real_head(shared, name):
     head = mrhdata.read(shared / "human-t1-whole" / "bet.nii.gz")
     with pytest.raises(DataError, match="must resemble the volumes that the network"):
         mrhdata.segment(mrhdata.models.load(name), head, progress=False)
+
+
+def test_a_volume_in_a_wrong_unit_is_refused_before_it_is_resampled():
+    """100 um that count as 100 mm would be resampled to a million times as many voxels."""
+    values = np.zeros((80, 90, 100), np.uint8)
+    spec = ModelSpec("unet", prepare=(("upright", {"spacing_mm": [1.0, 1.0, 1.0]}),))
+    check_geometry(spec, {"t1w": from_array(values, spacing=(1, 1, 1))})
+    with pytest.raises(
+        GridError, match=r"t1w must be at most 3 m long; got 10 m, with voxels of 100 x 100 x 100 mm\. "
+    ):
+        check_geometry(spec, {"t1w": from_array(values, spacing=(100, 100, 100))})
