@@ -142,10 +142,11 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=200)
     options = parser.parse_args()
     model = models.load(options.network)
-    rows = {
-        kind: [{"volume": name, **judged(model, volume)} for name, volume in volumes]
-        for kind, volumes in (("familiar", familiar(options.data)), ("wrong", wrong(options.data)))
-    }
+    rows: dict[str, list[dict[str, Any]]] = {"familiar": [], "wrong": []}
+    for kind, volumes in (("familiar", familiar(options.data)), ("wrong", wrong(options.data))):
+        for name, volume in volumes:
+            rows[kind].append({"volume": name, **judged(model, volume)})
+            print(kind, *rows[kind][-1].values(), flush=True)
     pairs = synthetic_pairs(model, options.data / "label-maps", options.volumes)
     predicted, true = np.array(pairs).T
     summary = {
