@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mrhdata.analysis.result import Sensitivity
     from mrhdata.models.spec import ModelSpec
-    from mrhdata.viz.provenance import Source
+    from mrhdata.viz.provenance import ReportFile
 
 
 Contrasts = Annotated[list[str], options.argument("CONTRASTS", "Single contrasts on one grid, as FILE or NAME=FILE.")]
@@ -151,11 +151,11 @@ def report(
     options.answer({"written": str(out)}, as_json)
 
 
-def _sources(role: str, words: list[str], volumes: Mapping[str, xr.DataArray]) -> list[Source]:
+def _sources(role: str, words: list[str], volumes: Mapping[str, xr.DataArray]) -> list[ReportFile]:
     """Return the volumes of a role with the files that the command line names."""
-    from mrhdata.viz.provenance import Source
+    from mrhdata.viz.provenance import ReportFile
 
-    return [Source(role, name, file, volumes[name]) for name, file in options.channels(words).items()]
+    return [ReportFile(role, name, file, volumes[name]) for name, file in options.channels(words).items()]
 
 
 class _Comparison:
@@ -200,7 +200,7 @@ class _Comparison:
         inside = part if self.mask is None else part & (self.mask.mrh.like(part) != 0)
         return inside.assign_attrs(self.train_mask.attrs)
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[ReportFile]:
         """Return all volumes with their roles and files."""
         from mrhdata.io import formats
 

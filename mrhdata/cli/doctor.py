@@ -18,7 +18,7 @@ def doctor(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Describe this machine, the installation, and their weak points.
+    """Describe the machine, the installation, their weak points.
 
     It writes a file of 64 MB to measure the disk, and removes it.
     """

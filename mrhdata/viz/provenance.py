@@ -32,7 +32,7 @@ _BIBTEX = """@software{{mrhdata,
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportFile:
     """A volume of a report: its role, such as histology, its name, its file and itself."""
 
     role: str
@@ -41,12 +41,12 @@ class Source:
     volume: xr.DataArray
 
 
-def provenance_section(sources: Iterable[Source]) -> Section:
+def provenance_section(sources: Iterable[ReportFile]) -> Section:
     """Build a section with the files of a report, its program, command and date, and a reference to cite.
 
     Parameters
     ----------
-    sources : iterable of Source
+    sources : iterable of ReportFile
         Volumes in the order of the table.
 
     Examples
@@ -55,7 +55,7 @@ def provenance_section(sources: Iterable[Source]) -> Section:
     >>> file = tempfile.mkdtemp() + "/af.nii"
     >>> volume = mrhdata.from_array(np.zeros((2, 3, 4), np.float32), spacing=(1, 1, 2))
     >>> mrhdata.write(volume, file)
-    >>> section = provenance_section([Source("histology", "AF", file, volume)])
+    >>> section = provenance_section([ReportFile("histology", "AF", file, volume)])
     >>> section.table[["role", "name", "voxels", "spacing"]].values.tolist()
     [['histology', 'AF', '2 x 3 x 4', '1 mm x 1 mm x 2 mm']]
     """

@@ -93,7 +93,7 @@ def test_every_command_that_writes_takes_out():
         ("catalog", "list"),
         ("catalog", "check"),
         ("models", "list"),
-        ("sensitivity",),
+        ("doctor",),
     }
     assert not any(p.name == "out" for c in COMMANDS.values() for p in c.params if p.param_type_name == "argument")
 

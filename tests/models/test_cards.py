@@ -49,7 +49,7 @@ def test_card_agrees_with_its_network(name):
 
 def test_list_prints_as_a_table():
     cards = models.list()
-    assert len(NAMES) == 8
+    assert len(NAMES) == 9
     assert all(name in repr(cards) and name in cards._repr_html_() for name in NAMES)
 
 
