@@ -71,7 +71,7 @@ def _row(parameter: Any) -> str:
         )
         kind += " required" if parameter.required else ""
     text = " ".join((parameter.help or "").split()).replace("|", "\\|").replace("<", "&lt;")
-    given = parameter.default
-    if given not in (None, False, "", ()) and not callable(given) and parameter.param_type_name == "option":
-        text += f" Default: {given}."
+    default = parameter.default
+    if default not in (None, False, "", ()) and not callable(default) and parameter.param_type_name == "option":
+        text += f" Default: {default}."
     return f"| {names} | {kind.strip()} | {text} |"

@@ -183,8 +183,8 @@ def means_by_remap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["remap"] for row in rows):
         of_name = [row for row in rows if row["remap"] == name]
         values = {key: float(np.mean([row[key] for row in of_name])) for key in ("plain", "mean", "lost")}
-        shown = {f"{r.get('contrast', '')} {r.get('by', '')}".strip() for r in of_name}
-        means.append({"remap": name, **values, "shown": ", ".join(sorted(shown))})
+        choices = {f"{r.get('contrast', '')} {r.get('by', '')}".strip() for r in of_name}
+        means.append({"remap": name, **values, "shown": ", ".join(sorted(choices))})
     return means
 
 

@@ -78,7 +78,7 @@ def refuse_unknown(
     ----------
     function : callable
     unknown : mapping
-        Keyword arguments that it does not have.
+        Keyword arguments, of which those that it has are accepted.
     synonyms : mapping of str to str, optional
         Names that users of other packages type, and the name here.
 
@@ -89,8 +89,10 @@ def refuse_unknown(
     Traceback (most recent call last):
     TypeError: patches() has no argument 'patch_size'; use shape=
     """
+    known = [n for n, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD]
     for name in unknown:
-        known = [n for n, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD]
+        if name in known:
+            continue
         near = (synonyms or {}).get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
         remedy = f"use {near}=" if near else f"it has {', '.join(known)}"
         raise TypeError(f"{getattr(function, '__name__', function)}() has no argument {name!r}; {remedy}")

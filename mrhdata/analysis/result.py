@@ -167,7 +167,8 @@ class Sensitivity:
         [['good', 'poor'], ['good', 'worse'], ['poor', 'worse']]
         """
         names = list(self.table["contrast"][self.table["model"].isin(("single", "prediction"))])
-        ordered = sorted(names, key=lambda name: -float(self.table.set_index("contrast")[score][name]))
+        estimates = self.table.set_index("contrast")[score]
+        ordered = sorted(names, key=lambda name: -float(estimates[name]))
         return self._compared(list(itertools.combinations(ordered, 2)), score)
 
     def answer(self, reference: str | None = None) -> str:

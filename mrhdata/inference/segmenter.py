@@ -186,8 +186,8 @@ def _label_by_trunk(
     labels = most_probable(trunk.probabilities(view.values, view.features), like, spec.labels)
     labels.attrs |= attributes
     if view.quality is not None:
-        shown = {"contrast": view.contrast, **({"network": name} if name else {})}
-        labels.attrs["quality"] = view.quality.as_json(spec.names) | shown
+        choice = {"contrast": view.contrast, **({"network": name} if name else {})}
+        labels.attrs["quality"] = view.quality.as_json(spec.names) | choice
     return labels
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -150,8 +149,7 @@ class Patches(PatchSet):
         """
         from mrhdata.patching.loader import PatchLoader
 
-        known = inspect.signature(self.dataset).parameters
-        refuse_unknown(self.dataset, {name: value for name, value in options.items() if name not in known})
+        refuse_unknown(self.dataset, options)
         return PatchLoader(
             self.dataset(batch_size, **options),
             prefetch=prefetch,

@@ -232,7 +232,8 @@ def sensitivity_sections(
         "the p value after Holm's correction for the number of comparisons."
     )
     best = str(result.table["contrast"].iloc[0])
-    pairs, fitted = result.pairs(), best not in set(result.pairs()[["reference", "contrast"]].to_numpy().ravel())
+    pairs = result.pairs()
+    fitted = best not in set(pairs[["reference", "contrast"]].to_numpy().ravel())
     if len(pairs):
         sections.append(Section(f"{name}: pairs of contrasts", [note], _rounded(pairs)))
     if fitted and len(result.table) > 1:

@@ -62,7 +62,7 @@ def look_like_labels(values: np.ndarray) -> bool:
     """
     if not are_whole(values):
         return False
-    whole = np.rint(values)
+    whole = values if values.dtype.kind in "iu" else np.rint(values)
     first, second = whole[..., :-1], whole[..., 1:]
     inside = first > 0
     return bool(inside.any() and np.ptp(whole) > 0 and (first == second)[inside].mean() > _ALIKE)
